@@ -1,0 +1,1 @@
+"""Which samples are measured: a map-style collection of samples, from files, functions or tensors."""
