@@ -1,0 +1,1 @@
+"""Hessian and Gauss-Newton products, per layer and per sample, taken in activation space."""

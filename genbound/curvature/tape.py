@@ -1,0 +1,217 @@
+r"""One forward pass of a few samples, kept with its graph, and every derivative taken from it.
+
+For a weight that acts by ``z = A(W)`` (see :mod:`genbound.curvature.uses`) and the sum over the samples of
+:math:`\phi = \ell` (or of its part that is linearised in the output), the block of every sample at once is
+
+.. math:: H_n V_n = A_n^*\,\bigl(\nabla_z^2 \phi\; A(V)\bigr)_n ,
+
+one double backward through ``z``: no weight gradient is formed, and no weight is copied per sample. ``A`` is
+linear and its own inputs do not depend on the weight, so nothing is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from genbound.curvature.graph import Graph
+from genbound.curvature.uses import LeafUse, Use, find_uses
+
+PARTS = ("hessian", "remainder")
+
+
+class Tape:
+    r"""A forward pass of the samples at ``positions``.
+
+    Args:
+        problem: what is measured.
+        positions: which of the problem's measured samples.
+        layers: names of the layers whose derivatives will be asked for.
+
+    Attributes:
+        outputs: the network's output, ``[N, ...]``, on the graph.
+        losses: ``[N]``, on the graph.
+        uses: layer -> how the weight acts (empty where it does not).
+        piecewise_linear: layers that the output is piecewise linear in: their block is its Gauss-Newton part.
+        positive_semidefinite: the same layers if the loss is convex in the output.
+    """
+
+    def __init__(self, problem, positions: Sequence[int], layers: Iterable[str]):
+        self.problem, self.positions, self.layers = problem, list(positions), list(layers)
+        batch = problem.batch(self.positions)
+        self.targets, num = batch.targets, len(self.positions)
+        self.weights = {name: problem.params[name].detach().requires_grad_() for name in self.layers}
+        with torch.enable_grad():
+            self.outputs = problem.forward({**problem.params, **self.weights}, batch.inputs)
+            problem.loss.check_targets(self.outputs, self.targets)
+            self.losses = problem.loss.per_sample(self.outputs, self.targets)
+        self.uses: dict[str, list[Use]] = {name: [] for name in self.layers}
+        self.curved_by: dict[str, str] = {}
+        if self.outputs.requires_grad:
+            self.graph = graph = Graph(self.outputs, self.weights)
+            self.curved_by = graph.curved_by
+            for name, weight in self.weights.items():
+                self.uses[name] = find_uses(graph, name, weight, num, problem.samples_first(name))
+        self.piecewise_linear = frozenset(self.layers) - frozenset(self.curved_by)
+        self.positive_semidefinite = self.piecewise_linear if problem.loss.convex else frozenset()
+        self._gradients: dict[str, list[Tensor | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def needs_single_samples(self, name: str) -> bool:
+        """The layer's use is the weight itself, which all samples of the pass share."""
+        return len(self) > 1 and any(isinstance(use, LeafUse) for use in self.uses[name])
+
+    # -- first derivatives ------------------------------------------------------------------------------------
+
+    def edges(self, names: Iterable[str]) -> list:
+        return [use.edge for name in names for use in self.uses[name]]
+
+    def _split(self, names: Sequence[str], values: Sequence[Tensor | None]) -> dict[str, list[Tensor | None]]:
+        iterator = iter(values)
+        return {name: [next(iterator) for _ in self.uses[name]] for name in names}
+
+    def backward(self, cotangent: Tensor, names: Sequence[str]) -> dict[str, list[Tensor | None]]:
+        """Gradients of ``<cotangent, outputs>`` at every use of the layers: ``J^T`` up to the activations."""
+        edges = self.edges(names)
+        if not edges:
+            return {name: [] for name in names}
+        values = torch.autograd.grad(self.outputs, edges, cotangent, retain_graph=True, allow_unused=True)
+        return self._split(names, values)
+
+    def output_gradient(self) -> Tensor:
+        """Gradient of every sample's loss in its own output, ``[N, ...]``, detached."""
+        outputs = self.outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = self.problem.loss.per_sample(outputs, self.targets)
+        return torch.autograd.grad(losses.sum(), outputs)[0]
+
+    def gradients(self, part: str = "hessian") -> dict[str, list[Tensor | None]]:
+        """Gradients at every use, themselves on the graph, taken once for all layers and kept.
+
+        ``part="remainder"`` freezes the gradient in the output, so that a second derivative sees only
+        ``R = sum_c (dl/df_c) Hessian(f_c)``, what the Hessian has beside its Gauss-Newton part.
+        """
+        if part not in self._gradients:
+            if part == "hessian":
+                outputs, cotangent = self.losses.sum(), None
+            else:
+                outputs, cotangent = self.outputs, self.output_gradient()
+            values = torch.autograd.grad(
+                outputs, self.edges(self.layers), cotangent, create_graph=True, allow_unused=True
+            )
+            self._gradients[part] = self._split(self.layers, values)
+        return self._gradients[part]
+
+    # -- second derivatives -----------------------------------------------------------------------------------
+
+    def activation_products(
+        self, perturbations: dict[str, list[Tensor]], targets: Sequence[str], part: str = "hessian"
+    ) -> dict[str, list[Tensor]]:
+        """``q = M u``: second derivative in the activations along ``u``, at every use of the target layers.
+
+        ``perturbations`` may name several layers at once; then ``q`` holds the cross-layer blocks as well.
+        """
+        gradients = self.gradients(part)
+        outputs, directions = [], []
+        for name, us in perturbations.items():
+            for gradient, u in zip(gradients[name], us, strict=True):
+                if gradient is not None and gradient.requires_grad:
+                    outputs.append(gradient)
+                    directions.append(u)
+        edges = self.edges(targets)
+        if outputs and edges:
+            values = torch.autograd.grad(outputs, edges, directions, retain_graph=True, allow_unused=True)
+        else:
+            values = [None] * len(edges)
+        # A missing second derivative is an exact zero of the same shape as the gradient.
+        zeros = [g for name in targets for g in gradients[name]]
+        shapes = [u for name in targets for u in perturbations.get(name, [])] or zeros
+        filled = [
+            value if value is not None else torch.zeros_like(shape)
+            for value, shape in zip(values, shapes, strict=True)
+        ]
+        return self._split(targets, filled)
+
+    def product(self, name: str, v: Tensor, part: str = "hessian") -> tuple[Tensor, Tensor]:
+        """One layer's own block applied to ``v`` (shared, or one per sample).
+
+        Returns:
+            ``(v^T H v [N], H v [N, *shape])`` for every sample.
+        """
+        us = [use.perturb(v) for use in self.uses[name]]
+        qs = self.activation_products({name: us}, [name], part)[name]
+        return self.inner(name, us, qs), self.adjoint(name, qs)
+
+    def inner(self, name: str, us: Sequence[Tensor], qs: Sequence[Tensor]) -> Tensor:
+        """``sum_t u_t . q_t`` per sample over all uses of a layer, ``[N]`` in float64."""
+        total = torch.zeros(len(self), dtype=torch.float64, device=self.outputs.device)
+        for use, u, q in zip(self.uses[name], us, qs, strict=True):
+            total = total + (use.per_sample(u).double() * use.per_sample(q).double()).sum(1)
+        return total
+
+    def adjoint(self, name: str, qs: Sequence[Tensor]) -> Tensor:
+        shape = self.weights[name].shape
+        total = torch.zeros(len(self), *shape, dtype=self.outputs.dtype, device=self.outputs.device)
+        for use, q in zip(self.uses[name], qs, strict=True):
+            total = total + use.adjoint(q)
+        return total
+
+    def squared_norm(self, name: str, gs: Sequence[Tensor | None]) -> Tensor:
+        """``||A^* g||^2`` per sample: squared norm of the weight gradient, without storing it where possible."""
+        present = [(use, g) for use, g in zip(self.uses[name], gs, strict=True) if g is not None]
+        if not present:
+            return torch.zeros(len(self), dtype=torch.float64, device=self.outputs.device)
+        if len(present) == 1:
+            use, g = present[0]
+            return use.squared_norm(g).double()
+        total = present[0][0].adjoint(present[0][1])
+        for use, g in present[1:]:
+            total = total + use.adjoint(g)
+        return total.flatten(1).square().sum(1).double()
+
+    # -- directional derivatives of the output ----------------------------------------------------------------
+
+    def output_derivatives(self, vs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``u = J_i v_i`` for each layer on its own: ``[N, *output]``.
+
+        With fewer outputs than layers, one backward pass per output coordinate serves all layers; otherwise one
+        derivative of the backward pass per layer.
+        """
+        names = list(vs)
+        us = {name: [use.perturb(v) for use in self.uses[name]] for name, v in vs.items()}
+        num_outputs = self.outputs[0].numel()
+        if num_outputs <= len(names):
+            columns: dict[str, list[Tensor]] = {name: [] for name in names}
+            for cotangent in basis(self.outputs):
+                for name, gs in self.backward(cotangent, names).items():
+                    columns[name].append(self.inner(name, us[name], _filled(gs, us[name])))
+            return {name: torch.stack(c, 1).view(self.outputs.shape) for name, c in columns.items()}
+        probe = torch.zeros_like(self.outputs, requires_grad=True)
+        edges = self.edges(names)
+        values = torch.autograd.grad(self.outputs, edges, probe, create_graph=True, allow_unused=True)
+        result = {}
+        for name, gs in self._split(names, values).items():
+            pairs = [(g, u) for g, u in zip(gs, us[name], strict=True) if g is not None and g.requires_grad]
+            if pairs:
+                result[name] = torch.autograd.grad(
+                    [g for g, _ in pairs], probe, [u for _, u in pairs], retain_graph=True
+                )[0].double()
+            else:
+                result[name] = torch.zeros_like(self.outputs, dtype=torch.float64).detach()
+        return result
+
+
+def _filled(gs: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(u) if g is None else g for g, u in zip(gs, like, strict=True)]
+
+
+def basis(outputs: Tensor) -> Iterable[Tensor]:
+    """The unit vectors of one sample's output, each repeated for every sample: cotangents ``[N, *output]``."""
+    for index in range(outputs[0].numel()):
+        cotangent = torch.zeros_like(outputs).detach()
+        cotangent.flatten(1)[:, index] = 1
+        yield cotangent

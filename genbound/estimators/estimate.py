@@ -1,0 +1,75 @@
+r"""Numbers with their errors, and the stratified mean that most of them come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A Monte Carlo value.
+
+    Attributes:
+        value: unbiased estimate (exact where ``sem`` is 0).
+        sem: standard error of the mean over the random draws.
+        num_samples: data samples it was measured on.
+        data_sem: what the choice of those samples among all training samples adds; 0 when all were measured.
+    """
+
+    value: float
+    sem: float
+    num_samples: int
+    data_sem: float = 0.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A certified value: the truth over the samples measured lies in ``[lower, upper]``.
+
+    Attributes:
+        value: ``upper``, the side that keeps an upper bound one.
+        lower: certified lower side.
+        upper: certified upper side.
+        sample: index in the data of the sample that attains the maximum, where there is one.
+    """
+
+    value: float
+    lower: float
+    upper: float
+    sample: int | None = None
+
+
+def stratified_mean(counts: np.ndarray, means: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    r"""Mean over equally weighted strata and its standard error.
+
+    .. math:: \bar y = \frac1S \sum_s \bar y_s, \qquad \mathrm{sem}^2 = \frac1{S^2}\sum_s \frac{s_s^2}{m_s},
+       \qquad s_s^2 = \frac{1}{m_s - 1}\sum_d (y_{sd} - \bar y_s)^2 .
+
+    Args:
+        counts: draws per stratum ``[S]``, at least 2 each.
+        means: mean of each stratum's draws ``[S, ...]``.
+        squares: sum of squared deviations from that mean ``[S, ...]``.
+
+    Returns:
+        ``(mean [...], sem [...])``. Unbiased for any number of draws per stratum that was fixed beforehand.
+    """
+    counts = counts.reshape(-1, *[1] * (means.ndim - 1)).astype(float)
+    variance = squares / (counts - 1) / counts
+    return means.mean(0), np.sqrt(variance.sum(0)) / len(means)
+
+
+def data_sem(values: np.ndarray, noise: np.ndarray, num_data: int) -> np.ndarray:
+    """Standard error that comes from measuring ``N`` of ``num_data`` samples, drawn without replacement.
+
+    Args:
+        values: per-sample values ``[N, ...]``.
+        noise: variance of each value's own Monte Carlo noise ``[N, ...]``, taken off the spread.
+        num_data: size of the training set.
+    """
+    num = len(values)
+    if num >= num_data or num < 2:
+        return np.zeros(values.shape[1:])
+    spread = np.maximum(values.var(0, ddof=1) - noise.mean(0), 0.0)
+    return np.sqrt(spread / num * (1 - num / num_data))

@@ -1,0 +1,54 @@
+r"""Random weight directions, one for each sample, for the trace of every layer's block at once.
+
+A probe ``Z`` with :math:`E[\mathrm{vec}Z\,\mathrm{vec}Z^\top] = I` gives :math:`E[Z^\top H Z] = \mathrm{Tr} H`. For large
+matrices a probe of rank ``s``, :math:`Z = s^{-1/2} \sum_r b_r a_r^\top` with Rademacher ``a`` and ``b``, has that property,
+needs ``s (in + out)`` random signs instead of ``in * out``, and is applied to the inputs of a linear layer without being
+formed. It depends on the weight's shape alone, not on the padding of a batch. Its variance exceeds that of independent
+signs by a term that falls as ``1/s``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genbound.curvature.uses import LinearUse, Use
+from genbound.estimators.random import rademacher
+
+RANK = 8
+
+
+@dataclass
+class Probe:
+    """Probes of one layer for some samples: full ``[N, *shape]``, or factors ``a [N, s, in]``, ``b [N, s, out]``."""
+
+    shape: tuple[int, ...]
+    full: Tensor | None
+    a: Tensor | None = None
+    b: Tensor | None = None
+
+    def rows(self, index: list[int]) -> Probe:
+        pick = lambda t: None if t is None else t[index]  # noqa: E731
+        return Probe(self.shape, pick(self.full), pick(self.a), pick(self.b))
+
+    def weight(self) -> Tensor:
+        if self.full is not None:
+            return self.full
+        return torch.einsum("nsb,nsa->nba", self.b, self.a).view(-1, *self.shape)
+
+    def perturb(self, use: Use) -> Tensor:
+        if self.full is None and isinstance(use, LinearUse):
+            return use.perturb_low_rank(self.a, self.b)
+        return use.perturb(self.weight())
+
+
+def draw_probe(shape: tuple[int, ...], num: int, stream: torch.Generator, like: Tensor) -> Probe:
+    """One probe for each of ``num`` samples of a layer of this shape."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    if rows * columns <= 2 * RANK * (rows + columns):
+        return Probe(shape, rademacher((num, *shape), stream, like))
+    a = rademacher((num, RANK, columns), stream, like) / math.sqrt(RANK)
+    return Probe(shape, None, a, rademacher((num, RANK, rows), stream, like))

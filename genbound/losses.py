@@ -1,0 +1,219 @@
+r"""What is minimised, as one object: values, curvature in the output, convexity, range and unit.
+
+The Hessian of a per-sample loss :math:`\ell(f, y)` in the network's output :math:`f` is written
+:math:`\nabla_f^2 \ell = S\,\mathrm{diag}(s)\,S^\top`. For cross-entropy with
+:math:`p = \mathrm{softmax}(f)` it is :math:`\mathrm{diag}(p) - pp^\top = SS^\top` with
+:math:`S = \mathrm{diag}(\sqrt p) - p\sqrt p^\top`, so that the Gauss-Newton part of every Hessian block
+comes from backward passes of the columns of :math:`S`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genbound.errors import GenboundError
+
+IGNORED = -100  # the label of a token that is not counted, as in torch and transformers
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Square root of the loss Hessian in the output, for every sample of a batch.
+
+    Attributes:
+        columns: maps coefficients ``[N, *output]`` to output cotangents ``[N, *output]`` (the product with S).
+        signs: sign of each column ``[N, *output]``, or ``None`` where all are +1.
+    """
+
+    columns: Callable[[Tensor], Tensor]
+    signs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    r"""A per-sample loss.
+
+    Attributes:
+        name: what it is called in tables.
+        per_sample: ``(outputs [N, ...], targets [N, ...]) -> [N]``.
+        convex: its Hessian in the output is positive semidefinite wherever it exists.
+        factor: ``(outputs, targets) -> Factor``; ``None`` lets :meth:`output_factor` decompose it numerically.
+        error: 0-1 error per sample, ``None`` where there is no such thing.
+        classes: the output's last axis holds class scores and targets are class numbers.
+        range: largest value the loss can take (its smallest is 0).
+        unit: what the numbers are counted in.
+    """
+
+    name: str
+    per_sample: Callable[[Tensor, Tensor], Tensor]
+    convex: bool = False
+    factor: Callable[[Tensor, Tensor], Factor] | None = None
+    error: Callable[[Tensor, Tensor], Tensor] | None = None
+    classes: bool = False
+    range: float = math.inf
+    unit: str = ""
+
+    def output_factor(self, outputs: Tensor, targets: Tensor) -> Factor:
+        if self.factor is not None:
+            return self.factor(outputs, targets)
+        return _numerical_factor(self.per_sample, outputs, targets)
+
+    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse labels that the output has no class for."""
+        if not self.classes:
+            return
+        if targets.shape != outputs.shape[:-1]:
+            raise GenboundError(
+                f"labels of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(outputs.shape)}: "
+                f"{self.name} needs one class number for every row of scores; check the label column or the model's head"
+            )
+        counted = targets[targets != IGNORED]
+        num_classes = outputs.shape[-1]
+        if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= num_classes):
+            wrong = int(counted.max()) if int(counted.max()) >= num_classes else int(counted.min())
+            raise GenboundError(
+                f"label {wrong} is out of range: the model has {num_classes} classes (0 to {num_classes - 1}); "
+                "check the label column or the checkpoint's head"
+            )
+
+
+def _token_mean(values: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the labelled positions of each sample; one position per sample is the common case."""
+    if values.dim() == 1:
+        return values
+    counted = (targets != IGNORED).to(values.dtype)
+    return (values * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
+
+
+def _token_weight(targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weight of each position in its sample's loss, with a trailing axis for the classes."""
+    if targets.dim() == 1:
+        return torch.ones_like(targets, dtype=dtype).unsqueeze(-1)
+    counted = (targets != IGNORED).to(dtype)
+    total = counted.flatten(1).sum(1).clamp(min=1)
+    return (counted / total.view(-1, *[1] * (targets.dim() - 1))).unsqueeze(-1)
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    log_p = outputs.log_softmax(-1)
+    picked = -log_p.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return _token_mean(picked, targets)
+
+
+def _cross_entropy_factor(outputs: Tensor, targets: Tensor) -> Factor:
+    p = outputs.detach().softmax(-1)
+    root, scale = p.sqrt(), _token_weight(targets, p.dtype).sqrt()
+
+    def columns(coefficients: Tensor) -> Tensor:
+        return scale * (root * coefficients - p * (root * coefficients).sum(-1, keepdim=True))
+
+    return Factor(columns)
+
+
+def _zero_one(outputs: Tensor, targets: Tensor) -> Tensor:
+    return _token_mean((outputs.argmax(-1) != targets).to(outputs.dtype), targets)
+
+
+def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets.to(outputs.dtype).view_as(outputs)).square().flatten(1).sum(1)
+
+
+def _squared_error_factor(outputs: Tensor, targets: Tensor) -> Factor:
+    return Factor(lambda coefficients: math.sqrt(2.0) * coefficients)
+
+
+def _multi_label(outputs: Tensor, targets: Tensor) -> Tensor:
+    loss = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
+    return loss.flatten(1).mean(1)
+
+
+def _multi_label_factor(outputs: Tensor, targets: Tensor) -> Factor:
+    p = outputs.detach().sigmoid()
+    scale = (p * (1 - p) / p[0].numel()).sqrt()
+    return Factor(lambda coefficients: scale * coefficients)
+
+
+def _numerical_factor(per_sample, outputs: Tensor, targets: Tensor) -> Factor:
+    """Eigendecomposition of the output Hessian of any twice differentiable per-sample loss.
+
+    Cost: one vectorised Hessian of the loss alone (the network is not touched), K x K per sample.
+    """
+    flat = outputs.detach().flatten(1)
+
+    def one(row: Tensor, target: Tensor) -> Tensor:
+        return per_sample(row.view(outputs.shape[1:]).unsqueeze(0), target.unsqueeze(0)).squeeze(0)
+
+    hessian = torch.func.vmap(torch.func.hessian(one))(flat, targets)
+    values, vectors = torch.linalg.eigh(hessian)
+    root = vectors * values.abs().sqrt().unsqueeze(1)
+
+    def columns(coefficients: Tensor) -> Tensor:
+        return (root @ coefficients.flatten(1).unsqueeze(-1)).squeeze(-1).view_as(outputs)
+
+    return Factor(columns, values.sign().view_as(outputs))
+
+
+CROSS_ENTROPY = Loss(
+    "cross_entropy", _cross_entropy, convex=True, factor=_cross_entropy_factor, error=_zero_one, classes=True, unit="nats"
+)
+SQUARED_ERROR = Loss(
+    "squared_error", _squared_error, convex=True, factor=_squared_error_factor, unit="squared target units"
+)
+MULTI_LABEL = Loss("multi_label", _multi_label, convex=True, factor=_multi_label_factor, unit="nats")
+
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in (CROSS_ENTROPY, SQUARED_ERROR, MULTI_LABEL)}
+
+
+def bounded_cross_entropy(p_min: float, num_classes: int) -> Loss:
+    r"""Cross-entropy of smoothed probabilities, :math:`-\ln(p_{\min} + (1 - K p_{\min})\,p_y)`.
+
+    Its range is :math:`-\ln p_{\min}`. It is not convex in the output, so no block is positive semidefinite
+    by structure alone.
+    """
+    if not 0 < p_min < 1 / num_classes:
+        raise GenboundError(
+            f"--loss-range bounded:{p_min:g} needs 0 < PMIN < 1/K = {1 / num_classes:g} for {num_classes} classes"
+        )
+
+    def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
+        picked = outputs.softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return _token_mean(-(p_min + (1 - num_classes * p_min) * picked).log(), targets)
+
+    return Loss(
+        f"bounded_cross_entropy({p_min:g})", per_sample, convex=False, error=_zero_one, classes=True,
+        range=-math.log(p_min), unit="nats",
+    )  # fmt: skip
+
+
+def clipped(loss: Loss, ceiling: float) -> Loss:
+    r"""The loss :math:`\min(\ell, C)`: samples above the ceiling are flat and contribute no curvature."""
+    if not (ceiling > 0 and math.isfinite(ceiling)):
+        raise GenboundError(f"--loss-range clip:{ceiling:g} needs a positive, finite ceiling")
+
+    def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
+        return loss.per_sample(outputs, targets).clamp(max=ceiling)
+
+    def factor(outputs: Tensor, targets: Tensor) -> Factor:
+        inner = loss.output_factor(outputs, targets)
+        below = (loss.per_sample(outputs, targets) <= ceiling).to(outputs.dtype)
+        below = below.view(-1, *[1] * (outputs.dim() - 1))
+        return Factor(lambda coefficients: below * inner.columns(coefficients), inner.signs)
+
+    return replace(loss, name=f"min({loss.name}, {ceiling:g})", per_sample=per_sample, factor=factor, range=ceiling)
+
+
+def get_loss(loss: str | Loss | Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    """A loss by name, as an object, or from a user's own per-sample function ``(outputs, targets) -> [N]``."""
+    if isinstance(loss, Loss):
+        return loss
+    if callable(loss):
+        return Loss(getattr(loss, "__name__", "custom"), loss)
+    if loss in LOSSES:
+        return LOSSES[loss]
+    raise GenboundError(f"unknown loss {loss!r}: use one of {', '.join(LOSSES)} or a per-sample function")

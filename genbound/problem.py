@@ -1,0 +1,355 @@
+r"""The one object that everything measures: a network, its loss, where its weights came from, and the samples."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from genbound.curvature.tape import Tape
+from genbound.data import Batch, Samples, as_samples
+from genbound.errors import GenboundError
+from genbound.layers import Layer, select_layers
+from genbound.losses import Loss, bounded_cross_entropy, clipped, get_loss
+
+BLOCK = 16  # samples that share a stream of random numbers: fixed, so that the batch size changes nothing
+SHARD = 64  # samples whose statistics are stored together
+
+
+class Problem:
+    r"""A fine-tuned network, its initialisation and the data it is measured on.
+
+    Args:
+        model: any ``nn.Module`` holding the fine-tuned weights. It is run in evaluation mode and left as it was.
+        init: the pretrained weights, ``name -> tensor``, for every name of ``model.named_parameters()``.
+        data: the training samples: a :class:`~genbound.data.Samples`, a torch ``Dataset``, an iterable of batches
+            ``(inputs, labels)`` or dicts, or a pair of tensors.
+        loss: a name (``cross_entropy``, ``squared_error``, ``multi_label``), a :class:`~genbound.losses.Loss`, or
+            a per-sample function ``(outputs, targets) -> [N]``.
+        num_data: size ``n`` of the training set if ``data`` holds only part of it.
+        loss_range: ``observed``, ``clip:C`` or ``bounded:PMIN`` (see :mod:`genbound.losses`).
+        test_data: held-out samples, for the generalization gap.
+        num_samples: how many of the training samples the quantities are measured on; ``None`` means all.
+            A random subset is drawn from ``sample_seed``.
+        layers: pattern of layer names to measure (``*`` wildcards, comma separated); names embeddings explicitly.
+        head: names of the parameters that form the output head (for tables, and for ``paper_code``).
+        dtype: floating-point type to measure in; ``None`` keeps the model's.
+        device: where to measure.
+        batch_size: samples in one forward pass. Changes results by rounding only.
+        provenance: what the numbers belong to, copied into the results.
+
+    Raises:
+        GenboundError: weights, data or model cannot be measured; the message says why and what would mend it.
+
+    Example:
+        >>> import torch, genbound
+        >>> model = torch.nn.Linear(3, 2)
+        >>> init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        >>> problem = genbound.Problem(model, init, (torch.randn(8, 3), torch.arange(8) % 2))
+        >>> [layer.name for layer in problem.layers]
+        ['weight']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        init: Mapping[str, Tensor],
+        data: Any,
+        loss: str | Loss = "cross_entropy",
+        *,
+        num_data: int | None = None,
+        loss_range: str = "observed",
+        test_data: Any = None,
+        num_samples: int | None = None,
+        sample_seed: int = 0,
+        layers: str | None = None,
+        head: Sequence[str] = (),
+        excluded: Sequence[str] = (),
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        batch_size: int = BLOCK,
+        provenance: Mapping[str, Any] | None = None,
+    ):
+        if batch_size < 1:
+            raise GenboundError(f"batch size {batch_size} is not positive")
+        self.model, self.device, self.batch_size = model, torch.device(device), int(batch_size)
+        self.provenance = dict(provenance or {})
+        self.head = tuple(head)
+        self.data: Samples = as_samples(data)
+        self.test_data: Samples | None = None if test_data is None else as_samples(test_data)
+        if len(self.data) == 0:
+            raise GenboundError("the data are empty: nothing can be measured; check the data SPEC")
+        self.num_data = len(self.data) if num_data is None else int(num_data)
+        if self.num_data < len(self.data):
+            raise GenboundError(
+                f"num_data {self.num_data} is smaller than the {len(self.data)} samples given: n is the size of the training set"
+            )
+        self.indices = _choose(len(self.data), num_samples, sample_seed)
+        self.params, self.buffers, self.init = _weights(model, init, dtype, self.device)
+        self.dtype = next(p.dtype for p in self.params.values() if p.is_floating_point())
+        self.loss_range_spec = loss_range
+        self.loss = get_loss(loss)
+        self._check_forward()
+        self.loss = self._ranged(self.loss, loss_range)
+        found = select_layers(self, layers, excluded)
+        self.layers: tuple[Layer, ...] = found
+        self._layers = {layer.name: layer for layer in found}
+        self.displacement = {
+            layer.name: (self.params[layer.name] - self.init[layer.name]).detach() for layer in found
+        }
+
+    # -- samples ----------------------------------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples the quantities are measured on."""
+        return len(self.indices)
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        return self.to_device(self.data.batch([self.indices[p] for p in positions]))
+
+    def to_device(self, batch: Batch) -> Batch:
+        inputs = _map_tensors(batch.inputs, self._move)
+        return Batch(inputs=inputs, targets=self._move(batch.targets), indices=batch.indices)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        dtype = self.dtype if tensor.is_floating_point() else None
+        return tensor.to(device=self.device, dtype=dtype)
+
+    def shards(self) -> list[range]:
+        """Runs of measured samples whose statistics are stored together."""
+        return [range(s, min(s + SHARD, self.num_samples)) for s in range(0, self.num_samples, SHARD)]
+
+    def blocks(self, positions: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """The positions grouped by block of random numbers: ``(block, positions)``."""
+        groups: dict[int, list[int]] = {}
+        for p in positions:
+            groups.setdefault(p // BLOCK, []).append(p)
+        return list(groups.items())
+
+    def batches(self, positions: Sequence[int], size: int | None = None) -> Iterator[list[int]]:
+        """The positions in runs that fit one forward pass: at most ``size`` samples, all stackable."""
+        size, run, key = size or self.batch_size, [], None
+        for p in positions:
+            k = self.data.shape_key(self.indices[p])
+            if run and (len(run) == size or k != key):
+                yield run
+                run = []
+            run.append(p)
+            key = k
+        if run:
+            yield run
+
+    # -- the network ------------------------------------------------------------------------------------------
+
+    def forward(self, params: Mapping[str, Tensor], inputs: Any) -> Tensor:
+        """The network's output for a batch of inputs at the given weights, in evaluation mode.
+
+        Attention runs in its plain form: it is the one that has second derivatives on every device.
+        """
+        args, kwargs = _call_arguments(inputs)
+        with evaluation_mode(self.model), sdpa_kernel(SDPBackend.MATH):
+            output = functional_call(self.model, {**params, **self.buffers}, args, kwargs)
+        return _logits(output)
+
+    def tape(self, positions: Sequence[int], layers: Sequence[str] | None = None) -> Tape:
+        names = [layer.name for layer in self.layers] if layers is None else list(layers)
+        return Tape(self, positions, names)
+
+    def tapes(self, positions: Sequence[int], layers: Sequence[str] | None = None) -> Iterator[Tape]:
+        """Forward passes that cover the positions for all the layers.
+
+        A layer whose samples cannot share a pass (see :class:`~genbound.curvature.uses.LeafUse`) gets passes of
+        one sample; the others share passes of ``batch_size``.
+        """
+        names = [layer.name for layer in self.layers] if layers is None else list(layers)
+        shared = [name for name in names if self._layers[name].by_batch]
+        single = [name for name in names if not self._layers[name].by_batch]
+        for group, size in ((shared, self.batch_size), (single, 1)):
+            if group:
+                for run in self.batches(positions, size):
+                    yield self.tape(run, group)
+
+    def samples_first(self, name: str) -> bool:
+        layers = getattr(self, "_layers", {})  # not yet there while the layers are being found
+        return layers[name].samples_first if name in layers else self._trial_order
+
+    _trial_order = True
+
+    @contextlib.contextmanager
+    def trial_order(self, samples_first: bool) -> Iterator[None]:
+        """Read the rows of every operation in this order while the layers are being found."""
+        self._trial_order = samples_first
+        try:
+            yield
+        finally:
+            self._trial_order = True
+
+    # -- checks -----------------------------------------------------------------------------------------------
+
+    def _check_forward(self) -> None:
+        """Refuse a moving target: two passes over the same samples must agree and draw no random numbers."""
+        first = next(self.batches(range(min(4, self.num_samples))))
+        batch = self.batch(first)
+        state = torch.get_rng_state()
+        try:
+            with torch.no_grad():
+                a, b = self.forward(self.params, batch.inputs), self.forward(self.params, batch.inputs)
+        except GenboundError:
+            raise
+        except Exception as error:
+            raise GenboundError(
+                f"the model cannot run on the data: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} "
+                f"(inputs {_describe(batch.inputs)}); check that data and model belong together"
+            ) from error
+        drew = not torch.equal(state, torch.get_rng_state())
+        torch.set_rng_state(state)
+        if not torch.isfinite(a).all():
+            raise GenboundError("the model's output is not finite on the first samples: check the weights and inputs")
+        if a.shape[:1] != (len(first),):
+            raise GenboundError(
+                f"the model's output has shape {tuple(a.shape)} for {len(first)} samples: its first axis must be the samples"
+            )
+        close = torch.allclose(a, b, rtol=1e-5, atol=1e-6 * max(1.0, float(a.abs().max())))
+        if drew:
+            raise GenboundError(
+                "the model's forward pass stays random in evaluation mode (it draws random numbers): "
+                "use nn.Dropout modules or guard the noise by self.training"
+            )
+        if not close:
+            raise GenboundError(
+                "two forward passes over the same samples differ: the model keeps state between calls; "
+                "make its evaluation mode a function of weights and inputs alone"
+            )
+        with torch.no_grad():
+            alone = torch.cat([self.forward(self.params, self.batch([p]).inputs) for p in first])
+        if alone.shape == a.shape and not torch.allclose(a, alone, rtol=1e-3, atol=1e-3 * max(1.0, float(a.abs().max()))):
+            raise GenboundError(
+                "the samples of a batch influence each other (a sample alone gives another output): "
+                "per-sample quantities do not exist for such a model; is a BatchNorm layer kept in training mode?"
+            )
+        self.loss.check_targets(a, batch.targets)
+        self.num_outputs = a[0].numel()
+        self.num_classes = a.shape[-1]
+
+    def _ranged(self, loss: Loss, spec: str) -> Loss:
+        kind, _, argument = spec.partition(":")
+        if kind == "observed" and not argument:
+            return loss
+        try:
+            number = float(argument)
+        except ValueError:
+            number = math.nan
+        if kind == "clip" and number == number:
+            return clipped(loss, number)
+        if kind == "bounded" and number == number:
+            if not loss.classes:
+                raise GenboundError(f"--loss-range {spec} needs a classification loss, not {loss.name}")
+            return bounded_cross_entropy(number, self.num_classes)
+        raise GenboundError(f"loss range {spec!r} is not understood: use observed, clip:C or bounded:PMIN")
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Run in evaluation mode and put every module's own flag back."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _choose(total: int, wanted: int | None, seed: int) -> list[int]:
+    if wanted is None or wanted >= total:
+        return list(range(total))
+    if wanted < 1:
+        raise GenboundError(f"cannot measure {wanted} samples: ask for at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    return sorted(torch.randperm(total, generator=generator)[:wanted].tolist())
+
+
+def _weights(model, init, dtype, device):
+    """Detached copies of the fine-tuned and pretrained weights under the names of ``named_parameters()``."""
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    if not params:
+        raise GenboundError("the model has no parameters: nothing can be measured")
+    missing = [name for name in params if name not in init]
+    if missing:
+        raise GenboundError(
+            f"the initialisation lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}): give zeros for a head that was new"
+        )
+    for name, p in params.items():
+        if tuple(init[name].shape) != tuple(p.shape):
+            raise GenboundError(
+                f"weight {name} has shape {tuple(p.shape)} in the model and {tuple(init[name].shape)} in the initialisation"
+            )
+        for what, tensor in (("fine-tuned", p), ("initial", init[name])):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise GenboundError(f"{what} weight {name} has NaN or infinite entries: the checkpoint is damaged")
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(device=device, dtype=dtype if tensor.is_floating_point() else None, copy=True)
+
+    buffers = {name: moved(b) for name, b in model.named_buffers()}
+    if dtype is None:  # half precision measures nothing: its rounding is larger than what is measured
+        floating = next((p.dtype for p in params.values() if p.is_floating_point()), torch.float32)
+        dtype = floating if floating in (torch.float32, torch.float64) else torch.float32
+        buffers = {name: moved(b) for name, b in model.named_buffers()}
+    return (
+        {name: moved(p) for name, p in params.items()},
+        buffers,
+        {name: moved(init[name]) for name in params},
+    )
+
+
+def _map_tensors(value: Any, function) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(v, function) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_map_tensors(v, function) for v in value)
+    return value
+
+
+def _call_arguments(inputs: Any) -> tuple[tuple, dict]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple):
+        return inputs, {}
+    return (inputs,), {}
+
+
+def _logits(output: Any) -> Tensor:
+    """The scores of whatever a model returns: a tensor, an object with ``logits``, a dict, or a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if hasattr(output, "logits"):
+        return output.logits
+    if isinstance(output, list | tuple) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise GenboundError(
+        f"the model returns {type(output).__name__}: it must return a tensor, or something with `logits`"
+    )
+
+
+def _describe(inputs: Any) -> str:
+    if isinstance(inputs, Tensor):
+        return f"{tuple(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}"
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{key} {_describe(value)}" for key, value in inputs.items())
+    if isinstance(inputs, tuple):
+        return ", ".join(_describe(value) for value in inputs)
+    return type(inputs).__name__
