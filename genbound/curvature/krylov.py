@@ -1,0 +1,53 @@
+r"""One layer's own block as an operator on vectors, one vector for each sample of a tape.
+
+A vector is a weight direction, flattened. Where a layer acts once as a linear map on fewer rows than it has inputs, the
+vectors are taken in an orthonormal basis of the sample's own inputs (``out x r`` numbers instead of ``out x in``): all
+of the block's range lies there, and what the start vector has outside does not matter to any function of the block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genbound.curvature.tape import Tape
+from genbound.curvature.uses import LinearUse
+
+
+class LayerOperator:
+    """The Hessian block of one layer for every sample of a tape.
+
+    Attributes:
+        dimension: length of a vector.
+        precision: relative size below which a residual is rounding.
+    """
+
+    def __init__(self, tape: Tape, name: str, part: str = "hessian"):
+        self.tape, self.name, self.part = tape, name, part
+        self.precision = 1e-12 if tape.outputs.dtype == torch.float64 else 1e-6
+        self._uses, self._basis = tape.uses[name], None
+        self._shape = tuple(tape.weights[name].shape)
+        if len(self._uses) == 1 and isinstance(self._uses[0], LinearUse):
+            use = self._uses[0]
+            if use.num_positions < use.inputs.shape[-1]:
+                compressed, self._basis = use.compressed()
+                self._original, self._uses = use, [compressed]
+                outputs = self._shape[1] if use.transposed else self._shape[0]
+                self._shape = (outputs, self._basis.shape[-1])
+        self.dimension = torch.Size(self._shape).numel()
+
+    def start(self, v: Tensor) -> Tensor:
+        """The part of a shared weight direction that the blocks can see, ``[N, dimension]``."""
+        if self._basis is not None:
+            return self._original.compress_weight(v, self._basis).flatten(1)
+        return v.reshape(1, -1).expand(len(self.tape), -1)
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """``[N, dimension] -> [N, dimension]``."""
+        v = vectors.to(self.tape.outputs.dtype).unflatten(1, self._shape)
+        us = [use.perturb(v) for use in self._uses]
+        qs = self.tape.activation_products({self.name: us}, [self.name], self.part)[self.name]
+        total = self._uses[0].adjoint(qs[0])
+        for use, q in zip(self._uses[1:], qs[1:], strict=True):
+            total = total + use.adjoint(q)
+        return total.flatten(1)

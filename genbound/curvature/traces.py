@@ -1,0 +1,98 @@
+r"""Traces of every layer's block, sample by sample: the exact Gauss-Newton part and probes of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from genbound.curvature.tape import Tape, basis
+from genbound.estimators.probes import draw_probe
+from genbound.estimators.random import generator, rademacher
+from genbound.problem import BLOCK
+
+
+def gauss_newton_trace(tape: Tape) -> Tensor:
+    r"""Exact :math:`\mathrm{Tr}\, J_i^\top (\nabla_f^2 \ell) J_i = \sum_c s_c \|J_i^\top S_c\|^2`, ``[N, L]`` in float64.
+
+    Cost: one backward pass to the activations for each output coordinate, for all layers together.
+    """
+    factor = tape.problem.loss.output_factor(tape.outputs.detach(), tape.targets)
+    total = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
+    for column in basis(tape.outputs):
+        sign = 1.0 if factor.signs is None else (factor.signs * column).flatten(1).sum(1, keepdim=True).double()
+        total += sign * _squared_norms(tape, factor.columns(column))
+    return total
+
+
+def sampled_gauss_newton_trace(tape: Tape, seed: int, draw: int) -> Tensor:
+    r"""One unbiased draw of the same, from a random combination of the columns for each sample, ``[N, L]``.
+
+    Cost: one backward pass (two where the loss is not convex), whatever the number of outputs.
+    """
+    factor = tape.problem.loss.output_factor(tape.outputs.detach(), tape.targets)
+    like, size = tape.outputs.detach(), tuple(tape.outputs.shape[1:])
+    # One stream a sample: padding a batch to another length leaves the earlier positions' signs as they were.
+    signs = torch.stack(
+        [rademacher(size, generator(seed, "gauss_newton", draw, p), like) for p in tape.positions]
+    )
+    if factor.signs is None:
+        return _squared_norms(tape, factor.columns(signs))
+    positive = _squared_norms(tape, factor.columns(signs * (factor.signs > 0)))
+    return positive - _squared_norms(tape, factor.columns(signs * (factor.signs < 0)))
+
+
+def _squared_norms(tape: Tape, cotangent: Tensor) -> Tensor:
+    gradients = tape.backward(cotangent, tape.layers)
+    return torch.stack([tape.squared_norm(name, gradients[name]) for name in tape.layers], 1)
+
+
+def probe_trace(tape: Tape, part: str, seed: int, *key: str | int, layers: Sequence[str] | None = None) -> Tensor:
+    r"""One draw of :math:`z_i^\top (P z)_i` for every layer and sample, P the Hessian or its remainder, ``[N, L]``.
+
+    The layers are probed together, so a draw holds zero-mean cross-layer terms. Layers that the part vanishes on
+    (piecewise linear ones, for the remainder) are skipped and exactly 0.
+
+    Cost: one double backward pass to the activations for all layers and samples together.
+    """
+    names = list(tape.layers if layers is None else layers)
+    active = [n for n in names if tape.uses[n] and (part == "hessian" or n not in tape.piecewise_linear)]
+    result = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
+    if not active:
+        return result
+    blocks: dict[int, list[int]] = {}
+    for row, position in enumerate(tape.positions):
+        blocks.setdefault(position // BLOCK, []).append(row)
+    streams = {block: generator(seed, *key, block) for block in blocks}
+    directions: dict[str, list[Tensor]] = {}
+    for name in names:  # every layer draws, active or not, so that the others' numbers do not depend on it
+        shape, like = tuple(tape.weights[name].shape), tape.weights[name].detach()
+        drawn = {}
+        for block, rows in blocks.items():
+            probe = draw_probe(shape, BLOCK, streams[block], like)
+            if name in active:
+                drawn[block] = probe.rows([tape.positions[row] % BLOCK for row in rows])
+        if name in active:
+            probe = _join(drawn, blocks)
+            directions[name] = [probe.perturb(use) for use in tape.uses[name]]
+    products = tape.activation_products(directions, active, part)
+    for i, name in enumerate(tape.layers):
+        if name in directions:
+            result[:, i] = tape.inner(name, directions[name], products[name])
+    return result
+
+
+def _join(drawn, blocks):
+    """Probes of several blocks in the tape's own order of samples."""
+    order = [row for block in drawn for row in blocks[block]]
+    place = [order.index(row) for row in range(len(order))]
+    first = next(iter(drawn.values()))
+    if len(drawn) == 1 and place == list(range(len(place))):
+        return first
+
+    def cat(name: str):
+        parts = [getattr(p, name) for p in drawn.values()]
+        return None if parts[0] is None else torch.cat(parts)[place]
+
+    return type(first)(first.shape, cat("full"), cat("a"), cat("b"))

@@ -1,0 +1,91 @@
+"""What a quantity is: a measurement on a problem, in stages whose parts merge and can be stored.
+
+A quantity's ``measure`` maps stages over shards of the samples (or over layers) with ``context.map``; each part is a
+small dictionary of arrays that is stored as soon as it is there and read back when a run continues. What is done with
+the collected parts is plain arithmetic. Random numbers come from streams named by (seed, quantity, stage, draw, block),
+so neither the order of the parts nor what else is measured changes a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from genbound.estimators.random import generator
+
+Part = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a quantity found.
+
+    Attributes:
+        summary: JSON-ready: ``layers``, ``total``, ``sigmas`` or named values.
+        samples: per-sample values, name -> ``[N, L]`` or ``[N]`` array in the order of the measured samples.
+    """
+
+    summary: dict[str, Any]
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Context(Protocol):
+    """What a measurement is given beside the problem."""
+
+    seed: int
+    options: Any
+    measured: Mapping[str, Measured]
+
+    def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
+        """Apply the function to every item, keeping finished parts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A row of the QUANTITIES table.
+
+    Attributes:
+        name: how it is called everywhere.
+        summary: one line for ``genbound list``.
+        measure: ``(problem, context) -> Measured``.
+        options: dataclass of its options with their defaults.
+        requires: quantities whose results it reads.
+        needs_data: needs a model and samples, not the weights alone.
+        gradients: ``(problem, options) -> float``, forecast cost in gradients over the measured samples.
+        reference: where it comes from.
+    """
+
+    name: str
+    summary: str
+    measure: Callable[[Any, Context], Measured]
+    options: type
+    requires: tuple[str, ...] = ()
+    needs_data: bool = True
+    gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
+    reference: str = ""
+
+
+def stream(context: Context, quantity: str, *key: str | int) -> torch.Generator:
+    return generator(context.seed, quantity, *key)
+
+
+def stack(parts: Sequence[Part], name: str) -> np.ndarray:
+    """Per-sample arrays of all parts, one after another."""
+    return np.concatenate([part[name] for part in parts])
+
+
+def per_layer(problem, values: Mapping[str, np.ndarray | float]) -> dict[str, dict[str, Any]]:
+    """``{"value": [L], "sem": [L], …}`` to ``layer -> {"value": …, "sem": …}`` with plain numbers."""
+    return {
+        layer.name: {key: plain(array[i]) for key, array in values.items()} for i, layer in enumerate(problem.layers)
+    }
+
+
+def plain(value: Any) -> Any:
+    """A numpy scalar as the Python number that JSON knows."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,199 @@
+r"""Trace of every layer's Hessian block, with error bars.
+
+.. math:: \mathrm{Tr}[H_i] = \frac1N \sum_x \bigl( \mathrm{Tr}[G_i](x) + \mathrm{Tr}[R_i](x) \bigr)
+
+The Gauss-Newton part :math:`G_i = J_i^\top (\nabla_f^2\ell) J_i` is exact: one backward pass for each of the k output
+coordinates gives it for all layers and samples at once. The remainder
+:math:`R_i = \sum_c (\partial\ell/\partial f_c) \nabla^2_{W_i} f_c` vanishes where the output is piecewise linear in the weight;
+elsewhere it is probed, independently for every sample.
+
+Cost:
+    k backward passes to the activations, then for curved layers a pilot of ``num_pilot`` probes and as many probes as the
+    requested standard errors need (one double backward pass to the activations each, all layers together).
+Variance:
+    Only the remainder's: ``2 (||R_s||_F^2 - sum_j R_jj^2)`` for independent signs, plus the cross-layer blocks. The draws go
+    where the pilot found the spread; the pilot's own draws are not used again, so that the estimate stays unbiased.
+
+References:
+    Hutchinson, A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines,
+    Communications in Statistics, 1990. Ju, Li & Zhang, Robust fine-tuning of deep neural networks with
+    Hessian-based generalization guarantees, ICML 2022 (what the trace is for).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from genbound.curvature.traces import gauss_newton_trace, probe_trace, sampled_gauss_newton_trace
+from genbound.estimators.allocation import allocate
+from genbound.estimators.estimate import data_sem, stratified_mean
+from genbound.quantities.base import Context, Measured, Part, Quantity, per_layer, stack
+
+NAME = "hessian_trace"
+
+
+@dataclass(frozen=True)
+class HessianTraceOptions:
+    """Options of ``hessian_trace``.
+
+    Attributes:
+        layer_sem: wanted standard error of each layer, relative to its trace (or to 1 % of the largest layer's).
+        total_sem: wanted standard error of the total, relative to it.
+        num_pilot: probes per sample in the pilot round.
+        max_probes: cap on the mean number of probes per sample.
+        exact_outputs: most output coordinates for which the Gauss-Newton part is computed exactly.
+        num_factors: random combinations per sample beyond that.
+    """
+
+    layer_sem: float = 0.07
+    total_sem: float = 0.02
+    num_pilot: int = 4
+    max_probes: int = 32
+    exact_outputs: int = 64
+    num_factors: int = 16
+
+
+def _with_total(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values, values.sum(-1, keepdims=True)], -1)
+
+
+class Moments:
+    """Running mean and sum of squared deviations of per-sample draws ``[N, L + 1]``, the last column their sum."""
+
+    def __init__(self, num: int, layers: int):
+        self.count = np.zeros(num, dtype=int)
+        self.mean = np.zeros((num, layers + 1))
+        self.squares = np.zeros((num, layers + 1))
+
+    def add(self, rows: np.ndarray, values: np.ndarray) -> None:
+        values = _with_total(values)
+        self.count[rows] += 1
+        delta = values - self.mean[rows]
+        self.mean[rows] += delta / self.count[rows, None]
+        self.squares[rows] += delta * (values - self.mean[rows])
+
+    def part(self) -> Part:
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+
+def _columns(problem, tape) -> np.ndarray:
+    order = {layer.name: i for i, layer in enumerate(problem.layers)}
+    return np.array([order[name] for name in tape.layers])
+
+
+def _draws(problem, positions, groups, function) -> Part:
+    """Draw repeatedly on shared tapes.
+
+    ``groups`` maps a number of draws to the positions that get so many; ``function(tape, draw) -> [N, L]``. A layer
+    whose samples cannot share a pass comes on a tape of its own, so the draws of the two kinds are added up per sample.
+    """
+    start, layers = positions[0], len(problem.layers)
+    moments = Moments(len(positions), layers)
+    for num, members in groups.items():
+        values = np.zeros((len(members), num, layers))
+        row = {p: i for i, p in enumerate(members)}
+        for tape in problem.tapes(members):
+            rows, columns = [row[p] for p in tape.positions], _columns(problem, tape)
+            for draw in range(num):
+                values[np.ix_(rows, [draw], columns)] = function(tape, draw).cpu().numpy()[:, None, :]
+        for draw in range(num):
+            moments.add(np.array([p - start for p in members]), values[:, draw])
+    return moments.part()
+
+
+def measure(problem, context: Context) -> Measured:
+    options, seed = context.options, context.seed
+    exact = problem.num_outputs <= options.exact_outputs
+
+    def gauss_newton(positions: range) -> Part:
+        values, curved = np.zeros((len(positions), len(problem.layers))), np.zeros(len(problem.layers), bool)
+        for tape in problem.tapes(positions):
+            rows = np.array([p - positions[0] for p in tape.positions])
+            columns = _columns(problem, tape)
+            curved[columns] |= [name not in tape.piecewise_linear for name in tape.layers]
+            if exact:
+                values[np.ix_(rows, columns)] = gauss_newton_trace(tape).cpu().numpy()
+        if exact:
+            return {"mean": _with_total(values), "squares": np.zeros((len(positions), len(problem.layers) + 1)),
+                    "curved": curved}  # fmt: skip
+        drawn = _draws(
+            problem, positions, {options.num_factors: list(positions)},
+            lambda tape, draw: sampled_gauss_newton_trace(tape, seed, draw),
+        )  # fmt: skip
+        return {"mean": drawn["mean"], "squares": drawn["squares"], "curved": curved}
+
+    shards = problem.shards()
+    parts = context.map("gauss_newton", shards, gauss_newton)
+    flat, flat_squares = stack(parts, "mean"), stack(parts, "squares")
+    counts = np.full(problem.num_samples, options.num_factors)
+    value, sem = stratified_mean(counts, flat, flat_squares)
+    noise = flat_squares / (counts - 1)[:, None] / counts[:, None]
+    sample_values, num_probes = flat, np.zeros(problem.num_samples, dtype=int)
+    curved = np.logical_or.reduce([part["curved"] for part in parts])
+    if curved.any():
+        pilot = context.map(
+            "pilot", shards,
+            lambda positions: _draws(
+                problem, positions, {options.num_pilot: list(positions)},
+                lambda tape, draw: probe_trace(tape, "remainder", seed, NAME, "pilot", draw),
+            ),
+        )  # fmt: skip
+        num_probes = _allocation(options, value + stack(pilot, "mean").mean(0), stack(pilot, "squares"), sem)
+
+        def draws(positions: range) -> Part:
+            groups: dict[int, list[int]] = {}
+            for p in positions:
+                groups.setdefault(int(num_probes[p]), []).append(p)
+            return _draws(
+                problem, positions, dict(sorted(groups.items())),
+                lambda tape, draw: probe_trace(tape, "remainder", seed, NAME, "draws", draw),
+            )  # fmt: skip
+
+        drawn = context.map("draws", shards, draws)
+        means, squares = stack(drawn, "mean"), stack(drawn, "squares")
+        remainder, remainder_sem = stratified_mean(num_probes, means, squares)
+        value, sem = value + remainder, np.hypot(sem, remainder_sem)
+        noise = noise + squares / (num_probes - 1)[:, None] / num_probes[:, None]
+        sample_values = sample_values + means
+    spread = data_sem(sample_values, noise, problem.num_data)
+    names = {"value": value, "sem": sem, "data_sem": spread}
+    layers = per_layer(problem, names)
+    for entry in layers.values():
+        entry["num_samples"] = problem.num_samples
+    total = {key: float(array[-1]) for key, array in names.items()} | {"num_samples": problem.num_samples}
+    return Measured(
+        {"layers": layers, "total": total, "num_probes": int(num_probes.sum())},
+        {"value": sample_values[:, :-1], "sem": np.sqrt(noise[:, :-1]), "num_probes": num_probes},
+    )
+
+
+def _allocation(options: HessianTraceOptions, value: np.ndarray, squares: np.ndarray, have: np.ndarray) -> np.ndarray:
+    """Probes per sample from the pilot's spread; enough of them that the standard errors are themselves reliable."""
+    magnitude = np.abs(value)
+    layer_targets = options.layer_sem * np.maximum(magnitude[:-1], 0.01 * magnitude[:-1].max())
+    targets = np.append(layer_targets, options.total_sem * magnitude[-1])
+    targets = np.sqrt(np.maximum(targets**2 - have**2, (0.5 * targets) ** 2))
+    num = len(squares)
+    return allocate(
+        squares / (options.num_pilot - 1), targets,
+        minimum=max(4, -(-128 // num)), budget=max(options.max_probes, 2**15 // num),
+    )  # fmt: skip
+
+
+def forecast(problem, options: HessianTraceOptions) -> float:
+    """Gradients over the measured samples: a backward pass to the activations is about 0.4 of one."""
+    outputs = problem.num_outputs if problem.num_outputs <= options.exact_outputs else options.num_factors
+    curved = any(layer.curved_by for layer in problem.layers)
+    return 0.5 + 0.4 * outputs + (1.2 * (options.num_pilot + options.max_probes) if curved else 0.0)
+
+
+QUANTITY = Quantity(
+    NAME,
+    "trace of each layer's Hessian block, exact Gauss-Newton part plus a probed remainder",
+    measure,
+    HessianTraceOptions,
+    gradients=forecast,
+    reference="Hutchinson 1990; Ju, Li & Zhang 2022",
+)

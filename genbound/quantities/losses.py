@@ -1,0 +1,115 @@
+r"""Loss and 0-1 error on the training and test samples, and the gap between them.
+
+:math:`\hat L` is the mean over all training samples given (not a mean of batch means, and not only over the samples
+that the costly quantities are measured on). The best constant predictor's loss and error on the same labels are reported
+beside them: a bound that cannot exclude it says nothing.
+
+Cost: one forward pass over the training and test data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from genbound.losses import IGNORED
+from genbound.quantities.base import Context, Measured, Part, Quantity, stack
+
+NAME = "losses"
+SHARD = 512
+
+
+@dataclass(frozen=True)
+class LossesOptions:
+    """``losses`` has no options."""
+
+
+def _evaluate(problem, samples) -> Callable[[range], Part]:
+    def shard(indices: range) -> Part:
+        losses, errors, targets = [], [], []
+        for batch in samples.batches(indices, problem.batch_size):
+            batch = problem.to_device(batch)
+            with torch.no_grad():
+                outputs = problem.forward(problem.params, batch.inputs)
+            problem.loss.check_targets(outputs, batch.targets)
+            losses.append(problem.loss.per_sample(outputs, batch.targets).double().cpu().numpy())
+            if problem.loss.error is not None:
+                errors.append(problem.loss.error(outputs, batch.targets).double().cpu().numpy())
+            targets.append(batch.targets.flatten().double().cpu().numpy())
+        return {
+            "loss": np.concatenate(losses),
+            "error": np.concatenate(errors) if errors else np.full(len(indices), np.nan),
+            "target": np.concatenate(targets),
+        }
+
+    return shard
+
+
+def _ranges(total: int) -> list[range]:
+    return [range(s, min(s + SHARD, total)) for s in range(0, total, SHARD)]
+
+
+def measure(problem, context: Context) -> Measured:
+    parts = context.map("train", _ranges(len(problem.data)), _evaluate(problem, problem.data))
+    train, error = stack(parts, "loss"), stack(parts, "error")
+    summary: dict[str, float | int | None] = {
+        "train_loss": float(train.mean()),
+        "train_loss_sem": _sem(train, problem.num_data),
+        "train_error": _mean(error),
+        "largest_loss": float(train.max()),
+        "num_train": len(train),
+        "test_loss": None,
+        "test_loss_sem": None,
+        "test_error": None,
+        "num_test": 0,
+        "generalization_gap": None,
+        "error_gap": None,
+    }
+    summary["constant_loss"], summary["constant_error"] = _constant(problem, stack(parts, "target"))
+    if problem.test_data is not None:
+        parts = context.map("test", _ranges(len(problem.test_data)), _evaluate(problem, problem.test_data))
+        test, test_error = stack(parts, "loss"), stack(parts, "error")
+        summary |= {
+            "test_loss": float(test.mean()),
+            "test_loss_sem": float(test.std(ddof=1) / np.sqrt(len(test))) if len(test) > 1 else None,
+            "test_error": _mean(test_error),
+            "num_test": len(test),
+            "generalization_gap": float(test.mean() - train.mean()),
+        }
+        if summary["test_error"] is not None:
+            summary["error_gap"] = summary["test_error"] - summary["train_error"]
+    return Measured(summary, {"loss": train[problem.indices]})
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return None if np.isnan(values).any() else float(values.mean())
+
+
+def _sem(values: np.ndarray, num_data: int) -> float:
+    """Of the training mean over the whole training set, from the part of it that was given."""
+    num = len(values)
+    return 0.0 if num >= num_data or num < 2 else float(values.std(ddof=1) / np.sqrt(num) * np.sqrt(1 - num / num_data))
+
+
+def _constant(problem, targets: np.ndarray) -> tuple[float | None, float | None]:
+    """What the best predictor that ignores its input reaches on these labels, in the loss and in 0-1 error."""
+    loss = problem.loss
+    if loss.classes:
+        _, counts = np.unique(targets[targets != IGNORED], return_counts=True)
+        p = counts / counts.sum()
+        entropy = float(-(p * np.log(p)).sum())
+        # A truncated or bounded loss is never above its range, whatever is predicted.
+        return min(entropy, loss.range), float(1 - p.max())
+    return None, None
+
+
+QUANTITY = Quantity(
+    NAME,
+    "training and test loss and error, and the generalization gap",
+    measure,
+    LossesOptions,
+    gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
+)
