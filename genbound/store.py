@@ -1,0 +1,100 @@
+"""Where finished parts of a measurement live: on disk, so that nothing computed is lost, or in memory.
+
+On disk a quantity's parts lie in ``DIR/parts/NAME-DIGEST/``; the digest names everything that the numbers depend on, so
+parts of one configuration are never read by another. Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genbound.errors import GenboundError
+from genbound.quantities.base import Measured, Part
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Write beside the target, flush to the disk, and move into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class MemoryStore:
+    """Keeps nothing."""
+
+    def part(self, name: str) -> Part | None:
+        return None
+
+    def save_part(self, name: str, part: Part) -> None:
+        pass
+
+    def measured(self) -> Measured | None:
+        return None
+
+    def save_measured(self, measured: Measured) -> None:
+        pass
+
+
+class DiskStore(MemoryStore):
+    """The parts of one quantity in one configuration."""
+
+    def __init__(self, root: Path, quantity: str, digest: str):
+        self.folder = root / "parts" / f"{quantity}-{digest[:16]}"
+
+    def _read(self, name: str) -> Part | None:
+        path = self.folder / f"{name}.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+        except Exception as error:
+            raise GenboundError(
+                f"stored part {path} cannot be read ({type(error).__name__}): delete it and run again"
+            ) from error
+
+    def part(self, name: str) -> Part | None:
+        return self._read(name)
+
+    def save_part(self, name: str, part: Part) -> None:
+        def write(path: Path) -> None:
+            with open(path, "wb") as file:
+                np.savez(file, **part)
+
+        write_atomically(self.folder / f"{name}.npz", write)
+
+    def measured(self) -> Measured | None:
+        path = self.folder / "summary.json"
+        if not path.exists():
+            return None
+        samples = self._read("samples")
+        try:
+            return Measured(json.loads(path.read_text()), samples or {})
+        except ValueError as error:
+            raise GenboundError(f"stored summary {path} cannot be read: delete it and run again") from error
+
+    def save_measured(self, measured: Measured) -> None:
+        """The summary is written last: it says that the quantity is done. Its stages are then not needed any more."""
+        self.save_part("samples", measured.samples)
+        write_json(self.folder / "summary.json", measured.summary)
+        for path in self.folder.iterdir():
+            if path.name not in ("summary.json", "samples.npz"):
+                path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
