@@ -1,0 +1,43 @@
+# Every target sets up what it needs in .venv; `make demo` and `make test` work on a fresh machine.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One thread a process: the tests run in parallel, and sums in a fixed order reproduce.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# torch comes first and exactly, so that nothing below pulls in another build of it.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install torch==2.13.0
+	$(BIN)/pip install -c constraints.txt -e '.[hf,demo,test,dev]'
+	touch $@
+
+setup: $(STAMP)
+
+demo: $(STAMP)  ## Bound a small fine-tuned network; results in runs/demo
+	$(BIN)/genbound evaluate examples/demo/finetuned.safetensors examples/demo/pretrained.safetensors \
+	  --model examples/demo/model.py:build \
+	  --data examples/demo/data.py:train --test-data examples/demo/data.py:test \
+	  --out runs/demo
+
+test: $(STAMP)  ## Run the tests
+	$(BIN)/pytest -n 2
+
+test-slow: $(STAMP)  ## Run the tests marked slow
+	$(BIN)/pytest -n 2 -m slow
+
+lint: $(STAMP)  ## Check the style (ruff)
+	$(BIN)/ruff check .
+
+clean:  ## Remove the environment, the caches and the demo's results
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache runs/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
