@@ -131,13 +131,13 @@ def main():
     train, test = read_csv(train_file), read_csv(args.test)
     model, tokenizer = load_pretrained(args.weights, args.seed)
     model.save_pretrained(args.out / "pretrained")
-    tokenizer.save_pretrained(args.out / "pretrained")
+    for directory in ("pretrained", "finetuned"):
+        tokenizer.save_pretrained(args.out / directory)
 
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(args.seed)
     finetune(model, tokenizer, *train, args.epochs, args.batch_size, args.lr, generator)
     model.save_pretrained(args.out / "finetuned")
-    tokenizer.save_pretrained(args.out / "finetuned")
     print(f"{len(train[0])} training sentences, {args.epochs} epochs, {time.perf_counter() - start:.0f} s")
     print(f"train accuracy {accuracy(model, tokenizer, *train):.4f}")
     print(f"test accuracy  {accuracy(model, tokenizer, *test):.4f}", flush=True)
