@@ -1,3 +1,37 @@
 """genbound: how well is a fine-tuned network guaranteed to generalize?"""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+# Names are imported when they are first used: `genbound list` need not wait for torch.
+_WHERE = {
+    "Problem": "genbound.problem",
+    "load": "genbound.loading",
+    "evaluate": "genbound.evaluation",
+    "measure": "genbound.evaluation",
+    "Results": "genbound.results",
+    "load_results": "genbound.results",
+    "Estimate": "genbound.estimators",
+    "Interval": "genbound.estimators",
+    "GenboundError": "genbound.errors",
+}
+__all__ = [*_WHERE, "__version__"]
+
+if TYPE_CHECKING:
+    from genbound.errors import GenboundError
+    from genbound.estimators import Estimate, Interval
+    from genbound.evaluation import evaluate, measure
+    from genbound.loading import load
+    from genbound.problem import Problem
+    from genbound.results import Results, load_results
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        from importlib import import_module
+
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'genbound' has no attribute {name!r}")

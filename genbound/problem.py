@@ -3,6 +3,7 @@ r"""The one object that everything measures: a network, its loss, where its weig
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from genbound import __version__
 from genbound.curvature.tape import Tape
 from genbound.data import Batch, Samples, as_samples
 from genbound.errors import GenboundError
@@ -253,6 +255,53 @@ class Problem:
                 raise GenboundError(f"--loss-range {spec} needs a classification loss, not {loss.name}")
             return bounded_cross_entropy(number, self.num_classes)
         raise GenboundError(f"loss range {spec!r} is not understood: use observed, clip:C or bounded:PMIN")
+
+
+    def digest(self, test_data: bool = False) -> str:
+        """SHA-256 of everything that a measured number depends on beside its own options and the seed."""
+        state = hashlib.sha256()
+        for group in (self.params, self.buffers, self.init):
+            for name, tensor in sorted(group.items()):
+                state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        facts = (
+            self.data.digest(), self.indices, self.num_data, self.loss.name, self.loss_range_spec,
+            [layer.name for layer in self.layers], self.head, str(self.dtype), str(self.device), self.batch_size,
+            self.test_data.digest() if test_data and self.test_data is not None else None,
+            torch.__version__, torch.get_num_threads(), __version__, repr(self.model),
+        )  # fmt: skip
+        state.update(repr(facts).encode())
+        return state.hexdigest()
+
+
+class WeightProblem:
+    """Two sets of weights without a network: what can be said of weights alone can be measured."""
+
+    data = test_data = None
+    num_samples = num_data = 0
+    head: tuple[str, ...] = ()
+
+    def __init__(self, params: Mapping[str, Tensor], init: Mapping[str, Tensor], reason: str, provenance=None):
+        self.reason, self.provenance = reason, dict(provenance or {})
+        self.params = {name: p.detach() for name, p in params.items() if p.is_floating_point()}
+        self.init = {name: init[name].detach() for name in self.params}
+        self.layers = tuple(
+            Layer(name, "weight", tuple(p.shape), 0, False, "unknown", False, True)
+            for name, p in self.params.items()
+            if p.dim() >= 2
+        )
+        if not self.layers:
+            raise GenboundError("the checkpoint has no weight with two or more dimensions: there is no layer to measure")
+        self.displacement = {
+            layer.name: self.params[layer.name].float() - self.init[layer.name].float() for layer in self.layers
+        }
+
+    def digest(self, test_data: bool = False) -> str:
+        state = hashlib.sha256(__version__.encode())
+        for group in (self.params, self.init):
+            for name, tensor in sorted(group.items()):
+                state.update(name.encode() + tensor.float().contiguous().numpy().tobytes())
+        return state.hexdigest()
 
 
 @contextlib.contextmanager

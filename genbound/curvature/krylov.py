@@ -51,3 +51,14 @@ class LayerOperator:
         for use, q in zip(self._uses[1:], qs[1:], strict=True):
             total = total + use.adjoint(q)
         return total.flatten(1)
+
+
+def dense_blocks(operator: LayerOperator) -> torch.Tensor:
+    """The blocks of all samples of a tape as matrices, ``[N, d, d]`` in float64."""
+    columns, num = [], len(operator.tape)
+    for j in range(operator.dimension):
+        unit = torch.zeros(num, operator.dimension, dtype=torch.float64, device=operator.tape.outputs.device)
+        unit[:, j] = 1
+        columns.append(operator.product(unit).double())
+    blocks = torch.stack(columns, 2)
+    return 0.5 * (blocks + blocks.mT)

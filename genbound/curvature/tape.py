@@ -182,6 +182,8 @@ class Tape:
         derivative of the backward pass per layer.
         """
         names = list(vs)
+        if not names:
+            return {}
         us = {name: [use.perturb(v) for use in self.uses[name]] for name, v in vs.items()}
         num_outputs = self.outputs[0].numel()
         if num_outputs <= len(names):

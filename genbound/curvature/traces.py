@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from genbound.curvature.krylov import LayerOperator
 from genbound.curvature.tape import Tape, basis
 from genbound.estimators.probes import draw_probe
 from genbound.estimators.random import generator, rademacher
@@ -46,6 +47,27 @@ def sampled_gauss_newton_trace(tape: Tape, seed: int, draw: int) -> Tensor:
 def _squared_norms(tape: Tape, cotangent: Tensor) -> Tensor:
     gradients = tape.backward(cotangent, tape.layers)
     return torch.stack([tape.squared_norm(name, gradients[name]) for name in tape.layers], 1)
+
+
+def remainder_dimension(tape: Tape) -> int:
+    """Products per sample that :func:`dense_remainder_trace` takes."""
+    return sum(LayerOperator(tape, name).dimension for name in tape.layers if name not in tape.piecewise_linear)
+
+
+def dense_remainder_trace(tape: Tape) -> Tensor:
+    r"""Exact :math:`\mathrm{Tr}\,R_i` from the block's own diagonal, ``[N, L]``.
+
+    Cost: a double backward pass for every dimension of every curved block; for small ones.
+    """
+    result = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
+    for i, name in enumerate(tape.layers):
+        if name not in tape.piecewise_linear:
+            operator = LayerOperator(tape, name, "remainder")
+            for j in range(operator.dimension):
+                unit = torch.zeros(len(tape), operator.dimension, dtype=torch.float64, device=result.device)
+                unit[:, j] = 1
+                result[:, i] += operator.product(unit)[:, j].double()
+    return result
 
 
 def probe_trace(tape: Tape, part: str, seed: int, *key: str | int, layers: Sequence[str] | None = None) -> Tensor:

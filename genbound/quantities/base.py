@@ -56,6 +56,7 @@ class Quantity:
         options: dataclass of its options with their defaults.
         requires: quantities whose results it reads.
         needs_data: needs a model and samples, not the weights alone.
+        reads_test_data: its value depends on the test data too.
         gradients: ``(problem, options) -> float``, forecast cost in gradients over the measured samples.
         reference: where it comes from.
     """
@@ -66,6 +67,7 @@ class Quantity:
     options: type
     requires: tuple[str, ...] = ()
     needs_data: bool = True
+    reads_test_data: bool = False
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
     reference: str = ""
 

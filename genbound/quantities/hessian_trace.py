@@ -26,7 +26,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genbound.curvature.traces import gauss_newton_trace, probe_trace, sampled_gauss_newton_trace
+from genbound.curvature.traces import (
+    dense_remainder_trace,
+    gauss_newton_trace,
+    probe_trace,
+    remainder_dimension,
+    sampled_gauss_newton_trace,
+)
 from genbound.estimators.allocation import allocate
 from genbound.estimators.estimate import data_sem, stratified_mean
 from genbound.quantities.base import Context, Measured, Part, Quantity, per_layer, stack
@@ -45,6 +51,7 @@ class HessianTraceOptions:
         max_probes: cap on the mean number of probes per sample.
         exact_outputs: most output coordinates for which the Gauss-Newton part is computed exactly.
         num_factors: random combinations per sample beyond that.
+        exact_products: the remainder too is computed exactly if that takes no more Hessian products on single samples.
     """
 
     layer_sem: float = 0.07
@@ -53,6 +60,7 @@ class HessianTraceOptions:
     max_probes: int = 32
     exact_outputs: int = 64
     num_factors: int = 16
+    exact_products: int = 2**15
 
 
 def _with_total(values: np.ndarray) -> np.ndarray:
@@ -109,20 +117,29 @@ def measure(problem, context: Context) -> Measured:
 
     def gauss_newton(positions: range) -> Part:
         values, curved = np.zeros((len(positions), len(problem.layers))), np.zeros(len(problem.layers), bool)
+        products = 0
         for tape in problem.tapes(positions):
             rows = np.array([p - positions[0] for p in tape.positions])
             columns = _columns(problem, tape)
             curved[columns] |= [name not in tape.piecewise_linear for name in tape.layers]
+            products += len(tape) * remainder_dimension(tape)
             if exact:
                 values[np.ix_(rows, columns)] = gauss_newton_trace(tape).cpu().numpy()
         if exact:
-            return {"mean": _with_total(values), "squares": np.zeros((len(positions), len(problem.layers) + 1)),
-                    "curved": curved}  # fmt: skip
-        drawn = _draws(
-            problem, positions, {options.num_factors: list(positions)},
-            lambda tape, draw: sampled_gauss_newton_trace(tape, seed, draw),
-        )  # fmt: skip
-        return {"mean": drawn["mean"], "squares": drawn["squares"], "curved": curved}
+            drawn = {"mean": _with_total(values), "squares": np.zeros((len(positions), len(problem.layers) + 1))}
+        else:
+            drawn = _draws(
+                problem, positions, {options.num_factors: list(positions)},
+                lambda tape, draw: sampled_gauss_newton_trace(tape, seed, draw),
+            )  # fmt: skip
+        return {"mean": drawn["mean"], "squares": drawn["squares"], "curved": curved, "products": np.array(products)}
+
+    def dense_remainder(positions: range) -> Part:
+        values = np.zeros((len(positions), len(problem.layers)))
+        for tape in problem.tapes(positions):
+            rows = np.array([p - positions[0] for p in tape.positions])
+            values[np.ix_(rows, _columns(problem, tape))] = dense_remainder_trace(tape).cpu().numpy()
+        return {"mean": _with_total(values)}
 
     shards = problem.shards()
     parts = context.map("gauss_newton", shards, gauss_newton)
@@ -132,7 +149,10 @@ def measure(problem, context: Context) -> Measured:
     noise = flat_squares / (counts - 1)[:, None] / counts[:, None]
     sample_values, num_probes = flat, np.zeros(problem.num_samples, dtype=int)
     curved = np.logical_or.reduce([part["curved"] for part in parts])
-    if curved.any():
+    if curved.any() and sum(int(part["products"]) for part in parts) <= options.exact_products:
+        remainder = stack(context.map("dense_remainder", shards, dense_remainder), "mean")
+        value, sample_values = value + remainder.mean(0), sample_values + remainder
+    elif curved.any():
         pilot = context.map(
             "pilot", shards,
             lambda positions: _draws(
@@ -173,12 +193,14 @@ def _allocation(options: HessianTraceOptions, value: np.ndarray, squares: np.nda
     """Probes per sample from the pilot's spread; enough of them that the standard errors are themselves reliable."""
     magnitude = np.abs(value)
     layer_targets = options.layer_sem * np.maximum(magnitude[:-1], 0.01 * magnitude[:-1].max())
-    targets = np.append(layer_targets, options.total_sem * magnitude[-1])
+    # Layers of opposite sign may cancel in the total: then it is the layers that set the scale.
+    total_target = max(options.total_sem * magnitude[-1], 0.25 * options.total_sem * magnitude[:-1].sum())
+    targets = np.append(layer_targets, total_target)
     targets = np.sqrt(np.maximum(targets**2 - have**2, (0.5 * targets) ** 2))
     num = len(squares)
     return allocate(
         squares / (options.num_pilot - 1), targets,
-        minimum=max(4, -(-128 // num)), budget=max(options.max_probes, 2**15 // num),
+        minimum=max(4, -(-128 // num)), budget=max(options.max_probes, 2**14 // num),
     )  # fmt: skip
 
 

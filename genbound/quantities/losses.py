@@ -111,5 +111,6 @@ QUANTITY = Quantity(
     "training and test loss and error, and the generalization gap",
     measure,
     LossesOptions,
+    reads_test_data=True,
     gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
 )

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.curvature.krylov import LayerOperator
+from genbound.curvature.krylov import LayerOperator, dense_blocks
 from genbound.curvature.traces import gauss_newton_trace
 from genbound.estimators.lanczos import Lanczos
 from genbound.estimators.random import rademacher
@@ -54,17 +54,6 @@ class MaxPositiveTraceOptions:
     num_steps: int = 10
     subspace: int = 24
     num_probes: int = 12
-
-
-def dense_blocks(operator: LayerOperator) -> torch.Tensor:
-    """The blocks of all samples of a tape as matrices, ``[N, d, d]`` in float64."""
-    columns, num = [], len(operator.tape)
-    for j in range(operator.dimension):
-        unit = torch.zeros(num, operator.dimension, dtype=torch.float64, device=operator.tape.outputs.device)
-        unit[:, j] = 1
-        columns.append(operator.product(unit).double())
-    blocks = torch.stack(columns, 2)
-    return 0.5 * (blocks + blocks.mT)
 
 
 def _positive_traces(blocks: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,235 @@
+"""Results of one evaluation: tidy tables, provenance and a schema version, to JSON and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from genbound.errors import GenboundError
+from genbound.store import write_atomically, write_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Results:
+    """What ``evaluate`` found. Fields are those of results.json; ``samples`` holds per-sample values.
+
+    Attributes:
+        samples: one row for each measured sample and layer, or ``None`` if there is none.
+    """
+
+    config: dict[str, Any]
+    checkpoint: dict[str, Any]
+    init: dict[str, Any]
+    data: dict[str, Any]
+    layer_rows: list[dict[str, Any]]
+    quantities: dict[str, dict[str, Any]]
+    bounds: dict[str, dict[str, Any]]
+    cost: dict[str, Any]
+    notes: dict[str, str] = field(default_factory=dict)
+    genbound: str = ""
+    schema_version: int = SCHEMA_VERSION
+    samples: pd.DataFrame | None = None
+
+    # -- tables -----------------------------------------------------------------------------------------------
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a bound."""
+        columns = ["value", "lower", "upper", "log10", "bounds", "kind", "vacuous", "note", "reference"]
+        rows = [{"bound": name} | {c: row[c] for c in columns} for name, row in self.bounds.items()]
+        return pd.DataFrame(rows, columns=["bound", *columns]).set_index("bound")
+
+    def layers(self) -> pd.DataFrame:
+        """One row a layer, one column (with its error) a quantity."""
+        table = pd.DataFrame(self.layer_rows).set_index("name")
+        table["shape"] = [" x ".join(map(str, shape)) for shape in table["shape"]]
+        for quantity, summary in self.quantities.items():
+            for name, row in summary.get("layers", {}).items():
+                for key, value in row.items():
+                    if isinstance(value, int | float) and key not in ("num_samples", "data_sem"):
+                        column = quantity if key == "value" else f"{quantity}_{key}"
+                        table.loc[name, column] = value
+        return table
+
+    # -- files ------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": self.schema_version,
+            "genbound": self.genbound,
+            "config": self.config,
+            "checkpoint": self.checkpoint,
+            "init": self.init,
+            "data": self.data,
+            "layers": self.layer_rows,
+            "quantities": self.quantities,
+            "bounds": self.bounds,
+            "notes": self.notes,
+            "cost": self.cost,
+        }
+
+    def save(self, directory: str | Path) -> Path:
+        """Write results.json, layers.csv, samples.parquet and table.md into a directory."""
+        folder = Path(directory)
+        write_json(folder / "results.json", to_plain(self.to_json()))
+        write_atomically(folder / "layers.csv", lambda path: self.layers().to_csv(path))
+        write_atomically(folder / "table.md", lambda path: path.write_text(self.to_markdown() + "\n", encoding="utf-8"))
+        if self.samples is not None:
+            write_atomically(folder / "samples.parquet", lambda path: self.samples.to_parquet(path, index=False))
+        return folder
+
+    def to_markdown(self) -> str:
+        """The table that ``genbound evaluate`` prints."""
+        return "\n".join([*self._headline(), "", self._bounds_table(), "", *self._notes()]).rstrip()
+
+    def _headline(self) -> list[str]:
+        config, losses = self.config, self.quantities.get("losses", {})
+        lines = [f"# {self.checkpoint.get('path') or 'model'} against {self.init.get('path') or 'its initialisation'}", ""]
+        lines.append(
+            f"{len(self.layer_rows)} layers, {config['num_samples']} of n = {config['num_data']} training samples measured"
+            f" ({config['convention']} convention, seed {config['seed']})."
+        )
+        if losses:
+            text = f"Training loss {digits(losses['train_loss'])}"
+            if losses["train_error"] is not None:
+                text += f", error {percent(losses['train_error'])}"
+            if losses["test_loss"] is not None:
+                text += f"; test loss {digits(losses['test_loss'])}"
+                if losses["test_error"] is not None:
+                    text += f", error {percent(losses['test_error'])}"
+                text += f"; generalization gap {digits(losses['generalization_gap'])} in the loss"
+                if losses["error_gap"] is not None:
+                    text += f", {percent(losses['error_gap'])} in the error"
+            lines.append(text + ".")
+        c = config["loss_range"]
+        if c["value"] is not None:
+            what = {"observed": "observed: the largest training loss, so it depends on the data"}.get(c["kind"], c["kind"])
+            lines.append(f"Loss range C = {digits(c['value'])} ({what}).")
+        if config.get("head_note"):
+            lines.append(config["head_note"])
+        return lines
+
+    def _bounds_table(self) -> str:
+        rows = []
+        for name, row in self.bounds.items():
+            rows.append([name, value_text(row), row["bounds"], row["kind"], _yes(row["vacuous"]), row["note"]])
+        return tabulate(rows, ["bound", "value", "of", "kind", "vacuous", "note"], tablefmt="github", disable_numparse=True)
+
+    def _notes(self) -> list[str]:
+        lines = []
+        noise = self.quantities.get("noise_stability")
+        if noise:
+            rows = [
+                [f"{r['sigma']:g}", with_error(r["value"], r["sem"]), digits(r["std"]),
+                 with_error(r["hessian_approximation"], r["hessian_approximation_sem"]), _yes(r["quadratic_regime"])]
+                for r in noise["sigmas"]
+            ]  # fmt: skip
+            head = ["sigma", "noise stability (± sem)", "std over shared draws", "½ sigma² Tr H (± sem)", "quadratic"]
+            lines += [tabulate(rows, head, tablefmt="github", disable_numparse=True), ""]
+            lines += [f"Relative RSS of the Hessian approximation over this grid: {percent(noise['relative_rss'])}.", ""]
+        if "hessian_trace" in self.quantities:
+            total = self.quantities["hessian_trace"]["total"]
+            text = f"Hessian trace, all layers: {with_error(total['value'], total['sem'])} (± sem over the draws"
+            lines.append(text + (f"; ± {digits(total['data_sem'])} from the choice of samples)." if total["data_sem"] else ")."))
+        lines += [f"{name}: {note}" for name, note in self.notes.items()]
+        return lines
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html()
+
+
+def load_results(path: str | Path) -> Results:
+    """Read a run's directory, or its results.json."""
+    path = Path(path)
+    file = path / "results.json" if path.is_dir() else path
+    if not file.exists():
+        raise GenboundError(f"{file} does not exist: give a directory that `genbound evaluate --out` wrote")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        version = content["schema_version"]
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise GenboundError(f"{file} is not a results.json ({type(error).__name__})") from error
+    if version != SCHEMA_VERSION:
+        raise GenboundError(f"{file} has schema version {version}, this genbound reads {SCHEMA_VERSION}: run it again")
+    samples = file.parent / "samples.parquet"
+    try:
+        return Results(
+            layer_rows=content["layers"],
+            samples=pd.read_parquet(samples) if samples.exists() else None,
+            **{k: content[k] for k in ("config", "checkpoint", "init", "data", "quantities", "bounds", "cost")},
+            notes=content.get("notes", {}),
+            genbound=content["genbound"],
+            schema_version=version,
+        )
+    except KeyError as error:
+        raise GenboundError(f"{file} lacks the entry {error}: it is not a complete results.json") from error
+
+
+def samples_frame(indices: list[int], layers: list[str], arrays: dict[str, dict[str, np.ndarray]]) -> pd.DataFrame | None:
+    """Per-sample arrays of all quantities as one long table."""
+    index = pd.MultiIndex.from_product([indices, layers], names=["sample", "layer"])
+    table = pd.DataFrame(index=index)
+    for quantity, named in arrays.items():
+        for key, values in named.items():
+            column = quantity if key == "value" else f"{quantity}_{key}"
+            if values.shape == (len(indices), len(layers)):
+                table[column] = values.reshape(-1)
+            elif values.shape == (len(indices),):
+                table[column] = np.repeat(values, len(layers))
+    return table.reset_index() if len(table.columns) else None
+
+
+# -- numbers as text ------------------------------------------------------------------------------------------
+
+
+def digits(value: float, significant: int = 3) -> str:
+    """A number with few digits, never more than it deserves in a table."""
+    return f"{value:.{significant}g}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def with_error(value: float, sem: float) -> str:
+    """Value and standard error, digits following the error."""
+    if not sem or not math.isfinite(sem):
+        return digits(value, 4)
+    place = 1 - math.floor(math.log10(sem))
+    if value and math.log10(abs(value)) < 5 and -1 <= place <= 8:
+        return f"{value:.{max(0, place)}f} ± {sem:.{max(0, place)}f}"
+    lead = max(0, math.floor(math.log10(abs(value) or sem)) - math.floor(math.log10(sem)) + 1)
+    return f"{value:.{lead}e} ± {sem:.1e}"
+
+
+def value_text(row: dict[str, Any]) -> str:
+    if row["value"] is None:
+        return "/" if row["log10"] is None else f"1e{row['log10']:.1f}"
+    if row["lower"] is not None and row["upper"] is not None and row["upper"] - row["lower"] > 5e-4 * abs(row["value"]):
+        return f"{digits(row['value'])} [{digits(row['lower'])}, {digits(row['upper'])}]"
+    return digits(row["value"])
+
+
+def _yes(value: bool | None) -> str:
+    return "" if value is None else "yes" if value else "no"
+
+
+def to_plain(value: Any) -> Any:
+    """Numbers that JSON knows; a value that is not finite becomes null (its reason stands in a note)."""
+    if isinstance(value, dict):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
