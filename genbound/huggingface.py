@@ -1,0 +1,204 @@
+"""Models of transformers: the class behind a ``config.json``, and weights through its own key conversions."""
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genbound.errors import GenboundError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
+
+
+def import_transformers():
+    """transformers, or one line on how to get it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise GenboundError(
+            f"this checkpoint needs transformers ({error}): pip install genbound[hf]"
+        ) from error
+    return transformers
+
+
+def resolve_class(
+    folder: Path, auto: str = "", trust_remote_code: bool = False
+) -> tuple[type[nn.Module], Any, str]:
+    """The model class of a directory with ``config.json``.
+
+    Args:
+        folder: where ``config.json`` lies.
+        auto: ``AutoModelFor…`` or a class name; by default ``architectures[0]`` of the config.
+        trust_remote_code: allow a class whose code lies in the directory.
+
+    Returns:
+        The class, its config, and a sentence saying what decided.
+    """
+    transformers = import_transformers()
+    if not (folder / "config.json").is_file():
+        raise GenboundError(
+            f"{str(folder)!r} has no config.json; give a Hugging Face directory or another --model"
+        )
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise GenboundError(
+            f"transformers {transformers.__version__} does not understand {str(folder / 'config.json')!r}: "
+            f"{_first_line(error)}"
+            + ("" if trust_remote_code else "; a model with code of its own needs trust_remote_code")
+        ) from error
+    if getattr(config, "quantization_config", None):
+        raise GenboundError(
+            f"{str(folder)!r} holds quantised weights; dequantise the model and save it in full"
+        )
+    name = auto or (getattr(config, "architectures", None) or [""])[0]
+    if not name:
+        raise GenboundError(
+            f"{str(folder / 'config.json')!r} names no architecture; say --model "
+            "hf:AutoModelForSequenceClassification or what the model is for"
+        )
+    remote = getattr(config, "auto_map", None) or {}
+    reference = next((ref for key, ref in remote.items() if name in (key, str(ref).rpartition(".")[2])), None)
+    if trust_remote_code and reference:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        return (
+            get_class_from_dynamic_module(reference, str(folder)),
+            config,
+            f"code of the checkpoint, {name}",
+        )
+    try:
+        found = getattr(transformers, name)
+        if name.startswith("AutoModel"):
+            with quiet(), torch.device("meta"):  # the mapping is private; without storage this costs nothing
+                found = type(found.from_config(config))
+    except Exception as error:
+        raise GenboundError(
+            f"transformers {transformers.__version__} has no {name} for {str(folder)!r}: {_first_line(error)}"
+        ) from error
+    return (
+        found,
+        config,
+        f"transformers {found.__name__}" + (f" ({auto})" if auto else ", config.json architectures"),
+    )
+
+
+def load_through(
+    cls: type[nn.Module], config: Any, tensors: Mapping[str, Tensor]
+) -> tuple[nn.Module, dict[str, Tensor], tuple[str, ...]]:
+    """Load tensors through a class of transformers, which renames and fuses what older versions wrote.
+
+    A base checkpoint without the class's prefix loads as well. What the file does not have is drawn at random
+    by transformers; it is *not* part of the returned tensors, so nobody can take it for weights.
+
+    Returns:
+        The model; its state by the model's names, with shape-only tensors for those that did not fit; and the
+        names in the file that were not used.
+    """
+    floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+    dtype = max(floating, key=lambda kind: torch.finfo(kind).bits, default=torch.float32)
+    try:
+        with quiet():
+            model, info = cls.from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(tensors),
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise GenboundError(
+            f"transformers cannot load the checkpoint as {cls.__name__}: {_first_line(error)}"
+        ) from error
+    absent = set(info["missing_keys"])
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
+    for name, shape, _ in info["mismatched_keys"]:
+        state[name] = torch.empty(tuple(shape), device="meta")
+    return model.eval(), state, tuple(sorted(info["unexpected_keys"]))
+
+
+def load_finetuned(cls: type[nn.Module], config: Any, tensors: Mapping[str, Tensor], head) -> tuple:
+    """:func:`load_through`, with as many classes as the head in the file has.
+
+    A config may not tell them: transformers writes no ``id2label`` for two classes, and a state dict saved
+    beside the config of its base model has classes that this config does not know.
+    """
+    model, state, unused = load_through(cls, config, tensors)
+    rows = {tensor.shape[0] for name, tensor in state.items() if tensor.is_meta and name in head(model)}
+    if len(rows) == 1 and config.num_labels != (count := rows.pop()):
+        config.num_labels = count
+        model, state, unused = load_through(cls, config, tensors)
+    return model, state, unused
+
+
+def head_parameters(model: nn.Module) -> tuple[str, ...] | None:
+    """Parameters outside the base model; ``None`` for what has no base model inside."""
+    prefix = getattr(model, "base_model_prefix", None)
+    if not isinstance(prefix, str) or not prefix or not isinstance(getattr(model, prefix, None), nn.Module):
+        return None
+    return tuple(name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}."))
+
+
+def tokenizer_folder(*folders: Path) -> Path | None:
+    """The first directory that holds a tokenizer."""
+    return next(
+        (folder for folder in folders if any((folder / name).is_file() for name in TOKENIZER_FILES)), None
+    )
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a directory."""
+    transformers = import_transformers()
+    try:
+        with quiet():
+            return transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise GenboundError(
+            f"the tokenizer in {str(folder)!r} cannot be loaded: {_first_line(error)}; save it again"
+        ) from error
+
+
+def name_padding(model: nn.Module, folder: Path | None, trust_remote_code: bool = False) -> None:
+    """Tell a causal classifier which token pads: it reads the last token before the padding.
+
+    GPT-2 and its like have none and refuse batches; the tokenizer's padding token, or else its end-of-text
+    token, is what :class:`~genbound.data.TextSamples` pads with.
+    """
+    config = getattr(model, "config", None)
+    if config is None or getattr(config, "pad_token_id", 0) is not None:
+        return
+    token = getattr(config, "eos_token_id", None)
+    if folder is not None:
+        tokenizer = load_tokenizer(folder, trust_remote_code)
+        token = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if isinstance(token, int):
+        config.pad_token_id = token
+
+
+@contextlib.contextmanager
+def quiet():
+    """Silence the reports and progress bars of transformers; genbound writes its own."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

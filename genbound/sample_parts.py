@@ -1,0 +1,109 @@
+"""One sample, or one batch of them, taken apart into inputs and labels, checked, and put together again."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genbound.errors import GenboundError
+
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+LABEL_NAMES = ("labels", "label", "y")
+
+
+def to_tensor(value: Any, where: str) -> Tensor:
+    """A detached CPU tensor of numbers, arrays or nested lists."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    try:
+        # order="C": torch takes no negative strides.
+        return torch.as_tensor(np.asarray(value, order="C") if isinstance(value, np.ndarray) else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        first = value[0] if isinstance(value, list | tuple) and value else value
+        kind = first.dtype if isinstance(first, np.ndarray) else type(first).__name__
+        raise GenboundError(f"{where} holds {kind}, not numbers; convert it to a tensor first") from error
+
+
+def inputs_and_labels(item: Any, where: str) -> tuple[Any, Any]:
+    """Take a sample or a batch apart, whatever its container."""
+    if isinstance(item, Mapping):
+        label = next((name for name in LABEL_NAMES if name in item and item[name] is not None), None)
+        if label is None:
+            raise GenboundError(
+                f"{where} has no labels (keys: {', '.join(map(str, item))}); call them 'labels'"
+            )
+        inputs = {
+            name: value for name, value in item.items() if name not in LABEL_NAMES and value is not None
+        }
+        if not inputs:
+            raise GenboundError(f"{where} has labels but no inputs")
+        return inputs, item[label]
+    if isinstance(item, tuple | list) and len(item) >= 2 and item[-1] is not None:
+        return (item[0] if len(item) == 2 else tuple(item[:-1])), item[-1]
+    raise GenboundError(f"{where} is a {type(item).__name__} without labels; give (inputs, labels) or a dict")
+
+
+def split_pair(item: Any, where: str) -> tuple[Inputs, Tensor]:
+    inputs, labels = inputs_and_labels(item, where)
+    if isinstance(inputs, Mapping):
+        inputs = {name: to_tensor(value, f"{where}: input {name!r}") for name, value in inputs.items()}
+    elif isinstance(inputs, tuple) or (
+        isinstance(inputs, list) and any(isinstance(part, Tensor | np.ndarray) for part in inputs)
+    ):
+        inputs = tuple(to_tensor(value, f"{where}: inputs") for value in inputs)
+    else:
+        inputs = to_tensor(inputs, f"{where}: inputs")
+    targets = to_tensor(labels, f"{where}: labels")
+    # Class indices come as uint8, int32 or bool as well; the losses want one type.
+    return inputs, (targets if targets.is_floating_point() else targets.long())
+
+
+def checked(inputs: Inputs, targets: Tensor, where: str, stacked: bool) -> tuple[Inputs, Tensor]:
+    """Refuse what would poison every number that is computed from it."""
+    tensors = (*leaves(inputs), ("labels", targets))
+    if stacked:
+        sizes = {name: len(tensor) if tensor.ndim else None for name, tensor in tensors}
+        if None in sizes.values() or len(set(sizes.values())) > 1:
+            counts = ", ".join(
+                f"{name or 'inputs'} {'a single number' if size is None else size}"
+                for name, size in sizes.items()
+            )
+            raise GenboundError(
+                f"{where}: inputs and labels have different lengths ({counts}); give one label a sample"
+            )
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+            raise GenboundError(
+                f"{where}: {name or 'inputs'} have a NaN or infinite entry at {bad}; clean the data"
+            )
+    # One class a sample; in a sequence of labels -100 marks the tokens that do not count.
+    if not targets.is_floating_point() and targets.ndim == int(stacked) and bool((targets < 0).any()):
+        raise GenboundError(
+            f"{where}: label {int(targets.min())} is negative; classes count from 0, drop unlabelled samples"
+        )
+    return inputs, targets
+
+
+def leaves(inputs: Any, name: str = "") -> list[tuple[str, Tensor]]:
+    if isinstance(inputs, Tensor):
+        return [(name, inputs)]
+    parts = sorted(inputs.items()) if isinstance(inputs, dict) else enumerate(inputs)
+    return [leaf for key, part in parts for leaf in leaves(part, f"{name}.{key}".lstrip("."))]
+
+
+def map_tensors(inputs: Inputs, function) -> Inputs:
+    if isinstance(inputs, dict):
+        return {name: function(tensor) for name, tensor in inputs.items()}
+    return tuple(map(function, inputs)) if isinstance(inputs, tuple) else function(inputs)
+
+
+def stack(inputs: Sequence[Inputs]) -> Inputs:
+    first = inputs[0]
+    if isinstance(first, dict):
+        return {name: torch.stack([sample[name] for sample in inputs]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(torch.stack(parts) for parts in zip(*inputs, strict=True))
+    return torch.stack(inputs)
