@@ -9,14 +9,13 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from genbound.data_files import encode_labels, read_npz, read_table
+from genbound.data_files import encode_labels, parse_options, read_npz, read_table
 from genbound.errors import GenboundError
 from genbound.sample_parts import Inputs, checked, inputs_and_labels, leaves, map_tensors, split_pair, stack
 from genbound.user_code import call_user, describe, rng_untouched
@@ -49,11 +48,17 @@ class Samples:
         length: how many samples there are.
         spec: where they come from, for the record.
 
+    Attributes:
+        label2id: class names and indices, where the labels were names; pass it on when reading held-out
+            samples, which may lack a class.
+
     Example:
         >>> samples = as_samples((torch.arange(6.0).reshape(3, 2), torch.tensor([0, 1, 0])))
         >>> [batch.indices for batch in samples.batches(range(3), size=2)]
         [[0, 1], [2]]
     """
+
+    label2id: Mapping[str, int] | None = None
 
     def __init__(self, length: int, spec: str = ""):
         if length < 1:
@@ -327,11 +332,11 @@ def load_data(
     scheme, colon, file = place.partition(":")
     path = Path(base_dir, file).expanduser()
     if scheme == "npz":
-        options = _options(spec, query, ("x", "y", "samples"))
+        options = parse_options(spec, query, ("x", "y", "samples"))
         inputs, targets = read_npz(path, options.get("x"), options.get("y"))
         return TensorSamples(inputs, targets, spec).head(options.get("samples"))
     if scheme in ("csv", "jsonl", "parquet"):
-        options = _options(spec, query, ("text", "text_pair", "label", "max_length", "samples"))
+        options = parse_options(spec, query, ("text", "text_pair", "label", "max_length", "samples"))
         return _text_samples(spec, scheme, path, options, tokenizer, label2id)
     if scheme in ("imagefolder", "hf"):
         raise GenboundError(
@@ -339,7 +344,7 @@ def load_data(
             "Dataset and say FILE.py:function, or save the arrays and say npz:FILE"
         )
     if colon and (scheme.endswith(".py") or all(part.isidentifier() for part in scheme.split("."))) and file:
-        options = _options(spec, query, ("samples",))
+        options = parse_options(spec, query, ("samples",))
         return as_samples(call_user(place, base_dir, "data function"), spec, options.get("samples"))
     raise GenboundError(
         f"data {spec!r} is not understood: use npz:FILE, csv:FILE?text=COL&label=COL (or jsonl:, parquet:), "
@@ -365,23 +370,12 @@ def _text_samples(spec, scheme, path, options, tokenizer, label2id) -> TextSampl
                 )
     labels = encode_labels(table[options["label"]], str(path), label2id)
     pairs = table.get(options.get("text_pair"))
-    return TextSamples(table[options["text"]], pairs, labels, tokenizer, options.get("max_length"), spec)
-
-
-def _options(spec: str, query: str, allowed: Sequence[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for part in filter(None, query.split("&")):
-        name, equals, value = part.partition("=")
-        if name not in allowed or not equals or not value:
-            raise GenboundError(
-                f"data {spec!r}: option {part!r} is not understood; there are {'=, '.join(allowed)}="
-            )
-        options[name] = unquote(value)
-    for name in {"samples", "max_length"} & set(options):
-        if not options[name].isdecimal() or int(options[name]) < 1:
-            raise GenboundError(f"data {spec!r}: {name}={options[name]} is no positive whole number")
-        options[name] = int(options[name])
-    return options
+    samples = TextSamples(table[options["text"]], pairs, labels, tokenizer, options.get("max_length"), spec)
+    samples.label2id = {
+        **(label2id or {}),
+        **dict(zip(map(str, table[options["label"]]), labels.tolist(), strict=True)),
+    }
+    return samples
 
 
 def _covers_dataset(loader: torch_data.DataLoader) -> bool:

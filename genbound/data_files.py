@@ -6,6 +6,8 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -13,6 +15,23 @@ from torch import Tensor
 
 from genbound.errors import GenboundError
 from genbound.sample_parts import to_tensor
+
+
+def parse_options(spec: str, query: str, allowed: Sequence[str]) -> dict[str, Any]:
+    """The options behind the ``?`` of a data SPEC; counts become numbers."""
+    options: dict[str, Any] = {}
+    for part in filter(None, query.split("&")):
+        name, equals, value = part.partition("=")
+        if name not in allowed or not equals or not value:
+            raise GenboundError(
+                f"data {spec!r}: option {part!r} is not understood; there are {'=, '.join(allowed)}="
+            )
+        options[name] = unquote(value)
+    for name in {"samples", "max_length"} & set(options):
+        if not options[name].isdecimal() or int(options[name]) < 1:
+            raise GenboundError(f"data {spec!r}: {name}={options[name]} is no positive whole number")
+        options[name] = int(options[name])
+    return options
 
 
 def existing_file(path: Path) -> Path:
@@ -43,39 +62,29 @@ def read_npz(
     Raises:
         GenboundError: not a readable archive, object arrays, a missing name.
     """
-    arrays = _npz_arrays(existing_file(path))
-    if not arrays:
-        raise GenboundError(f"{str(path)!r} holds no arrays; save it with np.savez(FILE, x=..., y=...)")
-    names = ", ".join(arrays)
-    label = y or next((name for name in ("y", "labels", "label") if name in arrays), None)
-    if label is None:
-        raise GenboundError(f"{str(path)!r} has no labels 'y' (arrays: {names}); add ?y=NAME to --data")
-    for name in (label, x):
-        if name is not None and name not in arrays:
-            raise GenboundError(f"{str(path)!r} has no array {name!r}; it has {names}")
-    if x is None and "x" in arrays:
-        x = "x"
-    inputs = {
-        name: _image(array) for name, array in arrays.items() if name == x or (x is None and name != label)
-    }
+    arrays, label = _npz_arrays(existing_file(path), x, y)
+    targets = arrays.pop(label)
+    inputs = {name: _image(array) for name, array in arrays.items()}
     if not inputs:
         raise GenboundError(f"{str(path)!r} has labels {label!r} but no inputs; save them as 'x'")
     for name, array in inputs.items():
         if array.dtype.kind not in "biufc":
             raise GenboundError(f"array {name!r} of {str(path)!r} holds {array.dtype}, not numbers")
     tensors = {name: to_tensor(array, f"array {name!r} of {str(path)!r}") for name, array in inputs.items()}
-    targets = arrays[label]
     targets = encode_labels(targets.tolist(), str(path)) if targets.dtype.kind in "US" else _whole(targets)
     return (next(iter(tensors.values())) if len(tensors) == 1 else tensors), targets
 
 
-def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
+def _npz_arrays(path: Path, x: str | None, y: str | None) -> tuple[dict[str, np.ndarray], str]:
+    """Inputs and labels by name, and which are the labels; arrays that are not asked for stay unread."""
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise GenboundError(f"{str(path)!r} is one .npy array; save inputs and labels with np.savez")
-        with archive:
-            return {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:  # opened here, because np.load leaves a damaged file open
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise GenboundError(f"{str(path)!r} is one .npy array; save inputs and labels with np.savez")
+            with archive:
+                names, label = _npz_names(path, archive.files, x, y)
+                return {name: archive[name] for name in names}, label
     except (
         OSError,
         ValueError,
@@ -90,6 +99,21 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
                 f"{str(path)!r} holds pickled Python objects, which are never loaded; save plain arrays"
             ) from error
         raise GenboundError(f"{str(path)!r} is no readable npz archive (truncated?): {error}") from error
+
+
+def _npz_names(path: Path, present: list[str], x: str | None, y: str | None) -> tuple[list[str], str]:
+    if not present:
+        raise GenboundError(f"{str(path)!r} holds no arrays; save it with np.savez(FILE, x=..., y=...)")
+    names = ", ".join(present)
+    label = y or next((name for name in ("y", "labels", "label") if name in present), None)
+    if label is None:
+        raise GenboundError(f"{str(path)!r} has no labels 'y' (arrays: {names}); add ?y=NAME to --data")
+    for name in (label, x):
+        if name is not None and name not in present:
+            raise GenboundError(f"{str(path)!r} has no array {name!r}; it has {names}")
+    if x is None and "x" in present:
+        x = "x"
+    return ([name for name in present if name != label] if x is None else [x]) + [label], label
 
 
 def _image(array: np.ndarray) -> np.ndarray:

@@ -208,7 +208,7 @@ def test_another_seed_policy_without_a_factory(files):
             build_pair(folder / "ckpt.pt", folder / "init.safetensors", model, head="seed:1")
 
 
-# -- transformers ---------------------------------------------------------------------------------------------
+# transformers
 
 
 @pytest.fixture(scope="module")
