@@ -37,6 +37,7 @@ test-slow: $(STAMP)  ## Run the tests marked slow
 
 lint: $(STAMP)  ## Check the style (ruff)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:  ## Remove the environment, the caches and the demo's results
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache runs/demo

@@ -159,7 +159,9 @@ def evaluate(
                 with torch.random.fork_rng(devices=[]):
                     found = quantity.measure(problem, context)
             except TimeBudgetSpent:
-                notes[name] = f"the time budget of {time_budget:g} s was spent; run again to continue from its finished parts"
+                notes[name] = (
+                    f"the time budget of {time_budget:g} s was spent; run again to continue from its finished parts"
+                )
                 continue
             spent = time.monotonic() - begin
             found = replace(found, summary=to_plain(found.summary))
@@ -279,7 +281,9 @@ def _check_confusion(confusion, problem) -> np.ndarray | None:
         return None
     confusion = np.asarray(confusion, dtype=float)
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
-        raise GenboundError(f"the label confusion matrix has shape {confusion.shape}: it must be square, one row a true class")
+        raise GenboundError(
+            f"the label confusion matrix has shape {confusion.shape}: it must be square, one row a true class"
+        )
     if not np.isfinite(confusion).all() or (confusion < 0).any() or not np.allclose(confusion.sum(1), 1, atol=1e-6):
         raise GenboundError("the rows of the label confusion matrix must be probabilities that add up to 1")
     classes = getattr(problem, "num_classes", len(confusion))

@@ -48,7 +48,19 @@ class Layer:
 
 
 _ROUTES = frozenset(
-    {"Expand", "Slice", "Select", "View", "UnsafeView", "Unsqueeze", "Squeeze", "Index", "IndexSelect", "Repeat", "Clone"}
+    {
+        "Expand",
+        "Slice",
+        "Select",
+        "View",
+        "UnsafeView",
+        "Unsqueeze",
+        "Squeeze",
+        "Index",
+        "IndexSelect",
+        "Repeat",
+        "Clone",
+    }
 )
 
 

@@ -160,7 +160,13 @@ def _numerical_factor(per_sample, outputs: Tensor, targets: Tensor) -> Factor:
 
 
 CROSS_ENTROPY = Loss(
-    "cross_entropy", _cross_entropy, convex=True, factor=_cross_entropy_factor, error=_zero_one, classes=True, unit="nats"
+    "cross_entropy",
+    _cross_entropy,
+    convex=True,
+    factor=_cross_entropy_factor,
+    error=_zero_one,
+    classes=True,
+    unit="nats",
 )
 SQUARED_ERROR = Loss(
     "squared_error", _squared_error, convex=True, factor=_squared_error_factor, unit="squared target units"

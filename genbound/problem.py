@@ -102,9 +102,7 @@ class Problem:
         found = select_layers(self, layers, excluded)
         self.layers: tuple[Layer, ...] = found
         self._layers = {layer.name: layer for layer in found}
-        self.displacement = {
-            layer.name: (self.params[layer.name] - self.init[layer.name]).detach() for layer in found
-        }
+        self.displacement = {layer.name: (self.params[layer.name] - self.init[layer.name]).detach() for layer in found}
 
     # -- samples ----------------------------------------------------------------------------------------------
 
@@ -231,7 +229,9 @@ class Problem:
             )
         with torch.no_grad():
             alone = torch.cat([self.forward(self.params, self.batch([p]).inputs) for p in first])
-        if alone.shape == a.shape and not torch.allclose(a, alone, rtol=1e-3, atol=1e-3 * max(1.0, float(a.abs().max()))):
+        if alone.shape == a.shape and not torch.allclose(
+            a, alone, rtol=1e-3, atol=1e-3 * max(1.0, float(a.abs().max()))
+        ):
             raise GenboundError(
                 "the samples of a batch influence each other (a sample alone gives another output): "
                 "per-sample quantities do not exist for such a model; is a BatchNorm layer kept in training mode?"
@@ -255,7 +255,6 @@ class Problem:
                 raise GenboundError(f"--loss-range {spec} needs a classification loss, not {loss.name}")
             return bounded_cross_entropy(number, self.num_classes)
         raise GenboundError(f"loss range {spec!r} is not understood: use observed, clip:C or bounded:PMIN")
-
 
     def digest(self, test_data: bool = False) -> str:
         """SHA-256 of everything that a measured number depends on beside its own options and the seed."""
@@ -291,7 +290,9 @@ class WeightProblem:
             if p.dim() >= 2
         )
         if not self.layers:
-            raise GenboundError("the checkpoint has no weight with two or more dimensions: there is no layer to measure")
+            raise GenboundError(
+                "the checkpoint has no weight with two or more dimensions: there is no layer to measure"
+            )
         self.displacement = {
             layer.name: self.params[layer.name].float() - self.init[layer.name].float() for layer in self.layers
         }

@@ -92,7 +92,10 @@ class Results:
 
     def _headline(self) -> list[str]:
         config, losses = self.config, self.quantities.get("losses", {})
-        lines = [f"# {self.checkpoint.get('path') or 'model'} against {self.init.get('path') or 'its initialisation'}", ""]
+        lines = [
+            f"# {self.checkpoint.get('path') or 'model'} against {self.init.get('path') or 'its initialisation'}",
+            "",
+        ]
         lines.append(
             f"{len(self.layer_rows)} layers, {config['num_samples']} of n = {config['num_data']} training samples measured"
             f" ({config['convention']} convention, seed {config['seed']})."
@@ -111,7 +114,9 @@ class Results:
             lines.append(text + ".")
         c = config["loss_range"]
         if c["value"] is not None:
-            what = {"observed": "observed: the largest training loss, so it depends on the data"}.get(c["kind"], c["kind"])
+            what = {"observed": "observed: the largest training loss, so it depends on the data"}.get(
+                c["kind"], c["kind"]
+            )
             lines.append(f"Loss range C = {digits(c['value'])} ({what}).")
         if config.get("head_note"):
             lines.append(config["head_note"])
@@ -121,7 +126,9 @@ class Results:
         rows = []
         for name, row in self.bounds.items():
             rows.append([name, value_text(row), row["bounds"], row["kind"], _yes(row["vacuous"]), row["note"]])
-        return tabulate(rows, ["bound", "value", "of", "kind", "vacuous", "note"], tablefmt="github", disable_numparse=True)
+        return tabulate(
+            rows, ["bound", "value", "of", "kind", "vacuous", "note"], tablefmt="github", disable_numparse=True
+        )
 
     def _notes(self) -> list[str]:
         lines = []
@@ -134,11 +141,16 @@ class Results:
             ]  # fmt: skip
             head = ["sigma", "noise stability (± sem)", "std over shared draws", "½ sigma² Tr H (± sem)", "quadratic"]
             lines += [tabulate(rows, head, tablefmt="github", disable_numparse=True), ""]
-            lines += [f"Relative RSS of the Hessian approximation over this grid: {percent(noise['relative_rss'])}.", ""]
+            lines += [
+                f"Relative RSS of the Hessian approximation over this grid: {percent(noise['relative_rss'])}.",
+                "",
+            ]
         if "hessian_trace" in self.quantities:
             total = self.quantities["hessian_trace"]["total"]
             text = f"Hessian trace, all layers: {with_error(total['value'], total['sem'])} (± sem over the draws"
-            lines.append(text + (f"; ± {digits(total['data_sem'])} from the choice of samples)." if total["data_sem"] else ")."))
+            lines.append(
+                text + (f"; ± {digits(total['data_sem'])} from the choice of samples)." if total["data_sem"] else ").")
+            )
         lines += [f"{name}: {note}" for name, note in self.notes.items()]
         return lines
 
@@ -173,7 +185,9 @@ def load_results(path: str | Path) -> Results:
         raise GenboundError(f"{file} lacks the entry {error}: it is not a complete results.json") from error
 
 
-def samples_frame(indices: list[int], layers: list[str], arrays: dict[str, dict[str, np.ndarray]]) -> pd.DataFrame | None:
+def samples_frame(
+    indices: list[int], layers: list[str], arrays: dict[str, dict[str, np.ndarray]]
+) -> pd.DataFrame | None:
     """Per-sample arrays of all quantities as one long table."""
     index = pd.MultiIndex.from_product([indices, layers], names=["sample", "layer"])
     table = pd.DataFrame(index=index)

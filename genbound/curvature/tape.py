@@ -131,8 +131,7 @@ class Tape:
         zeros = [g for name in targets for g in gradients[name]]
         shapes = [u for name in targets for u in perturbations.get(name, [])] or zeros
         filled = [
-            value if value is not None else torch.zeros_like(shape)
-            for value, shape in zip(values, shapes, strict=True)
+            value if value is not None else torch.zeros_like(shape) for value, shape in zip(values, shapes, strict=True)
         ]
         return self._split(targets, filled)
 

@@ -35,9 +35,7 @@ def sampled_gauss_newton_trace(tape: Tape, seed: int, draw: int) -> Tensor:
     factor = tape.problem.loss.output_factor(tape.outputs.detach(), tape.targets)
     like, size = tape.outputs.detach(), tuple(tape.outputs.shape[1:])
     # One stream a sample: padding a batch to another length leaves the earlier positions' signs as they were.
-    signs = torch.stack(
-        [rademacher(size, generator(seed, "gauss_newton", draw, p), like) for p in tape.positions]
-    )
+    signs = torch.stack([rademacher(size, generator(seed, "gauss_newton", draw, p), like) for p in tape.positions])
     if factor.signs is None:
         return _squared_norms(tape, factor.columns(signs))
     positive = _squared_norms(tape, factor.columns(signs * (factor.signs > 0)))

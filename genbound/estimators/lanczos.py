@@ -68,7 +68,9 @@ class Lanczos:
                 w = w - (b * w).sum(1, keepdim=True) * b
         beta = w.norm(dim=1)
         beta = torch.where(beta > precision * self._scale, beta, torch.zeros_like(beta))
-        self._basis.append(w / torch.where(beta > 0, beta, torch.ones_like(beta)).unsqueeze(1) * (beta > 0).unsqueeze(1))
+        self._basis.append(
+            w / torch.where(beta > 0, beta, torch.ones_like(beta)).unsqueeze(1) * (beta > 0).unsqueeze(1)
+        )
         self.alpha.append(alpha.cpu().numpy())
         self.beta.append(beta.cpu().numpy())
 

@@ -186,7 +186,9 @@ def relative_rss(values, approximations) -> float:
     return float(((values - approximations) ** 2).sum() / (values**2).sum())
 
 
-def is_quadratic(value: float, sem: float, sigma: float, trace: float, trace_sem: float, tolerance: float = 0.1) -> bool:
+def is_quadratic(
+    value: float, sem: float, sigma: float, trace: float, trace_sem: float, tolerance: float = 0.1
+) -> bool:
     """Whether ``I(sigma) / sigma^2`` agrees with ``Tr H / 2``: within 10 % of it, beside two combined standard errors."""
     approximation = 0.5 * sigma**2 * trace
     error = np.hypot(sem, 0.5 * sigma**2 * trace_sem)

@@ -1,0 +1,131 @@
+"""Plots of results: functions of stored tables that draw on axes and return them. Nothing is measured here."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from genbound.results import Results
+from genbound.store import write_atomically
+
+# Okabe and Ito's colours, told apart with any kind of colour vision.
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6F6F6F"
+
+
+def new_axes(width: float = 5.5, height: float = 3.6) -> Any:
+    """Axes on a figure of their own that no window system knows of."""
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def plot_noise_stability(results: Results, ax: Any = None) -> Any:
+    """Noise stability against its Hessian approximation over sigma, with error bars; the quadratic regime is shaded."""
+    ax = new_axes() if ax is None else ax
+    quantity = results.quantities["noise_stability"]
+    rows = quantity["sigmas"]
+    sigma, value = np.array([r["sigma"] for r in rows]), np.array([r["value"] for r in rows])
+    error = 1.96 * np.array([r["sem"] for r in rows])
+    approximation = np.array([r["hessian_approximation"] for r in rows])
+    regime = [r["sigma"] for r in rows if r["quadratic_regime"]]
+    positive = bool((value - error > 0).all() and (approximation > 0).all())
+    inside = sigma[np.array([r["quadratic_regime"] for r in rows], bool)]
+    if len(regime):
+        ax.axvspan(inside.min() / 1.12, inside.max() * 1.12, color=GREEN, alpha=0.12, lw=0, label="quadratic regime")
+    ax.plot(
+        sigma, approximation, color=ORANGE, lw=1.8, label=r"Hessian approximation $\frac{1}{2}\sigma^2\,\mathrm{Tr}\,H$"
+    )
+    ax.errorbar(sigma, value, error, fmt="o", ms=4.5, capsize=2.5, color=BLUE, label=r"noise stability (95 % interval)")
+    ax.set_xscale("log")
+    if positive:
+        ax.set_yscale("log")
+    ax.set_xticks(sigma, [f"{s:g}" for s in sigma], minor=False)
+    ax.minorticks_off()
+    ax.set_xlabel(r"noise standard deviation $\sigma$")
+    unit = {"cross_entropy": " (nats)"}.get(results.config.get("loss"), "")
+    ax.set_ylabel(f"rise of the loss{unit}")
+    ax.set_title(f"Relative RSS {100 * quantity['relative_rss']:.3g} %", fontsize="medium")
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def plot_layers(results: Results, ax: Any = None, most: int = 40) -> Any:
+    """What each layer adds to the Hessian distance bound, as a share of the sum; the largest ``most`` layers."""
+    rows = results.quantities["max_quadratic_form"]["layers"]
+    terms = {name: math.sqrt(max(row["upper"], 0.0)) for name, row in rows.items()}
+    low = {name: math.sqrt(max(row["lower"], 0.0)) for name, row in rows.items()}
+    total = sum(terms.values()) or 1.0
+    psd = {row["name"]: row["positive_semidefinite"] for row in results.layer_rows}
+    names = list(terms)
+    if len(names) > most:
+        keep = set(sorted(names, key=terms.get, reverse=True)[:most])
+        names = [name for name in names if name in keep]
+    ax = new_axes(6.5, 1.2 + 0.22 * len(names)) if ax is None else ax
+    places = np.arange(len(names))
+    share = np.array([100 * terms[n] / total for n in names])
+    error = np.array([100 * (terms[n] - low[n]) / total for n in names])
+    colours = [BLUE if psd[n] else ORANGE for n in names]
+    ax.barh(places, share, color=colours, height=0.7)
+    ax.errorbar(share - error / 2, places, xerr=error / 2, fmt="none", color="black", lw=0.8)
+    for colour, label in ((BLUE, "positive semidefinite by structure"), (ORANGE, "general block")):
+        if colour in colours:
+            ax.barh([np.nan], [np.nan], color=colour, label=label)
+    ax.set_yticks(places, [shorten(name) for name in names], fontsize="x-small")
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlabel(r"share of $\sum_i \sqrt{\max\, v_i^\top H_i^+ v_i}$ (%)")
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def plot_samples(results: Results, ax: Any = None) -> Any:
+    r"""How :math:`v^\top H^+ v`, added up over the layers, is distributed over the samples, and which one is largest."""
+    table = results.samples
+    column = "max_quadratic_form_upper"
+    upper = table.groupby("sample")[column].sum()
+    lower = table.groupby("sample")["max_quadratic_form_lower"].sum()
+    order = np.argsort(-upper.to_numpy(), kind="stable")
+    ax = new_axes() if ax is None else ax
+    rank = np.arange(1, len(order) + 1)
+    high, low = upper.to_numpy()[order], lower.to_numpy()[order]
+    ax.fill_between(rank, np.maximum(low, 1e-300), high, color=BLUE, alpha=0.25, lw=0, step="mid", label="bracket")
+    ax.plot(rank, high, color=BLUE, lw=1.2, drawstyle="steps-mid", label="upper side")
+    ax.plot(rank[:1], high[:1], "o", color=VERMILION, ms=5)
+    ax.annotate(f"sample {upper.index[order[0]]}", (rank[0], high[0]), textcoords="offset points", xytext=(9, -3),
+                color=VERMILION, fontsize="small")  # fmt: skip
+    ax.set_xscale("log")
+    if (high > 0).all():
+        ax.set_yscale("log")
+        ax.set_ylim(bottom=max(high.min() / 3, high.max() * 1e-10))
+    ax.set_xlabel("samples, largest first")
+    ax.set_ylabel(r"$\sum_i v_i^\top H_i^+ v_i$")
+    ax.legend(frameon=False, fontsize="small", loc="lower left")
+    return ax
+
+
+def shorten(name: str, longest: int = 44) -> str:
+    """A parameter name without what all of them share."""
+    name = name.removesuffix(".weight")
+    return name if len(name) <= longest else "…" + name[-longest:]
+
+
+def save_plots(results: Results, directory: str | Path, suffix: str = "png") -> list[Path]:
+    """Draw every plot that the results have the numbers for."""
+    drawings = {}
+    if "noise_stability" in results.quantities:
+        drawings["noise_stability"] = plot_noise_stability
+    form = results.quantities.get("max_quadratic_form")
+    if form and any(row["upper"] for row in form["layers"].values()):
+        drawings["layers"] = plot_layers
+        if results.samples is not None and "max_quadratic_form_upper" in results.samples:
+            drawings["samples"] = plot_samples
+    saved = []
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        for name, draw in drawings.items():
+            path = Path(directory) / f"{name}.{suffix}"
+            figure = draw(results).figure
+            write_atomically(path, lambda temporary, figure=figure: figure.savefig(temporary, dpi=160, format=suffix))
+            saved.append(path)
+    return saved
