@@ -36,11 +36,7 @@ class Signature:
         named = dict(model.named_parameters())
         first = {id(parameter): name for name, parameter in named.items()}
         state = model.state_dict(keep_vars=True)
-        aliases = {
-            name: first[id(value)]
-            for name, value in state.items()
-            if id(value) in first and name not in named
-        }
+        aliases = {name: first[id(value)] for name, value in state.items() if id(value) in first and name not in named}
         buffers = {name: tuple(value.shape) for name, value in state.items() if name not in named | aliases}
         prefix = getattr(model, "base_model_prefix", "")
         return cls(
@@ -69,6 +65,19 @@ class Alignment:
     unused_init: tuple[str, ...]
     ckpt: Mapping[str, str]
     init: Mapping[str, str]
+
+    def lines(self) -> list[str]:
+        """The alignment as a report, one line a kind of name."""
+        lines = [f"aligned        {len(self.matched)} weights are in both files"]
+        for title, names in (
+            ("new head", self.new_head),
+            ("unused, CKPT", self.unused_ckpt),
+            ("unused, INIT", self.unused_init),
+        ):
+            if names:
+                shown = ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
+                lines.append(f"{title:<14} {shown}")
+        return lines
 
 
 def strip_prefixes(keys: Iterable[str], expected: Iterable[str], prefix: str = "") -> dict[str, str]:
@@ -190,9 +199,7 @@ def _require(signature, lookup, tensors, side: str, optional: Iterable[str]) -> 
 
 
 def _unused(lookup: Mapping[str, str], tensors: Mapping[str, Tensor], signature: Signature) -> list[str]:
-    known = strip_prefixes(
-        tensors, [*signature.params, *signature.aliases, *signature.buffers], signature.prefix
-    )
+    known = strip_prefixes(tensors, [*signature.params, *signature.aliases, *signature.buffers], signature.prefix)
     return [key for key in tensors if key not in known]
 
 

@@ -54,15 +54,14 @@ def from_pair(pair: Pair, data: Any = None, test_data: Any = None, **options: An
     tokenizer = _tokenizer(pair) if isinstance(data, str) else None
     label2id = getattr(getattr(pair.model, "config", None), "label2id", None)
     samples = load_data(data, tokenizer, label2id=label2id)
-    held_out = None if test_data is None else load_data(test_data, tokenizer, label2id=label2id)
+    held_out = None if test_data is None else load_data(test_data, tokenizer, label2id=samples.label2id or label2id)
     dtype = options.pop("dtype", None)
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise GenboundError(f"dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
         dtype = DTYPES[dtype]
-    excluded = pair.head if pair.head_policy == "exclude" else ()
     return Problem(
-        pair.model, pair.init, samples, test_data=held_out, head=pair.head, excluded=excluded, dtype=dtype,
+        pair.model, pair.init, samples, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,
         provenance=provenance, **options,
     )  # fmt: skip
 
