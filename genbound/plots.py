@@ -93,7 +93,7 @@ def plot_samples(results: Results, ax: Any = None) -> Any:
     ax.fill_between(rank, np.maximum(low, 1e-300), high, color=BLUE, alpha=0.25, lw=0, step="mid", label="bracket")
     ax.plot(rank, high, color=BLUE, lw=1.2, drawstyle="steps-mid", label="upper side")
     ax.plot(rank[:1], high[:1], "o", color=VERMILION, ms=5)
-    ax.annotate(f"sample {upper.index[order[0]]}", (rank[0], high[0]), textcoords="offset points", xytext=(9, -3),
+    ax.annotate(f"sample {upper.index[order[0]]}", (rank[0], high[0]), textcoords="offset points", xytext=(8, 5),
                 color=VERMILION, fontsize="small")  # fmt: skip
     ax.set_xscale("log")
     if (high > 0).all():
