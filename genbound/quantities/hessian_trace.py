@@ -38,6 +38,7 @@ from genbound.estimators.estimate import data_sem, stratified_mean
 from genbound.quantities.base import Context, Measured, Part, Quantity, per_layer, stack
 
 NAME = "hessian_trace"
+SMALL = 2**28  # samples x weights x probes that take no more than about half a minute: small problems get better errors
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class HessianTraceOptions:
         layer_sem: wanted standard error of each layer, relative to its trace (or to 1 % of the largest layer's).
         total_sem: wanted standard error of the total, relative to it.
         num_pilot: probes per sample in the pilot round.
-        max_probes: cap on the mean number of probes per sample.
+        max_probes: cap on the mean number of probes per sample; a small problem may take up to 512, see SMALL.
         exact_outputs: most output coordinates for which the Gauss-Newton part is computed exactly.
         num_factors: random combinations per sample beyond that.
         exact_products: the remainder too is computed exactly if that takes no more Hessian products on single samples.
@@ -57,7 +58,7 @@ class HessianTraceOptions:
     layer_sem: float = 0.07
     total_sem: float = 0.02
     num_pilot: int = 4
-    max_probes: int = 32
+    max_probes: int = 16
     exact_outputs: int = 64
     num_factors: int = 16
     exact_products: int = 2**15
@@ -160,7 +161,9 @@ def measure(problem, context: Context) -> Measured:
                 lambda tape, draw: probe_trace(tape, "remainder", seed, NAME, "pilot", draw),
             ),
         )  # fmt: skip
-        num_probes = _allocation(options, value + stack(pilot, "mean").mean(0), stack(pilot, "squares"), sem)
+        weights = sum(layer.num_weights for layer in problem.layers)
+        budget = max(options.max_probes, min(512, SMALL // (problem.num_samples * weights)))
+        num_probes = _allocation(options, budget, value + stack(pilot, "mean").mean(0), stack(pilot, "squares"), sem)
 
         def draws(positions: range) -> Part:
             groups: dict[int, list[int]] = {}
@@ -189,7 +192,9 @@ def measure(problem, context: Context) -> Measured:
     )
 
 
-def _allocation(options: HessianTraceOptions, value: np.ndarray, squares: np.ndarray, have: np.ndarray) -> np.ndarray:
+def _allocation(
+    options: HessianTraceOptions, budget: int, value: np.ndarray, squares: np.ndarray, have: np.ndarray
+) -> np.ndarray:
     """Probes per sample from the pilot's spread; enough of them that the standard errors are themselves reliable."""
     magnitude = np.abs(value)
     layer_targets = options.layer_sem * np.maximum(magnitude[:-1], 0.01 * magnitude[:-1].max())
@@ -200,7 +205,7 @@ def _allocation(options: HessianTraceOptions, value: np.ndarray, squares: np.nda
     num = len(squares)
     return allocate(
         squares / (options.num_pilot - 1), targets,
-        minimum=max(4, -(-128 // num)), budget=max(options.max_probes, 2**14 // num),
+        minimum=max(4, -(-128 // num)), budget=budget,
     )  # fmt: skip
 
 
