@@ -148,6 +148,10 @@ def evaluate(
         if lacking:
             notes[name] = f"needs {', '.join(lacking)}, which was not measured"
             continue
+        reason = quantity.applies_to(problem)
+        if reason is not None:
+            notes[name] = f"does not apply: {reason}"
+            continue
         key = (digests[quantity.reads_test_data], name, seed, _asdict(chosen, name))
         digest = hashlib.sha256(repr(key).encode()).hexdigest()
         store = MemoryStore() if out is None else DiskStore(Path(out), name, digest)
@@ -226,7 +230,7 @@ def measure(problem, name: str, seed: int = 0, **options: Any) -> dict[Any, Any]
 
     Returns:
         layer -> :class:`~genbound.estimators.Estimate` or :class:`~genbound.estimators.Interval`;
-        for ``noise_stability`` sigma -> Estimate; for ``losses`` name -> number.
+        for ``noise_stability`` sigma -> Estimate; the summary itself where a layer or the network has several numbers.
     """
     if name not in QUANTITIES:
         raise GenboundError(f"unknown quantity {name!r}: use one of {', '.join(QUANTITIES)}")
@@ -241,7 +245,7 @@ def as_values(summary: Mapping[str, Any]) -> dict[Any, Any]:
     """A quantity's stored summary as estimates and intervals."""
     if "sigmas" in summary:
         return {row["sigma"]: _as_value(row) for row in summary["sigmas"]}
-    if "layers" in summary:
+    if "layers" in summary and all("value" in row for row in summary["layers"].values()):
         return {name: _as_value(row) for name, row in summary["layers"].items()}
     return dict(summary)
 

@@ -58,6 +58,7 @@ class Quantity:
         needs_data: needs a model and samples, not the weights alone.
         reads_test_data: its value depends on the test data too.
         gradients: ``(problem, options) -> float``, forecast cost in gradients over the measured samples.
+        applies_to: ``problem -> None`` if it exists for the network, else a sentence that says why not.
         reference: where it comes from.
     """
 
@@ -69,6 +70,7 @@ class Quantity:
     needs_data: bool = True
     reads_test_data: bool = False
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
+    applies_to: Callable[[Any], str | None] = lambda problem: None
     reference: str = ""
 
 
