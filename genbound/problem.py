@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from genbound import __version__
 from genbound.curvature.tape import Tape
@@ -97,6 +100,7 @@ class Problem:
         self.dtype = next(p.dtype for p in self.params.values() if p.is_floating_point())
         self.loss_range_spec = loss_range
         self.loss = get_loss(loss)
+        self._operations = PlainWeightNorm if _has_weight_norm(model) else contextlib.nullcontext
         self._check_forward()
         self.loss = self._ranged(self.loss, loss_range)
         found = select_layers(self, layers, excluded)
@@ -154,7 +158,7 @@ class Problem:
         Attention runs in its plain form: it is the one that has second derivatives on every device.
         """
         args, kwargs = _call_arguments(inputs)
-        with evaluation_mode(self.model), sdpa_kernel(SDPBackend.MATH):
+        with evaluation_mode(self.model), sdpa_kernel(SDPBackend.MATH), self._operations():
             output = functional_call(self.model, {**params, **self.buffers}, args, kwargs)
         return _logits(output)
 
@@ -303,6 +307,23 @@ class WeightProblem:
             for name, tensor in sorted(group.items()):
                 state.update(name.encode() + tensor.float().contiguous().numpy().tobytes())
         return state.hexdigest()
+
+
+class PlainWeightNorm(TorchFunctionMode):
+    """Weight normalisation by its formula: torch's fused one keeps the norm constant in its second derivative, silently."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch._weight_norm:
+            v, g, dim = (*args, 0)[:3]
+            return v * (g / torch.norm_except_dim(v, 2, dim))
+        return function(*args, **(kwargs or {}))
+
+
+def _has_weight_norm(model: nn.Module) -> bool:
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return any(isinstance(module, _WeightNorm) for module in model.modules()) or any(
+        isinstance(hook, WeightNorm) for hook in hooks
+    )
 
 
 @contextlib.contextmanager
