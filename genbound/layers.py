@@ -15,6 +15,7 @@ import torch
 
 from genbound.curvature.graph import Graph, operation
 from genbound.errors import GenboundError
+from genbound.estimators.random import generator, normal
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def select_layers(problem, pattern: str | None = None, excluded: Sequence[str] =
     if not candidates:
         raise GenboundError("the model has no weight with two or more dimensions: there is no layer to measure")
 
-    run = next(problem.batches(range(min(3, problem.num_samples))))
+    run = _shared_run(problem)
     orders = _row_order(problem, run, candidates)
     tape = problem.tape(run, candidates)
     layers = []
@@ -129,11 +130,22 @@ def select_layers(problem, pattern: str | None = None, excluded: Sequence[str] =
     return tuple(layers)
 
 
+def _shared_run(problem) -> list[int]:
+    """Two or three samples that share a pass, whatever the batch size; a single one only if no two can be stacked."""
+    run: list[int] = []
+    for run in problem.batches(range(problem.num_samples), max(2, min(3, problem.batch_size))):
+        if len(run) > 1:
+            return run
+    return run
+
+
 def _row_order(problem, run: list[int], candidates: list[str]) -> dict[str, bool | None]:
     """How the rows of each weight's operations belong to the samples, found by experiment.
 
-    Multiplying the samples' losses by different powers of two multiplies exactly the rows that belong to them. True:
-    sample by sample; False: position by position; None: neither, so that samples must be passed one at a time.
+    Multiplying random combinations of the samples' outputs by different powers of two multiplies exactly the rows that
+    belong to them (of the outputs, because a loss may be flat in some samples and then says nothing about their rows).
+    True: sample by sample; False: position by position; None: neither, or not to be seen on these samples, so that
+    samples must be passed one at a time.
     """
     found: dict[str, bool | None] = {name: None for name in candidates}
     if len(run) == 1:
@@ -145,10 +157,13 @@ def _row_order(problem, run: list[int], candidates: list[str]) -> dict[str, bool
                 tape = problem.tape(list(positions), candidates)
             if not tape.edges(candidates):
                 continue
-            scale = 2.0 ** torch.arange(len(positions), dtype=tape.losses.dtype, device=tape.losses.device)
-            edges = tape.edges(candidates)
-            once = torch.autograd.grad(tape.losses.sum(), edges, retain_graph=True, allow_unused=True)
-            scaled = torch.autograd.grad((scale * tape.losses).sum(), edges, retain_graph=True, allow_unused=True)
+            outputs, edges = tape.outputs, tape.edges(candidates)
+            scale = 2.0 ** torch.arange(len(positions), dtype=outputs.dtype, device=outputs.device)
+            # The same combination for every sample: no sample's gradient is small for its loss's sake.
+            combination = normal(tuple(outputs.shape[1:]), generator(0, "row_order"), outputs).expand_as(outputs)
+            scaling = scale.view(-1, *[1] * (outputs.dim() - 1))
+            once = torch.autograd.grad(outputs, edges, combination, retain_graph=True, allow_unused=True)
+            scaled = torch.autograd.grad(outputs, edges, scaling * combination, retain_graph=True, allow_unused=True)
             pairs = iter(zip(once, scaled, strict=True))
             for name in candidates:
                 for use in tape.uses[name]:
@@ -158,6 +173,6 @@ def _row_order(problem, run: list[int], candidates: list[str]) -> dict[str, bool
                     elif a is not None:
                         a, b = use.per_sample(a) * scale.unsqueeze(1), use.per_sample(b)
                         size = float(a.abs().max())
-                        fits[name] &= bool(((a - b).abs() <= 1e-3 * size).all())
+                        fits[name] &= size > 0 and bool(((a - b).abs() <= 1e-3 * size).all())
         found |= {name: samples_first for name, fit in fits.items() if fit}
     return found
