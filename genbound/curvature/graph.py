@@ -39,8 +39,12 @@ NORMALIZATIONS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNor
 
 
 def operation(node) -> str:
-    """``AddmmBackward0`` -> ``Addmm``; the name of the executed operation."""
-    return re.sub(r"Backward\d*$", "", node.name()).removeprefix("torch::autograd::")
+    """``AddmmBackward0`` -> ``Addmm``; the name of the executed operation.
+
+    A user's own ``autograd.Function`` is called ``NameBackward`` without a number, and keeps that name: it may be called
+    like a built-in operation and be another one.
+    """
+    return re.sub(r"Backward\d+$", "", node.name()).removeprefix("torch::autograd::")
 
 
 class Graph:
