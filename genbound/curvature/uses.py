@@ -20,7 +20,15 @@ from torch.nn import functional as F
 
 from genbound.curvature.graph import Graph, operation
 
-TRANSPOSITIONS = frozenset({"T", "Transpose"})  # of a matrix there is only one
+
+def _is_transposition(node) -> bool:
+    """Of a matrix, in any spelling: ``t()``, ``.mT``, ``transpose(0, 1)``, ``.T``, ``permute(1, 0)``."""
+    name = operation(node)
+    if name == "Transpose":  # saved as unsigned numbers: -1 is 2^64 - 1
+        return node._saved_dim0 % 2 != node._saved_dim1 % 2
+    if name == "Permute":
+        return [d % 2 for d in node._saved_dims] == [1, 0]
+    return name == "T"
 
 
 @dataclass
@@ -231,7 +239,7 @@ def find_uses(graph: Graph, name: str, weight: Tensor, num: int, samples_first: 
     uses, pending = [], [(node, position, False) for node, position in graph.consumers[leaf]]
     while pending:
         node, position, transposed = pending.pop()
-        if weight.dim() == 2 and operation(node) in TRANSPOSITIONS and not transposed:
+        if weight.dim() == 2 and not transposed and _is_transposition(node):
             pending += [(node, position, True) for node, position in graph.consumers[node]]
             continue
         use = _recognise(node, position, transposed, weight, num, samples_first)
