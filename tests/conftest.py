@@ -1,0 +1,41 @@
+"""Fixtures that every test file may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CASES
+
+from genbound.problem import Problem
+
+
+@pytest.fixture(scope="session")
+def problems():
+    """``problems(name, **arguments)``: a problem made of a case, kept for the session."""
+    kept = {}
+
+    def get(name: str, **arguments) -> Problem:
+        key = (name, tuple(sorted(arguments.items())))
+        if key not in kept:
+            kept[key] = CASES[name].problem(**arguments)
+        return kept[key]
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Bit-equality is promised for equal numbers of threads, and the nets are too small to gain from more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The directory of real data; tests that want it skip without."""
+    if "GENBOUND_SHARED" not in os.environ:
+        pytest.skip("set GENBOUND_SHARED to the directory of the shared data")
+    return Path(os.environ["GENBOUND_SHARED"])
