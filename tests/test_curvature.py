@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CASES, D, Apply, labels, mlp
+from cases import CASES, Apply, D, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 
@@ -321,7 +321,9 @@ def test_a_long_chain_of_operations():
             h = (h * 1.0001).relu()
         return net.head(h)
 
-    problem = problem_of(function, torch.randn(3, 4, dtype=D), labels(3, 3), first=nn.Linear(4, 5), head=nn.Linear(5, 3))
+    problem = problem_of(
+        function, torch.randn(3, 4, dtype=D), labels(3, 3), first=nn.Linear(4, 5), head=nn.Linear(5, 3)
+    )
     assert flags(problem) == {"first.weight": True, "head.weight": True}
 
 

@@ -1,0 +1,286 @@
+"""Numerics without learning theory: brackets, probes, stratified means, allocation."""
+
+import numpy as np
+import pytest
+import torch
+
+from genbound.estimators.allocation import allocate
+from genbound.estimators.estimate import data_sem, stratified_mean
+from genbound.estimators.lanczos import Lanczos
+from genbound.estimators.probes import RANK, draw_probe
+from genbound.estimators.random import generator, normal, rademacher
+
+D = torch.float64
+
+
+# -- the Lanczos bracket ------------------------------------------------------------------------------------------
+
+
+def matrix(values, seed):
+    """A symmetric matrix with these eigenvalues in a random basis, and the basis."""
+    stream = torch.Generator().manual_seed(seed)
+    values = torch.as_tensor(values, dtype=D)
+    basis, _ = torch.linalg.qr(torch.randn(len(values), len(values), dtype=D, generator=stream))
+    return basis @ torch.diag(values) @ basis.T, basis
+
+
+def exact(h, v):
+    values, vectors = torch.linalg.eigh(h)
+    return float(((v @ vectors) ** 2 * values.clamp(min=0)).sum())
+
+
+def brackets(hs, vs, products, dtype=D):
+    """Certified bracket of every row after every product, ``[products, rows, 2]``."""
+    hs, vs = torch.stack(list(hs)).to(dtype), torch.stack(list(vs)).to(dtype)
+    run = Lanczos(lambda x: (hs @ x.to(dtype).unsqueeze(2)).squeeze(2), vs)
+    found = []
+    for _ in range(products):
+        run.step(1e-12 if dtype == D else 1e-6)
+        found.append([run.certified(i, dtype) for i in range(len(vs))])
+    return np.array(found)
+
+
+def rng(seed):
+    return np.random.default_rng(seed)
+
+
+SPECTRA = {
+    "gaussian": lambda r: r.normal(size=40),
+    "positive": lambda r: r.exponential(size=40),
+    "negative": lambda r: -r.exponential(size=40),
+    "rank_10": lambda r: np.concatenate([r.normal(size=10), np.zeros(290)]),
+    "rank_one": lambda r: np.concatenate([r.normal(size=1), np.zeros(20)]),
+    "fast_decay": lambda r: np.sign(r.normal(size=30)) * 10.0 ** -np.arange(30),
+    "slow_decay": lambda r: np.sign(r.normal(size=40)) / np.arange(1, 41) ** 2,
+    "few_values": lambda r: r.choice([-2.0, 0.0, 1.0, 5.0], size=40),
+    "symmetric": lambda r: np.concatenate([a := r.exponential(size=15), -a]),
+    "outlier": lambda r: np.concatenate([r.normal(size=30) * 1e-3, [50.0]]),
+    "outlier_below": lambda r: np.concatenate([r.normal(size=30) * 1e-3, [-50.0]]),
+    "tiny": lambda r: 1e-30 * r.normal(size=20),
+    "huge": lambda r: 1e30 * r.normal(size=20),
+    "dimension_1": lambda r: r.normal(size=1),
+    "dimension_2": lambda r: r.normal(size=2),
+}
+
+
+def ensemble(name, num=8):
+    pairs = []
+    for seed in range(num):
+        r = rng(seed)
+        h, basis = matrix(SPECTRA[name](r), seed)
+        v = torch.as_tensor(r.normal(size=len(h)))
+        if seed % 3 == 1:  # weight on the eigenvectors falls by orders of magnitude
+            v = basis @ torch.as_tensor(r.normal(size=len(h)) * 10.0 ** r.uniform(-8, 0, size=len(h)))
+        if seed % 3 == 2:  # a start vector that few eigenvectors see
+            v = basis[:, : max(1, len(h) // 8)] @ torch.as_tensor(r.normal(size=max(1, len(h) // 8)))
+        pairs.append((h, v))
+    return pairs
+
+
+@pytest.mark.parametrize("dtype", [D, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_bracket_contains_the_truth_after_every_product(name, dtype):
+    if dtype != D and name in ("tiny", "huge"):
+        pytest.skip("its squares are beyond float32")
+    pairs = [(0.5 * (h + h.mT), v) for h, v in ensemble(name)]
+    pairs = [(h.to(dtype).double(), v.to(dtype).double()) for h, v in pairs]  # the truth about what is handed in
+    if dtype != D:  # one product does not show that H is a million times larger than it is along v
+        pairs = [(h, v) for h, v in pairs if (h @ v).norm() > 1e-4 * torch.linalg.norm(h, 2) * v.norm()]
+    truth = np.array([exact(h, v) for h, v in pairs])
+    hs, vs = zip(*pairs, strict=True)
+    found = brackets(hs, vs, min(24, len(hs[0]) + 2), dtype)
+    size = np.array([float(v.norm() * (h @ v).norm()) for h, v in pairs])
+    assert (found[..., 0] <= truth + 1e-14 * size).all(), ((found[..., 0] - truth) / size).max()
+    assert (found[..., 1] >= truth - 1e-14 * size).all(), ((truth - found[..., 1]) / size).max()
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_bracket_tightens_monotonically(name):
+    hs, vs = zip(*ensemble(name), strict=True)
+    found = brackets(hs, vs, min(20, len(hs[0]) + 2))
+    size = np.array([float(v.norm() * (h @ v).norm()) for h, v in zip(hs, vs, strict=True)])
+    assert (np.diff(found[..., 0], axis=0) >= -3e-8 * size).all()
+    assert (np.diff(found[..., 1], axis=0) <= 3e-8 * size).all()
+
+
+def test_bracket_closes():
+    hs, vs = zip(*ensemble("rank_10"), strict=True)
+    found = brackets(hs, vs, 24)
+    truth = np.array([exact(h, v) for h, v in zip(hs, vs, strict=True)])
+    first, last = found[0, :, 1] - found[0, :, 0], found[-1, :, 1] - found[-1, :, 0]
+    assert (first > 0.05 * truth).any()
+    assert (last <= 1e-8 * np.maximum(truth, 1)).all()
+
+
+def test_one_and_two_products_by_hand():
+    """H = diag(2, -1), v = (1, 1): v'Hv = 1, ||v|| ||Hv|| = sqrt(10), ||Hv||^3 / ||H^2 v|| = 5^1.5 / sqrt(17)."""
+    h, v = torch.diag(torch.tensor([2.0, -1.0], dtype=D)), torch.ones(1, 2, dtype=D)
+    run = Lanczos(lambda x: x @ h, v)
+    run.step(1e-12)
+    assert run.bracket(0) == pytest.approx((1.0, 0.5 * (1 + 10**0.5)), rel=1e-12)
+    run.step(1e-12)  # the space is exhausted: exact, 2 * 1
+    assert run.ended(0) and run.bracket(0) == pytest.approx((2.0, 2.0), rel=1e-12)
+    h = torch.diag(torch.tensor([2.0, -1.0, 0.5], dtype=D))
+    run = Lanczos(lambda x: x @ h, torch.ones(1, 3, dtype=D))
+    for _ in range(2):
+        run.step(1e-12)
+    # v'Hv = 1.5; ||Hv||^2 = 5.25; ||H^2 v||^2 = 16 + 1 + 1/16
+    lower = 0.5 * (1.5 + 5.25**1.5 / (17 + 1 / 16) ** 0.5)
+    assert run.bracket(0) == pytest.approx((lower, 0.5 * (1.5 + (3 * 5.25) ** 0.5)), rel=1e-12)
+
+
+def test_plain_quadrature_would_not_do():
+    """Quadrature of max(x, 0) on H itself falls on both sides: the bracket is not a luxury."""
+    below = above = 0
+    for h, v in ensemble("gaussian", 12):
+        run = Lanczos(lambda x, h=h: x @ h, v.unsqueeze(0))
+        for _ in range(3):
+            run.step(1e-12)
+        below += run.positive_part(0) < exact(h, v)
+        above += run.positive_part(0) > exact(h, v)
+    assert below and above
+
+
+def test_zero_vectors_and_zero_operators_beside_others():
+    h, _ = matrix(rng(0).normal(size=12), 0)
+    v = torch.as_tensor(rng(1).normal(size=12))
+    hs, vs = [h, torch.zeros_like(h), h], [torch.zeros_like(v), v, v]
+    found = brackets(hs, vs, 6)
+    assert (found[:, :2] == 0).all() and np.isfinite(found).all()
+    alone = brackets([h], [v], 6)
+    np.testing.assert_allclose(found[:, 2], alone[:, 0], rtol=1e-12)
+
+
+def test_small_eigenvalues_under_a_large_one():
+    """Eigenvalues of H^2 below rounding: their square roots must not be lost from the upper side."""
+    for ratio in (1e-6, 1e-7, 1e-8, 3e-9, 1e-9):
+        for weight in (1e-2, 1e-4, 1e-6, 1e-8):
+            values = np.concatenate([[1.0], ratio * np.linspace(0.5, 1.5, 9) * rng(3).choice([-1, 1], 9)])
+            h, basis = matrix(values, 5)
+            v = basis @ torch.as_tensor(np.concatenate([[weight], np.ones(9)]))
+            truth = float((torch.as_tensor(np.concatenate([[weight], np.ones(9)]) ** 2 * values.clip(0))).sum())
+            found = brackets([h], [v], 10)[:, 0]
+            # H itself, formed in float64, holds its small eigenvalues to 1e-16 only.
+            slack = 1e-15 * float(v @ v)
+            assert (found[:, 1] >= truth - slack).all(), (ratio, weight, found[:, 1] / truth)
+            assert (found[:, 0] <= truth + slack).all(), (ratio, weight, found[:, 0] / truth)
+
+
+# -- probes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (5, 2, 2, 1), (40, 60)])
+def test_probes_have_identity_covariance(shape):
+    num, like = 20000 if shape[0] < 40 else 4000, torch.zeros(1, dtype=D)
+    probe = draw_probe(shape, num, generator(0, "test"), like)
+    assert (probe.full is None) == (shape == (40, 60))
+    z = probe.weight().flatten(1)
+    if shape == (40, 60):
+        z = z[:, torch.randperm(z.shape[1], generator=torch.Generator().manual_seed(0))[:40]]
+    covariance = z.T @ z / num
+    # entries of zz' have variance at most 1 + 2/s off the diagonal for rank-s probes
+    assert float((covariance - torch.eye(len(covariance), dtype=D)).abs().max()) < 6.0 * (3 / num) ** 0.5
+    assert float(z.mean(0).abs().max()) < 5.5 / num**0.5
+
+
+def test_low_rank_probe_acts_as_its_weight():
+    like = torch.zeros(1, dtype=D)
+    probe = draw_probe((40, 60), 3, generator(0, "test"), like)
+    assert torch.linalg.matrix_rank(probe.weight()).tolist() == [RANK] * 3
+    torch.testing.assert_close(probe.rows([2]).weight(), probe.weight()[[2]])
+
+
+def test_variance_of_the_trace_probe_is_its_closed_form():
+    """Var(z'Hz) = 2 (||H||_F^2 - sum_j H_jj^2) for independent signs."""
+    h, _ = matrix(rng(0).normal(size=12), 1)
+    z = rademacher((200_000, 12), generator(0, "closed form"), torch.zeros(1, dtype=D))
+    assert set(z.unique().tolist()) == {-1.0, 1.0}
+    draws = ((z @ h) * z).sum(1)
+    closed = 2 * float((h**2).sum() - (h.diagonal() ** 2).sum())
+    assert abs(float(draws.mean() - h.trace())) < 4 * (closed / len(z)) ** 0.5
+    assert float(draws.var()) == pytest.approx(closed, rel=0.03)
+
+
+def test_streams():
+    """Equal keys, equal numbers; a difference anywhere in the key, others; global generators are not used."""
+    state = torch.get_rng_state()
+    keys = [(0, "a", 1), (0, "a", 2), (0, "b", 1), (1, "a", 1), (0, "a", 1, 0), (0, "a", "1")]
+    draws = [torch.randint(0, 2**31, (8,), generator=generator(*key)) for key in keys]
+    again = [torch.randint(0, 2**31, (8,), generator=generator(*key)) for key in keys]
+    assert all(torch.equal(a, b) for a, b in zip(draws, again, strict=True))
+    assert len({tuple(d.tolist()) for d in draws}) == len(keys)
+    z = normal((100_000,), generator(0, "n"), torch.zeros(1, dtype=D))
+    assert z.dtype == D and abs(float(z.mean())) < 0.015 and abs(float(z.var()) - 1) < 0.02
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_low_rank_bits_do_not_depend_on_how_many_samples_share_a_draw():
+    """A block's probes are drawn whole, so the same sample meets the same probe in any batch."""
+    like = torch.zeros(1, dtype=D)
+    whole = draw_probe((6, 5), 16, generator(1, "x"), like)
+    again = draw_probe((6, 5), 16, generator(1, "x"), like)
+    assert torch.equal(whole.rows([3, 7]).weight(), again.weight()[[3, 7]])
+
+
+# -- means and errors -----------------------------------------------------------------------------------------------
+
+
+def test_stratified_mean_by_hand():
+    """Strata {1, 3} and {10, 12, 14}: means 2 and 12; variances of the means 2/2 and 4/3."""
+    counts, means, squares = np.array([2, 3]), np.array([2.0, 12.0]), np.array([2.0, 8.0])
+    value, sem = stratified_mean(counts, means, squares)
+    assert value == 7.0 and sem == pytest.approx(np.sqrt(1 + 4 / 3) / 2)
+
+
+def test_stratified_mean_is_unbiased_and_its_error_right():
+    r, truth, scale, counts = rng(0), rng(1).normal(size=6), rng(2).exponential(size=6), np.array([2, 3, 4, 8, 16, 2])
+    found, errors = [], []
+    for _ in range(4000):
+        draws = [t + s * r.normal(size=c) for t, s, c in zip(truth, scale, counts, strict=True)]
+        means = np.array([d.mean() for d in draws])
+        value, sem = stratified_mean(counts, means, np.array([((d - d.mean()) ** 2).sum() for d in draws]))
+        found.append(value)
+        errors.append(sem**2)
+    expected = np.sqrt((scale**2 / counts).sum()) / 6
+    assert np.std(found) == pytest.approx(expected, rel=0.05)
+    assert np.mean(errors) == pytest.approx(expected**2, rel=0.05)
+    assert abs(np.mean(found) - truth.mean()) < 4 * expected / np.sqrt(4000)
+
+
+def test_data_sem_by_hand():
+    """Values 1, 3 of 4: sample variance 2, over two samples 1, finite population 1 - 2/4."""
+    values = np.array([[1.0], [3.0]])
+    assert data_sem(values, np.zeros_like(values), 4) == pytest.approx([np.sqrt(0.5)])
+    assert data_sem(values, np.ones_like(values), 4) == pytest.approx([np.sqrt(0.25)])
+    assert data_sem(values, 5 * np.ones_like(values), 4) == [0.0]
+    assert data_sem(values, np.zeros_like(values), 2) == [0.0]
+
+
+def test_allocation():
+    variances, targets = rng(0).exponential(size=(40, 3)) ** 3, np.array([0.05, 0.1, 0.2])
+    counts = allocate(variances, targets, minimum=4, budget=10**6)
+    reached = np.sqrt((variances / counts[:, None]).sum(0)) / 40
+    assert (reached <= targets).all()
+    assert reached.max() > 0  # and it is not wasteful: within the rounding up to powers of two
+    assert (reached / targets).max() > 0.5
+    assert counts.min() >= 4 and all(c & (c - 1) == 0 for c in counts.tolist())
+    assert counts[variances.sum(1).argmax()] > counts[variances.sum(1).argmin()]
+
+
+def test_allocation_scales_with_the_target():
+    variances, minimum = rng(1).exponential(size=(30, 2)), 1
+    a, b = (allocate(variances, np.full(2, t), minimum=minimum, budget=10**9).mean() for t in (0.01, 0.005))
+    assert b == pytest.approx(4 * a, rel=0.01)
+
+
+def test_allocation_keeps_to_its_budget():
+    variances = rng(2).exponential(size=(50, 2)) ** 4
+    counts = allocate(variances, np.full(2, 1e-6), minimum=2, budget=32)
+    assert counts.mean() <= 2 * 32  # rounding up to powers of two may double it
+
+
+@pytest.mark.parametrize("targets", [[0.0, 0.0], [0.1, 0.0], [0.0, 0.1]])
+def test_allocation_without_targets_or_spread(targets):
+    assert (allocate(np.zeros((5, 2)), np.array(targets), minimum=4, budget=8) == 4).all()
+    found = allocate(rng(0).exponential(size=(5, 2)), np.array(targets), minimum=4, budget=8)
+    assert found.shape == (5,) and (found >= 4).all()
