@@ -1,12 +1,16 @@
 """The catalogue of quantities: one file each, one row here."""
 
 from genbound.quantities import (
+    compression,
     displacement_norm,
+    fisher_rao,
+    flatness,
     hessian_trace,
     losses,
     max_positive_trace,
     max_quadratic_form,
     noise_stability,
+    path_norm,
 )
 from genbound.quantities.base import Measured, Quantity
 
@@ -19,6 +23,10 @@ QUANTITIES: dict[str, Quantity] = {
         noise_stability,
         max_quadratic_form,
         max_positive_trace,
+        compression,
+        flatness,
+        path_norm,
+        fisher_rao,
     )
 }
 

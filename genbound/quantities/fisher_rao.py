@@ -1,0 +1,127 @@
+r"""The Fisher-Rao norm of the weights.
+
+.. math:: \|w\|_{\mathrm{fr}}^2 = \langle w, F w\rangle, \qquad
+   F = \mathbb E\,[\nabla_w \ell \, \nabla_w \ell^\top]
+   \quad\Longrightarrow\quad \|w\|_{\mathrm{fr}}^2 = \mathbb E\,\langle w, \nabla_w \ell\rangle^2 .
+
+A network of L hidden layers with activations of degree one (ReLU) and no biases is homogeneous of degree 1 in each of its
+:math:`L + 1` weight matrices. By Euler's theorem :math:`\sum_i \langle W_i, \partial f / \partial W_i\rangle = (L + 1) f`, hence
+:math:`\langle w, \nabla_w\ell\rangle = (L + 1) \langle \partial\ell/\partial f, f\rangle` for every sample, and
+
+.. math:: \texttt{value} = (L + 1) \sqrt{\mathbb E\,\langle \partial\ell/\partial f, f\rangle^2} ,
+
+the mean over the measured samples and their labels. Three neighbours stand beside it: ``parametric``,
+:math:`\sqrt{\mathbb E \langle w, \nabla_w\ell\rangle^2}` with all parameters, which is the definition and needs no homogeneity;
+``identity_holds``, whether the two agree to 0.1 % (they do not with biases, normalisation or other activations, where
+``value`` is the formula alone); and ``model_expectation``, ``value`` with labels drawn from the model,
+:math:`\mathbb E_{y \sim p} \langle\partial\ell/\partial f, f\rangle^2 = \mathrm{Var}_{c\sim p}(f_c)` for cross-entropy.
+:math:`L + 1`, ``depth``, is the largest number of layers on a path from the input to the output.
+
+Unit: that of the loss. Cost: two forward passes and one backward pass. Exact over the measured samples; ``squared_sem`` is the
+standard error of :math:`\texttt{value}^2` from the choice of the samples.
+
+References:
+    Liang, Poggio, Rakhlin & Stokes, Fisher-Rao metric, geometry, and complexity of neural networks, AISTATS 2019 (theorem
+    3.1, derived anew above). Jiang et al., ICLR 2020, list it as ``fisher-rao``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from genbound.curvature.uses import LeafUse
+from genbound.estimators.estimate import data_sem
+from genbound.losses import CROSS_ENTROPY
+from genbound.quantities.base import Context, Measured, Part, Quantity, stack
+
+NAME = "fisher_rao"
+
+
+@dataclass(frozen=True)
+class FisherRaoOptions:
+    """``fisher_rao`` has no options."""
+
+
+def _inner_products(problem, positions) -> Part:
+    """Per sample: ``<dl/df, f>`` at its label, ``<w, dl/dw>``, and the variance of f under the model's probabilities."""
+    outer, whole, variance = [], [], []
+    for run in problem.batches(positions):
+        batch = problem.batch(run)
+        with torch.no_grad():
+            outputs = problem.forward(problem.params, batch.inputs)
+        leaf = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = problem.loss.per_sample(leaf, batch.targets)
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        outer.append((gradient * outputs).flatten(1).double().sum(1))
+        whole.append(_radial(problem, batch, gradient))
+        p = outputs.double().softmax(-1)
+        spread = outputs.double() - (p * outputs.double()).sum(-1, keepdim=True)
+        variance.append((p * spread.square()).flatten(1).sum(1))
+    return {
+        "outer": torch.cat(outer).cpu().numpy(),
+        "whole": torch.cat(whole).cpu().numpy(),
+        "variance": torch.cat(variance).cpu().numpy(),
+    }
+
+
+def _radial(problem, batch, gradient: torch.Tensor) -> torch.Tensor:
+    """``<w, dl/dw>`` per sample, all at once: ``<J^T u, w>`` differentiated in u is ``J w``, the output's derivative."""
+    weights = {k: p.detach().requires_grad_() for k, p in problem.params.items() if p.is_floating_point()}
+    with torch.enable_grad():
+        outputs = problem.forward({**problem.params, **weights}, batch.inputs)
+        u = torch.zeros_like(outputs).requires_grad_()
+        pulled = torch.autograd.grad(outputs, list(weights.values()), u, create_graph=True, allow_unused=True)
+        pairs = [(g, w) for g, w in zip(pulled, weights.values(), strict=True) if g is not None]
+        inner = sum((g * w.detach()).sum() for g, w in pairs)
+    (moved,) = torch.autograd.grad(inner, u)
+    return (gradient * moved).flatten(1).double().sum(1)
+
+
+def depth(problem) -> int:
+    """Largest number of layers on a path from the input to the output of the executed graph."""
+    tape = problem.tape([0])
+    places = {use.edge.node for uses in tape.uses.values() for use in uses if not isinstance(use, LeafUse)}
+    for leaf in (use.edge.node for uses in tape.uses.values() for use in uses if isinstance(use, LeafUse)):
+        places |= {node for node, _ in tape.graph.consumers[leaf]}
+    longest: dict = {}
+    for node in tape.graph.order:
+        below = max((longest[operand] for operand, _ in node.next_functions if operand is not None), default=0)
+        longest[node] = below + (node in places)
+    return max(longest.values(), default=0)
+
+
+def measure(problem, context: Context) -> Measured:
+    parts = context.map("samples", problem.shards(), lambda positions: _inner_products(problem, positions))
+    outer, whole, variance = (stack(parts, key) for key in ("outer", "whole", "variance"))
+    layers, num = depth(problem), problem.num_samples
+    value = layers * math.sqrt((outer**2).mean())
+    parametric = math.sqrt((whole**2).mean())
+    squares = (layers * outer) ** 2
+    plain = problem.loss.name == CROSS_ENTROPY.name and problem.num_outputs == problem.num_classes
+    error = np.abs(whole - layers * outer).max()
+    return Measured(
+        {
+            "value": value,
+            "squared_sem": float(data_sem(squares, np.zeros_like(squares), problem.num_data)),
+            "parametric": parametric,
+            "identity_holds": bool(error <= 1e-3 * np.abs(whole).max()),
+            "model_expectation": layers * math.sqrt(variance.mean()) if plain else None,
+            "depth": layers,
+            "num_samples": num,
+        }
+    )
+
+
+QUANTITY = Quantity(
+    NAME,
+    "Fisher-Rao norm of the weights",
+    measure,
+    FisherRaoOptions,
+    gradients=lambda problem, options: 3.0,
+    reference="Liang, Poggio, Rakhlin & Stokes 2019",
+)
