@@ -7,6 +7,8 @@ of the block's range lies there, and what the start vector has outside does not 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,19 @@ class LayerOperator:
                 outputs = self._shape[1] if use.transposed else self._shape[0]
                 self._shape = (outputs, self._basis.shape[-1])
         self.dimension = torch.Size(self._shape).numel()
+
+    def narrowed(self, rows: list[int]) -> LayerOperator:
+        """The same operator for some of the samples, on a smaller tape but in the very same basis."""
+        kept = object.__new__(LayerOperator)
+        kept.__dict__.update(self.__dict__)
+        kept.tape = self.tape.problem.tape([self.tape.positions[row] for row in rows], [self.name])
+        kept._uses = kept.tape.uses[self.name]
+        if self._basis is not None:
+            compressed = self._uses[0]
+            kept._basis = self._basis[rows]
+            kept._original = kept._uses[0]
+            kept._uses = [replace(compressed, edge=kept._uses[0].edge, inputs=compressed.inputs[rows])]
+        return kept
 
     def start(self, v: Tensor) -> Tensor:
         """The part of a shared weight direction that the blocks can see, ``[N, dimension]``."""

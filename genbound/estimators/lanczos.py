@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.linalg import LinAlgError, eigh_tridiagonal
+from scipy.linalg import eigh_tridiagonal
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
@@ -110,17 +110,16 @@ class Lanczos:
         if len(alpha) == 1:  # the extremes in closed form
             return square * max(0.0, alpha[0]), square * 0.5 * (alpha[0] + np.hypot(alpha[0], beta[0]))
 
-        def radau(last: float) -> float:
-            return _positive_part(np.append(alpha, last), beta)
+        lower, upper = _extremes(alpha, beta)
+        return square * lower, square * upper
 
-        at_kink = _last_diagonal_with_node_at_zero(alpha, beta)
-        lower = _positive_part(alpha, beta[:-1]) if at_kink is None else radau(at_kink)
-        centre, scale = at_kink or 0.0, float(np.abs(alpha).max() + 2 * beta.max())
-        best = minimize_scalar(
-            lambda angle: -radau(centre - scale / np.tan(angle)),
-            bounds=(0.0, np.pi), method="bounded", options={"xatol": 1e-7},
-        )  # fmt: skip
-        return square * lower, square * max(-float(best.fun), lower)
+    def certified(self, row: int, dtype: torch.dtype) -> tuple[float, float]:
+        """The bracket, widened by what the products of this dtype and the largest operator norm seen may have rounded."""
+        lower, upper = self.bracket(row)
+        square = float(self.norm[row]) ** 2
+        allowance = rounding(dtype) * square * np.hypot(self.alpha[0][row], self.beta[0][row])
+        allowance += 2 * torch.finfo(dtype).eps * square * float(self._scale[row])
+        return max(0.0, lower - allowance), upper + allowance
 
     def positive_part(self, row: int) -> float:
         r"""Gauss quadrature of :math:`v^\top H^+ v`: accurate, not one-sided."""
@@ -136,13 +135,50 @@ def _positive_part(diagonal: np.ndarray, off_diagonal: np.ndarray) -> float:
     return float((vectors[0] ** 2 * np.maximum(values, 0)).sum())
 
 
-def _last_diagonal_with_node_at_zero(alpha: np.ndarray, beta: np.ndarray) -> float | None:
-    """The last diagonal entry that makes the extended matrix singular, ``beta_p^2 e_p^T T_p^{-1} e_p``; ``None`` for infinity."""
-    matrix = np.diag(alpha) + np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1)
-    unit = np.zeros(len(alpha))
-    unit[-1] = 1
-    try:
-        last = float(beta[-1] ** 2 * np.linalg.solve(matrix, unit)[-1])
-    except LinAlgError:
-        return None
-    return last if np.isfinite(last) else None
+def _extremes(alpha: np.ndarray, beta: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest ``e_1^T T(a)^+ e_1`` over the last diagonal entry a.
+
+    The rules are run through by the node they have nearest to the kink: as it moves from 0 to the next Gauss node on either
+    side, a goes from the rule with a node at 0 to infinity. A coarse search in the logarithm of that node's distance from both
+    ends comes before the fine one, for the maximum may lie close to an end.
+    """
+    nodes, vectors = eigh_tridiagonal(alpha, beta[:-1])
+    weights = beta[-1] ** 2 * vectors[-1] ** 2
+    size = float(np.abs(nodes).max() + beta[-1])
+    if (
+        np.abs(nodes).min() <= 1e-14 * size
+    ):  # a Gauss node at the kink: the family's rule with a = infinity is the lower one
+        lower = _positive_part(alpha, beta[:-1])
+    else:
+        lower = _with_node(0.0, alpha, beta, nodes, weights)
+    upper = max(lower, _positive_part(alpha, beta[:-1]))
+    for side in (nodes[nodes > 0].min(initial=np.inf), nodes[nodes < 0].max(initial=-np.inf)):
+
+        def rule(s: float, side: float = float(side)) -> float:
+            if np.isfinite(side):
+                node = side / (1 + np.exp(-s))
+            else:
+                node = np.sign(side) * size * np.exp(s)
+            return _with_node(node, alpha, beta, nodes, weights)
+
+        grid = np.linspace(-24, 24, 25)
+        values = [rule(s) for s in grid]
+        best = int(np.argmax(values))
+        fine = minimize_scalar(
+            lambda s, rule=rule: -rule(s),
+            bounds=(grid[best] - 2, grid[best] + 2),
+            method="bounded",
+            options={"xatol": 1e-5},
+        )
+        upper = max(upper, values[best], -float(fine.fun))
+    return lower, upper
+
+
+def _with_node(node: float, alpha: np.ndarray, beta: np.ndarray, nodes: np.ndarray, weights: np.ndarray) -> float:
+    """The Gauss-Radau rule of max(x, 0) with this node: the last diagonal entry is ``node + sum w_i / (nodes_i - node)``."""
+    gap = nodes - node
+    gap = np.where(gap == 0, np.finfo(float).tiny, gap)
+    last = node + float((weights / gap).sum())
+    if not np.isfinite(last):
+        return _positive_part(alpha, beta[:-1])
+    return _positive_part(np.append(alpha, last), beta)

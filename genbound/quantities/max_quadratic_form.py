@@ -128,7 +128,7 @@ def refine(problem, options: MaxQuadraticFormOptions, name: str, lower: np.ndarr
                 if run.num_products not in CHECKPOINTS and run.num_products != options.max_products:
                     continue
                 for i, p in enumerate(members):
-                    low, high = _widened(run, i, rounding(problem.dtype))
+                    low, high = run.certified(i, problem.dtype)
                     lower[p], upper[p] = max(lower[p], low), min(upper[p], high)
                     lower[p] = min(lower[p], upper[p])
                 rows = [i for i, p in enumerate(members) if is_open(p) and not run.ended(i)]
