@@ -1,0 +1,288 @@
+"""Cushions and their companions against explicit Jacobian matrices."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from genbound.errors import GenboundError
+from genbound.evaluation import evaluate, measure
+from genbound.problem import Problem
+from genbound.quantities.compression import CompressionOptions
+
+D = torch.float64
+NUM = 5
+
+
+class Residual(nn.Module):
+    """conv-bn, relu, a residual block with one convolution, a strided convolution with bias, a linear head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(3)
+        self.act = nn.ReLU(inplace=True)
+        self.block = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+        self.block_norm = nn.BatchNorm2d(3)
+        self.down = nn.Conv2d(3, 2, (3, 2), stride=2)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        a = self.act(self.norm(self.stem(x)))
+        a = torch.relu(self.block_norm(self.block(a)) + a)
+        return self.head(torch.relu(self.down(a)).flatten(1))
+
+
+def residual():
+    torch.manual_seed(0)
+    net = Residual().to(D)
+    with torch.no_grad():
+        for norm in (net.norm, net.block_norm):
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.normal_()
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    return net.eval(), torch.randn(NUM, 2, 5, 4, dtype=D)
+
+
+def plain():
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(D)
+    return net, torch.randn(NUM, 4, dtype=D)
+
+
+def problem(net, x, **arguments):
+    init = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    return Problem(net, init, (x, torch.arange(len(x)) % 3), batch_size=2, **arguments)
+
+
+def jacobian(function, z):
+    return torch.func.jacrev(function)(z).reshape(-1, z.numel()).detach()
+
+
+def reference(maps, points, positions, channels):
+    """Cushions and spread from dense Jacobians. ``maps[i][j](z, n)`` is x_j as a function of x_i for sample n."""
+    cushions, betas = [], []
+    for i, point in enumerate(points):
+        best, spread = 1 / math.sqrt(channels[i]), 1.0
+        for j in maps.get(i, {}):
+            for n in range(len(point)):
+                matrix = jacobian(lambda z, n=n, i=i, j=j: maps[i][j](z, n), point[n])
+                size = matrix.norm() * point[n].norm() / math.sqrt(positions[i])
+                best = min(best, float((matrix @ point[n].flatten()).norm() / size))
+                mass = matrix.square().sum(0).view(channels[i], positions[i]).sum(0)
+                spread = max(spread, float((positions[i] * mass.max() / mass.sum()).sqrt()))
+        cushions.append(best)
+        betas.append(spread)
+    return cushions, betas
+
+
+def residual_reference(net, x):
+    relu = torch.relu
+    z0 = net.norm(net.stem(x)).detach()
+    a0 = relu(z0)
+    z1 = net.block_norm(net.block(a0)).detach()
+    a1 = relu(z1 + a0)
+    z2 = net.down(a1).detach()
+
+    def to_one(z, n):
+        return net.block_norm(net.block(relu(z)[None]))[0]
+
+    maps = {
+        0: {1: to_one},
+        1: {2: lambda z, n: net.down(relu(z + a0[n])[None])[0]},
+        2: {3: lambda z, n: net.head(relu(z).flatten())},
+    }
+    maps[0][2] = lambda z, n: net.down(relu(to_one(z, n) + relu(z))[None])[0]
+    maps[0][3] = lambda z, n: maps[2][3](maps[0][2](z, n), n)
+    maps[1][3] = lambda z, n: maps[2][3](maps[1][2](z, n), n)
+    return maps, [z0, z1, z2, net(x).detach()], [x, a0, a1, relu(z2).flatten(1)], (a0, a1)
+
+
+def matrix_of(linear, x):
+    """The matrix of a linear map on one sample's input."""
+    return jacobian(lambda z: linear(z[None])[0], x)
+
+
+def test_residual_network_against_dense_jacobians():
+    net, x = residual()
+    found = measure(problem(net, x), "compression", exact=10**6)
+    maps, points, inputs, _ = residual_reference(net, x)
+    cushions, betas = reference(maps, points, [20, 20, 4, 1], [3, 3, 2, 3])
+    layers = {"stem": 0, "block": 1, "down": 2, "head": 3}
+    assert list(found["layers"]) == [f"{name}.weight" for name in layers]
+    operations = [
+        lambda x: net.norm(net.stem(x)),
+        lambda x: net.block_norm(net.block(x)),
+        net.down,
+        net.head,
+    ]
+    for name, i in layers.items():
+        row = found["layers"][f"{name}.weight"]
+        matrix = matrix_of(operations[i], inputs[i][0])
+        expected = min(
+            float((matrix @ inputs[i][n].flatten()).norm() / matrix.norm() / inputs[i][n].norm()) for n in range(NUM)
+        )
+        assert row["layer_cushion"] == pytest.approx(expected, rel=1e-10)
+        assert row["interlayer_cushion"] == pytest.approx(cushions[i], rel=1e-10)
+        assert row["interlayer_cushion_sem"] == 0
+        assert row["beta"] == pytest.approx(betas[i], rel=1e-10)
+    assert [found["layers"][f"{n}.weight"]["conv_factor"] for n in layers] == [3, 3, math.sqrt(2), 1]
+    assert found["layers"]["down.weight"]["positions"] == 4
+
+
+def test_kernel_norm_of_the_layer_cushion():
+    net, x = residual()
+    found = measure(problem(net, x), "compression", num_draws=0)["layers"]["stem.weight"]
+    scale = net.norm.weight / (net.norm.running_var + net.norm.eps).sqrt()
+    kernel = (net.stem.weight * scale.view(-1, 1, 1, 1)).norm()
+    linear = nn.functional.conv2d(x, net.stem.weight, padding=1) * scale.view(-1, 1, 1)
+    expected = float((linear.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1) / kernel).min().detach())
+    assert found["layer_cushion_kernel"] == pytest.approx(expected, rel=1e-10)
+
+
+def test_contraction_is_that_of_the_activation_on_the_sum():
+    net, x = residual()
+    found = measure(problem(net, x), "compression", num_draws=0)
+    _, (z0, z1, z2, _), _, (a0, a1) = residual_reference(net, x)
+    pairs = [(z0, a0), (z1 + a0, a1), (z2, torch.relu(z2))]
+    expected = [float((z.flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1)).max().detach()) for z, a in pairs]
+    values = [row["contraction"] for row in found["layers"].values()]
+    assert values == pytest.approx([*expected, 1.0], rel=1e-10)
+    assert found["contraction"] == pytest.approx(max(expected), rel=1e-10)
+    assert found["max_output_l2"] == pytest.approx(float(net(x).norm(dim=1).max().detach()), rel=1e-10)
+
+
+def test_smoothness_follows_the_curvature_of_a_smooth_network():
+    """For x -> tanh(x) the remainder is quadratic: a tenth of the noise makes the network ten times smoother."""
+    net, x = plain()
+    rough = measure(problem(net, x), "compression", noise=1e-2)["layers"]
+    fine = measure(problem(net, x), "compression", noise=1e-3)["layers"]
+    for name in ("0.weight", "2.weight"):
+        assert fine[name]["smoothness"] / rough[name]["smoothness"] == pytest.approx(10, rel=0.1)
+    assert fine["4.weight"]["smoothness"] is None
+    assert fine["4.weight"]["smoothness_reason"] == "no layer follows"
+
+
+def test_smoothness_of_a_known_remainder():
+    """One sample, a network x -> W2 (W1 x)^2: the remainder is W2 eta^2 whatever the point."""
+
+    class Square(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 1), nn.Linear(1, 3)
+
+        def forward(self, x):
+            return self.second(self.first(x).square())
+
+    torch.manual_seed(0)
+    net = Square().to(D)
+    x = torch.randn(1, 3, dtype=D)
+    found = measure(problem(net, x), "compression", noise=0.1)["layers"]["first.weight"]
+    z = net.first(x).detach()
+    output = net.second(z.square()).detach()
+    # |eta| = 0.1 |z| in one dimension, so the remainder is known without the sign of eta.
+    remainder = (net.second.weight[:, 0] * (0.1 * z.item()) ** 2).norm()
+    assert found["smoothness"] == pytest.approx(float(0.1 * output.norm() / remainder), rel=1e-9)
+
+
+def test_affine_network_has_no_smoothness_but_a_reason():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)).to(D)
+    found = measure(problem(net, torch.randn(NUM, 4, dtype=D)), "compression")
+    assert found["smoothness"] is None
+    assert "affine" in found["smoothness_reason"]
+
+
+def test_samples_may_be_dropped():
+    net, x = plain()
+    rows = [measure(problem(net, x[n : n + 1]), "compression")["layers"] for n in range(NUM)]
+    dropped = measure(problem(net, x), "compression", zeta=0.2)["layers"]
+    for name in dropped:
+        cushions = sorted(row[name]["layer_cushion"] for row in rows)
+        contractions = sorted(row[name]["contraction"] for row in rows)
+        assert dropped[name]["layer_cushion"] == pytest.approx(cushions[1], rel=1e-10)
+        assert dropped[name]["contraction"] == pytest.approx(contractions[-2], rel=1e-10)
+        assert dropped[name]["interlayer_cushion"] == pytest.approx(
+            sorted(row[name]["interlayer_cushion"] for row in rows)[1], rel=1e-10
+        )
+
+
+def test_probes_agree_with_exact_norms_within_their_errors():
+    net, x = residual()
+    exact = measure(problem(net, x), "compression", exact=10**6, num_draws=0)["layers"]
+    deviations = []
+    for seed in range(5):
+        found = measure(
+            problem(net, x), "compression", seed, exact=0, num_draws=0, num_probes=32, num_refined=400, candidates=1
+        )["layers"]
+        for name in ("stem.weight", "block.weight", "down.weight"):
+            row = found[name]
+            if row["interlayer_cushion_sem"]:
+                deviations.append(
+                    (row["interlayer_cushion"] - exact[name]["interlayer_cushion"]) / row["interlayer_cushion_sem"]
+                )
+    assert len(deviations) >= 5
+    assert np.abs(deviations).max() < 4.5
+    assert np.sqrt(np.mean(np.square(deviations))) < 2
+
+
+def test_batches_and_seeds():
+    net, x = residual()
+    options = {"exact": 0, "num_refined": 8}
+    first = measure(problem(net, x), "compression", 1, **options)
+    assert measure(problem(net, x), "compression", 1, **options) == first
+    other = Problem(net, {n: torch.zeros_like(p) for n, p in net.named_parameters()}, (x, torch.arange(NUM) % 3))
+    for name, row in measure(other, "compression", 1, **options)["layers"].items():
+        for key, value in row.items():
+            if isinstance(value, float):
+                assert value == pytest.approx(first["layers"][name][key], rel=1e-8), key
+
+
+def test_measuring_disturbs_nothing():
+    net, x = residual()
+    net.train()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    torch.manual_seed(5)
+    random = torch.get_rng_state()
+    measure(problem(net, x), "compression")
+    assert torch.equal(random, torch.get_rng_state())
+    assert net.training and net.norm.training
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        z = self.project(x)
+        return self.head(torch.softmax(z @ z.mT, -1).bmm(z).mean(1))
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(x) + torch.relu(self.layer(2 * x)))
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "words"), [(Attention(), (NUM, 3, 4), "softmax attention"), (Shared(), (NUM, 4), "used")]
+)
+def test_does_not_apply(net, shape, words):
+    found = evaluate(problem(net.to(D), torch.randn(shape, dtype=D)), ["compression"])
+    assert "compression" not in found.quantities
+    assert words in found.notes["compression"]
+
+
+@pytest.mark.parametrize("options", [{"zeta": 1.0}, {"num_probes": 0}, {"num_refined": 1}, {"noise": 0.0}])
+def test_refuses(options):
+    with pytest.raises(GenboundError):
+        CompressionOptions(**options)
