@@ -183,9 +183,10 @@ def log_path_norm(problem) -> float:
     """
     inputs = problem.batch([0]).inputs
     ones = torch.ones_like(inputs, dtype=torch.float64)
+    params = {name: p.double() if p.is_floating_point() else p for name, p in problem.params.items()}
     sums = PathSums(ones)
     with torch.no_grad(), sums:
-        output = problem.forward(problem.params, ones)
+        output = problem.forward(params, ones)
         found = sums.get(output)
     if found is None:
         raise UnsupportedOperation("an output that does not depend on the input")
@@ -212,6 +213,8 @@ def applies_to(problem) -> str | None:
         log_path_norm(problem)
     except UnsupportedOperation as error:
         return f"no path norm is defined for the operation {error}"
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"the network cannot run on sums over paths: {(str(error).splitlines() or [type(error).__name__])[0]}"
     return None
 
 

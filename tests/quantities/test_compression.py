@@ -184,7 +184,7 @@ def test_smoothness_of_a_known_remainder():
     z = net.first(x).detach()
     output = net.second(z.square()).detach()
     # |eta| = 0.1 |z| in one dimension, so the remainder is known without the sign of eta.
-    remainder = (net.second.weight[:, 0] * (0.1 * z.item()) ** 2).norm()
+    remainder = (net.second.weight.detach()[:, 0] * (0.1 * z.item()) ** 2).norm()
     assert found["smoothness"] == pytest.approx(float(0.1 * output.norm() / remainder), rel=1e-9)
 
 

@@ -22,7 +22,7 @@ def problem(net, x, classes=3, **arguments):
 def radial(net, x, y):
     """``<w, dl/dw>`` of one sample by a plain gradient."""
     grads = torch.autograd.grad(F.cross_entropy(net(x[None]), y[None]), list(net.parameters()))
-    return float(sum((g * p).sum() for g, p in zip(grads, net.parameters(), strict=True)))
+    return float(sum((g * p.detach()).sum() for g, p in zip(grads, net.parameters(), strict=True)))
 
 
 def expected(net, x, classes=3):

@@ -133,6 +133,18 @@ def test_single_precision_and_nothing_disturbed():
     assert torch.equal(weight, net[0].weight) and torch.equal(state, torch.get_rng_state())
 
 
+def test_single_precision_convolutions():
+    torch.manual_seed(0)
+    net = randomised(Residual())
+    x = torch.randn(4, 2, 6, 6, dtype=D)
+    init = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    values = [
+        measure(Problem(net, init, (x, torch.arange(4) % 3), dtype=dtype), "path_norm")["value"]
+        for dtype in (torch.float32, torch.float64)
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
 class Product(nn.Module):
     def __init__(self):
         super().__init__()
