@@ -81,6 +81,7 @@ def pair_options(command):
             click.option("--sigmas", type=Names(float), default=None, help="Noise standard deviations."),
             click.option("--delta", type=float, default=0.05, show_default=True, help="Failure probability of bounds."),
             click.option("--tolerance", type=float, default=0.01, show_default=True, help="Relative width of certified intervals."),
+            click.option("--margin-percentile", type=float, default=5.0, show_default=True, help="Of the training margins, for γ."),
             click.option("--confusion", type=click.Path(), default=None, help="Label noise F (.csv, .npy): F[y, z] = P(z | y)."),
             click.option("--time-budget", type=float, default=None, help="Seconds after which no further part is started."),
             click.option("--config", type=click.Path(), is_eager=True, expose_value=False, callback=_read_config,
@@ -95,7 +96,10 @@ def pair_options(command):
 def _quantity_options(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The command line's options as options of the quantities they belong to."""
     form = {key: given[key] for key in ("tolerance", "convention", "paper_batch_size")}
-    options: dict[str, dict[str, Any]] = {"max_quadratic_form": form}
+    options: dict[str, dict[str, Any]] = {
+        "max_quadratic_form": form,
+        "margin": {"percentile": given["margin_percentile"]},
+    }
     if given["sigmas"] is not None:
         options["noise_stability"] = {"sigmas": given["sigmas"]}
     return options

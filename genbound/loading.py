@@ -62,7 +62,7 @@ def from_pair(pair: Pair, data: Any = None, test_data: Any = None, **options: An
         dtype = DTYPES[dtype]
     return Problem(
         pair.model, pair.init, samples, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,
-        provenance=provenance, **options,
+        provenance=provenance, init_buffers=pair.init_buffers, **options,
     )  # fmt: skip
 
 

@@ -48,6 +48,8 @@ class Problem:
         device: where to measure.
         batch_size: samples in one forward pass. Changes results by rounding only.
         provenance: what the numbers belong to, copied into the results.
+        init_buffers: the pretrained model's buffers (running statistics), those it has; the model's own stand in for
+            the others.
 
     Raises:
         GenboundError: weights, data or model cannot be measured; the message says why and what would mend it.
@@ -80,6 +82,7 @@ class Problem:
         device: str | torch.device = "cpu",
         batch_size: int = BLOCK,
         provenance: Mapping[str, Any] | None = None,
+        init_buffers: Mapping[str, Tensor] | None = None,
     ):
         if batch_size < 1:
             raise GenboundError(f"batch size {batch_size} is not positive")
@@ -97,6 +100,7 @@ class Problem:
             )
         self.indices = _choose(len(self.data), num_samples, sample_seed)
         self.params, self.buffers, self.init = _weights(model, init, dtype, self.device)
+        self.init_buffers, self.borrowed_buffers = _init_buffers(self.buffers, init_buffers or {})
         self.dtype = next(p.dtype for p in self.params.values() if p.is_floating_point())
         self.loss_range_spec = loss_range
         self.loss = get_loss(loss)
@@ -152,14 +156,16 @@ class Problem:
 
     # -- the network ------------------------------------------------------------------------------------------
 
-    def forward(self, params: Mapping[str, Tensor], inputs: Any) -> Tensor:
-        """The network's output for a batch of inputs at the given weights, in evaluation mode.
+    def forward(self, params: Mapping[str, Tensor], inputs: Any, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The network's output for a batch of inputs at the given weights (and buffers), in evaluation mode.
 
         Attention runs in its plain form: it is the one that has second derivatives on every device.
         """
         args, kwargs = _call_arguments(inputs)
         with evaluation_mode(self.model), sdpa_kernel(SDPBackend.MATH), self._operations():
-            output = functional_call(self.model, {**params, **self.buffers}, args, kwargs)
+            output = functional_call(
+                self.model, {**params, **(self.buffers if buffers is None else buffers)}, args, kwargs
+            )
         return _logits(output)
 
     def tape(self, positions: Sequence[int], layers: Sequence[str] | None = None) -> Tape:
@@ -263,7 +269,7 @@ class Problem:
     def digest(self, test_data: bool = False) -> str:
         """SHA-256 of everything that a measured number depends on beside its own options and the seed."""
         state = hashlib.sha256()
-        for group in (self.params, self.buffers, self.init):
+        for group in (self.params, self.buffers, self.init, self.init_buffers):
             for name, tensor in sorted(group.items()):
                 state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -381,6 +387,21 @@ def _weights(model, init, dtype, device):
         buffers,
         {name: moved(init[name]) for name in params},
     )
+
+
+def _init_buffers(
+    buffers: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """The pretrained model's buffers, and the names of those that the fine-tuned model's stand in for."""
+    fitting = {name for name, b in buffers.items() if name in given and given[name].shape == b.shape}
+    for name in fitting:
+        if given[name].is_floating_point() and not torch.isfinite(given[name]).all():
+            raise GenboundError(f"initial buffer {name} has NaN or infinite entries: the checkpoint is damaged")
+    found = {
+        name: given[name].detach().to(device=b.device, dtype=b.dtype, copy=True) if name in fitting else b
+        for name, b in buffers.items()
+    }
+    return found, frozenset(buffers) - fitting
 
 
 def _map_tensors(value: Any, function) -> Any:

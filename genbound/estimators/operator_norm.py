@@ -41,7 +41,8 @@ import torch
 from torch import Tensor
 
 FAILURE = 1e-9
-ROUNDING = 1e-10  # allowance for float64 rounding, relative to the norm
+ROUNDING = 1e-10  # allowance for float64 rounding in a Krylov run, relative to the norm
+EXACT_ROUNDING = 1e-12  # the same for an assembled operator
 DENSE = 512  # up to this size of the smaller side an operator is assembled
 DENSE_MATRIX = 1536  # the same for a matrix that is there already
 MEMORY = 2**30  # bytes for the Krylov basis; beyond, the basis is not kept
@@ -148,7 +149,7 @@ def _exact(gram: Tensor, num_products: int) -> NormBracket:
     value = float(torch.linalg.eigvalsh(gram).max().clamp(min=0)) ** 0.5
     if value == 0:
         return NormBracket(0.0, 0.0, "zero", num_products)
-    return NormBracket(value * (1 - ROUNDING), value * (1 + ROUNDING), "svd", num_products)
+    return NormBracket(value * (1 - EXACT_ROUNDING), value * (1 + EXACT_ROUNDING), "svd", num_products)
 
 
 def _gram(operator: LinearOperator) -> tuple[Tensor, int]:

@@ -6,11 +6,16 @@ from genbound.quantities import (
     fisher_rao,
     flatness,
     hessian_trace,
+    input_norm,
+    layer_norms,
     losses,
+    margin,
     max_positive_trace,
     max_quadratic_form,
     noise_stability,
     path_norm,
+    spectral_norm,
+    structure,
 )
 from genbound.quantities.base import Measured, Quantity
 
@@ -19,6 +24,11 @@ QUANTITIES: dict[str, Quantity] = {
     for module in (
         losses,
         displacement_norm,
+        structure,
+        spectral_norm,
+        layer_norms,
+        input_norm,
+        margin,
         hessian_trace,
         noise_stability,
         max_quadratic_form,

@@ -1,0 +1,92 @@
+r"""The margin of the training samples and a low percentile of it.
+
+.. math:: m(x, y) = f(x)_y - \max_{j \ne y} f(x)_j
+
+``value`` is the percentile :math:`\gamma` of the margins of all training samples given (linear interpolation), with its sign: it is
+negative where more than that part is misclassified, and bounds with :math:`1/\gamma` then do not exist
+(``inverse_square`` is null). ``margin_loss`` is the fraction of samples with a margin of at most :math:`\gamma`, the empirical
+term that belongs to a margin bound. Unit: that of the scores.
+
+Exact. Cost: one forward pass over the training data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from genbound.errors import GenboundError
+from genbound.losses import IGNORED
+from genbound.quantities.base import Context, Measured, Part, Quantity, stack
+
+NAME = "margin"
+SHARD = 512
+
+
+@dataclass(frozen=True)
+class MarginOptions:
+    """Options of ``margin``.
+
+    Attributes:
+        percentile: of the training margins, between 0 and 100; its value is the margin γ.
+    """
+
+    percentile: float = 5.0
+
+    def __post_init__(self):
+        if not isinstance(self.percentile, int | float) or not 0 <= self.percentile <= 100:
+            raise GenboundError(f"margin percentile {self.percentile} is not between 0 and 100")
+
+
+def measure(problem, context: Context) -> Measured:
+    def shard(indices: range) -> Part:
+        margins = []
+        for batch in problem.data.batches(indices, problem.batch_size):
+            batch = problem.to_device(batch)
+            with torch.no_grad():
+                outputs = problem.forward(problem.params, batch.inputs)
+            problem.loss.check_targets(outputs, batch.targets)
+            counted = batch.targets != IGNORED
+            scores, targets = outputs.double()[counted], batch.targets[counted].long().unsqueeze(1)
+            others = scores.scatter(1, targets, -torch.inf).amax(1)
+            margins.append((scores.gather(1, targets).squeeze(1) - others).cpu().numpy())
+        return {"margin": np.concatenate(margins)}
+
+    total = len(problem.data)
+    ranges = [range(s, min(s + SHARD, total)) for s in range(0, total, SHARD)]
+    margins = stack(context.map("train", ranges, shard), "margin")
+    gamma = float(np.percentile(margins, context.options.percentile))
+    return Measured(
+        {
+            "percentile": float(context.options.percentile),
+            "value": gamma,
+            "margin_loss": float(np.mean(margins <= gamma)),
+            "minimum": float(margins.min()),
+            "median": float(np.median(margins)),
+            "num_samples": len(margins),
+            "inverse_square": gamma**-2 if gamma > 0 else None,
+        }
+    )
+
+
+def applies_to(problem) -> str | None:
+    if not problem.loss.classes:
+        return f"a margin needs class scores, and the loss {problem.loss.name} has none"
+    batch = problem.batch([0])
+    if batch.targets.dim() != 1:
+        return "a margin needs one label a sample, and these samples have one for every position"
+    if problem.num_classes < 2:
+        return "a margin needs at least two classes"
+    return None
+
+
+QUANTITY = Quantity(
+    NAME,
+    "a low percentile of the training margins",
+    measure,
+    MarginOptions,
+    applies_to=applies_to,
+    gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
+)

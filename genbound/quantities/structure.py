@@ -1,0 +1,47 @@
+r"""How the network is composed of its layers: what a Lipschitz constant, and every bound made of layer norms, multiplies.
+
+The tree, the constants of what is not a layer, and why some networks have none are described in
+:mod:`genbound.curvature.structure`. ``tree`` is null with a ``reason`` where there is no useful global constant.
+
+Cost: two forward passes of one sample. Exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genbound.curvature.structure import read_structure
+from genbound.quantities.base import Context, Measured, Quantity
+
+NAME = "structure"
+
+
+@dataclass(frozen=True)
+class StructureOptions:
+    """``structure`` has no options."""
+
+
+def measure(problem, context: Context) -> Measured:
+    found = read_structure(problem)
+    return Measured(
+        {
+            "tree": found.tree,
+            "reason": found.reason,
+            "depth": found.depth,
+            "plain": found.plain,
+            "positively_homogeneous": found.positively_homogeneous,
+            "zero_preserving": found.zero_preserving,
+            "activations": found.activations,
+            "folded_batch_norms": sorted(found.folds),
+            "notes": found.notes,
+        }
+    )
+
+
+QUANTITY = Quantity(
+    NAME,
+    "how the layers are composed: series, sums of branches, and the Lipschitz constants in between",
+    measure,
+    StructureOptions,
+    gradients=lambda problem, options: 0.7 / problem.num_samples,
+)
