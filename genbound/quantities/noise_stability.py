@@ -36,6 +36,7 @@ from genbound.problem import BLOCK
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack, stream
 
 NAME = "noise_stability"
+SMALL = 2**26  # samples x weights x draws that take seconds: small problems get better errors
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class NoiseStabilityOptions:
         sigmas: standard deviations of the noise.
         relative_sem: wanted standard error, relative to the value.
         num_shared: antithetic pairs of the shared first round.
-        max_perturbations: cap on the mean number of antithetic pairs per block of samples.
+        max_perturbations: cap on the mean number of antithetic pairs per block of samples; a small problem may take more,
+            see SMALL.
     """
 
     sigmas: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02)
@@ -59,6 +61,8 @@ class NoiseStabilityOptions:
             raise GenboundError(f"sigmas {list(self.sigmas)} must be positive numbers")
         if list(self.sigmas) != sorted(set(self.sigmas)):
             raise GenboundError(f"sigmas {list(self.sigmas)} must increase, each given once")
+        if self.num_shared < 2:
+            raise GenboundError(f"num_shared {self.num_shared} must be at least 2: one draw has no spread")
 
 
 def _rises(problem, positions: list[int], key, base: np.ndarray, sigmas, context: Context) -> np.ndarray:
@@ -95,34 +99,38 @@ def measure(problem, context: Context) -> Measured:
     options: NoiseStabilityOptions = context.options
     sigmas, shards = options.sigmas, problem.shards()
 
-    def shared(item: range) -> Part:
-        positions = list(item)
-        base = _base(problem, positions)
-        rises = [
-            _rises(problem, positions, ("shared", draw), base, sigmas, context) for draw in range(options.num_shared)
-        ]
-        return {"rise": np.stack(rises, 1)}  # [N, D, S, 2]
-
-    first = stack(context.map("shared", shards, shared), "rise")
     blocks = problem.blocks(range(problem.num_samples))
     sizes = np.array([len(members) for _, members in blocks])
-    num_draws = _allocation(options, first, blocks)
+    num_shared = max(
+        options.num_shared, -(-64 // len(blocks))
+    )  # with few blocks each one's spread must be known better
 
-    def independent(item: range) -> Part:
-        mean, square, count = [], [], []
-        for block, members in problem.blocks(item):
-            base = _base(problem, members)
-            draws = [
-                _rises(problem, members, ("draws", block, draw), base, sigmas, context).mean(2)
-                for draw in range(num_draws[block])
-            ]
-            sums = np.stack([d.sum(0) for d in draws])  # [D, S] of the block's sum
-            mean.append(sums.mean(0))
-            square.append(((sums - sums.mean(0)) ** 2).sum(0))
-            count.append(len(draws))
-        return {"mean": np.stack(mean), "squares": np.stack(square), "count": np.array(count)}
+    def shared(item: tuple[int, range]) -> Part:
+        draw, positions = item[0], list(item[1])
+        return {"rise": _rises(problem, positions, ("shared", draw), _base(problem, positions), sigmas, context)}
 
-    drawn = context.map("draws", shards, independent)
+    items = [(draw, shard) for draw in range(num_shared) for shard in shards]
+    parts = context.map("shared", items, shared)
+    per_draw = [stack(parts[d * len(shards) : (d + 1) * len(shards)], "rise") for d in range(num_shared)]
+    first = np.stack(per_draw, 1)  # [N, D, S, 2]
+
+    trace = context.measured["hessian_trace"].summary["total"]
+    weights = sum(layer.num_weights for layer in problem.layers)
+    budget = max(options.max_perturbations, min(2**14 // len(blocks), SMALL // (problem.num_samples * weights)))
+    num_draws = _allocation(options, budget, first, blocks, trace["value"])
+
+    def independent(item: tuple[int, list[int]]) -> Part:
+        block, members = item
+        base = _base(problem, members)
+        rises = [
+            _rises(problem, members, ("draws", block, draw), base, sigmas, context).mean(2).sum(0)
+            for draw in range(num_draws[block])
+        ]
+        sums = np.stack(rises)  # [D, S] of the block's sum
+        square = ((sums - sums.mean(0)) ** 2).sum(0)
+        return {"mean": sums.mean(0)[None], "squares": square[None], "count": np.array([len(sums)])}
+
+    drawn = context.map("draws", blocks, independent)
     count, mean, squares = stack(drawn, "count"), stack(drawn, "mean"), stack(drawn, "squares")
     value, sem = stratified_mean(count, mean, squares)
     scale = len(blocks) / problem.num_samples  # from mean block sum to mean over the samples
@@ -134,9 +142,7 @@ def measure(problem, context: Context) -> Measured:
     )  # fmt: skip
     if problem.num_samples >= problem.num_data:
         spread = np.zeros_like(spread)
-    overall = first.mean(0)  # [D, S, 2]: what a shared draw does to the mean loss
-    std = np.sqrt(np.maximum((overall - overall.mean((0, 2), keepdims=True)) ** 2, 0).sum((0, 2)) / _degrees(options))
-    trace = context.measured["hessian_trace"].summary["total"]
+    std = _std_over_shared_draws(first.mean(0))
     rows = []
     for i, sigma in enumerate(sigmas):
         rows.append(
@@ -162,21 +168,26 @@ def measure(problem, context: Context) -> Measured:
     return Measured(summary)
 
 
-def _degrees(options: NoiseStabilityOptions) -> int:
-    """The two halves of an antithetic pair are dependent: the odd part of the rise spreads over D pairs, mean known to
-    be 0; the even part over D pairs with its mean estimated. Dividing by 2 D - 1 is exact for the odd part's dominance
-    up to 1/(2 D)."""
-    return max(1, 2 * options.num_shared - 1)
+def _std_over_shared_draws(rises: np.ndarray) -> np.ndarray:
+    """Standard deviation of the mean loss's rise over one-sided draws, from antithetic pairs ``[D, S, 2]``.
+
+    The even and the odd part of the rise are uncorrelated, and the odd one has mean zero.
+    """
+    even, odd = rises.mean(2), 0.5 * (rises[..., 0] - rises[..., 1])
+    return np.sqrt(even.var(0, ddof=1) + (odd**2).mean(0))
 
 
-def _allocation(options: NoiseStabilityOptions, first: np.ndarray, blocks) -> np.ndarray:
+def _allocation(options: NoiseStabilityOptions, budget: int, first: np.ndarray, blocks, trace: float) -> np.ndarray:
+    """Draws per block. The scale of the value is the Hessian approximation's, or the first round's where that is larger."""
     even = first.mean(3)  # [N, D, S] antithetic means
     sums = np.stack([even[members].sum(0) for _, members in blocks])  # [B, D, S]
-    wanted = options.relative_sem * np.abs(even.mean((0, 1))) * even.shape[0] / len(blocks)
-    variances = sums.var(1, ddof=1) if sums.shape[1] > 1 else np.square(sums[:, 0])
+    rough, error = even.mean((0, 1)), even.mean(0).std(0, ddof=1) / np.sqrt(even.shape[1])
+    size = np.maximum(0.5 * np.square(options.sigmas) * abs(trace), np.abs(rough) - 2 * error)
+    wanted = options.relative_sem * size * even.shape[0] / len(blocks)
+    variances = sums.var(1, ddof=1)
     return allocate(
         variances, wanted,
-        minimum=max(4, -(-64 // len(blocks))), budget=max(options.max_perturbations, 2**12 // len(blocks)),
+        minimum=max(4, -(-64 // len(blocks))), budget=budget,
     )  # fmt: skip
 
 
