@@ -158,7 +158,7 @@ class Observer(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kind = func.overloadpacket.__name__
         plain = kind.removesuffix("_")
-        watched = plain in ACTIVATIONS and self._last is not None and len(args[0]) % self.num == 0
+        watched = plain in ACTIVATIONS and self._last is not None and args[0].dim() and len(args[0]) % self.num == 0
         before = self._norm(args[0]) if watched else None
         out = func(*args, **(kwargs or {}))
         if watched:

@@ -128,7 +128,10 @@ class PathSums(TorchDispatchMode):
         if kind in BATCH_NORM and first is not None:
             return (self._batch_norm(first, *args[1:5], args[7]), *func(*_plain(args), **kwargs)[1:])
         if kind in ("add", "sub", "mul", "div"):
-            return self._save(self._arithmetic(kind, *args[:2], kwargs))
+            found = self._arithmetic(kind, *args[:2], kwargs)
+            if not func.overloadpacket.__name__.endswith("_"):
+                return self._save(found)
+            return self.track(args[0], found)  # in place; a part of a tensor does not come here: CopySlices is refused
         if kind == "cat":
             return self._save(self._concatenate(func, args))
         raise UnsupportedOperation(kind)

@@ -154,11 +154,36 @@ class Product(nn.Module):
         return self.layer(x) * x
 
 
+class InPlace(nn.Module):
+    """The sum of two layers, kept in the first operand and not passed on; or in a part of it."""
+
+    def __init__(self, part=False):
+        super().__init__()
+        self.first, self.layer, self.part = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), part
+
+    def forward(self, x):
+        z = self.first(x)
+        if self.part:
+            z[:, 1].add_(self.layer(x)[:, 0])
+        else:
+            z.add_(self.layer(x))
+        return z
+
+
+def test_sums_in_place():
+    torch.manual_seed(0)
+    net = InPlace()
+    found = measure(problem(net, torch.randn(3, 2, dtype=D)), "path_norm")["value"]
+    first, second = net.first.weight.detach().square(), net.layer.weight.detach().square()
+    assert found == pytest.approx(float((first + second).sum()), rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("net", "words"),
     [
         (nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 2)), "Gelu"),
         (Product(), "mul"),
+        (InPlace(part=True), "CopySlices"),
     ],
 )
 def test_does_not_apply(net, words):
