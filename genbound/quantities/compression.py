@@ -46,7 +46,7 @@ Variance:
 
 References:
     Arora, Ge, Neyshabur & Zhang, Stronger generalization bounds for deep nets via a compression approach, ICML 2018
-    (definitions 4 to 8 for vectors, their analogues for convolutions; written from the project's notes of the paper).
+    (definitions of sections 3 and 4 restated; the text itself was not at hand to compare the wording).
 """
 
 from __future__ import annotations
@@ -388,15 +388,12 @@ def _kernel_norm(problem, site: Site) -> float:
     weight = problem.params[site.name].double()
     if site.scale is not None:
         channels = site.scale.double()[0].flatten(1)[:, 0] if site.scale.dim() > 2 else site.scale.double()[0]
-        by_output = isinstance(site.use, ConvolutionUse) and not site.use.transposed
-        by_output |= not isinstance(site.use, ConvolutionUse) and not site.use.transposed
-        if by_output:
+        if not site.use.transposed:  # [out, ...]
             weight = weight * channels.view(-1, *[1] * (weight.dim() - 1))
-        elif isinstance(site.use, ConvolutionUse):
-            groups = site.use.groups
-            scale = channels.view(groups, 1, -1, *[1] * (weight.dim() - 2))
-            weight = weight.unflatten(0, (groups, -1)) * scale
-        else:
+        elif isinstance(site.use, ConvolutionUse):  # [in, out / groups, ...]
+            scale = channels.view(site.use.groups, 1, -1, *[1] * (weight.dim() - 2))
+            weight = weight.unflatten(0, (site.use.groups, -1)) * scale
+        else:  # [in, out]
             weight = weight * channels
     return float(weight.norm())
 

@@ -143,6 +143,40 @@ def test_kernel_norm_of_the_layer_cushion():
     assert found["layer_cushion_kernel"] == pytest.approx(expected, rel=1e-10)
 
 
+class Transposed(nn.Module):
+    """A transposed convolution in two groups and a weight stored [in, out], each with a BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.norm = nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), nn.BatchNorm2d(6)
+        self.weight, self.last = nn.Parameter(torch.randn(6, 3)), nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.norm(self.up(x))).mean((2, 3)) @ self.weight)
+
+
+def test_norms_of_transposed_weights():
+    torch.manual_seed(0)
+    net = Transposed().to(D)
+    for norm in (net.norm, net.last):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        norm.running_var.uniform_(0.5, 2)
+    net.eval()
+    x = torch.randn(NUM, 4, 3, 3, dtype=D)
+    found = measure(problem(net, x), "compression", num_draws=0)["layers"]
+    with torch.no_grad():
+        scale = (net.norm.weight / (net.norm.running_var + net.norm.eps).sqrt()).view(2, 1, 3, 1, 1)
+        kernel = (net.up.weight.view(2, 2, 3, 3, 3) * scale).norm()
+        matrix = matrix_of(lambda z: net.norm(net.up(z)), x[0])
+        last = matrix_of(lambda z: net.last(z @ net.weight), torch.randn(6, dtype=D))
+    row = found["up.weight"]
+    assert row["layer_cushion_kernel"] / row["layer_cushion"] == pytest.approx(float(matrix.norm() / kernel), rel=1e-10)
+    features = torch.relu(net.norm(net.up(x))).mean((2, 3)).detach()
+    expected = float(((features @ last.mT).norm(dim=1) / features.norm(dim=1)).min() / last.norm())
+    assert found["weight"]["layer_cushion"] == pytest.approx(expected, rel=1e-10)
+    assert found["weight"]["layer_cushion_kernel"] == pytest.approx(expected, rel=1e-10)
+
+
 def test_contraction_is_that_of_the_activation_on_the_sum():
     net, x = residual()
     found = measure(problem(net, x), "compression", num_draws=0)
