@@ -452,7 +452,7 @@ class _Reader:
             return self._average_pool(node)
         if name.startswith("UpsampleNearest"):
             copies = math.prod(
-                math.ceil(o / i) for o, i in zip(_shape(node)[2:], node._saved_self_sym_sizes[2:], strict=True)
+                math.ceil(o / i) for o, i in zip(_shape(node)[2:], _operand_shape(node)[2:], strict=True)
             )
             return [] if copies == 1 else [_scale(math.sqrt(copies), "nearest upsampling", sup=1.0)]
         raise _NoConstant(f"operation {name}: no Lipschitz constant known")
@@ -491,7 +491,7 @@ class _Reader:
         other = torch.as_tensor(other).detach().double().abs()
         if other.numel() > 1 and other.numel() > math.prod(_shape(node)):
             raise _NoConstant(f"operation {operation(node)}: no Lipschitz constant known")
-        if math.prod(_shape(self._operand(node, dependent))) != math.prod(_shape(node)):
+        if math.prod(_operand_shape(node, dependent)) != math.prod(_shape(node)):
             raise _NoConstant("a factor that repeats its operand: no Lipschitz constant known")
         constant = 1 / float(other.min()) if operation(node) == "Div" else float(other.max())
         return [_scale(constant, "constant factor")]
@@ -508,8 +508,7 @@ class _Reader:
         return [_scale(math.sqrt(entries), f"sum over {entries:g} entries", sup=entries)]
 
     def _max_pool(self, node) -> list[Node]:
-        inputs = tuple(int(i) for i in node._saved_self.shape)
-        outputs = _shape(node)
+        inputs, outputs = _operand_shape(node), _shape(node)
         if operation(node).startswith("Adaptive"):
             dims = int(operation(node)[len("AdaptiveMaxPool")])
             coverage = [
@@ -534,7 +533,7 @@ class _Reader:
         return [] if windows <= 1 else [_scale(math.sqrt(windows), what, sup=1.0)]
 
     def _average_pool(self, node) -> list[Node]:
-        inputs, outputs, name = tuple(node._saved_self.shape), _shape(node), operation(node)
+        inputs, outputs, name = _operand_shape(node), _shape(node), operation(node)
         if name.startswith("Adaptive"):
             dims = int(name[len("AdaptiveAvgPool")])
             factors = [_adaptive(i, o, lambda n: 1 / n) for i, o in zip(inputs[-dims:], outputs[-dims:], strict=True)]
@@ -606,11 +605,14 @@ def _shape(node) -> tuple[int, ...]:
     return tuple(int(size) for size in node._input_metadata[0].shape)
 
 
+def _operand_shape(node, position: int = 0) -> tuple[int, ...]:
+    operand, output = node.next_functions[position]
+    return tuple(int(size) for size in operand._input_metadata[output].shape)
+
+
 def _ratio(node) -> float:
-    """Entries of the result for each entry of the operand, of an operation that keeps its operand's sizes."""
-    if hasattr(node, "_saved_self_sym_sizes"):
-        return math.prod(_shape(node)) / math.prod(node._saved_self_sym_sizes)
-    return math.prod(_shape(node)) / math.prod(_shape(node.next_functions[0][0]))
+    """Entries of the result for each entry of the operand."""
+    return math.prod(_shape(node)) / math.prod(_operand_shape(node))
 
 
 def _limits(node) -> tuple[float, float]:
