@@ -52,10 +52,10 @@ class LayerOperator:
         return kept
 
     def start(self, v: Tensor) -> Tensor:
-        """The part of a shared weight direction that the blocks can see, ``[N, dimension]``."""
+        """The part of a weight direction that the blocks can see, ``[N, dimension]``; shared, or one for each sample."""
         if self._basis is not None:
             return self._original.compress_weight(v, self._basis).flatten(1)
-        return v.reshape(1, -1).expand(len(self.tape), -1)
+        return v.flatten(1) if v.dim() > len(self._shape) else v.reshape(1, -1).expand(len(self.tape), -1)
 
     def product(self, vectors: Tensor) -> Tensor:
         """``[N, dimension] -> [N, dimension]``."""
