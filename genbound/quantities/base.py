@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from genbound.errors import GenboundError
 from genbound.estimators.random import generator
 
 Part = dict[str, np.ndarray]
@@ -72,6 +73,14 @@ class Quantity:
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
     applies_to: Callable[[Any], str | None] = lambda problem: None
     reference: str = ""
+
+
+def check_options(options: Any, **least: float) -> None:
+    """Refuse options below the least value that makes sense; a fraction that must be positive has least 0, excluded."""
+    for name, limit in least.items():
+        value = getattr(options, name)
+        if not (value > 0 if limit == 0 else value >= limit):
+            raise GenboundError(f"{name} {value:g} must be {'positive' if limit == 0 else f'at least {limit:g}'}")
 
 
 def stream(context: Context, quantity: str, *key: str | int) -> torch.Generator:

@@ -35,7 +35,7 @@ from genbound.curvature.traces import (
 )
 from genbound.estimators.allocation import allocate
 from genbound.estimators.estimate import data_sem, stratified_mean
-from genbound.quantities.base import Context, Measured, Part, Quantity, per_layer, stack
+from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, per_layer, stack
 
 NAME = "hessian_trace"
 SMALL = 2**28  # samples x weights x probes that take no more than about half a minute: small problems get better errors
@@ -62,6 +62,9 @@ class HessianTraceOptions:
     exact_outputs: int = 64
     num_factors: int = 16
     exact_products: int = 2**15
+
+    def __post_init__(self):
+        check_options(self, layer_sem=0, total_sem=0, num_pilot=2, max_probes=1, num_factors=2)
 
 
 def _with_total(values: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from genbound.errors import GenboundError
 from genbound.losses import IGNORED
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack
 
@@ -36,6 +37,12 @@ def _evaluate(problem, samples) -> Callable[[range], Part]:
                 outputs = problem.forward(problem.params, batch.inputs)
             problem.loss.check_targets(outputs, batch.targets)
             losses.append(problem.loss.per_sample(outputs, batch.targets).double().cpu().numpy())
+            if not np.isfinite(losses[-1]).all():
+                wrong = batch.indices[int(np.flatnonzero(~np.isfinite(losses[-1]))[0])]
+                raise GenboundError(
+                    f"the loss of sample {wrong} of {samples.spec or 'the data'} is not finite: its inputs or the model's output "
+                    "overflow; check that sample, or measure in float64"
+                )
             if problem.loss.error is not None:
                 errors.append(problem.loss.error(outputs, batch.targets).double().cpu().numpy())
             targets.append(batch.targets.flatten().double().cpu().numpy())

@@ -30,7 +30,7 @@ from genbound.curvature.krylov import LayerOperator, dense_blocks
 from genbound.curvature.traces import gauss_newton_trace
 from genbound.estimators.lanczos import Lanczos
 from genbound.estimators.random import rademacher
-from genbound.quantities.base import Context, Measured, Part, Quantity, plain, stream
+from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, plain, stream
 
 NAME = "max_positive_trace"
 
@@ -54,6 +54,9 @@ class MaxPositiveTraceOptions:
     num_steps: int = 10
     subspace: int = 24
     num_probes: int = 12
+
+    def __post_init__(self):
+        check_options(self, candidates=1, finalists=1, num_steps=1, subspace=1, num_probes=2)
 
 
 def _positive_traces(blocks: torch.Tensor) -> np.ndarray:

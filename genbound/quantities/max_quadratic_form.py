@@ -33,7 +33,7 @@ import torch
 from genbound.curvature.krylov import LayerOperator
 from genbound.errors import GenboundError
 from genbound.estimators.lanczos import Lanczos, rounding
-from genbound.quantities.base import Context, Measured, Part, Quantity, plain, stack
+from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, plain, stack
 
 NAME = "max_quadratic_form"
 QUANTILES = (0.5, 0.9, 0.99)
@@ -61,6 +61,7 @@ class MaxQuadraticFormOptions:
     def __post_init__(self):
         if not 0 < self.tolerance < 1:
             raise GenboundError(f"tolerance {self.tolerance:g} must lie between 0 and 1")
+        check_options(self, max_products=1, paper_batch_size=1)
         if self.convention not in CONVENTIONS:
             raise GenboundError(f"convention {self.convention!r} is unknown: use {' or '.join(CONVENTIONS)}")
 
