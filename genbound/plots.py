@@ -47,7 +47,8 @@ def plot_noise_stability(results: Results, ax: Any = None) -> Any:
     ax.set_xlabel(r"noise standard deviation $\sigma$")
     unit = {"cross_entropy": " (nats)"}.get(results.config.get("loss"), "")
     ax.set_ylabel(f"rise of the loss{unit}")
-    ax.set_title(f"Relative RSS {100 * quantity['relative_rss']:.3g} %", fontsize="medium")
+    if quantity["relative_rss"] is not None:
+        ax.set_title(f"Relative RSS {100 * quantity['relative_rss']:.3g} %", fontsize="medium")
     ax.legend(frameon=False, fontsize="small")
     return ax
 

@@ -142,7 +142,9 @@ class Results:
             head = ["sigma", "noise stability (± sem)", "std over shared draws", "½ sigma² Tr H (± sem)", "quadratic"]
             lines += [tabulate(rows, head, tablefmt="github", disable_numparse=True), ""]
             lines += [
-                f"Relative RSS of the Hessian approximation over this grid: {percent(noise['relative_rss'])}.",
+                f"Relative RSS of the Hessian approximation over this grid: {percent(noise['relative_rss'])}."
+                if noise["relative_rss"] is not None
+                else "The loss does not move under this noise.",
                 "",
             ]
         if "hessian_trace" in self.quantities:

@@ -33,7 +33,7 @@ from genbound.estimators.allocation import allocate
 from genbound.estimators.estimate import data_sem, stratified_mean
 from genbound.estimators.random import normal
 from genbound.problem import BLOCK
-from genbound.quantities.base import Context, Measured, Part, Quantity, stack, stream
+from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, stack, stream
 
 NAME = "noise_stability"
 SMALL = 2**26  # samples x weights x draws that take seconds: small problems get better errors
@@ -57,6 +57,7 @@ class NoiseStabilityOptions:
     max_perturbations: int = 16
 
     def __post_init__(self):
+        check_options(self, relative_sem=0)
         if not self.sigmas or any(not (0 < s < float("inf")) for s in self.sigmas):
             raise GenboundError(f"sigmas {list(self.sigmas)} must be positive numbers")
         if list(self.sigmas) != sorted(set(self.sigmas)):
@@ -191,9 +192,11 @@ def _allocation(options: NoiseStabilityOptions, budget: int, first: np.ndarray, 
     )  # fmt: skip
 
 
-def relative_rss(values, approximations) -> float:
-    """``sum (I - HA)^2 / sum I^2`` over the grid of sigmas."""
+def relative_rss(values, approximations) -> float | None:
+    """``sum (I - HA)^2 / sum I^2`` over the grid of sigmas; ``None`` where the loss does not move at all."""
     values, approximations = np.asarray(values, float), np.asarray(approximations, float)
+    if not values.any():
+        return None
     return float(((values - approximations) ** 2).sum() / (values**2).sum())
 
 
