@@ -18,7 +18,9 @@ Steps that are not layers:
   elsewhere the step is :math:`\max|\gamma|/\sqrt{\mathrm{var}+\varepsilon}`.
 
 There is no tree where no useful constant exists: products of two parts that both depend on the input (attention, gates),
-layer norm (its constant :math:`\max|\gamma|/\sqrt\varepsilon` says nothing), or an operation that is not known here.
+layer norm (its constant :math:`\max|\gamma|/\sqrt\varepsilon` says nothing), or an operation that is not known here (choices by
+a mask among them: the mask may depend on the input, and then they jump). What a network detaches from the graph counts as
+constant.
 
 Cost: two forward passes of one sample.
 """
@@ -36,7 +38,7 @@ from torch import Tensor
 
 from genbound.curvature.graph import NORMALIZATIONS, PRODUCTS, Graph, operation
 from genbound.curvature.operators import Operator, as_operator
-from genbound.curvature.uses import ConvolutionUse, LeafUse, LinearUse, find_uses
+from genbound.curvature.uses import ConvolutionUse, LinearUse, find_uses
 
 Node = dict[str, Any]
 INPUT = "<input>"
@@ -45,7 +47,7 @@ MOST_NODES = 5000  # a tree repeats shared parts: densely connected branches wou
 # Constant 1 in the Euclidean and in the sup norm, and not worth a word.
 _ROUTES = frozenset(
     """T Transpose Permute View UnsafeView ReshapeAlias Squeeze Unsqueeze Select Slice Split SplitWithSizes Unbind Clone
-    Alias ToCopy Neg Roll Flip Diagonal Tril Triu PixelShuffle MaskedFill""".split()
+    Alias ToCopy Neg Roll Flip Diagonal Tril Triu PixelShuffle""".split()
 )
 # (constant, positively homogeneous, zero at zero)
 _ACTIVATIONS = {
@@ -56,8 +58,8 @@ _ACTIVATIONS = {
     "Sin": (1.0, False, True), "LogSigmoid": (1.0, False, False),
 }  # fmt: skip
 _SMOOTH = {"Gelu": torch.nn.functional.gelu, "Silu": torch.nn.functional.silu, "Mish": torch.nn.functional.mish}
-_NAMES = {"Gelu": "GELU", "Silu": "SiLU", "Elu": "ELU", "Mish": "Mish", "PReLU": "PReLU"}
-_MERGES = frozenset({"Add", "Sub", "Cat", "Stack", "Maximum", "Minimum", "Where"})
+_NAMES = {"Gelu": "GELU", "Silu": "SiLU", "Elu": "ELU", "Mish": "Mish", "PReLU": "PReLU", "CELU": "CELU"}
+_MERGES = frozenset({"Add", "Sub", "Cat", "Stack", "Maximum", "Minimum"})
 _LINEAR = frozenset({"Addmm", "Mm", "Convolution"})
 _BIAS = {"Addmm": 0, "Convolution": 2}  # operand position
 
@@ -230,7 +232,7 @@ class _Reader:
             if uses:
                 self.structure._uses[name] = uses
             for use in uses:
-                if not isinstance(use, LeafUse):
+                if isinstance(use, LinearUse | ConvolutionUse):
                     self.layer_of[use.edge.node] = name
         self.names = {node: name for name, node in self.graph.leaves.items()}
         self.measured = {layer.name for layer in problem.layers}
@@ -318,8 +320,10 @@ class _Reader:
             raise _NoConstant("LayerNorm has no useful global Lipschitz constant (only max|γ|/√ε)")
         if "NativeGroupNorm" in names:
             raise _NoConstant("group normalization has no useful global Lipschitz constant (only max|γ|/√ε)")
-        if self.source is None:
+        if self.num_inputs == 0:
             raise _NoConstant("the network has no floating-point input (token numbers are no vectors)")
+        if self.source is None:
+            raise _NoConstant("the output does not depend on the network's first floating-point input")
         for node in self.graph.order:
             parts = [o for o, _ in node.next_functions if o in self.depends]
             if node in self.depends and len(parts) > 1 and operation(node) in {*PRODUCTS, "Div"}:
@@ -339,8 +343,6 @@ class _Reader:
 
     def _find_dominators(self) -> None:
         """Immediate dominators: the last operation that every path from the input to a node passes."""
-        if self.output.grad_fn not in self.depends:
-            raise _NoConstant("the output does not depend on the network's first input")
         self.dominator, self.level = {self.source: None}, {self.source: 0}
         for node in self.graph.order:
             if node in self.depends and node is not self.source:
@@ -379,10 +381,8 @@ class _Reader:
                 branches[1].append(_scale(abs(float(node._saved_alpha)), "factor of a branch"))
             if operation(node) in ("Cat", "Stack"):
                 self._note("a concatenation is counted as a sum")
-            elif operation(node) in ("Maximum", "Minimum", "Where"):
-                self._note("a maximum or choice between branches is counted as a sum")
-                found = self.structure
-                found.positively_homogeneous &= operation(node) != "Where"
+            elif operation(node) in ("Maximum", "Minimum"):
+                self._note("a maximum or minimum of branches is counted as a sum")
             steps.append({"op": "sum", "children": [_series(branch) for branch in branches]})
             node = common
         return steps[::-1]
@@ -410,6 +410,9 @@ class _Reader:
             known = name == "Add" and self._parameter(node, 1) in found._biases.values()
             found.positively_homogeneous &= known  # a layer's bias is looked at with the layer
             return []
+        if name in _MERGES:  # with constants
+            found.positively_homogeneous = found.positively_homogeneous and len(node.next_functions) == 1
+            return []
         if name in _ACTIVATIONS:
             constant, homogeneous, zero = _ACTIVATIONS[name]
             if name.startswith(("Clamp", "Hardtanh")):
@@ -430,6 +433,8 @@ class _Reader:
         if name == "PreluKernel":
             constant = max(1.0, float(node._saved_weight.detach().abs().max()))
             return self._activation("PReLU", constant, constant, True, True)
+        if name == "Celu":
+            return self._activation("CELU", 1.0, 1.0, False, True)
         if name == "Elu":
             scale, slope = float(node._saved_scale), float(node._saved_alpha) * float(node._saved_input_scale)
             constant = abs(scale) * max(1.0, abs(slope))
