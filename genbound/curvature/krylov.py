@@ -45,10 +45,9 @@ class LayerOperator:
         kept.tape = self.tape.problem.tape([self.tape.positions[row] for row in rows], [self.name])
         kept._uses = kept.tape.uses[self.name]
         if self._basis is not None:
-            compressed = self._uses[0]
-            kept._basis = self._basis[rows]
-            kept._original = kept._uses[0]
-            kept._uses = [replace(compressed, edge=kept._uses[0].edge, inputs=compressed.inputs[rows])]
+            # The smaller batch may be padded less; the samples' own inputs are the same, in coordinates of the old basis.
+            kept._original, kept._basis = kept._uses[0], self._basis[rows]
+            kept._uses = [replace(self._uses[0], edge=kept._original.edge, inputs=kept._original.inputs @ kept._basis)]
         return kept
 
     def start(self, v: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ NAME = "max_quadratic_form"
 QUANTILES = (0.5, 0.9, 0.99)
 # Numbers of products after which brackets are computed and samples dropped.
 CHECKPOINTS = frozenset({2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512})
+KRYLOV_BYTES = 2**30
 CONVENTIONS = ("theorem", "paper-code")
 
 
@@ -54,7 +55,7 @@ class MaxQuadraticFormOptions:
     """
 
     tolerance: float = 0.01
-    max_products: int = 128
+    max_products: int = 192
     convention: str = "theorem"
     paper_batch_size: int = 8
 
@@ -111,6 +112,9 @@ def refine(problem, options: MaxQuadraticFormOptions, name: str, lower: np.ndarr
     lower, upper = lower.copy(), upper.copy()
     products, visited, by_batch = 0, set(), next(layer.by_batch for layer in problem.layers if layer.name == name)
     size = problem.batch_size if by_batch else 1
+    if by_batch:  # all vectors of a recursion are kept in float64
+        dimension = LayerOperator(problem.tape([int(np.argmax(upper))], [name]), name).dimension
+        size = max(1, min(size, KRYLOV_BYTES // (8 * dimension * options.max_products)))
 
     def is_open(p: int) -> bool:
         return upper[p] > lower.max() / (1 - options.tolerance)
