@@ -14,6 +14,10 @@ from typing import Any
 import numpy as np
 
 
+class NotAvailable(Exception):
+    """A number that a bound needs does not exist; the message is the reason that the table prints."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Everything a bound may use, as plain numbers.
@@ -25,6 +29,7 @@ class Evidence:
         layers: rows of results.json's ``layers``.
         confusion: label noise F with ``F[y, z] = P(observed z | true y)``, if given.
         delta: failure probability for bounds that state one.
+        loss_lipschitz: Lipschitz constant of the loss in the Euclidean norm of the outputs, ``None`` if unknown.
     """
 
     num_data: int
@@ -33,9 +38,33 @@ class Evidence:
     layers: Sequence[Mapping[str, Any]] = ()
     confusion: np.ndarray | None = None
     delta: float = 0.05
+    loss_lipschitz: float | None = None
 
     def per_layer(self, quantity: str) -> Mapping[str, Mapping[str, Any]]:
         return self.quantities[quantity]["layers"]
+
+    def number(self, quantity: str, *keys: str) -> float:
+        """A number of a summary, or :class:`NotAvailable` where it is missing or not finite."""
+        found: Any = self.quantities.get(quantity, {})
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if not isinstance(found, int | float) or not math.isfinite(found):
+            summary = self.quantities.get(quantity, {})
+            reason = summary.get(f"{keys[-1]}_reason") or summary.get("reason") or ""
+            raise NotAvailable(f"{quantity} has no {' of '.join(reversed(keys))}" + (f": {reason}" if reason else ""))
+        return float(found)
+
+    def bounded_range(self) -> float:
+        """The loss's range C, or :class:`NotAvailable`."""
+        if not math.isfinite(self.loss_range):
+            raise NotAvailable("needs a bounded loss: measure losses, or give --loss-range clip:C")
+        return self.loss_range
+
+    def lipschitz(self) -> float:
+        """The loss's Lipschitz constant, or :class:`NotAvailable`."""
+        if self.loss_lipschitz is None or not math.isfinite(self.loss_lipschitz):
+            raise NotAvailable("needs a loss that is Lipschitz in the outputs, with a known constant")
+        return self.loss_lipschitz
 
 
 @dataclass(frozen=True)
@@ -47,7 +76,8 @@ class BoundValue:
         lower, upper: what the error of the measured quantities makes of it.
         log10: base-10 logarithm of the value.
         note: reason where there is no value; doubts where there is one.
-        forms: other forms of the same bound, name -> ``{"log10": …}``.
+        forms: other forms of the same bound, name -> ``{"log10": …}``, with a ``note`` where there is a doubt or a reason.
+        empirical: what the value is to be added to where that is not the training loss or error: the margin loss.
     """
 
     value: float | None
@@ -55,7 +85,8 @@ class BoundValue:
     upper: float | None = None
     log10: float | None = None
     note: str = ""
-    forms: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    empirical: float | None = None
 
     @classmethod
     def missing(cls, note: str) -> BoundValue:
@@ -73,7 +104,7 @@ class Bound:
         requires: quantities it reads.
         compute: ``Evidence -> BoundValue``.
         applies_to: ``Evidence -> None`` if it applies, else a sentence that says why not.
-        bounds: ``loss`` or ``error``: the unit of what it bounds.
+        bounds: ``loss`` or ``error``: the unit of what it bounds; ``distance``: a distance, which bounds neither.
         kind: ``measure`` or ``certificate``.
     """
 
@@ -93,9 +124,11 @@ class Bound:
         if missing:
             reasons = [evidence.quantities.get("_missing", {}).get(name, "") for name in missing]
             reason = f"needs {', '.join(missing)}" + "".join(f": {r}" for r in dict.fromkeys(reasons) if r)
-        else:
-            reason = self.applies_to(evidence)
-        found = BoundValue.missing(reason) if reason else self.compute(evidence)
+        try:
+            reason = reason or self.applies_to(evidence)
+            found = BoundValue.missing(reason) if reason else self.compute(evidence)
+        except NotAvailable as absent:
+            found = BoundValue.missing(str(absent))
         return {
             "value": found.value,
             "lower": found.lower,
@@ -112,11 +145,13 @@ class Bound:
 
 def _vacuous(bound: Bound, found: BoundValue, evidence: Evidence) -> bool | None:
     """Whether the empirical term plus the bound is no better than the best constant predictor, in the same unit."""
-    if found.log10 is None:
+    if (found.value is None and found.log10 is None) or bound.bounds not in ("loss", "error"):
         return None
     losses = evidence.quantities.get("losses", {})
     empirical = losses.get("train_loss" if bound.bounds == "loss" else "train_error")
     constant = losses.get("constant_loss" if bound.bounds == "loss" else "constant_error")
+    if found.empirical is not None:
+        empirical = found.empirical
     if empirical is None or constant is None:
         return None
     return bool(found.value is None or empirical + found.value >= constant)

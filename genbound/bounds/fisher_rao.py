@@ -1,0 +1,33 @@
+r"""Fisher-Rao norm, as a measure (Liang, Poggio, Rakhlin & Stokes, AISTATS 2019).
+
+.. math:: \frac{\|w\|_{fr}}{\sqrt n},\qquad \|w\|_{fr} = (L+1)\sqrt{\mathbb E\,\langle\partial\ell/\partial f, f\rangle^2}
+
+for a ReLU network of L hidden layers without biases, where the inner product of the weights with the gradient is L + 1 times that of the output.
+``value`` is ``main_term``, the norm over the root of n: a bound of this form (up to constants) is known for linear networks only. ``norm`` is the
+norm itself. It does not change under rescalings that leave a ReLU network's function alone.
+"""
+
+from __future__ import annotations
+
+from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
+from genbound.bounds.composition import bound_value, log
+
+REFERENCE = "Liang, Poggio, Rakhlin & Stokes 2019"
+
+
+def _fisher_rao(evidence: Evidence) -> BoundValue:
+    norm, n = log(evidence.number("fisher_rao", "value")), evidence.num_data
+
+    def paper() -> float:
+        raise NotAvailable("a measure: a bound with this norm is known for linear networks only")
+
+    return bound_value(lambda side: norm - 0.5 * log(n), {"paper": paper, "norm": lambda: norm})
+
+
+FISHER_RAO = Bound(
+    "fisher_rao",
+    "Fisher-Rao norm over the root of n",
+    REFERENCE,
+    ("fisher_rao", "losses"),
+    _fisher_rao,
+)

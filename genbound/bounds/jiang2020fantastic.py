@@ -1,0 +1,121 @@
+r"""PAC-Bayes flatness measures (Jiang, Neyshabur, Mobahi, Krishnan & Bengio, ICLR 2020).
+
+σ is the largest standard deviation of Gaussian noise on all parameters at which the training error rises by at most 0.1 on average;
+v is the displacement of all parameters, ω their number.
+
+``jiang2020_flatness``:
+
+.. math:: \sqrt{\frac{\|v\|^2/(4\sigma^2) + \ln(n/\sigma) + 10}{n}}
+
+where 4 is the 2 of :math:`\mathrm{KL}=\|v\|^2/(2\sigma^2)` times the 2 of McAllester's 1/(2n), and 10 covers the choice of σ.
+
+``jiang2020_magnitude``: noise of standard deviation :math:`\sqrt{\sigma^2v_i^2+\varepsilon^2}` on parameter i and the best isotropic prior make the
+first term
+
+.. math:: \tfrac14\sum_i\ln\frac{\varepsilon^2+(\sigma^2+1)\|v\|^2/\omega}{\varepsilon^2+\sigma^2v_i^2},
+
+half the divergence between those Gaussians exactly.
+
+``value`` is ``main_term``: the first term alone, as :math:`\sqrt{\cdot/n}`.
+
+Forms:
+    main_term: as above.
+    paper: all terms.
+    origin, main_term_origin: both with the weights in place of their displacement (magnitude: in the numerator, the denominator and the noise).
+    exact (flatness only): :math:`\sqrt{(\|v\|^2/(2\sigma^2)+\ln(2\sqrt n/\delta)+\ln((j+1)(j+2)))/(2n)}` with σ rounded down to :math:`2^{-j/4}`.
+
+They bound the mean error of the *perturbed* network beyond 0.1 plus the training error, not that of the network itself; σ is searched on
+the training data. All are measures. The sharpness measures of the same paper need a worst-case perturbation, which is not measured here; with
+:math:`\alpha = \sigma\sqrt{2\ln(2\omega)}`, the size that the noise rarely exceeds, they would be ``jiang2020_flatness`` again.
+"""
+
+from __future__ import annotations
+
+import math
+
+from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
+from genbound.bounds.composition import add, bound_value, log
+
+REFERENCE = "Jiang et al. 2020"
+UNION = 10.0  # the paper's allowance for the search of σ
+NOTE = "bounds the mean error of the perturbed network"
+STEPS = 4
+
+
+def flatness(square: float, sigma: float, num_data: int) -> float:
+    r"""Log10 of :math:`\sqrt{(\|v\|^2/(4\sigma^2)+\ln(n/\sigma)+10)/n}`; ‖v‖² as logarithm."""
+    return with_terms(square - log(4 * sigma**2), sigma, num_data)
+
+
+def with_terms(first: float, sigma: float, num_data: int) -> float:
+    r"""Log10 of :math:`\sqrt{(\text{first}+\ln(n/\sigma)+10)/n}`."""
+    rest = math.log(num_data / sigma) + UNION
+    if rest <= 0:
+        raise NotAvailable("sigma is so large that the logarithm of n / sigma outweighs the constant 10")
+    return 0.5 * (add(first, log(rest)) - log(num_data))
+
+
+def exact(square: float, sigma: float, num_data: int, delta: float) -> float:
+    r"""Log10 of the bound with σ on the grid :math:`2^{-j/4}`, j ≥ 0, and weights 1/((j+1)(j+2))."""
+    j = max(0, math.ceil(-STEPS * math.log2(sigma) - 1e-12))
+    union = log(math.log(2 * math.sqrt(num_data) / delta) + math.log((j + 1) * (j + 2)))
+    return 0.5 * (add(square - log(2.0) + 2 * j / STEPS * math.log10(2), union) - log(2 * num_data))
+
+
+def _sigma(evidence: Evidence, key: str) -> float:
+    sigma = evidence.number("flatness", key)
+    if not sigma > 0:
+        raise NotAvailable("no noise is small enough: the search for sigma ended at zero")
+    return sigma
+
+
+def _flatness(evidence: Evidence) -> BoundValue:
+    sigma, n = _sigma(evidence, "sigma"), evidence.num_data
+    moved, weights = (2 * log(evidence.number("flatness", f"norm_{key}")) for key in ("displacement", "weights"))
+
+    def leading(square: float) -> float:
+        return 0.5 * (square - log(4 * sigma**2) - log(n))
+
+    forms = {
+        "paper": (lambda: flatness(moved, sigma, n), NOTE),
+        "origin": (lambda: flatness(weights, sigma, n), NOTE),
+        "main_term_origin": lambda: leading(weights),
+        "exact": (lambda: exact(moved, sigma, n, evidence.delta), NOTE),
+    }
+    return bound_value(lambda side: leading(moved), forms, NOTE)
+
+
+def _magnitude(evidence: Evidence) -> BoundValue:
+    n = evidence.num_data
+
+    def first(which: str) -> float:
+        # Jensen's inequality makes the sum positive; where every parameter moved as far it is next to zero.
+        return log(evidence.number("flatness", f"log_sum_{which}") / 4)
+
+    def paper(which: str, key: str) -> float:
+        return with_terms(first(which), _sigma(evidence, key), n)
+
+    forms = {
+        "paper": (lambda: paper("init", "magnitude_sigma"), NOTE),
+        "origin": (lambda: paper("origin", "magnitude_sigma_origin"), NOTE),
+        "main_term_origin": lambda: 0.5 * (first("origin") - log(n)),
+    }
+    return bound_value(lambda side: 0.5 * (first("init") - log(n)), forms, NOTE)
+
+
+JIANG2020_FLATNESS = Bound(
+    "jiang2020_flatness",
+    "PAC-Bayes flatness: the displacement over the noise that the training error stands, leading term",
+    REFERENCE,
+    ("flatness", "losses"),
+    _flatness,
+    bounds="error",
+)
+JIANG2020_MAGNITUDE = Bound(
+    "jiang2020_magnitude",
+    "magnitude-aware PAC-Bayes flatness: noise in proportion to each parameter's displacement, leading term",
+    REFERENCE,
+    ("flatness", "losses"),
+    _magnitude,
+    bounds="error",
+)

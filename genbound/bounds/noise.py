@@ -1,0 +1,159 @@
+r"""Gaussian noise on weights: the norm it has as an operator, and the PAC-Bayes bound for a net that is stable under it.
+
+Noise norms, for unit standard deviation and failure probability η over all d layers:
+
+* dense layer with a inputs and b outputs: :math:`\tau = \sqrt a + \sqrt b + \sqrt{2\ln(d/\eta)}` (Gordon's inequality for the mean and
+  the concentration of a 1-Lipschitz function of Gaussians, as collected by Davidson and Szarek);
+* convolution, noise on the kernel: :math:`\tau = k(\sqrt2(\sqrt a+\sqrt b) + \sqrt{2\ln(m^2d/\eta)})` with kernel side k, channels a and
+  b, and m = n + k - 1 the side of the zero-padded map. Derivation: the zero-padded or strided operator is a submatrix of the
+  circular one on the padded map, which the Fourier transform makes block diagonal with blocks
+  :math:`F_\omega = \sum_t e^{i\omega t}K_t`. Real and imaginary part of :math:`F_\omega` are matrices of independent Gaussians with
+  variances :math:`c_\omega^2` and :math:`k^2-c_\omega^2`, so :math:`E\|F_\omega\| \le (|c_\omega| + \sqrt{k^2-c_\omega^2})(\sqrt a+\sqrt b)
+  \le \sqrt2 k(\sqrt a+\sqrt b)`; :math:`\|F_\omega\|` is k-Lipschitz in the kernel (Cauchy-Schwarz over the k² taps); a union over the
+  m² frequencies and d layers gives the last term. With g groups each block has a/g and b/g channels and there are g times as many.
+"""
+
+from __future__ import annotations
+
+import math
+
+from genbound.bounds.base import Evidence, NotAvailable
+from genbound.bounds.composition import ZERO, add, has_biases, layer_names, log, perturb, require, spectral, tree_of
+
+FAILURES = (0.5, 0.1, 0.01)  # values of η that are searched
+STEPS = 4  # grid of standard deviations: 2^(-j/4)
+
+
+def dense_norm(inputs: float, outputs: float, layers: int, failure: float) -> float:
+    """Operator norm that standard Gaussian noise on a dense layer exceeds with probability at most ``failure / layers``."""
+    return math.sqrt(inputs) + math.sqrt(outputs) + math.sqrt(2 * math.log(layers / failure))
+
+
+def convolution_norm(
+    side: float, inputs: float, outputs: float, padded: float, layers: int, failure: float, groups: float = 1
+) -> float:
+    """The same for standard Gaussian noise on a convolution's kernel.
+
+    Args:
+        side: kernel side k.
+        inputs: input channels.
+        outputs: output channels.
+        padded: side of the padded map.
+        layers: number of layers d.
+        failure: η.
+        groups: of the convolution.
+    """
+    mean = math.sqrt(2) * (math.sqrt(inputs / groups) + math.sqrt(outputs / groups))
+    return side * (mean + math.sqrt(2 * math.log(padded**2 * groups * layers / failure)))
+
+
+def noise_norms(evidence: Evidence, failure: float, dense: bool = True) -> dict[str, float]:
+    """Layer -> log10 of the norm of unit noise on its kernel.
+
+    Args:
+        evidence: the evidence.
+        failure: η.
+        dense: use the sharper norm for dense layers; else they count as 1x1 convolutions of a 1x1 map.
+    """
+    names = layer_names(tree_of(evidence))
+    found = {}
+    for name in names:
+
+        def size(key: str, name: str = name) -> float:
+            return evidence.number("layer_norms", "layers", name, key)
+
+        side, groups = size("kernel_side"), size("groups")
+        if dense and size("kernel_taps") == 1 and size("input_resolution") == 1 and groups == 1:
+            tau = dense_norm(size("in_channels"), size("out_channels"), len(names), failure)
+        else:
+            padded = size("input_resolution") + side - 1
+            tau = convolution_norm(side, size("in_channels"), size("out_channels"), padded, len(names), failure, groups)
+        found[name] = log(tau)
+    return found
+
+
+def entropy(probability: float) -> float:
+    """Binary entropy in nats."""
+    p = probability
+    return -p * math.log(p) - (1 - p) * math.log(1 - p)
+
+
+def grid_term(half_square: float, failure: float, j: int, num_data: int, delta: float) -> float:
+    r"""Log10 of :math:`\sqrt{((K+h(\eta))/(1-\eta) + \ln(2\sqrt n\,3(j+1)(j+2)/\delta))/(2n)}`.
+
+    The PAC-Bayes bound (Maurer's form, relaxed by Pinsker) for a Gaussian posterior with divergence K that is restricted to a set of
+    mass :math:`1-\eta`: the restriction costs :math:`(K + h)/(1-\eta)` with the binary entropy h. The standard deviation is the j-th of
+    a grid and η one of three values: :math:`\sum_j 1/((j+1)(j+2)) = 1` pays for the choice.
+
+    Args:
+        half_square: log10 of K.
+        failure: η.
+        j: index in the grid.
+        num_data: n.
+        delta: failure probability.
+    """
+    union = math.log(2 * math.sqrt(num_data) * len(FAILURES) * (j + 1) * (j + 2) / delta)
+    divergence = add(half_square, log(entropy(failure))) - log(1 - failure)
+    return 0.5 * (add(divergence, log(union)) - log(2 * num_data))
+
+
+def prior_scales(evidence: Evidence) -> dict[str, float]:
+    """Layer -> log10 of its pretrained operator norm; 0 (a scale of 1) where the pretrained layer is zero.
+
+    The scale is a choice that knows only the pretrained weights. It makes the noise covariant under rescalings of layers that leave the
+    network's function alone.
+    """
+    return {name: 0.0 if s == ZERO else s for name, s in spectral(evidence, "upper", "init").items()}
+
+
+def require_no_biases(evidence: Evidence) -> None:
+    sentence = "training changes the biases, which would need noise and a divergence of their own"
+    require(sentence if has_biases(evidence) else "")
+
+
+def margin_stable_bound(evidence: Evidence, tolerance: float, frobenius: dict[str, float], dense: bool = True) -> float:
+    r"""Log10 of a bound on the error beyond the margin loss, with a prior at the pretrained weights.
+
+    Noise of standard deviation :math:`\sigma s_i^0` on layer i moves the output by at most Δ (:func:`~genbound.bounds.composition.perturb`
+    with :math:`u_i = \sigma s_i^0\tau_i`) with probability :math:`1-\eta`. If Δ is below the tolerance, margins move by less than half of
+    γ, and the bound is :func:`grid_term` with :math:`K = \sum_i\|v_i\|^2/(2\sigma^2 (s_i^0)^2)`. Δ grows and K falls with σ, so that for each η
+    the largest σ of the grid :math:`2^{-j/4}` below the tolerance is the best.
+
+    Args:
+        evidence: the evidence.
+        tolerance: log10 of the largest change of the output, in Euclidean norm.
+        frobenius: layer -> log10 of the displacement's Frobenius norm.
+        dense: see :func:`noise_norms`.
+    """
+    require_no_biases(evidence)
+    tree, upper, scales = tree_of(evidence), spectral(evidence, "upper"), prior_scales(evidence)
+    start = log(evidence.number("input_norm", "max_l2"))
+    best = math.inf
+    for failure in FAILURES:
+        tau = noise_norms(evidence, failure, dense)
+
+        def change(j: int, tau: dict[str, float] = tau) -> float:
+            sigma = -j / STEPS * math.log10(2)
+            noise = {name: sigma + scales[name] + tau[name] for name in tau}
+            return float(perturb(tree, upper, noise, start)[1])
+
+        j = _first(lambda index, change=change: change(index) <= tolerance)
+        squares = add(*(2 * (frobenius[name] - scales[name]) for name in frobenius))
+        half_square = squares - math.log10(2) + 2 * j / STEPS * math.log10(2)
+        best = min(best, grid_term(half_square, failure, j, evidence.num_data, evidence.delta))
+    return best
+
+
+def _first(holds) -> int:
+    """The smallest j ≥ 0 for which a monotone condition holds."""
+    high = 1
+    while not holds(high - 1):
+        high *= 2
+        if high > 2**40:
+            raise NotAvailable("no noise is small enough")
+    low = high // 2 - 1 if high > 1 else -1
+    high -= 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

@@ -1,0 +1,39 @@
+r"""Path norm over the margin, as a measure (Neyshabur, Tomioka & Srebro, COLT 2015; Jiang et al., ICLR 2020).
+
+.. math:: \sqrt{\frac{\sum_{\text{paths}}\prod_{w\in\text{path}}w^2}{\gamma^2n}},
+
+where the sum over all paths from an input to an output (and from the biases) is the network with squared weights evaluated at ones.
+``value`` is ``main_term``, that expression: it has no constants and bounds nothing as it stands. ``squared`` is the sum itself. It does not change
+under rescalings that leave a ReLU network's function alone.
+"""
+
+from __future__ import annotations
+
+from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
+from genbound.bounds.composition import bound_value, log, positive_margin
+
+REFERENCE = "Neyshabur, Tomioka & Srebro 2015"
+
+
+def _path_norm(evidence: Evidence) -> BoundValue:
+    squared, n = evidence.number("path_norm", "log10_squared"), evidence.num_data
+    margin = log(evidence.number("margin", "value"))
+
+    def paper() -> float:
+        raise NotAvailable("a measure: the theorem's constants, exponential in the depth, are left out")
+
+    forms = {"paper": paper, "squared": lambda: squared}
+    return bound_value(
+        lambda side: 0.5 * (squared - log(n)) - margin, forms, empirical=evidence.number("margin", "margin_loss")
+    )
+
+
+PATH_NORM = Bound(
+    "path_norm",
+    "root of the squared path norm over the margin and the root of n",
+    REFERENCE,
+    ("path_norm", "margin", "losses"),
+    _path_norm,
+    positive_margin,
+    bounds="error",
+)
