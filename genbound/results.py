@@ -119,7 +119,7 @@ class Results:
             )
             lines.append(f"Loss range C = {digits(c['value'])} ({what}).")
         if config.get("head_note"):
-            lines.append(config["head_note"])
+            lines.append(config["head_note"][0].upper() + config["head_note"][1:] + ".")
         return lines
 
     def _bounds_table(self) -> str:

@@ -20,7 +20,8 @@ noise, or the magnitude-aware noise breaks the network through :math:`\epsilon` 
 Sigma is in the unit of the weights, the magnitude-aware ones are relative to them.
 
 Cost:
-    ``num_draws`` forward passes for each trial of sigma, about ten trials for each of the three.
+    ``num_coarse`` forward passes for each of the first few trials of sigma, ``num_draws`` for each of the about six after
+    them, for each of the three.
 Variance:
     The mean rise at the sigma found is reported with its standard error over the draws (``sem_error``, ``…_sem_error``).
     All trials use the same normals, so that the rise is a nearly monotone function of sigma; sigma is the lower end of
@@ -57,12 +58,14 @@ class FlatnessOptions:
         displacement: largest mean rise of the error.
         tolerance: relative width of the interval that sigma is searched to.
         num_draws: draws of the noise.
+        num_coarse: draws while sigma is only bracketed, to a factor of 4; the first ones of the same.
         epsilon: floor of the magnitude-aware standard deviation.
     """
 
     displacement: float = 0.1
     tolerance: float = 0.05
-    num_draws: int = 20
+    num_draws: int = 10
+    num_coarse: int = 3
     epsilon: float = 1e-3
 
     def __post_init__(self):
@@ -70,8 +73,8 @@ class FlatnessOptions:
             raise GenboundError(f"displacement {self.displacement:g} is a rise of the error: 0 < displacement < 1")
         if not self.tolerance > 0 or not self.epsilon > 0:
             raise GenboundError("tolerance and epsilon must be positive")
-        if self.num_draws < 2:
-            raise GenboundError("num_draws must be at least 2: a mean of one draw has no standard error")
+        if not 2 <= self.num_coarse <= self.num_draws:
+            raise GenboundError("2 <= num_coarse <= num_draws is needed: a mean of one draw has no standard error")
 
 
 def _error(problem, params) -> float:
@@ -106,7 +109,7 @@ def _search(problem, context: Context, kind: str, base: float) -> dict[str, floa
     options: FlatnessOptions = context.options
     trials = 0
 
-    def rise(sigma: float) -> tuple[float, float]:
+    def rise(sigma: float, num_draws: int) -> tuple[float, float]:
         nonlocal trials
         scale = _deviations(problem, kind, sigma, options.epsilon)
 
@@ -119,32 +122,39 @@ def _search(problem, context: Context, kind: str, base: float) -> dict[str, floa
             }
             return {"error": np.array([_error(problem, {**problem.params, **moved})])}
 
-        errors = stack(context.map(f"{kind}-{trials}", range(options.num_draws), draw), "error")
+        errors = stack(context.map(f"{kind}-{trials}", range(num_draws), draw), "error")
         trials += 1
-        return float(errors.mean() - base), float(errors.std(ddof=1) / math.sqrt(options.num_draws))
+        return float(errors.mean() - base), float(errors.std(ddof=1) / math.sqrt(num_draws))
+
+    def search(start: float, step: float, ratio: float, num_draws: int) -> dict[str, float | str | None]:
+        """Bracket sigma by steps of a constant factor, then halve the bracket's logarithm down to the ratio."""
+        low, high, at_low, value = None, None, (math.nan, math.nan), start
+        while low is None or high is None or high / low > ratio:
+            found = rise(value, num_draws)
+            if found[0] <= options.displacement:
+                low, at_low = value, found
+            else:
+                high = value
+            if high is None:
+                value *= step
+            elif low is None:
+                value /= step
+            else:
+                value = math.sqrt(low * high)
+            if high is None and value > LARGEST:
+                return _missing(f"the error rises by {found[0]:.2g} only, whatever the noise")
+            if low is None and value < SMALLEST:
+                return _missing(f"the error rises by {found[0]:.2g} under any noise")
+        return {"sigma": low, "rise": at_low[0], "sem": at_low[1], "reason": ""}
 
     if kind != "sigma":
-        floor = rise(0.0)
+        floor = rise(0.0, options.num_draws)
         if floor[0] > options.displacement:
             return _missing(f"noise of standard deviation {options.epsilon:g} alone raises the error by {floor[0]:.2g}")
-    low, high, at_low, value = None, None, (math.nan, math.nan), START
-    while low is None or high is None or high / low > 1 + options.tolerance:
-        found = rise(value)
-        if found[0] <= options.displacement:
-            low, at_low = value, found
-        else:
-            high = value
-        if high is None:
-            value *= STEP
-        elif low is None:
-            value /= STEP
-        else:
-            value = math.sqrt(low * high)
-        if high is None and value > LARGEST:
-            return _missing(f"the error rises by {found[0]:.2g} only, whatever the noise")
-        if low is None and value < SMALLEST:
-            return _missing(f"the error rises by {found[0]:.2g} under any noise")
-    return {"sigma": low, "rise": at_low[0], "sem": at_low[1], "reason": ""}
+    coarse = search(START, STEP, STEP, options.num_coarse)
+    if coarse["sigma"] is None:
+        return coarse
+    return search(coarse["sigma"] * math.sqrt(STEP), math.sqrt(STEP), 1 + options.tolerance, options.num_draws)
 
 
 def _missing(reason: str) -> dict[str, float | str | None]:
