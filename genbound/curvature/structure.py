@@ -7,7 +7,8 @@ branches :math:`\sum_b c_b`; a concatenation :math:`(\sum_b c_b^2)^{1/2}`, which
 Steps that are not layers:
 
 * constant 1, left out of the tree: ReLU, ReLU6 and other clamps, tanh, reshapes, slices, padding by constants, pooling
-  with disjoint windows, means (their constant is below 1; ``l2`` has it where they are listed).
+  with disjoint windows.
+* the mean over n entries: :math:`1/\sqrt n`, and 1 in the sup norm.
 * max-pooling with windows of k at stride s: an entry lies in at most :math:`m = \prod_{dims} \lceil k/s \rceil` windows, and
   a maximum moves by no more than the entry that moves most in its window, so that
   :math:`\|\Delta\|_2^2 \le m \|\delta\|_2^2`: the constant is :math:`\sqrt m`, that is :math:`\lceil k/s\rceil` for a square window. It
@@ -102,9 +103,9 @@ class Structure:
     Attributes:
         tree: JSON, ``None`` where no Lipschitz constant is known. Nodes: ``{"op": "layer", "name"}``; ``{"op": "series",
             "children"}``, first executed first; ``{"op": "sum", "children"}``; ``{"op": "identity"}``; ``{"op": "scale",
-            "lipschitz", "what"}`` with ``lipschitz`` (at least 1 for averages) valid in the Euclidean norm, ``l2`` the
-            sharpest value known there, ``sup`` the constant in the sup norm, ``init_lipschitz`` where the pretrained
-            model has another.
+            "lipschitz", "what"}`` with the constant in the Euclidean norm as ``l2``, that in the sup norm as ``sup``, and
+            ``lipschitz``, the larger one, valid in both (so that an average counts 1); ``init_lipschitz`` where the
+            pretrained model has another.
         reason: why there is no tree.
         activations: activation functions in the order they first appear.
         positively_homogeneous: no bias, and only linear and ReLU-like operations.
@@ -301,7 +302,7 @@ class _Reader:
             self._find_dominators()
             found.tree = _series(self._between(self.source, self.output.grad_fn))
         except _NoConstant as why:
-            found.reason, found.positively_homogeneous = str(why), False
+            found.reason, found.positively_homogeneous, found.zero_preserving = str(why), False, False
         if self.num_inputs > 1:
             found.notes.append("the network has several inputs: the tree is about the first one")
         if found.folds:
@@ -509,7 +510,7 @@ class _Reader:
             self._note(
                 f"a mean over {entries:g} entries has the constant {entries**-0.5:.4g}; the tree counts 1 beside it"
             )
-            return [_scale(1.0, f"mean over {entries:g} entries", l2=entries**-0.5, sup=1.0)]
+            return [_scale(entries**-0.5, f"mean over {entries:g} entries", sup=1.0)]
         return [_scale(math.sqrt(entries), f"sum over {entries:g} entries", sup=entries)]
 
     def _max_pool(self, node) -> list[Node]:
@@ -561,7 +562,7 @@ class _Reader:
         self._note("average-pool")
         if l2 == 1 and sup <= 1:
             return []
-        return [_scale(max(1.0, l2), "average pool", l2=l2, sup=max(1.0, sup))]
+        return [_scale(l2, "average pool", sup=sup)]
 
 
 def _with_gradient(inputs: Any) -> tuple[Any, Tensor | None, int]:
@@ -594,15 +595,10 @@ def _series(steps: list[Node]) -> Node:
     return {"op": "series", "children": steps} if steps else {"op": "identity"}
 
 
-def _scale(constant: float, what: str, l2: float | None = None, sup: float | None = None) -> Node:
-    """A step with its constants; both norms share one unless told."""
-    return {
-        "op": "scale",
-        "lipschitz": float(constant),
-        "what": what,
-        "l2": float(constant if l2 is None else l2),
-        "sup": float(constant if sup is None else sup),
-    }
+def _scale(l2: float, what: str, sup: float | None = None) -> Node:
+    """A step with its constants in the Euclidean and the sup norm (the same unless told), and one that is valid in both."""
+    l2, sup = float(l2), float(l2 if sup is None else sup)
+    return {"op": "scale", "lipschitz": max(l2, sup), "what": what, "l2": l2, "sup": sup}
 
 
 def _shape(node) -> tuple[int, ...]:

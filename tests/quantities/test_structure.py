@@ -152,6 +152,7 @@ def test_the_tree_bounds_the_jacobian(name):
         sharp = lipschitz(node, {n: v[which] for n, v in spectral.items()}, "l2")
         sup = lipschitz(node, {n: v[which] for n, v in mars.items()}, "sup")
         assert sharp <= bound
+        assert sup <= lipschitz(node, {n: v[which] for n, v in mars.items()})
 
         def output(z, params=params, buffers=buffers):
             return problem.forward(params, z.unsqueeze(0), buffers)[0].flatten()
