@@ -29,6 +29,7 @@ import math
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
 from genbound.bounds.composition import (
     LN10,
+    ZERO,
     add,
     bound_value,
     compose,
@@ -63,6 +64,8 @@ def dudley(radius: float, num_data: int) -> float:
 
 def optimal_alpha(radius: float, num_data: int) -> float:
     r"""Log10 of :math:`(24R/n)(1+\ln(n/(3R)))`."""
+    if radius == ZERO:
+        return ZERO
     fraction = (log(num_data) - log(3.0) - radius) * LN10
     if fraction <= 0:
         raise NotAvailable("vacuous: the entropy integral is empty (3R >= n)")

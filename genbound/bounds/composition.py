@@ -156,6 +156,11 @@ def layer_names(tree: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(node["name"] for node in _walk(tree) if node["op"] == "layer"))
 
 
+def scales(tree: Mapping[str, Any]) -> list[str]:
+    """What the steps with a Lipschitz constant above 1 are."""
+    return [str(n.get("what", "a scale")) for n in _walk(tree) if n["op"] == "scale" and n["lipschitz"] > 1]
+
+
 def _walk(node: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     yield node
     for child in node.get("children", ()):
@@ -244,8 +249,9 @@ def outside(evidence: Evidence, *covered: str) -> str:
     elif "activations" not in covered and not structure["positively_homogeneous"]:
         found.append("activations or biases that are not positively homogeneous")
     if "scales" not in covered:
-        tree = tree_of(evidence)
-        found += [str(n.get("what", "a scale")) for n in _walk(tree) if n["op"] == "scale" and n["lipschitz"] > 1]
+        found += scales(tree_of(evidence))
+    if structure.get("zero_preserving") is False:
+        found.append("steps that do not keep zero")
     return "the theorem does not cover " + ", ".join(dict.fromkeys(found)) if found else ""
 
 
@@ -303,5 +309,8 @@ def bound_value(
     if math.isnan(upper) or upper == math.inf:
         raise NotAvailable("the value is not finite")
     named = {"main_term": form(upper, note)} | forms_of(forms)
+    for name, entry in named.items():
+        if name.startswith("main_term") and note:
+            entry.setdefault("note", note)
     exponent = None if upper == ZERO else upper
     return BoundValue(power(upper), power(lower), power(upper), exponent, note, named, empirical)

@@ -4,7 +4,7 @@ r"""Fisher-Rao norm, as a measure (Liang, Poggio, Rakhlin & Stokes, AISTATS 2019
 
 for a ReLU network of L hidden layers without biases, where the inner product of the weights with the gradient is L + 1 times that of the output.
 ``value`` is ``main_term``, the norm over the root of n: a bound of this form (up to constants) is known for linear networks only. ``norm`` is the
-norm itself. It does not change under rescalings that leave a ReLU network's function alone.
+norm itself, ``parametric`` the norm by its definition :math:`\sqrt{\mathbb E\,\langle w,\nabla_w\ell\rangle^2}`, which needs no homogeneity. It does not change under rescalings that leave a ReLU network's function alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ def _fisher_rao(evidence: Evidence) -> BoundValue:
     def paper() -> float:
         raise NotAvailable("a measure: a bound with this norm is known for linear networks only")
 
-    return bound_value(lambda side: norm - 0.5 * log(n), {"paper": paper, "norm": lambda: norm})
+    def parametric() -> float:
+        return log(evidence.number("fisher_rao", "parametric"))
+
+    differs = evidence.quantities["fisher_rao"].get("identity_holds") is False
+    note = "biases, normalisation or activations break the formula's homogeneity: see parametric" if differs else ""
+    forms = {"paper": paper, "norm": lambda: norm, "parametric": parametric}
+    return bound_value(lambda side: norm - 0.5 * log(n), forms, note)
 
 
 FISHER_RAO = Bound(

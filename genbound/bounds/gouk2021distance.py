@@ -41,6 +41,7 @@ from genbound.bounds.composition import (
     norms,
     outside,
     require,
+    scales,
     sizes,
     tree_of,
     unverified,
@@ -57,8 +58,9 @@ def confidence(num_data: int, delta: float) -> float:
 
 def _pooling(evidence: Evidence) -> str:
     """Max-pooling is not coordinatewise, so that the contraction step of the proof costs more than its factor 2."""
-    steps = [str(a).lower() for a in evidence.quantities["structure"].get("activations", ())]
-    pooled = any("max" in step and "pool" in step for step in steps)
+    structure = evidence.quantities["structure"]
+    steps = [*structure.get("activations", ()), *structure.get("notes", ()), *scales(structure["tree"])]
+    pooled = any("max" in step.lower() and "pool" in step.lower() for step in steps)
     return "the proof's contraction does not cover max-pooling, which is not coordinatewise" if pooled else ""
 
 

@@ -35,6 +35,7 @@ import numpy as np
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.composition import (
+    ZERO,
     add,
     bound_value,
     compose,
@@ -70,7 +71,8 @@ def main_term(k: float, loss_range: float, num_data: int) -> float:
 def at_epsilon(epsilon: float, k: float, loss_range: float, num_data: int, delta: float) -> float:
     r"""Log10 of :math:`\varepsilon + C_2\sqrt{(K/\varepsilon^2+3\ln(n/\delta)+8)/n}`; ε as logarithm."""
     rest = log(3 * math.log(num_data / delta) + 8)
-    return add(epsilon, log(loss_range) + 0.5 * (add(k - 2 * epsilon, rest) - log(num_data)))
+    fraction = ZERO if k == ZERO else k - 2 * epsilon
+    return add(epsilon, log(loss_range) + 0.5 * (add(fraction, rest) - log(num_data)))
 
 
 def best_epsilon(k: float, loss_range: float, num_data: int, delta: float) -> float:
@@ -79,6 +81,8 @@ def best_epsilon(k: float, loss_range: float, num_data: int, delta: float) -> fl
     Convex in ln ε: the left and the right side of its derivative's zero are bisected. With t = K/ε² the condition
     :math:`\varepsilon = C_2\,t/\sqrt{n(t+r)}` has ε below :math:`\sqrt{C_2}(K/n)^{1/4}`, since t + r ≥ t.
     """
+    if k == ZERO:
+        return at_epsilon(ZERO, ZERO, loss_range, num_data, delta)
     high = 0.5 * log(loss_range) + 0.25 * (k - log(num_data))
     low = high - 40.0
     rest = log(3 * math.log(num_data / delta) + 8)
@@ -92,7 +96,8 @@ def best_epsilon(k: float, loss_range: float, num_data: int, delta: float) -> fl
 
 def epsilon_grid(k: float, loss_range: float, num_data: int, delta: float) -> float:
     r"""The smallest :func:`at_epsilon` over :math:`\varepsilon=2^{j/4}` with weights :math:`(2/3)/((|j|+1)(|j|+2))` for δ."""
-    centre = round((0.5 * log(loss_range) + 0.25 * (k - log(num_data))) * STEPS / math.log10(2))
+    best = 0.5 * log(loss_range) + 0.25 * (k - log(num_data))
+    centre = 0 if k == ZERO else round(best * STEPS / math.log10(2))
     found = []
     for j in range(centre - 160, centre + 5):
         share = (2 / 3) / ((abs(j) + 1) * (abs(j) + 2))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 
 from genbound.bounds.base import Evidence, NotAvailable
-from genbound.bounds.composition import ZERO, add, has_biases, layer_names, log, perturb, require, spectral, tree_of
+from genbound.bounds.composition import ZERO, add, has_biases, layer_names, log, perturb, spectral, tree_of
 
 FAILURES = (0.5, 0.1, 0.01)  # values of η that are searched
 STEPS = 4  # grid of standard deviations: 2^(-j/4)
@@ -107,8 +107,11 @@ def prior_scales(evidence: Evidence) -> dict[str, float]:
 
 
 def require_no_biases(evidence: Evidence) -> None:
-    sentence = "training changes the biases, which would need noise and a divergence of their own"
-    require(sentence if has_biases(evidence) else "")
+    """Noise is on the weights alone: refuse biases, and steps that turn zero into something else."""
+    if has_biases(evidence):
+        raise NotAvailable("training changes the biases, which would need noise and a divergence of their own")
+    if evidence.quantities["structure"].get("zero_preserving") is False:
+        raise NotAvailable("a step of the network does not keep zero")
 
 
 def margin_stable_bound(evidence: Evidence, tolerance: float, frobenius: dict[str, float], dense: bool = True) -> float:

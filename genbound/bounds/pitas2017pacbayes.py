@@ -103,14 +103,15 @@ def _pitas(evidence: Evidence) -> BoundValue:
     def paper() -> float:
         raise NotAvailable("the theorem's text could not be read: see consistent (derived) and literal (as quoted)")
 
+    doubt = unverified(outside(evidence))
     forms = {
         "paper": paper,
-        "consistent": consistent,
-        "literal": (literal, "as quoted by other papers; not homogeneous in B"),
+        "consistent": (consistent, doubt),
+        "literal": (literal, "; ".join(filter(None, ["as quoted by other papers; not homogeneous in B", doubt]))),
         "explicit": (explicit, "not a theorem: the layers' balancing needs the prior at zero"),
         "rigorous": lambda: margin_stable_bound(evidence, margin - log(2 * math.sqrt(2)), moved, dense=False),
     }
-    note = unverified(outside(evidence)) or "the paper's own constants could not be verified"
+    note = doubt or "the paper's own constants could not be verified"
     return bound_value(main, forms, note, evidence.number("margin", "margin_loss"))
 
 

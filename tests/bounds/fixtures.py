@@ -38,7 +38,7 @@ def spectral_norm(matrix):
 
 
 def evidence(
-    layers, *, tree=None, num_data=100, margin=1.0, lipschitz=1.0, loss_range=1.0, delta=0.05, slack=0.0, bias=0.0,
+    layers, *, tree=None, num_data=100, gamma=1.0, lipschitz=1.0, loss_range=1.0, delta=0.05, slack=0.0, bias=0.0,
     homogeneous=True, **changes,
 ):  # fmt: skip
     """Evidence of dense layers.
@@ -47,7 +47,7 @@ def evidence(
         layers: name -> (weight, init) matrices [out, in], in the order of execution.
         tree: the structure; by default a plain series.
         num_data: n.
-        margin: γ.
+        gamma: γ.
         lipschitz: of the loss.
         loss_range: C.
         delta: failure probability.
@@ -91,8 +91,8 @@ def evidence(
             "max_l2": 1.0, "rms_l2": 1.0, "max_abs": 1.0, "max_pixel_l2": 1.0, "dimension": first.shape[1],
             "resolution": 1, "num_samples": 100, "max_output_l2": math.sqrt(29),
         },
-        "margin": {"percentile": 5, "value": margin, "margin_loss": 0.0, "minimum": 2.0, "median": 2.0,
-                   "num_samples": 100, "inverse_square": margin**-2 if margin else None},
+        "margin": {"percentile": 5, "value": gamma, "margin_loss": 0.0, "minimum": 2.0, "median": 2.0,
+                   "num_samples": 100, "inverse_square": gamma**-2 if gamma else None},
         "compression": {
             "layers": {
                 name: {"layer_cushion": 0.5, "interlayer_cushion": 0.25, "conv_factor": 1, "beta": 1.0,
@@ -108,7 +108,7 @@ def evidence(
             "log_sum_origin": log_sum(layers, size, True),
         },
         "path_norm": {"log10_squared": math.log10(67), "value": math.sqrt(67)},
-        "fisher_rao": {"value": 3.0, "num_samples": 100},
+        "fisher_rao": {"value": 3.0, "parametric": 3.0, "identity_holds": True, "num_samples": 100},
         "displacement_norm": {"layers": distances},
         "losses": {
             "train_loss": 0.1, "train_error": 0.0, "largest_loss": 1.0, "test_loss": None, "test_error": None,

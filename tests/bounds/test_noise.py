@@ -1,0 +1,59 @@
+"""Noise norms against samples, and the grid of standard deviations."""
+
+import math
+
+import numpy as np
+import pytest
+from fixtures import net
+
+from genbound.bounds.base import NotAvailable
+from genbound.bounds.composition import log, norms
+from genbound.bounds.noise import _first, convolution_norm, dense_norm, entropy, grid_term, margin_stable_bound
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (40, 10), (1, 30)])
+@pytest.mark.parametrize("failure", [0.5, 0.1])
+def test_dense(shape, failure):
+    rng = np.random.default_rng(0)
+    found = np.linalg.norm(rng.normal(size=(400, *shape)), 2, axis=(1, 2))
+    tau = dense_norm(shape[1], shape[0], 1, failure)
+    assert (found > tau).mean() <= failure and found.max() > 0.4 * tau
+
+
+@pytest.mark.parametrize(("side", "inputs", "outputs", "resolution"), [(3, 1, 1, 4), (3, 4, 8, 6), (5, 2, 2, 8)])
+def test_convolution(side, inputs, outputs, resolution):
+    """Largest singular value of the circular operator on the padded map: an upper bound of the zero-padded one's."""
+    rng = np.random.default_rng(0)
+    padded, failure = resolution + side - 1, 0.1
+    tau = convolution_norm(side, inputs, outputs, padded, 1, failure)
+    found = []
+    for _ in range(100):
+        kernel = rng.normal(size=(outputs, inputs, side, side))
+        blocks = np.fft.fft2(kernel, s=(padded, padded)).transpose(2, 3, 0, 1)
+        found.append(np.linalg.norm(blocks, 2, axis=(2, 3)).max())
+    assert (np.array(found) > tau).mean() <= failure and max(found) > 0.3 * tau
+
+
+def test_grid_term():
+    """K = 10, eta = .5: h = ln 2: (2 (10 + ln 2) + ln(20 * 3 * 2 / .05)) / 200 under the root."""
+    assert entropy(0.5) == pytest.approx(math.log(2))
+    expected = math.sqrt((2 * (10 + math.log(2)) + math.log(2400)) / 200)
+    assert 10 ** grid_term(1.0, 0.5, 0, 100, 0.05) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 2, 3, 17, 1000])
+def test_first(threshold):
+    assert _first(lambda j: j >= threshold) == threshold
+
+
+def test_nothing_is_small_enough():
+    with pytest.raises(NotAvailable, match="no noise"):
+        _first(lambda j: False)
+
+
+def test_a_zero_head_gets_noise_of_its_own():
+    """The pretrained head may be zero: its scale is then 1, not 0 with an infinite divergence."""
+    given = net()
+    given.quantities["spectral_norm"]["layers"]["2"]["init"] = {"lower": 0.0, "upper": 0.0}
+    found = margin_stable_bound(given, log(0.25), norms(given, "frobenius", "displacement"))
+    assert math.isfinite(found)
