@@ -217,7 +217,7 @@ QUANTITY = Quantity(
     "largest weight noise that raises the training error by 0.1 at most, plain and magnitude-aware",
     measure,
     FlatnessOptions,
-    gradients=lambda problem, options: 3 * 10 * options.num_draws / 3,
+    gradients=lambda problem, options: 3 * (4 * options.num_coarse + 6 * options.num_draws) / 3,
     applies_to=applies_to,
     reference="Jiang et al. 2020",
 )
