@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genbound.curvature.krylov import LayerOperator
 from genbound.curvature.tape import Tape, basis
-from genbound.estimators.probes import draw_probe
+from genbound.estimators.probes import make_probe, num_signs
 from genbound.estimators.random import generator, rademacher
 from genbound.problem import BLOCK
 
@@ -81,38 +81,23 @@ def probe_trace(tape: Tape, part: str, seed: int, *key: str | int, layers: Seque
     result = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
     if not active:
         return result
+    # One stream a block of samples holds the signs of all its samples and layers, whichever of them are on this tape.
+    sizes = [num_signs(tuple(tape.weights[name].shape)) for name in names]
+    like = tape.outputs.detach()
+    signs = torch.empty(len(tape), sum(sizes), dtype=like.dtype, device=like.device)
     blocks: dict[int, list[int]] = {}
     for row, position in enumerate(tape.positions):
         blocks.setdefault(position // BLOCK, []).append(row)
-    streams = {block: generator(seed, *key, block) for block in blocks}
+    for block, rows in blocks.items():
+        members = [tape.positions[row] % BLOCK for row in rows]
+        signs[rows] = rademacher((BLOCK, sum(sizes)), generator(seed, *key, block), like, members)
     directions: dict[str, list[Tensor]] = {}
-    for name in names:  # every layer draws, active or not, so that the others' numbers do not depend on it
-        shape, like = tuple(tape.weights[name].shape), tape.weights[name].detach()
-        drawn = {}
-        for block, rows in blocks.items():
-            probe = draw_probe(shape, BLOCK, streams[block], like)
-            if name in active:
-                drawn[block] = probe.rows([tape.positions[row] % BLOCK for row in rows])
+    for name, own in zip(names, signs.split(sizes, 1), strict=True):
         if name in active:
-            probe = _join(drawn, blocks)
+            probe = make_probe(tuple(tape.weights[name].shape), own)
             directions[name] = [probe.perturb(use) for use in tape.uses[name]]
     products = tape.activation_products(directions, active, part)
     for i, name in enumerate(tape.layers):
         if name in directions:
             result[:, i] = tape.inner(name, directions[name], products[name])
     return result
-
-
-def _join(drawn, blocks):
-    """Probes of several blocks in the tape's own order of samples."""
-    order = [row for block in drawn for row in blocks[block]]
-    place = [order.index(row) for row in range(len(order))]
-    first = next(iter(drawn.values()))
-    if len(drawn) == 1 and place == list(range(len(place))):
-        return first
-
-    def cat(name: str):
-        parts = [getattr(p, name) for p in drawn.values()]
-        return None if parts[0] is None else torch.cat(parts)[place]
-
-    return type(first)(first.shape, cat("full"), cat("a"), cat("b"))

@@ -30,10 +30,6 @@ class Probe:
     a: Tensor | None = None
     b: Tensor | None = None
 
-    def rows(self, index: list[int]) -> Probe:
-        pick = lambda t: None if t is None else t[index]  # noqa: E731
-        return Probe(self.shape, pick(self.full), pick(self.a), pick(self.b))
-
     def weight(self) -> Tensor:
         if self.full is not None:
             return self.full
@@ -45,10 +41,26 @@ class Probe:
         return use.perturb(self.weight())
 
 
+def _is_full(shape: tuple[int, ...]) -> bool:
+    rows, columns = shape[0], math.prod(shape[1:])
+    return rows * columns <= 2 * RANK * (rows + columns)
+
+
+def num_signs(shape: tuple[int, ...]) -> int:
+    """Random signs that one sample's probe of a layer of this shape takes."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    return rows * columns if _is_full(shape) else RANK * (rows + columns)
+
+
+def make_probe(shape: tuple[int, ...], signs: Tensor) -> Probe:
+    """The probes of some samples from their signs ``[N, num_signs(shape)]``."""
+    if _is_full(shape):
+        return Probe(shape, signs.reshape(-1, *shape))
+    columns = math.prod(shape[1:])
+    a = signs[:, : RANK * columns].reshape(-1, RANK, columns) / math.sqrt(RANK)
+    return Probe(shape, None, a, signs[:, RANK * columns :].reshape(-1, RANK, shape[0]))
+
+
 def draw_probe(shape: tuple[int, ...], num: int, stream: torch.Generator, like: Tensor) -> Probe:
     """One probe for each of ``num`` samples of a layer of this shape."""
-    rows, columns = shape[0], math.prod(shape[1:])
-    if rows * columns <= 2 * RANK * (rows + columns):
-        return Probe(shape, rademacher((num, *shape), stream, like))
-    a = rademacher((num, RANK, columns), stream, like) / math.sqrt(RANK)
-    return Probe(shape, None, a, rademacher((num, RANK, rows), stream, like))
+    return make_probe(shape, rademacher((num, num_signs(shape)), stream, like))
