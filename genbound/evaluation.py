@@ -184,6 +184,7 @@ def evaluate(
         layers=rows,
         confusion=_check_confusion(confusion, problem),
         delta=delta,
+        loss_lipschitz=getattr(getattr(problem, "loss", None), "lipschitz", None),
     )
     bounds = {name: BOUNDS[name].evaluate(evidence) for name in bound_names}
     samples = None

@@ -48,6 +48,9 @@ class Loss:
         classes: the output's last axis holds class scores and targets are class numbers.
         range: largest value the loss can take (its smallest is 0).
         unit: what the numbers are counted in.
+        lipschitz: Lipschitz constant in the Euclidean norm of a sample's outputs, ``None`` where there is none. For
+            cross-entropy the gradient p - e_y has norm at most sqrt 2; smoothing, clipping and means over tokens only
+            shrink it.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Loss:
     classes: bool = False
     range: float = math.inf
     unit: str = ""
+    lipschitz: float | None = None
 
     def output_factor(self, outputs: Tensor, targets: Tensor) -> Factor:
         if self.factor is not None:
@@ -167,11 +171,12 @@ CROSS_ENTROPY = Loss(
     error=_zero_one,
     classes=True,
     unit="nats",
+    lipschitz=math.sqrt(2.0),
 )
 SQUARED_ERROR = Loss(
     "squared_error", _squared_error, convex=True, factor=_squared_error_factor, unit="squared target units"
 )
-MULTI_LABEL = Loss("multi_label", _multi_label, convex=True, factor=_multi_label_factor, unit="nats")
+MULTI_LABEL = Loss("multi_label", _multi_label, convex=True, factor=_multi_label_factor, unit="nats", lipschitz=1.0)
 
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (CROSS_ENTROPY, SQUARED_ERROR, MULTI_LABEL)}
 
@@ -193,7 +198,7 @@ def bounded_cross_entropy(p_min: float, num_classes: int) -> Loss:
 
     return Loss(
         f"bounded_cross_entropy({p_min:g})", per_sample, convex=False, error=_zero_one, classes=True,
-        range=-math.log(p_min), unit="nats",
+        range=-math.log(p_min), unit="nats", lipschitz=math.sqrt(2.0),
     )  # fmt: skip
 
 

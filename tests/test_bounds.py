@@ -124,4 +124,4 @@ def test_paper_code_is_noted():
 @pytest.mark.parametrize("bound", BOUNDS.values(), ids=list(BOUNDS))
 def test_every_row_is_filled_in(bound):
     assert bound.summary and bound.reference and bound.requires
-    assert bound.bounds in ("loss", "error") and bound.kind in ("measure", "certificate")
+    assert bound.bounds in ("loss", "error", "distance") and bound.kind in ("measure", "certificate")

@@ -1,7 +1,18 @@
 """The catalogue of bounds: one file a paper, one row here. Nothing in this folder imports torch."""
 
+from genbound.bounds.arora2018compression import ARORA2018
+from genbound.bounds.bartlett2017spectral import BARTLETT2017
 from genbound.bounds.base import Bound, BoundValue, Evidence
+from genbound.bounds.distance import DISTANCE_FROBENIUS, DISTANCE_MARS, DISTANCE_SPECTRAL, DISTANCE_TWO_ONE
+from genbound.bounds.fisher_rao import FISHER_RAO
+from genbound.bounds.gouk2021distance import GOUK2021
+from genbound.bounds.jiang2020fantastic import JIANG2020_FLATNESS, JIANG2020_MAGNITUDE
 from genbound.bounds.ju2022hessian import HESSIAN_DISTANCE, NOISY_LABEL_DISTANCE, TRACE_DISTANCE
+from genbound.bounds.li2021improved import LI2021
+from genbound.bounds.long2020sharp import LONG2020
+from genbound.bounds.neyshabur2018pacbayes import NEYSHABUR2018
+from genbound.bounds.path_norm import PATH_NORM
+from genbound.bounds.pitas2017pacbayes import PITAS2017
 
 BOUNDS: dict[str, Bound] = {
     bound.name: bound
@@ -9,6 +20,21 @@ BOUNDS: dict[str, Bound] = {
         HESSIAN_DISTANCE,
         TRACE_DISTANCE,
         NOISY_LABEL_DISTANCE,
+        PITAS2017,
+        ARORA2018,
+        LONG2020,
+        GOUK2021,
+        LI2021,
+        NEYSHABUR2018,
+        BARTLETT2017,
+        JIANG2020_FLATNESS,
+        JIANG2020_MAGNITUDE,
+        PATH_NORM,
+        FISHER_RAO,
+        DISTANCE_FROBENIUS,
+        DISTANCE_SPECTRAL,
+        DISTANCE_MARS,
+        DISTANCE_TWO_ONE,
     )
 }
 
