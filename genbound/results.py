@@ -123,12 +123,15 @@ class Results:
         return lines
 
     def _bounds_table(self) -> str:
+        """The bounds; their notes stand below, each once, by number."""
+        notes: dict[str, int] = {}
         rows = []
         for name, row in self.bounds.items():
-            rows.append([name, value_text(row), row["bounds"], row["kind"], _yes(row["vacuous"]), row["note"]])
-        return tabulate(
-            rows, ["bound", "value", "of", "kind", "vacuous", "note"], tablefmt="github", disable_numparse=True
-        )
+            mark = f"[{notes.setdefault(row['note'], len(notes) + 1)}]" if row["note"] else ""
+            rows.append([name, value_text(row), row["bounds"], row["kind"], _yes(row["vacuous"]), mark])
+        head = ["bound", "value", "of", "kind", "vacuous", "note"]
+        table = tabulate(rows, head, tablefmt="github", disable_numparse=True)
+        return "\n".join([table, "", *(f"[{number}] {note}  " for note, number in notes.items())])
 
     def _notes(self) -> list[str]:
         lines = []
