@@ -49,6 +49,7 @@ from genbound.bounds.composition import (
 
 REFERENCE = "Gouk, Hospedales & Pontil 2021"
 TWO = math.log10(2.0)
+GAP = "derived with a contraction that differs between units, which may cost a factor of order sqrt(ln(width))"
 
 
 def confidence(num_data: int, delta: float) -> float:
@@ -111,8 +112,8 @@ def _gouk(evidence: Evidence) -> BoundValue:
 
     forms = {
         "paper": lambda: with_confidence(lambda: first(largest, largest)),
-        "constant_2": lambda: with_confidence(lambda: first(largest, largest), 0.5, "sums"),
-        "asymmetric": lambda: with_confidence(lambda: first(initial, tuned), 0.5, "sums"),
+        "constant_2": (lambda: with_confidence(lambda: first(largest, largest), 0.5, "sums"), GAP),
+        "asymmetric": (lambda: with_confidence(lambda: first(initial, tuned), 0.5, "sums"), GAP),
         "frobenius": frobenius_form,
     }
     note = outside(evidence, "biases", "activations") or _pooling(evidence)

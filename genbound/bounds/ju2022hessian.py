@@ -6,8 +6,10 @@ For a loss in [0, C], with high probability over n training samples,
    L(f_W) \le (1+\varepsilon)\,\hat L(f_W) + (1+\varepsilon)
    \frac{\sum_i \sqrt{C \max_{(x,y)} v_i^\top H_i^+[\ell(f_W(x),y)]\, v_i}}{\sqrt n} + O(n^{-3/4}).
 
-``main_term`` is the fraction, constant 1, as published: a measure. Following the constants through (docs/bounds) puts the factor
-:math:`\sqrt{(1+\varepsilon)/(2\varepsilon)}` on the fraction; the forms ``epsilon_0.1`` and ``epsilon_1`` are the resulting bounds of
+``main_term`` is the fraction, constant 1, as published: a measure. Following the constants through (docs/bounds/hessian_distance.md), with
+Taylor's and the divergence's halves and the linear PAC-Bayes bound, leaves the factor :math:`1/\sqrt2` on the fraction if the Hessian of the
+sample may be exchanged for that of the population, an error of lower order, and :math:`\sqrt{(1+\varepsilon)/(2\varepsilon)}` if it may not but the
+population's curvature in the noise is not negative. The forms ``epsilon_0.1`` and ``epsilon_1`` are the latter as bounds of
 :math:`L - \hat L`, with the term :math:`\varepsilon\hat L` and without the one of order :math:`n^{-3/4}`. All of them are measures: the
 maximum and C are over a finite sample, and the best posterior covariance depends on the displacement.
 
