@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from genbound.errors import GenboundError
-from genbound.quantities.base import Measured, Part
+from genbound.measured import Measured, Part
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -9,7 +9,7 @@ so neither the order of the parts nor what else is measured changes a value.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,21 +17,7 @@ import torch
 
 from genbound.errors import GenboundError
 from genbound.estimators.random import generator
-
-Part = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a quantity found.
-
-    Attributes:
-        summary: JSON-ready: ``layers``, ``total``, ``sigmas`` or named values.
-        samples: per-sample values, name -> ``[N, L]`` or ``[N]`` array in the order of the measured samples.
-    """
-
-    summary: dict[str, Any]
-    samples: dict[str, np.ndarray] = field(default_factory=dict)
+from genbound.measured import Measured, Part
 
 
 class Context(Protocol):

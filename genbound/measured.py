@@ -1,0 +1,23 @@
+"""What a measurement hands back, as plain arrays: all that the store and the tables need to know of quantities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Part = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a quantity found.
+
+    Attributes:
+        summary: JSON-ready: ``layers``, ``total``, ``sigmas`` or named values.
+        samples: per-sample values, name -> ``[N, L]`` or ``[N]`` array in the order of the measured samples.
+    """
+
+    summary: dict[str, Any]
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
