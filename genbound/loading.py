@@ -10,7 +10,8 @@ import torch
 from genbound.data import load_data
 from genbound.errors import GenboundError
 from genbound.models import Pair, build_pair
-from genbound.problem import Problem, WeightProblem
+from genbound.problem import Problem
+from genbound.weights import WeightProblem
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 

@@ -12,14 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils.parametrizations import _WeightNorm
-from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import TorchFunctionMode
 
 from genbound import __version__
 from genbound.curvature.tape import Tape
 from genbound.data import Batch, Samples, as_samples
 from genbound.errors import GenboundError
+from genbound.forward import (
+    PlainWeightNorm,
+    call_arguments,
+    describe,
+    evaluation_mode,
+    has_weight_norm,
+    map_tensors,
+    scores,
+)
 from genbound.layers import Layer, select_layers
 from genbound.losses import Loss, bounded_cross_entropy, clipped, get_loss
 
@@ -104,7 +110,7 @@ class Problem:
         self.dtype = next(p.dtype for p in self.params.values() if p.is_floating_point())
         self.loss_range_spec = loss_range
         self.loss = get_loss(loss)
-        self._operations = PlainWeightNorm if _has_weight_norm(model) else contextlib.nullcontext
+        self._operations = PlainWeightNorm if has_weight_norm(model) else contextlib.nullcontext
         self._check_forward()
         self.loss = self._ranged(self.loss, loss_range)
         found = select_layers(self, layers, excluded)
@@ -123,7 +129,7 @@ class Problem:
         return self.to_device(self.data.batch([self.indices[p] for p in positions]))
 
     def to_device(self, batch: Batch) -> Batch:
-        inputs = _map_tensors(batch.inputs, self._move)
+        inputs = map_tensors(batch.inputs, self._move)
         return Batch(inputs=inputs, targets=self._move(batch.targets), indices=batch.indices)
 
     def _move(self, tensor: Tensor) -> Tensor:
@@ -161,12 +167,12 @@ class Problem:
 
         Attention runs in its plain form: it is the one that has second derivatives on every device.
         """
-        args, kwargs = _call_arguments(inputs)
+        args, kwargs = call_arguments(inputs)
         with evaluation_mode(self.model), sdpa_kernel(SDPBackend.MATH), self._operations():
             output = functional_call(
                 self.model, {**params, **(self.buffers if buffers is None else buffers)}, args, kwargs
             )
-        return _logits(output)
+        return scores(output)
 
     def tape(self, positions: Sequence[int], layers: Sequence[str] | None = None) -> Tape:
         names = [layer.name for layer in self.layers] if layers is None else list(layers)
@@ -216,7 +222,7 @@ class Problem:
         except Exception as error:
             raise GenboundError(
                 f"the model cannot run on the data: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} "
-                f"(inputs {_describe(batch.inputs)}); check that data and model belong together"
+                f"(inputs {describe(batch.inputs)}); check that data and model belong together"
             ) from error
         drew = not torch.equal(state, torch.get_rng_state())
         torch.set_rng_state(state)
@@ -283,68 +289,6 @@ class Problem:
         return state.hexdigest()
 
 
-class WeightProblem:
-    """Two sets of weights without a network: what can be said of weights alone can be measured."""
-
-    data = test_data = None
-    num_samples = num_data = 0
-    head: tuple[str, ...] = ()
-
-    def __init__(self, params: Mapping[str, Tensor], init: Mapping[str, Tensor], reason: str, provenance=None):
-        self.reason, self.provenance = reason, dict(provenance or {})
-        self.params = {name: p.detach() for name, p in params.items() if p.is_floating_point()}
-        self.init = {name: init[name].detach() for name in self.params}
-        self.layers = tuple(
-            Layer(name, "weight", tuple(p.shape), 0, False, "unknown", False, True)
-            for name, p in self.params.items()
-            if p.dim() >= 2
-        )
-        if not self.layers:
-            raise GenboundError(
-                "the checkpoint has no weight with two or more dimensions: there is no layer to measure"
-            )
-        self.displacement = {
-            layer.name: self.params[layer.name].float() - self.init[layer.name].float() for layer in self.layers
-        }
-
-    def digest(self, test_data: bool = False) -> str:
-        state = hashlib.sha256(__version__.encode())
-        for group in (self.params, self.init):
-            for name, tensor in sorted(group.items()):
-                state.update(name.encode() + tensor.float().contiguous().numpy().tobytes())
-        return state.hexdigest()
-
-
-class PlainWeightNorm(TorchFunctionMode):
-    """Weight normalisation by its formula: torch's fused one keeps the norm constant in its second derivative, silently."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch._weight_norm:
-            v, g, dim = (*args, 0)[:3]
-            return v * (g / torch.norm_except_dim(v, 2, dim))
-        return function(*args, **(kwargs or {}))
-
-
-def _has_weight_norm(model: nn.Module) -> bool:
-    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
-    return any(isinstance(module, _WeightNorm) for module in model.modules()) or any(
-        isinstance(hook, WeightNorm) for hook in hooks
-    )
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode and put every module's own flag back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _choose(total: int, wanted: int | None, seed: int) -> list[int]:
     if wanted is None or wanted >= total:
         return list(range(total))
@@ -402,46 +346,3 @@ def _init_buffers(
         for name, b in buffers.items()
     }
     return found, frozenset(buffers) - fitting
-
-
-def _map_tensors(value: Any, function) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _map_tensors(v, function) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_map_tensors(v, function) for v in value)
-    return value
-
-
-def _call_arguments(inputs: Any) -> tuple[tuple, dict]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple):
-        return inputs, {}
-    return (inputs,), {}
-
-
-def _logits(output: Any) -> Tensor:
-    """The scores of whatever a model returns: a tensor, an object with ``logits``, a dict, or a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    if hasattr(output, "logits"):
-        return output.logits
-    if isinstance(output, list | tuple) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise GenboundError(
-        f"the model returns {type(output).__name__}: it must return a tensor, or something with `logits`"
-    )
-
-
-def _describe(inputs: Any) -> str:
-    if isinstance(inputs, Tensor):
-        return f"{tuple(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}"
-    if isinstance(inputs, Mapping):
-        return ", ".join(f"{key} {_describe(value)}" for key, value in inputs.items())
-    if isinstance(inputs, tuple):
-        return ", ".join(_describe(value) for value in inputs)
-    return type(inputs).__name__

@@ -1,0 +1,44 @@
+"""Two sets of weights without a network: what can be said of weights alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from genbound import __version__
+from genbound.errors import GenboundError
+from genbound.layers import Layer
+
+
+class WeightProblem:
+    """Two sets of weights without a network: what can be said of weights alone can be measured."""
+
+    data = test_data = None
+    num_samples = num_data = 0
+    head: tuple[str, ...] = ()
+
+    def __init__(self, params: Mapping[str, Tensor], init: Mapping[str, Tensor], reason: str, provenance=None):
+        self.reason, self.provenance = reason, dict(provenance or {})
+        self.params = {name: p.detach() for name, p in params.items() if p.is_floating_point()}
+        self.init = {name: init[name].detach() for name in self.params}
+        self.layers = tuple(
+            Layer(name, "weight", tuple(p.shape), 0, False, "unknown", False, True)
+            for name, p in self.params.items()
+            if p.dim() >= 2
+        )
+        if not self.layers:
+            raise GenboundError(
+                "the checkpoint has no weight with two or more dimensions: there is no layer to measure"
+            )
+        self.displacement = {
+            layer.name: self.params[layer.name].float() - self.init[layer.name].float() for layer in self.layers
+        }
+
+    def digest(self, test_data: bool = False) -> str:
+        state = hashlib.sha256(__version__.encode())
+        for group in (self.params, self.init):
+            for name, tensor in sorted(group.items()):
+                state.update(name.encode() + tensor.float().contiguous().numpy().tobytes())
+        return state.hexdigest()
