@@ -81,6 +81,8 @@ def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:
     if measures is None:
         return list(QUANTITIES), list(BOUNDS)
     wanted = list(dict.fromkeys(measures))
+    if not wanted:
+        raise GenboundError("no measures are named: leave them out for all, or see `genbound list`")
     for name in wanted:
         if name not in QUANTITIES and name not in BOUNDS:
             raise GenboundError(
@@ -129,6 +131,12 @@ def evaluate(
         :class:`~genbound.results.Results`. Quantities that could not be measured are named in ``notes`` with the reason.
     """
     names, bound_names = resolve(measures)
+    if not 0 < delta < 1:
+        raise GenboundError(f"delta {delta:g} must lie between 0 and 1: it is a failure probability")
+    if time_budget is not None and not time_budget >= 0:
+        raise GenboundError(f"time budget {time_budget:g} is negative")
+    if out is not None and Path(out).exists() and not Path(out).is_dir():
+        raise GenboundError(f"{out} is a file: give a directory for the results")
     options = dict(options or {})
     for name in options:
         if name not in QUANTITIES:

@@ -103,9 +103,13 @@ def select_layers(problem, pattern: str | None = None, excluded: Sequence[str] =
     if not candidates:
         raise GenboundError("the model has no weight with two or more dimensions: there is no layer to measure")
 
-    run = _shared_run(problem)
+    run = problem.shared_run(3)
     orders = _row_order(problem, run, candidates)
     tape = problem.tape(run, candidates)
+    if not wanted and not any(tape.uses.values()):
+        raise GenboundError(
+            "no weight has a gradient path to the model's output: is the output detached, or computed under torch.no_grad()?"
+        )
     layers = []
     for name in candidates:
         uses = tape.uses[name]
@@ -128,15 +132,6 @@ def select_layers(problem, pattern: str | None = None, excluded: Sequence[str] =
     if not layers:
         raise GenboundError("every weight is an embedding: name the ones to measure with --layers")
     return tuple(layers)
-
-
-def _shared_run(problem) -> list[int]:
-    """Two or three samples that share a pass, whatever the batch size; a single one only if no two can be stacked."""
-    run: list[int] = []
-    for run in problem.batches(range(problem.num_samples), max(2, min(3, problem.batch_size))):
-        if len(run) > 1:
-            return run
-    return run
 
 
 def _row_order(problem, run: list[int], candidates: list[str]) -> dict[str, bool | None]:

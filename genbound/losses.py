@@ -77,6 +77,11 @@ class Loss:
                 f"labels of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(outputs.shape)}: "
                 f"{self.name} needs one class number for every row of scores; check the label column or the model's head"
             )
+        if targets.is_floating_point():
+            raise GenboundError(
+                f"labels are floating-point numbers, and {self.name} needs class numbers: make them integers, or choose "
+                "squared_error or multi_label as the loss"
+            )
         counted = targets[targets != IGNORED]
         num_classes = outputs.shape[-1]
         if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= num_classes):

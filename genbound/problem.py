@@ -92,7 +92,7 @@ class Problem:
     ):
         if batch_size < 1:
             raise GenboundError(f"batch size {batch_size} is not positive")
-        self.model, self.device, self.batch_size = model, torch.device(device), int(batch_size)
+        self.model, self.device, self.batch_size = model, _device(device), int(batch_size)
         self.provenance = dict(provenance or {})
         self.head = tuple(head)
         self.data: Samples = as_samples(data)
@@ -160,6 +160,14 @@ class Problem:
         if run:
             yield run
 
+    def shared_run(self, most: int) -> list[int]:
+        """Up to ``most`` samples that share a pass, at least two whatever the batch size; one only if no two can be stacked."""
+        run: list[int] = []
+        for run in self.batches(range(self.num_samples), max(2, min(most, self.batch_size))):
+            if len(run) > 1:
+                return run
+        return run
+
     # -- the network ------------------------------------------------------------------------------------------
 
     def forward(self, params: Mapping[str, Tensor], inputs: Any, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -211,7 +219,7 @@ class Problem:
 
     def _check_forward(self) -> None:
         """Refuse a moving target: two passes over the same samples must agree and draw no random numbers."""
-        first = next(self.batches(range(min(4, self.num_samples))))
+        first = self.shared_run(4)
         batch = self.batch(first)
         state = torch.get_rng_state()
         try:
@@ -243,8 +251,14 @@ class Problem:
                 "two forward passes over the same samples differ: the model keeps state between calls; "
                 "make its evaluation mode a function of weights and inputs alone"
             )
-        with torch.no_grad():
-            alone = torch.cat([self.forward(self.params, self.batch([p]).inputs) for p in first])
+        try:
+            with torch.no_grad():
+                alone = torch.cat([self.forward(self.params, self.batch([p]).inputs) for p in first])
+        except Exception as error:
+            raise GenboundError(
+                f"the model runs on {len(first)} samples and not on one alone: {type(error).__name__}: {error}; "
+                "is a BatchNorm layer kept in training mode, so that samples influence each other?"
+            ) from error
         if alone.shape == a.shape and not torch.allclose(
             a, alone, rtol=1e-3, atol=1e-3 * max(1.0, float(a.abs().max()))
         ):
@@ -252,9 +266,24 @@ class Problem:
                 "the samples of a batch influence each other (a sample alone gives another output): "
                 "per-sample quantities do not exist for such a model; is a BatchNorm layer kept in training mode?"
             )
-        self.loss.check_targets(a, batch.targets)
+        self._check_loss(a, batch.targets)
         self.num_outputs = a[0].numel()
         self.num_classes = a.shape[-1]
+
+    def _check_loss(self, outputs: Tensor, targets: Tensor) -> None:
+        self.loss.check_targets(outputs, targets)
+        try:
+            losses = self.loss.per_sample(outputs, targets)
+        except Exception as error:
+            raise GenboundError(
+                f"the loss {self.loss.name} cannot be computed: {type(error).__name__}: {error} (outputs {describe(outputs)}, "
+                f"labels {describe(targets)}); choose another --loss or check the labels"
+            ) from error
+        if losses.shape != (len(outputs),):
+            raise GenboundError(
+                f"the loss {self.loss.name} gives shape {tuple(losses.shape)} for {len(outputs)} samples: it must give one number "
+                "for each sample (no mean over the batch)"
+            )
 
     def _ranged(self, loss: Loss, spec: str) -> Loss:
         kind, _, argument = spec.partition(":")
@@ -287,6 +316,16 @@ class Problem:
         )  # fmt: skip
         state.update(repr(facts).encode())
         return state.hexdigest()
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise GenboundError(f"device {str(device)!r} cannot be used here: {reason}; use cpu") from error
+    return found
 
 
 def _choose(total: int, wanted: int | None, seed: int) -> list[int]:
