@@ -47,10 +47,14 @@ def _read_config(ctx: click.Context, param: Any, path: str | None) -> None:
         raise GenboundError(f"--config {path} must hold options as `name: value` lines")
     known = {option.name for option in ctx.command.params if isinstance(option, click.Option)} - {"config", "debug"}
     entries = {str(key).replace("-", "_"): value for key, value in content.items()}
-    for key in entries:
+    for key, value in entries.items():
         if key not in known:
             names = ", ".join(sorted(name.replace("_", "-") for name in known))
             raise GenboundError(f"--config {path} has an unknown option {key!r}; options are {names}")
+        if isinstance(value, dict) or (isinstance(value, list) and key not in ("measures", "sigmas")):
+            raise GenboundError(f"--config {path}: {key} must be one value, not {value!r}")
+        if isinstance(value, bool):
+            raise GenboundError(f"--config {path}: {key} must be a number or a text, not {value!r}")
     ctx.default_map = {**(ctx.default_map or {}), **entries}
 
 
@@ -194,7 +198,7 @@ def list_(what: str | None) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; an error is one line on standard error and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
+    debug, failure = "--debug" in arguments, None
     try:
         return cli.main(arguments, prog_name="genbound", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -206,14 +210,15 @@ def main(arguments: list[str] | None = None) -> int:
         click.echo("genbound: interrupted; finished parts are kept, the same command continues", err=True)
         return 130
     except click.ClickException as error:
-        message = " ".join(error.format_message().split())
+        failure, message = error, " ".join(error.format_message().split())
     except GenboundError as error:
-        message = str(error)
+        failure, message = error, str(error)
     except Exception as error:  # a user meets one line here too; --debug shows where it came from
         text = " ".join(str(error).split())
+        failure = error
         message = f"unexpected {type(error).__name__}: {text[:300]} (run again with --debug and report the traceback)"
     if debug:
-        traceback.print_exc()
+        traceback.print_exception(failure)
     click.echo(f"genbound: error: {message}", err=True)
     return 2
 
