@@ -94,13 +94,14 @@ class _Sample:
 
     def probes(self, num: int, source) -> torch.Tensor:
         parts, left = [], num
-        for operator in self.operators:
-            take = min(left, len(operator.tape))
-            drawn = _probes(operator, self.shape, len(operator.tape), source)
-            parts.append(drawn[:take])
-            left -= take
-            if not left:
-                break
+        while left:
+            for operator in self.operators:
+                take = min(left, len(operator.tape))
+                drawn = _probes(operator, self.shape, len(operator.tape), source)
+                parts.append(drawn[:take])
+                left -= take
+                if not left:
+                    break
         return torch.cat(parts)
 
     def _chunks(self, vectors: torch.Tensor):
