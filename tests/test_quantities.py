@@ -289,7 +289,7 @@ def test_max_positive_trace_exact(name, problems, truths):
 @pytest.mark.parametrize("name", ["mlp_gelu", "conv_silu", "twice", "siamese", "custom_loss", "bounded"])
 def test_max_positive_trace_estimated(name, problems, truths):
     """Stochastic Lanczos quadrature: of the sample it names, within its error; never above the maximum by more."""
-    options = {"dense_products": 0, "candidates": 12, "num_steps": 40, "subspace": 6, "num_probes": 40}
+    options = {"dense_products": 0, "candidates": 12, "num_steps": 40, "subspace": 6, "num_probes": 60}
     results = genbound.evaluate(
         problems(name), ["max_positive_trace"],
         options={"max_positive_trace": options, "hessian_trace": {"exact_products": 0}},
@@ -301,7 +301,7 @@ def test_max_positive_trace_estimated(name, problems, truths):
         assert row["exact"] == (layer in psd)
         truth = float(values[row["sample"]])
         assert abs(row["value"] - truth) <= 4 * row["sem"] + 1e-6 * max(1.0, truth), layer
-        assert truth >= 0.5 * float(values.max())  # the candidates are chosen by a few noisy probes
+        assert row["value"] <= float(values.max()) + 4 * row["sem"] + 1e-6 * max(1.0, truth)
     assert ("lower estimates" in summary["note"]) == (len(psd) < len(summary["layers"]))
 
 
@@ -342,7 +342,9 @@ def test_noise_stability_notices_that_the_regime_is_left(problems):
     assert found["leaves_quadratic_regime_at"] in (3.0, 30.0)
 
 
-@pytest.mark.parametrize("name", ["mlp_gelu", pytest.param("conv_silu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["mlp_relu", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mlp_gelu", "conv_silu"))]
+)
 def test_noise_stability_at_small_noise(name, problems, truths):
     """Half of sigma^2 times the dense trace, layers only, whatever else the network has."""
     truth = truths(name)
