@@ -104,18 +104,14 @@ def _weight_files(folder: Path) -> list[Path]:
             raise GenboundError(f"{str(file)!r} is no readable index of shards; download it again") from error
         absent = [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]
         if absent or not shards:
-            raise GenboundError(
-                f"{str(folder)!r} lacks shard {(absent or ['(none named)'])[0]!r}; download it again"
-            )
+            raise GenboundError(f"{str(folder)!r} lacks shard {(absent or ['(none named)'])[0]!r}; download it again")
         return [folder / shard for shard in shards]
     if (folder / "adapter_config.json").is_file():
         raise GenboundError(
             f"{str(folder)!r} holds a PEFT adapter, which is planned but not read yet: merge it with "
             "merge_and_unload() and save_pretrained() the result"
         )
-    loose = sorted(
-        file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".pt", ".pth", ".bin")
-    )
+    loose = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".pt", ".pth", ".bin"))
     raise GenboundError(
         f"directory {str(folder)!r} has no weights (looked for {', '.join(HF_WEIGHTS)}); "
         + (f"name the file itself, e.g. {loose[0]}" if loose else "give the checkpoint's file or directory")
@@ -168,18 +164,14 @@ def _read_pickle(file: Path) -> Any:
 def _unwrap(content: Any, file: Path) -> dict[str, Tensor]:
     """The state dict inside the containers that training scripts save."""
     if not isinstance(content, Mapping):
-        raise GenboundError(
-            f"{str(file)!r} holds a {type(content).__name__}, no state dict; save model.state_dict()"
-        )
+        raise GenboundError(f"{str(file)!r} holds a {type(content).__name__}, no state dict; save model.state_dict()")
     tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
     if tensors:
         return tensors
     found = [name for name in CONTAINERS if isinstance(content.get(name), Mapping)]
     if len(found) != 1:
         what = f"both {' and '.join(found)}" if found else ", ".join(map(str, content)) or "nothing"
-        raise GenboundError(
-            f"{str(file)!r} is no state dict (it holds {what}); save model.state_dict() alone"
-        )
+        raise GenboundError(f"{str(file)!r} is no state dict (it holds {what}); save model.state_dict() alone")
     return _unwrap(content[found[0]], file)
 
 
@@ -190,12 +182,8 @@ def _read_config(file: Path) -> dict[str, Any] | None:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise GenboundError(
-            f"{str(file)!r} is no valid JSON ({error}); restore it from the original"
-        ) from error
-    return (
-        config if isinstance(config, dict) and ("model_type" in config or "architectures" in config) else None
-    )
+        raise GenboundError(f"{str(file)!r} is no valid JSON ({error}); restore it from the original") from error
+    return config if isinstance(config, dict) and ("model_type" in config or "architectures" in config) else None
 
 
 def _digest(path: Path, files: Iterable[Path]) -> str:

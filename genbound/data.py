@@ -111,9 +111,7 @@ class TensorSamples(Samples):
     """Samples that are stacked already: the first axis of every tensor counts them."""
 
     def __init__(self, inputs: Any, targets: Any, spec: str = ""):
-        self.inputs, self.targets = checked(
-            *split_pair((inputs, targets), "the data"), "the data", stacked=True
-        )
+        self.inputs, self.targets = checked(*split_pair((inputs, targets), "the data"), "the data", stacked=True)
         super().__init__(len(self.targets), spec)
 
     def _item(self, i: int) -> tuple[Inputs, Tensor]:
@@ -161,8 +159,7 @@ class ListSamples(Samples):
                 inputs, targets = checked(*split_pair(batch, place), place, stacked=True)
                 # Cloned: a view would keep the whole batch alive, and a generator may refill its buffers.
                 items += [
-                    (map_tensors(inputs, lambda t, i=i: t[i].clone()), targets[i].clone())
-                    for i in range(len(targets))
+                    (map_tensors(inputs, lambda t, i=i: t[i].clone()), targets[i].clone()) for i in range(len(targets))
                 ]
                 if limit is not None and len(items) >= limit:
                     break
@@ -242,9 +239,7 @@ class TextSamples(Samples):
         for place, i in enumerate(indices):
             self._tokens[i] = {name: values[place] for name, values in encoded.items()}
             if not self._tokens[i]["input_ids"]:
-                raise GenboundError(
-                    f"sample {i} of {self.spec or 'the texts'} has no tokens; remove empty texts"
-                )
+                raise GenboundError(f"sample {i} of {self.spec or 'the texts'} has no tokens; remove empty texts")
 
     def _pad(self, name: str, rows: list[dict[str, list[int]]]) -> Tensor:
         # By hand, because tokenizer.pad refuses the many causal models that have no padding token.
@@ -355,13 +350,9 @@ def load_data(
 def _text_samples(spec, scheme, path, options, tokenizer, label2id) -> TextSamples:
     for name in ("text", "label"):
         if name not in options:
-            raise GenboundError(
-                f"data {spec!r} does not say which column is the {name}: add {name}=COL after '?'"
-            )
+            raise GenboundError(f"data {spec!r} does not say which column is the {name}: add {name}=COL after '?'")
     names = [options["text"], options["label"]] + ([options["text_pair"]] if "text_pair" in options else [])
-    table = {
-        name: column[: options.get("samples")] for name, column in read_table(scheme, path, names).items()
-    }
+    table = {name: column[: options.get("samples")] for name, column in read_table(scheme, path, names).items()}
     for name in (options["text"], options.get("text_pair")):
         for row, text in enumerate(table.get(name, ())):
             if not isinstance(text, str):

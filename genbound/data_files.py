@@ -23,9 +23,7 @@ def parse_options(spec: str, query: str, allowed: Sequence[str]) -> dict[str, An
     for part in filter(None, query.split("&")):
         name, equals, value = part.partition("=")
         if name not in allowed or not equals or not value:
-            raise GenboundError(
-                f"data {spec!r}: option {part!r} is not understood; there are {'=, '.join(allowed)}="
-            )
+            raise GenboundError(f"data {spec!r}: option {part!r} is not understood; there are {'=, '.join(allowed)}=")
         options[name] = unquote(value)
     for name in {"samples", "max_length"} & set(options):
         if not options[name].isdecimal() or int(options[name]) < 1:
@@ -45,9 +43,7 @@ def existing_file(path: Path) -> Path:
     return path
 
 
-def read_npz(
-    path: Path, x: str | None = None, y: str | None = None
-) -> tuple[Tensor | dict[str, Tensor], Tensor]:
+def read_npz(path: Path, x: str | None = None, y: str | None = None) -> tuple[Tensor | dict[str, Tensor], Tensor]:
     """Inputs and labels of an npz archive; nothing in it is ever unpickled.
 
     The inputs are the array ``x``; an archive without one gives all its other arrays, as a dict when there
@@ -152,9 +148,7 @@ def encode_labels(labels: Sequence, where: str, label2id: Mapping[str, int] | No
         return torch.tensor(numbers, dtype=torch.long)
     row = numbers.index(None)
     if not isinstance(labels[row], str) or _is_number(labels[row]):
-        raise GenboundError(
-            f"{where}: label {labels[row]!r} of sample {row} is no class; use whole numbers or names"
-        )
+        raise GenboundError(f"{where}: label {labels[row]!r} of sample {row} is no class; use whole numbers or names")
     names = {str(label) for label in labels}
     # LABEL_0, LABEL_1, ... is what transformers writes when nobody named the classes.
     if label2id and not all(name.startswith("LABEL_") for name in label2id):
@@ -194,9 +188,7 @@ def read_table(kind: str, path: Path, columns: Sequence[str]) -> dict[str, list]
 def _require(path: Path, columns: Sequence[str], present: Sequence[str]) -> None:
     for column in columns:
         if column not in present:
-            raise GenboundError(
-                f"{str(path)!r} has no column {column!r}; it has {', '.join(map(str, present))}"
-            )
+            raise GenboundError(f"{str(path)!r} has no column {column!r}; it has {', '.join(map(str, present))}")
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list]:
@@ -208,9 +200,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list]:
             table = {column: [] for column in columns}
             for row in rows:
                 if None in row or None in row.values():
-                    raise GenboundError(
-                        f"{str(path)!r} line {rows.line_num}: not as many cells as the header has"
-                    )
+                    raise GenboundError(f"{str(path)!r} line {rows.line_num}: not as many cells as the header has")
                 for column in columns:
                     table[column].append(row[column])
             return table

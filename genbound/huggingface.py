@@ -18,15 +18,11 @@ def import_transformers():
     try:
         import transformers
     except ImportError as error:
-        raise GenboundError(
-            f"this checkpoint needs transformers ({error}): pip install genbound[hf]"
-        ) from error
+        raise GenboundError(f"this checkpoint needs transformers ({error}): pip install genbound[hf]") from error
     return transformers
 
 
-def resolve_class(
-    folder: Path, auto: str = "", trust_remote_code: bool = False
-) -> tuple[type[nn.Module], Any, str]:
+def resolve_class(folder: Path, auto: str = "", trust_remote_code: bool = False) -> tuple[type[nn.Module], Any, str]:
     """The model class of a directory with ``config.json``.
 
     Args:
@@ -39,9 +35,7 @@ def resolve_class(
     """
     transformers = import_transformers()
     if not (folder / "config.json").is_file():
-        raise GenboundError(
-            f"{str(folder)!r} has no config.json; give a Hugging Face directory or another --model"
-        )
+        raise GenboundError(f"{str(folder)!r} has no config.json; give a Hugging Face directory or another --model")
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(
@@ -54,9 +48,7 @@ def resolve_class(
             + ("" if trust_remote_code else "; a model with code of its own needs trust_remote_code")
         ) from error
     if getattr(config, "quantization_config", None):
-        raise GenboundError(
-            f"{str(folder)!r} holds quantised weights; dequantise the model and save it in full"
-        )
+        raise GenboundError(f"{str(folder)!r} holds quantised weights; dequantise the model and save it in full")
     name = auto or (getattr(config, "architectures", None) or [""])[0]
     if not name:
         raise GenboundError(
@@ -148,9 +140,7 @@ def head_parameters(model: nn.Module) -> tuple[str, ...] | None:
 
 def tokenizer_folder(*folders: Path) -> Path | None:
     """The first directory that holds a tokenizer."""
-    return next(
-        (folder for folder in folders if any((folder / name).is_file() for name in TOKENIZER_FILES)), None
-    )
+    return next((folder for folder in folders if any((folder / name).is_file() for name in TOKENIZER_FILES)), None)
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:

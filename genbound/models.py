@@ -181,9 +181,7 @@ def _call(factory: Callable[[], Any], name: str) -> Any:
 def _from_factory(factory: Callable[[], Any], ckpt: StateFile, init: StateFile, rule: str) -> _Built:
     model = factory()
     if not isinstance(model, nn.Module):
-        raise GenboundError(
-            f"{rule} returns {type(model).__name__}; a model factory must return a torch.nn.Module"
-        )
+        raise GenboundError(f"{rule} returns {type(model).__name__}; a model factory must return a torch.nn.Module")
     return _Built(model, ckpt.tensors, init.tensors, rule, factory)
 
 
@@ -199,9 +197,7 @@ def _from_hub_class(ckpt: StateFile, init: StateFile, auto: str, rule: str, trus
 def _assemble(built: _Built, ckpt: StateFile, init: StateFile, policy: str) -> Pair:
     model = built.model.eval()
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
-        raise GenboundError(
-            f"{built.rule}: the model has lazy modules without shapes; run it once in the factory"
-        )
+        raise GenboundError(f"{built.rule}: the model has lazy modules without shapes; run it once in the factory")
     head = head_names(model)
     alignment = align(Signature.of(model), built.ckpt, built.init, head, policy)
     _fill(model, alignment, built.ckpt)
@@ -244,9 +240,7 @@ def _fill(model: nn.Module, alignment: Alignment, tensors: Mapping[str, Tensor])
 
 def _seeded_head(built: _Built, policy: str) -> dict[str, Tensor]:
     if built.rebuild is None:
-        raise GenboundError(
-            f"--head {policy} has to construct the model again: give a factory instead of a module"
-        )
+        raise GenboundError(f"--head {policy} has to construct the model again: give a factory instead of a module")
     torch.manual_seed(int(policy.removeprefix("seed:")))  # inside rng_untouched
     return {name: parameter.detach() for name, parameter in built.rebuild().named_parameters()}
 
@@ -336,18 +330,14 @@ def _weights_only(ckpt: StateFile, init: StateFile, policy: str) -> Pair:
 def _named_head(names) -> tuple[str, ...]:
     """Names whose first part, wrappers aside, is that of a head."""
     return tuple(
-        name
-        for name in names
-        if re.sub(r"^((module|_orig_mod|model)\.)+", "", name).split(".")[0] in HEAD_NAMES
+        name for name in names if re.sub(r"^((module|_orig_mod|model)\.)+", "", name).split(".")[0] in HEAD_NAMES
     )
 
 
 def _only_new_module(shapes: Mapping[str, tuple[int, ...]], init: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The one module that INIT does not have, or has in another shape: in a file the order tells nothing."""
     known = {name: key for key, name in strip_prefixes(init, shapes).items()}
-    new = [
-        name for name, shape in shapes.items() if name not in known or tuple(init[known[name]].shape) != shape
-    ]
+    new = [name for name, shape in shapes.items() if name not in known or tuple(init[known[name]].shape) != shape]
     owners = {name.rpartition(".")[0] for name in new}
     if len(owners) != 1 or len(new) == len(shapes):
         return ()

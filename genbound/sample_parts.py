@@ -31,12 +31,8 @@ def inputs_and_labels(item: Any, where: str) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
         label = next((name for name in LABEL_NAMES if name in item and item[name] is not None), None)
         if label is None:
-            raise GenboundError(
-                f"{where} has no labels (keys: {', '.join(map(str, item))}); call them 'labels'"
-            )
-        inputs = {
-            name: value for name, value in item.items() if name not in LABEL_NAMES and value is not None
-        }
+            raise GenboundError(f"{where} has no labels (keys: {', '.join(map(str, item))}); call them 'labels'")
+        inputs = {name: value for name, value in item.items() if name not in LABEL_NAMES and value is not None}
         if not inputs:
             raise GenboundError(f"{where} has labels but no inputs")
         return inputs, item[label]
@@ -67,8 +63,7 @@ def checked(inputs: Inputs, targets: Tensor, where: str, stacked: bool) -> tuple
         sizes = {name: len(tensor) if tensor.ndim else None for name, tensor in tensors}
         if None in sizes.values() or len(set(sizes.values())) > 1:
             counts = ", ".join(
-                f"{name or 'inputs'} {'a single number' if size is None else size}"
-                for name, size in sizes.items()
+                f"{name or 'inputs'} {'a single number' if size is None else size}" for name, size in sizes.items()
             )
             raise GenboundError(
                 f"{where}: inputs and labels have different lengths ({counts}); give one label a sample"
@@ -76,9 +71,7 @@ def checked(inputs: Inputs, targets: Tensor, where: str, stacked: bool) -> tuple
     for name, tensor in tensors:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = (~torch.isfinite(tensor)).nonzero()[0].tolist()
-            raise GenboundError(
-                f"{where}: {name or 'inputs'} have a NaN or infinite entry at {bad}; clean the data"
-            )
+            raise GenboundError(f"{where}: {name or 'inputs'} have a NaN or infinite entry at {bad}; clean the data")
     # One class a sample; in a sequence of labels -100 marks the tokens that do not count.
     if not targets.is_floating_point() and targets.ndim == int(stacked) and bool((targets < 0).any()):
         raise GenboundError(

@@ -116,7 +116,11 @@ def test_missing_quantities_are_named_with_their_reason():
 
 
 def test_paper_code_is_noted():
-    form = {"layers": {"a": {"value": -1.0, "lower": -1.0, "upper": -1.0}}, "convention": "paper-code", "note": "scripts"}
+    form = {
+        "layers": {"a": {"value": -1.0, "lower": -1.0, "upper": -1.0}},
+        "convention": "paper-code",
+        "note": "scripts",
+    }
     row = value("hessian_distance", evidence(quantities={"max_quadratic_form": form}))
     assert row["note"] == "scripts" and row["value"] == 0.0  # a negative "maximum" counts as zero, no domain error
 

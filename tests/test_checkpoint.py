@@ -74,9 +74,7 @@ def test_strip_prefixes():
 def test_align_head_and_buffers():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     signature, ckpt, head = Signature.of(model), state(), ("2.weight", "2.bias")
-    init = {
-        name: value for name, value in ckpt.items() if not name.startswith("2.") and "num_batches" not in name
-    }
+    init = {name: value for name, value in ckpt.items() if not name.startswith("2.") and "num_batches" not in name}
     init["old_head.weight"] = torch.zeros(9, 4)
     found = align(signature, ckpt, init, head, "init")
     assert found.new_head == head and found.unused_init == ("old_head.weight",)

@@ -127,8 +127,7 @@ def test_augmentation_is_refused():
 
 def test_digest_sees_content_and_order():
     digests = {
-        as_samples(pair).digest()
-        for pair in [(X, Y), (X.flip(0), Y), (X, Y.flip(0)), (X.double(), Y), (X[:6], Y[:6])]
+        as_samples(pair).digest() for pair in [(X, Y), (X.flip(0), Y), (X, Y.flip(0)), (X.double(), Y), (X[:6], Y[:6])]
     }
     assert len(digests) == 5
     assert as_samples((X.bfloat16(), Y)).digest() not in digests
@@ -201,9 +200,7 @@ def test_tables_agree(tmp_path, kind):
     expected = TextSamples([a for a, _, _ in ROWS], None, [1, 0, 1], Words())
     assert samples.digest() == expected.digest()
     assert samples.shape_key(0) == samples.shape_key(1)
-    pairs = load_data(
-        write(tmp_path, kind, [1, 0, 1]) + "&text_pair=t&max_length=2&samples=2", Words(), tmp_path
-    )
+    pairs = load_data(write(tmp_path, kind, [1, 0, 1]) + "&text_pair=t&max_length=2&samples=2", Words(), tmp_path)
     assert len(pairs) == 2 and pairs.digest() != samples.digest()
     assert pairs.batch([0, 1]).inputs["input_ids"].tolist() == [[2, 2], [3, 2]]
 
@@ -244,9 +241,7 @@ def test_functions(tmp_path, monkeypatch):
     import sys
 
     path = list(sys.path)
-    digests = {
-        load_data(f"mydata.py:{name}", base_dir=tmp_path).digest() for name in ("pair", "batches", "dataset")
-    }
+    digests = {load_data(f"mydata.py:{name}", base_dir=tmp_path).digest() for name in ("pair", "batches", "dataset")}
     digests.add(load_data("mydata:pair", base_dir=tmp_path).digest())
     assert len(digests) == 1 and sys.path == path
     assert len(load_data("mydata.py:batches?samples=4", base_dir=tmp_path)) == 4
@@ -260,9 +255,7 @@ def test_real_tokenizer_pads_like_its_own(tmp_path):
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "a", "b", "c"])}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]"
-    )
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")
     texts = ["a b c", "b", "a z"]
     ours = TextSamples(texts, None, [0, 1, 0], tokenizer).batch(range(3)).inputs
     theirs = tokenizer(texts, padding=True, return_tensors="pt")

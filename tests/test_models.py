@@ -128,9 +128,7 @@ def test_weights_only_head_of_another_size(files):
 @pytest.mark.parametrize("model", [None, Net])
 def test_prefixes(files, ours, theirs, model):
     folder, tuned, start = files
-    torch.save(
-        {"state_dict": {ours + k: v for k, v in tuned.state_dict().items()}, "epoch": 3}, folder / "ckpt.pt"
-    )
+    torch.save({"state_dict": {ours + k: v for k, v in tuned.state_dict().items()}, "epoch": 3}, folder / "ckpt.pt")
     torch.save({"model": {theirs + k: v for k, v in start.state_dict().items()}}, folder / "init.pt")
     pair = build_pair(folder / "ckpt.pt", folder / "init.pt", model)
     values = {name.removeprefix(ours): tensor for name, tensor in pair.init.items()}

@@ -101,9 +101,7 @@ def test_checkpoint_files(folder, name, model, side):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt"])
-@pytest.mark.parametrize(
-    "wrap", [lambda bomb: bomb, lambda bomb: {"state_dict": net().state_dict(), "extra": bomb}]
-)
+@pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"state_dict": net().state_dict(), "extra": bomb}])
 def test_pickled_code_does_not_run(folder, suffix, wrap):
     mark, file = folder / "executed", folder / f"bomb{suffix}"
     torch.save(wrap(Bomb(mark)), file)
