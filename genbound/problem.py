@@ -184,7 +184,16 @@ class Problem:
 
     def tape(self, positions: Sequence[int], layers: Sequence[str] | None = None) -> Tape:
         names = [layer.name for layer in self.layers] if layers is None else list(layers)
-        return Tape(self, positions, names)
+        tape = Tape(self, positions, names)
+        for name in names:
+            # What was found on the first samples decided which layers share a pass; a use that only shows later must not.
+            known = getattr(self, "_layers", {}).get(name)
+            if known is not None and known.by_batch and tape.needs_single_samples(name):
+                raise GenboundError(
+                    f"layer {name} is used by other operations for some samples than for the first ones: "
+                    "measure with --batch-size 1"
+                )
+        return tape
 
     def tapes(self, positions: Sequence[int], layers: Sequence[str] | None = None) -> Iterator[Tape]:
         """Forward passes that cover the positions for all the layers.
