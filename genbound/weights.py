@@ -33,7 +33,7 @@ class WeightProblem:
                 "the checkpoint has no weight with two or more dimensions: there is no layer to measure"
             )
         self.displacement = {
-            layer.name: self.params[layer.name].float() - self.init[layer.name].float() for layer in self.layers
+            layer.name: self.params[layer.name].double() - self.init[layer.name].double() for layer in self.layers
         }
 
     def digest(self, test_data: bool = False) -> str:
