@@ -129,3 +129,11 @@ def test_paper_code_is_noted():
 def test_every_row_is_filled_in(bound):
     assert bound.summary and bound.reference and bound.requires
     assert bound.bounds in ("loss", "error", "distance") and bound.kind in ("measure", "certificate")
+
+
+def test_a_network_without_a_lipschitz_constant_is_the_reason_given():
+    """Attention on token numbers has no input norm either, but that is not why the bound does not exist."""
+    reason = "softmax attention is not globally Lipschitz"
+    quantities = {"structure": {"tree": None, "reason": reason}, "_missing": {"input_norm": "does not apply: integers"}}
+    row = BOUNDS["neyshabur2018"].evaluate(Evidence(num_data=10, loss_range=1.0, quantities=quantities))
+    assert row["value"] is None and row["log10"] is None and row["note"] == reason

@@ -124,6 +124,9 @@ class Bound:
         if missing:
             reasons = [evidence.quantities.get("_missing", {}).get(name, "") for name in missing]
             reason = f"needs {', '.join(missing)}" + "".join(f": {r}" for r in dict.fromkeys(reasons) if r)
+        structure = evidence.quantities.get("structure", {})
+        if missing and "structure" in self.requires and structure.get("tree", {}) is None:
+            reason = structure["reason"]  # the network's own reason comes before what could not be measured for it
         try:
             reason = reason or self.applies_to(evidence)
             found = BoundValue.missing(reason) if reason else self.compute(evidence)
