@@ -1,0 +1,206 @@
+r"""Keep every layer within a ball around its pretrained weights, by projection after each optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from genbound.errors import GenboundError
+from genbound.finetune.low_rank import Adapted, adapted_layers
+from genbound.finetune.names import is_adapter, plain_name
+from genbound.finetune.norm_layers import project_norm_layers
+from genbound.finetune.projections import frobenius_ball, mars_ball, round_towards
+from genbound.finetune.radii import resolve_radii
+
+PROJECTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {"frobenius": frobenius_ball, "mars": mars_ball}
+
+
+class DistanceConstraint:
+    r"""The constraint :math:`\|W_i - W_i^{(s)}\| \le \alpha_i` on every weight with two dimensions or more.
+
+    Call :meth:`project` after each optimizer step, or :meth:`attach` it to the optimizer once. A layer inside its ball
+    is not touched. One outside moves to the nearest point of the ball, rounded towards the pretrained weights where the
+    number format cannot hold that point, so that the stored weights satisfy the constraint in every precision.
+
+    * ``frobenius``: the displacement is scaled down.
+    * ``mars``: maximum absolute row sum, the norm of Gouk et al.; every row (output unit or filter) is
+      projected onto the l1 ball.
+
+    Where a LoRA adapter is trained the constraint holds for the merged displacement :math:`s\,BA`: B is scaled, as a whole
+    (``frobenius``, again the nearest point) or row by row (``mars``: the l1 projection would raise the rank, so the
+    row is shortened instead).
+
+    Args:
+        init: pretrained weights by name, as in ``named_parameters()``; copied. Names of wrappers (``module.``,
+            ``_orig_mod.``, PEFT's) are seen through. Give zeros for a head that is to stay near zero.
+        radius: :math:`\alpha` for all layers, or ``pattern -> radius``, see :func:`~genbound.finetune.radii.resolve_radii`;
+            ``inf`` leaves a layer free.
+        norm: ``frobenius`` or ``mars``.
+        norm_layers: D of :math:`|\gamma/\sqrt{\mathrm{var}+10^{-6}} - \gamma_0/\sqrt{\mathrm{var}_0+10^{-6}}| \le D`, elementwise
+            for every normalisation layer; needs its weight, and running variance if it keeps one, in ``init``. ``None`` leaves them free.
+
+    Raises:
+        GenboundError: a radius, pattern or norm is wrong; on projection, model and ``init`` do not belong together.
+
+    **Cost**: one pass over the weights a step; ``mars`` sorts the rows that are outside.
+
+    Example:
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> init = {"weight": torch.zeros(2, 2)}
+        >>> with torch.no_grad():
+        ...     _ = model.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        >>> DistanceConstraint(init, 1.0).project(model)
+        1
+        >>> [round(w, 3) for w in model.weight.flatten().tolist()]
+        [0.6, 0.0, 0.0, 0.8]
+
+    References:
+        Gouk, Hospedales & Pontil, "Distance-Based Regularisation of Deep Networks for Fine-Tuning", ICLR 2021.
+        Ju, Li & Zhang, "Robust Fine-Tuning of Deep Neural Networks with Hessian-based Generalization Guarantees", ICML 2022.
+    """
+
+    def __init__(
+        self,
+        init: Mapping[str, Tensor] | nn.Module,
+        radius: float | Mapping[str, float],
+        norm: str = "frobenius",
+        norm_layers: float | None = None,
+    ):
+        if norm not in PROJECTIONS:
+            raise GenboundError(f"norm {norm!r} is unknown: use {' or '.join(PROJECTIONS)}")
+        if norm_layers is not None and not norm_layers >= 0:
+            raise GenboundError(f"norm_layers {norm_layers!r} is no distance >= 0")
+        if isinstance(init, nn.Module):
+            init = {**dict(init.named_parameters()), **dict(init.named_buffers())}
+        self.init = {plain_name(name): value.detach().clone() for name, value in init.items()}
+        layers = [n for n, w in self.init.items() if w.dim() >= 2 and w.is_floating_point()]
+        if not layers:
+            raise GenboundError("init has no weight with two dimensions or more: there is nothing to constrain")
+        self.radii = resolve_radii(layers, radius)
+        self.norm, self.norm_layers = norm, norm_layers
+
+    @torch.no_grad()
+    def project(self, model: nn.Module) -> int:
+        """Move every layer that is outside its ball back into it.
+
+        Returns:
+            How many layers were moved.
+        """
+        moved = 0
+        for name, parameter, module in self._dense(model):
+            radius = self.radii[name]
+            start = self._start(name, parameter)
+            new = project_weight(parameter, start, radius, self.norm, module)
+            if new is not None:
+                parameter.copy_(new)
+                moved += 1
+        for layer in self._adapted(model):
+            moved += layer.project(self.radii[layer.name], self.norm)
+        if self.norm_layers is not None:
+            moved += project_norm_layers(model, self.init, self.norm_layers)
+        return moved
+
+    def distances(self, model: nn.Module) -> dict[str, float]:
+        r"""The norm of each layer's displacement, in the constraint's own norm."""
+        found = {
+            name: distance(parameter, self._start(name, parameter), self.norm, module)
+            for name, parameter, module in self._dense(model, finite_only=False)
+        }
+        return found | {layer.name: layer.distance(self.norm) for layer in self._adapted(model, finite_only=False)}
+
+    def attach(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> RemovableHandle:
+        """Project after every ``optimizer.step()`` from now on; ``.remove()`` of the handle ends it."""
+        return optimizer.register_step_post_hook(lambda *_: self.project(model) and None)
+
+    def _dense(self, model: nn.Module, finite_only: bool = True) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
+        """The constrained weights of the model, each with the module that owns it."""
+        adapted = {layer.name for layer in adapted_layers(model)}
+        seen, found = set(), set(adapted)
+        for prefix, module in model.named_modules():
+            for own, parameter in module.named_parameters(prefix, recurse=False):
+                if parameter.dim() < 2 or not parameter.is_floating_point() or is_adapter(own):
+                    continue
+                name = plain_name(own)
+                found.add(name)
+                if id(parameter) in seen or name in adapted:
+                    continue
+                seen.add(id(parameter))
+                if name not in self.radii:
+                    if parameter.requires_grad:
+                        raise GenboundError(
+                            f"the model trains {name!r}, which init does not have: give its starting value"
+                        )
+                    continue
+                if not finite_only or self.radii[name] < math.inf:
+                    yield name, parameter, module
+        for name, radius in self.radii.items():
+            if radius < math.inf and name not in found and not self._tied(model, name):
+                raise GenboundError(
+                    f"the model has no weight {name!r}, which is to be constrained; is init that of this model? (sharded "
+                    "parameters, as of FSDP, have to be gathered first)"
+                )
+
+    @staticmethod
+    def _tied(model: nn.Module, name: str) -> bool:
+        return any(plain_name(other) == name for other, _ in model.named_parameters(remove_duplicate=False))
+
+    def _adapted(self, model: nn.Module, finite_only: bool = True) -> Iterator[Adapted]:
+        for layer in adapted_layers(model):
+            if layer.name not in self.radii:
+                raise GenboundError(f"an adapter changes {layer.name!r}, which init does not have")
+            layer.check(self._start(layer.name, layer.base))
+            if not finite_only or self.radii[layer.name] < math.inf:
+                yield layer
+
+    def _start(self, name: str, parameter: Tensor) -> Tensor:
+        start = self.init[name]
+        if start.shape != parameter.shape:
+            raise GenboundError(f"{name!r} has shape {tuple(parameter.shape)}, init has {tuple(start.shape)}")
+        if start.device != parameter.device:
+            start = self.init[name] = start.to(parameter.device)
+        return start
+
+
+def as_rows(weight: Tensor, module: nn.Module | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """A weight as ``[outputs, everything else]``, and the way back: torch stores some kinds inputs first."""
+    shape = weight.shape
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):  # [inputs, outputs / groups, ...]
+        groups = module.groups
+        split = weight.reshape(groups, shape[0] // groups, *shape[1:]).transpose(1, 2)
+        inner = split.shape
+        return (
+            split.reshape(groups * shape[1], -1),
+            lambda rows: rows.reshape(inner).transpose(1, 2).reshape(shape),
+        )
+    if (
+        type(module).__name__ == "Conv1D" and weight.dim() == 2
+    ):  # GPT-2's linear layer of transformers: [inputs, outputs]
+        return weight.T, lambda rows: rows.T
+    return weight.reshape(shape[0], -1), lambda rows: rows.reshape(shape)
+
+
+def distance(weight: Tensor, start: Tensor, norm: str, module: nn.Module | None = None) -> float:
+    """The norm of ``weight - start``, summed in float64."""
+    v = weight.detach().double() - start.double()
+    if norm == "mars":
+        return float(as_rows(v, module)[0].abs().sum(1).max())
+    return float(torch.linalg.vector_norm(v))
+
+
+def project_weight(weight: Tensor, start: Tensor, radius: float, norm: str, module: Any = None) -> Tensor | None:
+    """The weight moved into its ball; ``None`` where it is there already."""
+    if distance(weight, start, norm, module) <= radius:
+        return None
+    v = weight.detach().double() - start.double()
+    inside = radius * (1 - 1e-12)  # room for sums in another order
+    if norm == "mars":
+        rows, back = as_rows(v, module)
+        v = back(mars_ball(rows, inside))
+    else:
+        v = frobenius_ball(v, inside)
+    return round_towards(start, v, weight.dtype)

@@ -1,0 +1,77 @@
+"""Which radius belongs to which layer: by pattern, relative to the pretrained weights, or by stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from genbound.errors import GenboundError
+
+
+def resolve_radii(names: Iterable[str], radius: float | Mapping[str, float]) -> dict[str, float]:
+    """The radius of every layer.
+
+    Args:
+        names: the layers.
+        radius: one for all, or ``pattern -> radius`` with ``*`` wildcards; the first pattern that fits counts, and a layer
+            that none fits is free (radius infinity).
+
+    Raises:
+        GenboundError: a radius is negative or no number, or a pattern fits no layer.
+    """
+    names = list(names)
+    table = radius if isinstance(radius, Mapping) else {"*": radius}
+    for pattern, value in table.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+            raise GenboundError(f"radius {value!r} of {pattern!r} is no number >= 0 (inf leaves a layer free)")
+        if not any(fnmatchcase(name, pattern) for name in names):
+            shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+            raise GenboundError(f"radius pattern {pattern!r} fits no weight; the weights are {shown}")
+    found = {name: next((float(r) for p, r in table.items() if fnmatchcase(name, p)), math.inf) for name in names}
+    return found
+
+
+def relative_radii(init: Mapping[str, Tensor], fraction: float) -> dict[str, float]:
+    r"""Radii :math:`\mathrm{fraction}\cdot\|W_i^{(s)}\|_F`, so that one number suits layers of every size.
+
+    A layer that starts from zero (a new head) has no scale of its own and stays free.
+    """
+    norms = {name: float(torch.linalg.vector_norm(w, dtype=torch.float64)) for name, w in init.items() if w.dim() >= 2}
+    return {name: fraction * norm if norm > 0 else math.inf for name, norm in norms.items()}
+
+
+def stage_radii(
+    names: Iterable[str], radius: float, scale: float, stages: Sequence[Sequence[str]] | None = None
+) -> dict[str, float]:
+    r"""The schedule D, D, D·s, D·s² over four stages of depth, as the published experiments use it.
+
+    With more stages the powers go on (D, D, D·s, D·s², D·s³, …): deeper layers may move further where s > 1.
+
+    Args:
+        names: the layers, in the order of depth.
+        radius: D.
+        scale: s.
+        stages: patterns of each stage's layers, such as ``[["layer1.*"], ["layer2.*"], ["layer3.*"], ["layer4.*", "fc.*"]]``. By
+            default four runs of the layers in their order, as equal in number as can be.
+
+    Returns:
+        Radius by name; layers of no stage are absent, so they stay free.
+    """
+    names = list(names)
+    if stages is None:
+        stage = {name: min(3, 4 * place // len(names)) for place, name in enumerate(names)}
+    else:
+        for patterns in stages:
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    raise GenboundError(f"stage pattern {pattern!r} fits no weight")
+        fits = {
+            name: [i for i, patterns in enumerate(stages) if any(fnmatchcase(name, p) for p in patterns)]
+            for name in names
+        }
+        stage = {name: found[0] for name, found in fits.items() if found}
+    return {name: radius * scale ** max(0, i - 1) for name, i in stage.items()}
