@@ -11,8 +11,8 @@ the network's input to the layer's input times the norm from the layer's output 
 and the residual form is the same formula.
 
 :func:`perturb` carries (A, Δ), bounds of an activation's Euclidean norm and of its change when layer i is perturbed by a matrix of norm
-at most :math:`u_i`: start (B, 0); a layer :math:`\Delta \leftarrow (s+u)\Delta + uA,\ A \leftarrow sA` (plus the norm of a bias,
-which is not perturbed); a step with constant c multiplies both by c; the branches of a sum add up. In a plain network without
+at most :math:`u_i`: start (B, 0); a layer :math:`\Delta \leftarrow (s+u)\Delta + uA,\ A \leftarrow sA`, plus the norm of a bias in A
+and that of its perturbation in Δ; a step with constant c multiplies both by c; the branches of a sum add up. In a plain network without
 biases :math:`\Delta = B[\prod(s_i+u_i) - \prod s_i]`, here without the cancellation of that difference.
 
 All numbers are base-10 logarithms, minus infinity for zero: 150 layers of norm 1e4 have a product of 1e600.
@@ -31,6 +31,7 @@ from genbound.bounds.base import BoundValue, Evidence, NotAvailable
 
 LN10 = math.log(10.0)
 ZERO = -math.inf
+LEARNED = ("learned factor", "PReLU", "unfolded batch norm")  # steps of the structure
 Logs = Mapping[str, Any]  # layer -> log10 of a number, or of an array of them
 
 
@@ -119,7 +120,12 @@ def _compose(node: Mapping[str, Any], before: Logs, after: Logs, per_sum: float)
 
 
 def perturb(
-    tree: Mapping[str, Any], norms: Logs, noise: Logs, start: float, biases: Logs | None = None
+    tree: Mapping[str, Any],
+    norms: Logs,
+    noise: Logs,
+    start: float,
+    biases: Logs | None = None,
+    bias_noise: Logs | None = None,
 ) -> tuple[Any, Any]:
     """Bounds (A, Δ) of the output's norm and of its change, as logarithms.
 
@@ -128,27 +134,50 @@ def perturb(
         norms: layer -> log10 of its operator norm.
         noise: layer -> log10 of its perturbation's operator norm, a number or an array.
         start: log10 of the largest norm of an input.
-        biases: layer -> log10 of its bias's norm.
+        biases: layer -> log10 of the norm of what its bias adds to the whole output.
+        bias_noise: layer -> log10 of the norm of that sum's perturbation.
     """
-    return _perturb(tree, norms, noise, biases or {}, start, ZERO)
+
+    def walk(node, size, change):
+        if node["op"] == "layer":
+            name = node["name"]
+            s, u = norms[name], noise[name]
+            shift, moved = ((given or {}).get(name, ZERO) for given in (biases, bias_noise))
+            return add(s + size, shift), add(add(s, u) + change, u + size, moved)
+        if node["op"] in ("identity", "scale"):
+            constant = log(float(node.get("lipschitz", 1.0)))
+            return size + constant, change + constant
+        if node["op"] == "sum":
+            parts = [walk(child, size, change) for child in node["children"]]
+            return add(*(p[0] for p in parts)), add(*(p[1] for p in parts))
+        if node["op"] != "series":
+            raise NotAvailable(f"the structure has an unknown node {node['op']!r}")
+        for child in node["children"]:
+            size, change = walk(child, size, change)
+        return size, change
+
+    return walk(tree, start, ZERO)
 
 
-def _perturb(node, norms, noise, biases, size, change):
-    kind = node["op"]
-    if kind == "layer":
-        s, u = norms[node["name"]], noise[node["name"]]
-        return add(s + size, biases.get(node["name"], ZERO)), add(add(s, u) + change, u + size)
-    if kind in ("identity", "scale"):
-        constant = log(float(node.get("lipschitz", 1.0)))
-        return size + constant, change + constant
-    if kind == "sum":
-        parts = [_perturb(child, norms, noise, biases, size, change) for child in node["children"]]
-        return add(*(p[0] for p in parts)), add(*(p[1] for p in parts))
-    if kind != "series":
-        raise NotAvailable(f"the structure has an unknown node {kind!r}")
-    for child in node["children"]:
-        size, change = _perturb(child, norms, noise, biases, size, change)
-    return size, change
+def sizes_before(tree: Mapping[str, Any], norms: Logs, start: float, biases: Logs) -> dict[str, float]:
+    """Layer -> log10 of a bound on the norm of its input, the largest of its uses; arguments as in :func:`perturb`."""
+    found: dict[str, float] = {}
+
+    def walk(node, size):
+        if node["op"] == "layer":
+            name = node["name"]
+            found[name] = max(found.get(name, ZERO), float(size))
+            return add(norms[name] + size, biases.get(name, ZERO))
+        if node["op"] in ("identity", "scale"):
+            return size + log(float(node.get("lipschitz", 1.0)))
+        if node["op"] == "sum":
+            return add(*(walk(child, size) for child in node["children"]))
+        for child in node["children"]:
+            size = walk(child, size)
+        return size
+
+    walk(tree, start)
+    return found
 
 
 def layer_names(tree: Mapping[str, Any]) -> list[str]:
@@ -159,6 +188,13 @@ def layer_names(tree: Mapping[str, Any]) -> list[str]:
 def scales(tree: Mapping[str, Any]) -> list[str]:
     """What the steps with a Lipschitz constant above 1 are."""
     return [str(n.get("what", "a scale")) for n in _walk(tree) if n["op"] == "scale" and n["lipschitz"] > 1]
+
+
+def learned_steps(evidence: Evidence) -> list[str]:
+    """Steps between the layers that have parameters of their own: no displacement of a layer knows how those moved."""
+    steps = [n for n in _walk(tree_of(evidence)) if n["op"] == "scale"]
+    found = [n.get("what", "") for n in steps if "init_lipschitz" in n or n.get("what") in LEARNED]
+    return [f"a learned step between the layers ({what})" for what in dict.fromkeys(found)]
 
 
 def _walk(node: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
@@ -252,6 +288,7 @@ def outside(evidence: Evidence, *covered: str) -> str:
         found += scales(tree_of(evidence))
     if structure.get("zero_preserving") is False:
         found.append("steps that do not keep zero")
+    found += learned_steps(evidence)
     return "the theorem does not cover " + ", ".join(dict.fromkeys(found)) if found else ""
 
 

@@ -52,7 +52,7 @@ from genbound.bounds.composition import (
     unverified,
     widest,
 )
-from genbound.bounds.noise import FAILURES, STEPS, entropy, noise_norms, require_no_biases
+from genbound.bounds.noise import FAILURES, STEPS, bias_noise, entropy, noise_norms, require_noise_everywhere
 
 REFERENCE = "Li & Zhang 2021"
 
@@ -106,21 +106,25 @@ def epsilon_grid(k: float, loss_range: float, num_data: int, delta: float) -> fl
 
 
 def _tight(evidence: Evidence) -> float:
-    require_no_biases(evidence)
+    require_noise_everywhere(evidence)
     tree, upper, n = tree_of(evidence), spectral(evidence, "upper"), evidence.num_data
     loss_range, lipschitz = evidence.bounded_range(), evidence.lipschitz()
     radius, moved = log(evidence.number("input_norm", "max_l2")), norms(evidence, "frobenius", "displacement")
-    squares = add(*(2 * d for d in moved.values()))
-    gains = compose(tree, upper).gains
+    biases = bias_noise(evidence, dict.fromkeys(moved, 0.0), radius)
+    events = len(moved) + len(biases.scales)
+    squares = add(*(2 * d for d in moved.values()), *biases.squares())
     # Noise so small that the loss moves by less than 1e-4 of its range: a smaller one only costs divergence.
-    noisiest = noise_norms(evidence, min(FAILURES))
-    slope = log(2 * lipschitz / loss_range) + radius + add(*(noisiest[name] + gains[name] for name in gains))
+    noisiest, shaken = noise_norms(evidence, min(FAILURES), events), biases.norms(evidence, min(FAILURES), events)
+    tiny = -300.0  # the change is linear in noise as small as that
+    small = [{name: norm + tiny for name, norm in found.items()} for found in (noisiest, shaken)]
+    slope = log(2 * lipschitz / loss_range) + perturb(tree, upper, small[0], radius, biases.shifts, small[1])[1] - tiny
     j = np.arange(max(0, math.ceil((slope + 4) * STEPS / math.log10(2))) + 1)
     sigma = -j / STEPS * math.log10(2)
     best = math.inf
     for failure in FAILURES:
-        tau = noise_norms(evidence, failure)
-        change = perturb(tree, upper, {name: sigma + t for name, t in tau.items()}, radius)[1]
+        tau, shaken = noise_norms(evidence, failure, events), biases.norms(evidence, failure, events)
+        noise, shaking = ({name: sigma + norm for name, norm in found.items()} for found in (tau, shaken))
+        change = perturb(tree, upper, noise, radius, biases.shifts, shaking)[1]
         divergence = add(squares - math.log10(2) - 2 * sigma, log(entropy(failure))) - log(1 - failure)
         union = np.log(2 * math.sqrt(n) * len(FAILURES) * (j + 1.0) * (j + 2.0) / evidence.delta)
         root = 0.5 * (add(divergence, np.log10(union)) - log(2 * n))

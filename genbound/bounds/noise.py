@@ -11,14 +11,29 @@ Noise norms, for unit standard deviation and failure probability η over all d l
   variances :math:`c_\omega^2` and :math:`k^2-c_\omega^2`, so :math:`E\|F_\omega\| \le (|c_\omega| + \sqrt{k^2-c_\omega^2})(\sqrt a+\sqrt b)
   \le \sqrt2 k(\sqrt a+\sqrt b)`; :math:`\|F_\omega\|` is k-Lipschitz in the kernel (Cauchy-Schwarz over the k² taps); a union over the
   m² frequencies and d layers gives the last term. With g groups each block has a/g and b/g channels and there are g times as many.
+
+A bias that training moved has noise as well, a Gaussian vector of norm at most :math:`\sqrt b + \sqrt{2\ln(d/\eta)}` at every position; d then counts
+layers and such biases. Batch norm is folded into weights and biases of both networks: prior and posterior live on the folded ones.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from genbound.bounds.base import Evidence, NotAvailable
-from genbound.bounds.composition import ZERO, add, has_biases, layer_names, log, perturb, spectral, tree_of
+from genbound.bounds.composition import (
+    ZERO,
+    add,
+    layer_names,
+    learned_steps,
+    log,
+    perturb,
+    sizes,
+    sizes_before,
+    spectral,
+    tree_of,
+)
 
 FAILURES = (0.5, 0.1, 0.01)  # values of η that are searched
 STEPS = 4  # grid of standard deviations: 2^(-j/4)
@@ -47,12 +62,13 @@ def convolution_norm(
     return side * (mean + math.sqrt(2 * math.log(padded**2 * groups * layers / failure)))
 
 
-def noise_norms(evidence: Evidence, failure: float, dense: bool = True) -> dict[str, float]:
+def noise_norms(evidence: Evidence, failure: float, events: int, dense: bool = True) -> dict[str, float]:
     """Layer -> log10 of the norm of unit noise on its kernel.
 
     Args:
         evidence: the evidence.
         failure: η.
+        events: number d of layers and biases with noise, among which η is divided.
         dense: use the sharper norm for dense layers; else they count as 1x1 convolutions of a 1x1 map.
     """
     names = layer_names(tree_of(evidence))
@@ -64,10 +80,10 @@ def noise_norms(evidence: Evidence, failure: float, dense: bool = True) -> dict[
 
         side, groups = size("kernel_side"), size("groups")
         if dense and size("kernel_taps") == 1 and size("input_resolution") == 1 and groups == 1:
-            tau = dense_norm(size("in_channels"), size("out_channels"), len(names), failure)
+            tau = dense_norm(size("in_channels"), size("out_channels"), events, failure)
         else:
             padded = size("input_resolution") + side - 1
-            tau = convolution_norm(side, size("in_channels"), size("out_channels"), padded, len(names), failure, groups)
+            tau = convolution_norm(side, size("in_channels"), size("out_channels"), padded, events, failure, groups)
         found[name] = log(tau)
     return found
 
@@ -106,12 +122,66 @@ def prior_scales(evidence: Evidence) -> dict[str, float]:
     return {name: 0.0 if s == ZERO else s for name, s in spectral(evidence, "upper", "init").items()}
 
 
-def require_no_biases(evidence: Evidence) -> None:
-    """Noise is on the weights alone: refuse biases, and steps that turn zero into something else."""
-    if has_biases(evidence):
-        raise NotAvailable("training changes the biases, which would need noise and a divergence of their own")
+def require_noise_everywhere(evidence: Evidence) -> None:
+    """Refuse what the noise on weights and biases does not reach: steps that shift, and learned steps between the layers."""
     if evidence.quantities["structure"].get("zero_preserving") is False:
         raise NotAvailable("a step of the network does not keep zero")
+    learned = learned_steps(evidence)
+    if learned:
+        raise NotAvailable(f"no noise is on {', '.join(learned)}")
+
+
+@dataclass(frozen=True)
+class BiasNoise:
+    """Noise on the biases that training moved, beside that on the weights; all layer -> log10.
+
+    Attributes:
+        shifts: norm of what the fine-tuned bias adds to the whole output.
+        scales: standard deviation on a moved bias, relative to the grid's σ.
+        distances: norm of a moved bias's displacement.
+        positions: root of the number of positions that a moved bias acts on.
+    """
+
+    shifts: dict[str, float]
+    scales: dict[str, float]
+    distances: dict[str, float]
+    positions: dict[str, float]
+
+    def norms(self, evidence: Evidence, failure: float, events: int) -> dict[str, float]:
+        """Norm on the whole output of noise of standard deviation ``scales``, exceeded with probability ``failure / events``."""
+        channels = sizes(evidence, "out_channels")
+        return {
+            name: scale
+            + self.positions[name]
+            + log(math.sqrt(channels[name]) + math.sqrt(2 * math.log(events / failure)))
+            for name, scale in self.scales.items()
+        }
+
+    def squares(self) -> list[float]:
+        """Squared distances in units of the standard deviation."""
+        return [2 * (self.distances[name] - scale) for name, scale in self.scales.items()]
+
+
+def bias_noise(evidence: Evidence, weight_scales: dict[str, float], start: float) -> BiasNoise:
+    r"""The scale of the noise on a moved bias is that of the weights times :math:`A^0/\sqrt{positions}`.
+
+    :math:`A^0` bounds the input of the layer in the *pretrained* network: a choice that knows only the pretrained weights and the
+    inputs' largest norm. The noise of a bias then moves the output by no more than that of its layer's weights, and rescaling layers
+    changes nothing. A bias that training left alone has no noise.
+    """
+    names, positions = layer_names(tree_of(evidence)), sizes(evidence, "output_positions")
+    shifts, initial, moved = (
+        {name: log(evidence.number("layer_norms", "layers", name, key)) for name in names}
+        for key in ("bias_norm", "init_bias_norm", "displacement_bias_vector_norm")
+    )
+    before = sizes_before(tree_of(evidence), spectral(evidence, "upper", "init"), start, initial)
+    roots = {name: 0.5 * log(positions[name]) for name in names}
+    scales = {
+        name: weight_scales[name] + (0.0 if before[name] == ZERO else before[name] - roots[name])
+        for name in names
+        if moved[name] > ZERO
+    }
+    return BiasNoise(shifts, scales, moved, roots)
 
 
 def margin_stable_bound(evidence: Evidence, tolerance: float, frobenius: dict[str, float], dense: bool = True) -> float:
@@ -128,20 +198,23 @@ def margin_stable_bound(evidence: Evidence, tolerance: float, frobenius: dict[st
         frobenius: layer -> log10 of the displacement's Frobenius norm.
         dense: see :func:`noise_norms`.
     """
-    require_no_biases(evidence)
+    require_noise_everywhere(evidence)
     tree, upper, scales = tree_of(evidence), spectral(evidence, "upper"), prior_scales(evidence)
     start = log(evidence.number("input_norm", "max_l2"))
+    biases = bias_noise(evidence, scales, start)
+    events = len(upper) + len(biases.scales)
     best = math.inf
     for failure in FAILURES:
-        tau = noise_norms(evidence, failure, dense)
+        tau, shaken = noise_norms(evidence, failure, events, dense), biases.norms(evidence, failure, events)
 
-        def change(j: int, tau: dict[str, float] = tau) -> float:
+        def change(j: int, tau: dict[str, float] = tau, shaken: dict[str, float] = shaken) -> float:
             sigma = -j / STEPS * math.log10(2)
             noise = {name: sigma + scales[name] + tau[name] for name in tau}
-            return float(perturb(tree, upper, noise, start)[1])
+            moved = {name: sigma + norm for name, norm in shaken.items()}
+            return float(perturb(tree, upper, noise, start, biases.shifts, moved)[1])
 
         j = _first(lambda index, change=change: change(index) <= tolerance)
-        squares = add(*(2 * (frobenius[name] - scales[name]) for name in frobenius))
+        squares = add(*(2 * (frobenius[name] - scales[name]) for name in frobenius), *biases.squares())
         half_square = squares - math.log10(2) + 2 * j / STEPS * math.log10(2)
         best = min(best, grid_term(half_square, failure, j, evidence.num_data, evidence.delta))
     return best

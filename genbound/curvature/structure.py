@@ -109,7 +109,7 @@ class Structure:
         reason: why there is no tree.
         activations: activation functions in the order they first appear.
         positively_homogeneous: no bias, and only linear and ReLU-like operations.
-        zero_preserving: every activation maps 0 to 0.
+        zero_preserving: every step other than a layer maps 0 to 0 (a step that adds something unknown does not).
         notes: what was done about pooling, concatenation and batch norm.
         folds: layer -> the batch norm folded into it.
     """
@@ -399,9 +399,10 @@ class _Reader:
             layer = self.layer_of[node]
             if layer not in self.measured:
                 raise _NoConstant(f"layer {layer} is in the network but not among the layers that are measured")
-            unnamed = name == "Addmm" or (name == "Convolution" and node._saved_bias_sym_sizes_opt is not None)
+            # Without a bias a convolution saves the size (0,).
+            unnamed = name == "Addmm" or (name == "Convolution" and any(node._saved_bias_sym_sizes_opt or ()))
             if unnamed and layer not in found._biases:
-                found.positively_homogeneous = False
+                found.positively_homogeneous = found.zero_preserving = False
             return [{"op": "layer", "name": layer}]
         if name in _LINEAR or name in ("Bmm", "Mv", "Dot"):
             raise _NoConstant(f"a weight is used by an operation {name} that is not recognised as a layer")
@@ -410,9 +411,12 @@ class _Reader:
         if name in ("Add", "Sub", "Rsub"):
             known = name == "Add" and self._parameter(node, 1) in found._biases.values()
             found.positively_homogeneous &= known  # a layer's bias is looked at with the layer
+            found.zero_preserving &= known
             return []
         if name in _MERGES:  # with constants
-            found.positively_homogeneous = found.positively_homogeneous and len(node.next_functions) == 1
+            alone = len(node.next_functions) == 1
+            found.positively_homogeneous &= alone
+            found.zero_preserving &= alone
             return []
         if name in _ACTIVATIONS:
             constant, homogeneous, zero = _ACTIVATIONS[name]
@@ -450,7 +454,7 @@ class _Reader:
             copies = _ratio(node)
             return [] if copies == 1 else [_scale(math.sqrt(copies), f"repeated {copies:g} times", sup=1.0)]
         if name == "ConstantPadNd":
-            found.positively_homogeneous = False  # the constant is not recorded
+            found.positively_homogeneous = found.zero_preserving = False  # the constant is not recorded
             return []
         if name.startswith(("MaxPool", "AdaptiveMaxPool")):
             return self._max_pool(node)
@@ -477,7 +481,7 @@ class _Reader:
         layer = self.layer_of.get(self._operand(node, 0))
         if layer is not None and layer in self.structure.folds:
             return []
-        self.structure.positively_homogeneous = False
+        self.structure.positively_homogeneous = self.structure.zero_preserving = False  # its shift
         if node._saved_training:
             raise _NoConstant("batch norm without running statistics has no Lipschitz constant")
         factor = (node._saved_running_var.double() + node._saved_eps).rsqrt()
@@ -500,7 +504,8 @@ class _Reader:
         if math.prod(_operand_shape(node, dependent)) != math.prod(_shape(node)):
             raise _NoConstant("a factor that repeats its operand: no Lipschitz constant known")
         constant = 1 / float(other.min()) if operation(node) == "Div" else float(other.max())
-        return [_scale(constant, "constant factor")]
+        learned = node.next_functions[1 - dependent][0] is not None
+        return [_scale(constant, "learned factor" if learned else "constant factor")]
 
     def _mean(self, node) -> list[Node]:
         entries = 1 / _ratio(node)

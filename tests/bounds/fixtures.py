@@ -52,7 +52,7 @@ def evidence(
         loss_range: C.
         delta: failure probability.
         slack: relative width of the spectral norms' intervals.
-        bias: norm of every bias.
+        bias: norm of every bias; half of it at the initialisation and in the same direction.
         homogeneous: of the structure.
         changes: quantity -> entries to set, ``None`` to leave the quantity out.
     """
@@ -73,7 +73,8 @@ def evidence(
             "weight": norms(weight), "init": norms(init), "displacement": norms(weight - init), "in_channels": inputs,
             "out_channels": outputs, "kernel_side": 1.0, "kernel_taps": 1, "groups": 1, "stride": 1,
             "input_size": inputs, "output_size": outputs, "input_resolution": 1, "output_positions": 1,
-            "num_weights": weight.size, "bias_norm": bias,
+            "num_weights": weight.size, "bias_norm": bias, "init_bias_norm": bias / 2,
+            "displacement_bias_norm": bias / 2, "displacement_bias_vector_norm": bias / 2,
         }  # fmt: skip
         distances[name] = {"value": norms(weight - init)["frobenius"], "init_norm": norms(init)["frobenius"]}
     moved, size = (

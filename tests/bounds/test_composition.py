@@ -7,7 +7,7 @@ import pytest
 from fixtures import layer, residual, series
 
 from genbound.bounds.base import NotAvailable
-from genbound.bounds.composition import ZERO, add, compose, form, layer_names, log, perturb, power
+from genbound.bounds.composition import ZERO, add, compose, form, layer_names, log, perturb, power, sizes_before
 
 SCALE = {"op": "scale", "lipschitz": 1.5, "what": "overlapping max-pool 3/2"}
 
@@ -88,23 +88,35 @@ def test_perturbation_with_bias_and_branches():
     assert 10**size == pytest.approx(28) and 10**change == pytest.approx(1.82, rel=1e-12)
 
 
-def test_perturbation_bounds_what_happens():
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_perturbation_bounds_what_happens(shift):
     rng = np.random.default_rng(0)
     tree = series(layer("a"), residual(series(layer("b"), layer("c"))), layer("d"))
     for _ in range(20):
         w = {name: rng.normal(size=(4, 4)) for name in "abcd"}
         u = {name: 0.1 * rng.normal(size=(4, 4)) for name in "abcd"}
+        b = {name: shift * rng.normal(size=4) for name in "abcd"}
+        t = {name: 0.1 * shift * rng.normal(size=4) for name in "abcd"}
         x = rng.normal(size=4)
 
-        def run(weights, x=x):
-            hidden = np.maximum(weights["a"] @ x, 0)
-            hidden = hidden + weights["c"] @ np.maximum(weights["b"] @ hidden, 0)
-            return weights["d"] @ np.maximum(hidden, 0)
+        def run(weights, biases, x=x):
+            hidden = np.maximum(weights["a"] @ x + biases["a"], 0)
+            inner = np.maximum(weights["b"] @ hidden + biases["b"], 0)
+            hidden = hidden + weights["c"] @ inner + biases["c"]
+            return weights["d"] @ np.maximum(hidden, 0) + biases["d"]
 
         norm = {side: {k: log(np.linalg.norm(m, 2)) for k, m in part.items()} for side, part in (("w", w), ("u", u))}
-        size, change = perturb(tree, norm["w"], norm["u"], log(np.linalg.norm(x)))
-        assert np.linalg.norm(run(w)) <= 10**size
-        assert np.linalg.norm(run({k: w[k] + u[k] for k in w}) - run(w)) <= 10**change
+        added = [{k: log(np.linalg.norm(v)) for k, v in part.items()} for part in (b, t)]
+        size, change = perturb(tree, norm["w"], norm["u"], log(np.linalg.norm(x)), *added)
+        moved = run({k: w[k] + u[k] for k in w}, {k: b[k] + t[k] for k in b}) - run(w, b)
+        assert np.linalg.norm(run(w, b)) <= 10**size and np.linalg.norm(moved) <= 10**change
+
+
+def test_sizes_before():
+    """1 before a; 2 * 1 + 5 = 7 before b; 7 + 3 * 7 = 28 before a again: the largest counts."""
+    tree = series(layer("a"), residual(layer("b")), layer("a"))
+    found = sizes_before(tree, logs(a=2.0, b=3.0), 0.0, logs(a=5.0))
+    assert {name: 10**size for name, size in found.items()} == pytest.approx({"a": 28, "b": 7})
 
 
 def test_deep_products_do_not_overflow():

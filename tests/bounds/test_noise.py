@@ -8,7 +8,18 @@ from fixtures import net
 
 from genbound.bounds.base import NotAvailable
 from genbound.bounds.composition import log, norms
-from genbound.bounds.noise import _first, convolution_norm, dense_norm, entropy, grid_term, margin_stable_bound
+from genbound.bounds.li2021improved import LI2021
+from genbound.bounds.neyshabur2018pacbayes import NEYSHABUR2018
+from genbound.bounds.noise import (
+    _first,
+    bias_noise,
+    convolution_norm,
+    dense_norm,
+    entropy,
+    grid_term,
+    margin_stable_bound,
+    prior_scales,
+)
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (40, 10), (1, 30)])
@@ -57,3 +68,45 @@ def test_a_zero_head_gets_noise_of_its_own():
     given.quantities["spectral_norm"]["layers"]["2"]["init"] = {"lower": 0.0, "upper": 0.0}
     found = margin_stable_bound(given, log(0.25), norms(given, "frobenius", "displacement"))
     assert math.isfinite(found)
+
+
+def rigorous(given):
+    return 10 ** margin_stable_bound(given, log(0.25), norms(given, "frobenius", "displacement"))
+
+
+def test_noise_of_a_moved_bias():
+    """Pretrained biases .3, inputs of norm 1: A0 is 1 before layer 1 and 1 * s1 + .3 before layer 2; one position."""
+    given = net(bias=0.6)
+    scales = prior_scales(given)
+    found = bias_noise(given, scales, 0.0)
+    first, second = (10 ** scales[name] for name in "12")
+    assert 10 ** found.scales["1"] == pytest.approx(first)
+    assert 10 ** found.scales["2"] == pytest.approx(second * (first + 0.3))
+    norm = found.norms(given, 0.1, 4)["2"]
+    expected = second * (first + 0.3) * (math.sqrt(2) + math.sqrt(2 * math.log(40)))
+    assert 10**norm == pytest.approx(expected)
+    assert 10 ** (0.5 * found.squares()[0]) == pytest.approx(0.3 / first)
+
+
+def test_a_bias_that_stayed_has_no_noise():
+    """It costs through the size of the activations alone: less than one that moved, more than none."""
+    stayed = net(bias=0.6)
+    for row in stayed.quantities["layer_norms"]["layers"].values():
+        row["displacement_bias_vector_norm"] = 0.0
+    assert not bias_noise(stayed, prior_scales(stayed), 0.0).scales
+    assert rigorous(net()) < rigorous(stayed) < rigorous(net(bias=0.6))
+    moved = net(bias=0.6)
+    for row in moved.quantities["layer_norms"]["layers"].values():
+        row["displacement_bias_vector_norm"] = 3.0
+    assert rigorous(moved) > rigorous(net(bias=0.6))
+
+
+@pytest.mark.parametrize("what", ["learned factor", "PReLU", "unfolded batch norm"])
+def test_learned_steps_are_refused(what):
+    """No displacement of a layer knows how they moved."""
+    given = net()
+    given.quantities["structure"]["tree"]["children"].insert(1, {"op": "scale", "lipschitz": 1.0, "what": what})
+    for bound, form in ((NEYSHABUR2018, "init_rigorous"), (LI2021, "tight"), (NEYSHABUR2018, "paper")):
+        row = bound.evaluate(given)
+        assert row["value"] > 0 and "learned step" in row["note"]
+        assert row["forms"][form]["log10"] is None and "learned step" in row["forms"][form]["note"]

@@ -188,11 +188,38 @@ def test_positive_homogeneity():
         lambda: nn.Sequential(nn.Linear(3, 4, bias=False), nn.LeakyReLU(), nn.Linear(4, 2, bias=False)), (3,)
     )
     assert read_structure(bias_free).positively_homogeneous
+    for bias in (False, True):
+        convolutions = make(
+            lambda bias=bias: nn.Sequential(
+                nn.Conv2d(2, 4, 3, bias=bias), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2, bias=False)
+            ),
+            (2, 4, 4),
+        )
+        assert read_structure(convolutions).positively_homogeneous is not bias
     for last in (nn.Linear(4, 2), nn.Sequential(nn.Linear(4, 2, bias=False), nn.ReLU6())):
         problem = make(lambda last=last: nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), last), (3,))
         assert not read_structure(problem).positively_homogeneous
-    shifted = make(lambda: nn.Sequential(nn.Linear(3, 2, bias=False), nn.Sigmoid()), (3,))
-    assert not read_structure(shifted).zero_preserving
+
+
+def test_steps_that_shift_do_not_keep_zero():
+    def build(last):
+        return lambda: nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), last, nn.Linear(2, 2, bias=False))
+
+    assert read_structure(make(build(nn.ReLU6()), (3,))).zero_preserving
+    for last in (nn.Sigmoid(), nn.BatchNorm1d(2), Apply(lambda m, x: x + 1), Apply(lambda m, x: 1 - x)):
+        assert not read_structure(make(build(last), (3,))).zero_preserving
+    scaled = read_structure(make(build(Scaled()), (3,)))
+    assert scaled.zero_preserving and "learned factor" in str(scaled.tree)
+    assert "constant factor" in str(read_structure(make(build(Apply(lambda m, x: 3 * x)), (3,))).tree)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.7, dtype=D))
+
+    def forward(self, x):
+        return self.factor * x
 
 
 def test_a_residual_block_with_a_projection():
