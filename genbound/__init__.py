@@ -14,6 +14,7 @@ _WHERE = {
     "measure": "genbound.evaluation",
     "Results": "genbound.results",
     "load_results": "genbound.results",
+    "compare": "genbound.comparison",
     "Estimate": "genbound.estimators",
     "Interval": "genbound.estimators",
     "GenboundError": "genbound.errors",
@@ -21,6 +22,7 @@ _WHERE = {
 __all__ = [*_WHERE, "__version__"]
 
 if TYPE_CHECKING:
+    from genbound.comparison import compare
     from genbound.errors import GenboundError
     from genbound.estimators import Estimate, Interval
     from genbound.evaluation import evaluate, measure

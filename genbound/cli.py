@@ -11,6 +11,7 @@ import click
 
 import genbound
 from genbound.errors import GenboundError
+from genbound.table_commands import COMMANDS
 
 # -- options -----------------------------------------------------------------------------------------------------
 
@@ -191,6 +192,9 @@ def list_(what: str | None) -> None:
 
     click.echo(catalogue(what))
 
+
+for _command in COMMANDS:
+    cli.add_command(_command)
 
 # -- entry point -------------------------------------------------------------------------------------------------
 

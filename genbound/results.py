@@ -13,6 +13,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from genbound.errors import GenboundError
+from genbound.formatting import digits, percent, value_text, with_error, yes_no
 from genbound.store import write_atomically, write_json
 
 SCHEMA_VERSION = 1
@@ -24,6 +25,7 @@ class Results:
 
     Attributes:
         samples: one row for each measured sample and layer, or ``None`` if there is none.
+        path: the directory or file that the results were read from or saved to; tables name the run after it.
     """
 
     config: dict[str, Any]
@@ -38,6 +40,7 @@ class Results:
     genbound: str = ""
     schema_version: int = SCHEMA_VERSION
     samples: pd.DataFrame | None = None
+    path: Path | None = field(default=None, compare=False)
 
     # -- tables -----------------------------------------------------------------------------------------------
 
@@ -78,7 +81,7 @@ class Results:
 
     def save(self, directory: str | Path) -> Path:
         """Write results.json, layers.csv, samples.parquet and table.md into a directory."""
-        folder = Path(directory)
+        folder = self.path = Path(directory)
         write_json(folder / "results.json", to_plain(self.to_json()))
         write_atomically(folder / "layers.csv", lambda path: self.layers().to_csv(path))
         write_atomically(folder / "table.md", lambda path: path.write_text(self.to_markdown() + "\n", encoding="utf-8"))
@@ -128,7 +131,7 @@ class Results:
         rows = []
         for name, row in self.bounds.items():
             mark = f"[{notes.setdefault(row['note'], len(notes) + 1)}]" if row["note"] else ""
-            rows.append([name, value_text(row), row["bounds"], row["kind"], _yes(row["vacuous"]), mark])
+            rows.append([name, value_text(row), row["bounds"], row["kind"], yes_no(row["vacuous"]), mark])
         head = ["bound", "value", "of", "kind", "vacuous", "note"]
         table = tabulate(rows, head, tablefmt="github", disable_numparse=True)
         return "\n".join([table, "", *(f"[{number}] {note}  " for note, number in notes.items())])
@@ -139,7 +142,7 @@ class Results:
         if noise:
             rows = [
                 [f"{r['sigma']:g}", with_error(r["value"], r["sem"]), digits(r["std"]),
-                 with_error(r["hessian_approximation"], r["hessian_approximation_sem"]), _yes(r["quadratic_regime"])]
+                 with_error(r["hessian_approximation"], r["hessian_approximation_sem"]), yes_no(r["quadratic_regime"])]
                 for r in noise["sigmas"]
             ]  # fmt: skip
             head = ["sigma", "noise stability (± sem)", "std over shared draws", "½ sigma² Tr H (± sem)", "quadratic"]
@@ -176,17 +179,19 @@ def load_results(path: str | Path) -> Results:
         raise GenboundError(f"{file} is not a results.json ({type(error).__name__})") from error
     if version != SCHEMA_VERSION:
         raise GenboundError(f"{file} has schema version {version}, this genbound reads {SCHEMA_VERSION}: run it again")
-    samples = file.parent / "samples.parquet"
+    # A baseline of another name may lie beside another run's samples.
+    samples = file.parent / "samples.parquet" if file.name == "results.json" else None
     try:
         return Results(
             layer_rows=content["layers"],
-            samples=pd.read_parquet(samples) if samples.exists() else None,
+            samples=pd.read_parquet(samples) if samples and samples.exists() else None,
             **{k: content[k] for k in ("config", "checkpoint", "init", "data", "quantities", "bounds", "cost")},
             notes=content.get("notes", {}),
             genbound=content["genbound"],
             schema_version=version,
+            path=path,
         )
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise GenboundError(f"{file} lacks the entry {error}: it is not a complete results.json") from error
 
 
@@ -204,41 +209,6 @@ def samples_frame(
             elif values.shape == (len(indices),):
                 table[column] = np.repeat(values, len(layers))
     return table.reset_index() if len(table.columns) else None
-
-
-# -- numbers as text ------------------------------------------------------------------------------------------
-
-
-def digits(value: float, significant: int = 3) -> str:
-    """A number with few digits, never more than it deserves in a table."""
-    return f"{value:.{significant}g}"
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.3g} %"
-
-
-def with_error(value: float, sem: float) -> str:
-    """Value and standard error, digits following the error."""
-    if not sem or not math.isfinite(sem):
-        return digits(value, 4)
-    place = 1 - math.floor(math.log10(sem))
-    if value and math.log10(abs(value)) < 5 and -1 <= place <= 8:
-        return f"{value:.{max(0, place)}f} ± {sem:.{max(0, place)}f}"
-    lead = max(0, math.floor(math.log10(abs(value) or sem)) - math.floor(math.log10(sem)) + 1)
-    return f"{value:.{lead}e} ± {sem:.1e}"
-
-
-def value_text(row: dict[str, Any]) -> str:
-    if row["value"] is None:
-        return "/" if row["log10"] is None else f"1e{row['log10']:.1f}"
-    if row["lower"] is not None and row["upper"] is not None and row["upper"] - row["lower"] > 5e-4 * abs(row["value"]):
-        return f"{digits(row['value'])} [{digits(row['lower'])}, {digits(row['upper'])}]"
-    return digits(row["value"])
-
-
-def _yes(value: bool | None) -> str:
-    return "" if value is None else "yes" if value else "no"
 
 
 def to_plain(value: Any) -> Any:

@@ -229,7 +229,7 @@ def test_bounds_and_the_catalogue_of_errors_import_no_torch():
 
 
 def test_what_sees_only_tables_measures_nothing():
-    for module in ("genbound.results", "genbound.plots"):
+    for module in ("genbound.results", "genbound.plots", "genbound.comparison"):
         assert not [m for m in loaded(module) if m.startswith("genbound.curvature") or m == "genbound.evaluation"]
 
 

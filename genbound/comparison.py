@@ -1,0 +1,336 @@
+"""Bounds × checkpoints in one table: likes with likes, digits that follow the error, doubt as a column of text."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from genbound.errors import GenboundError
+from genbound.formatting import digits, percent, value_text
+from genbound.results import Results, load_results
+
+FORMATS = ("md", "csv", "latex", "html")
+
+
+def as_results(runs: Iterable[Results | str | Path]) -> dict[str, Results]:
+    """Runs by the name that tables give them: the last part of their path that tells them apart."""
+    loaded = [run if isinstance(run, Results) else load_results(run) for run in runs]
+    if not loaded:
+        raise GenboundError("no runs are given: name directories that `genbound evaluate --out` wrote")
+    paths = [_parts(results, index) for index, results in enumerate(loaded)]
+    for depth in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-depth:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return dict(zip(names, loaded, strict=True))
+    return {f"{name} ({index + 1})": run for index, (name, run) in enumerate(zip(names, loaded, strict=True))}
+
+
+def _parts(results: Results, index: int) -> tuple[str, ...]:
+    path = results.path or results.checkpoint.get("path")
+    if path is None:
+        return (f"run {index + 1}",)
+    path = Path(path)
+    path = path.parent if path.name == "results.json" else path
+    return tuple(part for part in path.resolve().parts if part != "/") or (f"run {index + 1}",)
+
+
+def conditions(results: Results) -> dict[str, Any]:
+    """What two runs must have in common for their numbers to be comparable, each in a word or two."""
+    config = results.config
+    loss_range = config.get("loss_range") or {}
+    kind = loss_range.get("kind")
+    return {
+        "loss": config.get("loss"),
+        "n": config.get("num_data"),
+        # An observed C belongs to the checkpoint, not to how it was measured: that it differs is a doubt, no refusal.
+        "C": kind if kind in ("observed", None) else f"{kind} = {digits(loss_range['value'])}",
+        "convention": config.get("convention"),
+        "data": results.data.get("sha256") or results.data.get("spec"),
+        "number of samples": config.get("num_samples"),
+        "head policy": config.get("head"),
+        "layer partition": tuple((row["name"], tuple(row["shape"])) for row in results.layer_rows),
+        "delta": config.get("delta"),
+    }
+
+
+def unlike(runs: Mapping[str, Results]) -> dict[str, dict[str, Any]]:
+    """The conditions that differ: condition -> run -> value."""
+    found = {name: conditions(results) for name, results in runs.items()}
+    first = next(iter(found.values()))
+    return {
+        key: {name: values[key] for name, values in found.items()}
+        for key in first
+        if any(values[key] != first[key] for values in found.values())
+    }
+
+
+def refuse_unlike(runs: Mapping[str, Results], differing: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise with every condition that differs and the runs that have which value."""
+    if differing:
+        culprits = "; ".join(_culprits(key, values, runs) for key, values in differing.items())
+        raise GenboundError(f"these runs are not alike: {culprits}. Measure them alike, or give --allow-mixed")
+
+
+def _culprits(key: str, values: Mapping[str, Any], runs: Mapping[str, Results]) -> str:
+    if key == "layer partition":
+        (reference, layers), *others = values.items()
+        for name, other in others:
+            if other != layers:
+                lost = [n for n, _ in layers if n not in dict(other)]
+                more = [n for n, _ in other if n not in dict(layers)]
+                what = [f"{name} lacks {n}" for n in lost[:1]] + [f"{reference} lacks {n}" for n in more[:1]]
+                if not what:
+                    what = ["their shapes or order differ"]
+                return f"layer partition ({', '.join(what)}; {len(layers)} and {len(other)} layers)"
+    groups: dict[str, list[str]] = {}
+    for name, value in values.items():
+        text = (runs[name].data.get("spec") or "?") + f" ({str(value)[:8]})" if key == "data" else str(value)
+        groups.setdefault(text, []).append(name)
+    return f"{key} ({', '.join(f'{value} in {_few(names)}' for value, names in groups.items())})"
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def compare(
+    runs: Iterable[Results | str | Path],
+    *,
+    allow_mixed: bool = False,
+    reference: Results | str | Path | None = None,
+) -> Comparison:
+    """Put the bounds of several runs side by side.
+
+    Args:
+        runs: results, or where they are stored. At least one.
+        allow_mixed: compare runs that were not measured alike; what differs becomes a doubt of the table.
+        reference: a run, put first if it is none of the others, which then also show how many times its value theirs is.
+
+    Returns:
+        A table of bounds × runs that knows how to write itself as Markdown, CSV, LaTeX and HTML.
+
+    Raises:
+        GenboundError: the runs differ in loss, n, C, convention, data, number of samples, head policy, layer partition or
+            failure probability, and ``allow_mixed`` is not set.
+    """
+    runs, name = list(runs), None
+    if reference is not None:
+        place = next((i for i, run in enumerate(runs) if _same(run, reference)), None)
+        if place is None:
+            runs, place = [reference, *runs], 0
+    named = as_results(runs)
+    if reference is not None:
+        name = list(named)[place]
+    differing = unlike(named)
+    if not allow_mixed:
+        refuse_unlike(named, differing)
+    return Comparison(named, name, {key: _culprits(key, values, named) for key, values in differing.items()})
+
+
+def _same(one: Results | str | Path, other: Results | str | Path) -> bool:
+    if isinstance(one, Results) or isinstance(other, Results):
+        return one is other
+    return Path(one).resolve() == Path(other).resolve()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Bounds × runs.
+
+    Attributes:
+        runs: name -> results.
+        reference: name of the run that the others are set against, if any.
+        mixed: conditions in which the runs differ although they are compared, each as text.
+    """
+
+    runs: Mapping[str, Results]
+    reference: str | None = None
+    mixed: Mapping[str, str] | None = None
+
+    @property
+    def bounds(self) -> list[str]:
+        return list(dict.fromkeys(name for results in self.runs.values() for name in results.bounds))
+
+    def _rows(self, bound: str) -> dict[str, Mapping[str, Any] | None]:
+        return {name: results.bounds.get(bound) for name, results in self.runs.items()}
+
+    # -- tables --------------------------------------------------------------------------------------------------
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a bound: ``bounds`` (unit), ``kind``, for each run value, ``… lower``, ``… upper``, ``… log10`` and, with a
+        reference, ``… / reference``; last ``doubt``. Numbers in full; ``NaN`` where there is none."""
+        table = []
+        for bound in self.bounds:
+            rows = self._rows(bound)
+            known = next(row for row in rows.values() if row is not None)
+            line: dict[str, Any] = {"bound": bound, "bounds": known["bounds"], "kind": known["kind"]}
+            for name, row in rows.items():
+                row = row or {}
+                line[name] = row.get("value")
+                for side in ("lower", "upper", "log10"):
+                    line[f"{name} {side}"] = row.get(side)
+                if self.reference is not None and name != self.reference:
+                    line[f"{name} / {self.reference}"] = self._factor(rows, name)
+            table.append({**line, "doubt": self.doubt(bound)})
+        frame = pd.DataFrame(table).set_index("bound")
+        texts = {"bounds", "kind", "doubt"}
+        return frame.astype({column: float for column in frame.columns if column not in texts})
+
+    def _factor(self, rows: Mapping[str, Mapping[str, Any] | None], name: str) -> float | None:
+        mine, theirs = rows[name], rows[self.reference]
+        if not mine or not theirs or mine["log10"] is None or theirs["log10"] is None:
+            return None
+        exponent = mine["log10"] - theirs["log10"]
+        return 10**exponent if exponent < 308 else math.inf
+
+    def doubt(self, bound: str) -> str:
+        """Everything that speaks against taking this row at its word; a reason names the runs that it holds for."""
+        rows = self._rows(bound)
+        present = [name for name, row in rows.items() if row is not None]
+        reasons: dict[str, list[str]] = {}
+        for name, row in rows.items():
+            if row is None:
+                reasons.setdefault("not computed", []).append(name)
+                continue
+            if row["vacuous"]:
+                reasons.setdefault("vacuous", []).append(name)
+            if row["note"]:
+                reasons.setdefault(row["note"], []).append(name)
+        return "; ".join(
+            reason if len(names) == len(rows) or (names == present and len(rows) == 1) else f"{reason} ({_few(names)})"
+            for reason, names in reasons.items()
+        )
+
+    def remarks(self) -> list[str]:
+        """What holds for the table as a whole."""
+        lines = [f"Compared although not alike: {text}." for text in (self.mixed or {}).values()]
+        ranges = {name: r.config.get("loss_range") or {} for name, r in self.runs.items()}
+        observed = {
+            name: c["value"] for name, c in ranges.items() if c.get("kind") == "observed" and c.get("value") is not None
+        }
+        if len(set(observed.values())) > 1:
+            each = ", ".join(f"{digits(value)} in {name}" for name, value in observed.items())
+            lines.append(f"C is the largest training loss seen and differs: {each}.")
+        options = {name: r.config.get("options", {}) for name, r in self.runs.items()}
+        quantities = dict.fromkeys(q for o in options.values() for q in o)
+        odd = [q for q in quantities if len({repr(o[q]) for o in options.values() if q in o}) > 1]
+        if odd:
+            lines.append(f"Measured with different options: {', '.join(odd)}.")
+        versions = {r.genbound for r in self.runs.values()}
+        if len(versions) > 1:
+            lines.append(f"Measured by different versions of genbound: {', '.join(sorted(versions))}.")
+        return lines
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """``(head, rows)`` as text."""
+        factors = [name for name in self.runs if self.reference is not None and name != self.reference]
+        head = ["bound", "of", *self.runs, *(f"{name} / {self.reference}" for name in factors), "doubt"]
+        body = []
+        for bound in self.bounds:
+            rows = self._rows(bound)
+            unit = next(row for row in rows.values() if row is not None)["bounds"]
+            values = ["/" if row is None else value_text(row) for row in rows.values()]
+            ratios = [self._factor(rows, name) for name in factors]
+            body.append([bound, unit, *values, *("/" if r is None else digits(r) for r in ratios), self.doubt(bound)])
+        return head, body + [[*row, *[""] * len(factors), ""] for row in self._measured()]
+
+    def _measured(self) -> list[list[str]]:
+        """What the bounds are to be held against."""
+        rows = []
+        for key, title, unit, text in (
+            ("train_loss", "training loss", "loss", digits),
+            ("generalization_gap", "generalization gap", "loss", digits),
+            ("error_gap", "generalization gap", "error", percent),
+        ):
+            values = [results.quantities.get("losses", {}).get(key) for results in self.runs.values()]
+            if any(value is not None for value in values):
+                rows.append([f"measured {title}", unit, *("/" if v is None else text(v) for v in values)])
+        return rows
+
+    # -- formats -------------------------------------------------------------------------------------------------
+
+    def to(self, form: str) -> str:
+        """The table as ``md``, ``csv``, ``latex`` or ``html``."""
+        writers: dict[str, Callable[[], str]] = {
+            "md": self.to_markdown, "csv": self.to_csv, "latex": self.to_latex, "html": self.to_html,
+        }  # fmt: skip
+        if form not in writers:
+            raise GenboundError(f"format {form!r} is unknown: use {', '.join(FORMATS)}")
+        return writers[form]()
+
+    def to_markdown(self) -> str:
+        head, body = self.cells()
+        escaped = [[cell.replace("|", "\\|") for cell in row] for row in body]
+        table = tabulate(escaped, [h.replace("|", "\\|") for h in head], tablefmt="github", disable_numparse=True)
+        remarks = self.remarks()
+        return table + ("\n\n" + "  \n".join(remarks) if remarks else "")
+
+    def to_csv(self) -> str:
+        """Full precision, in the columns of :meth:`to_frame`."""
+        buffer = io.StringIO()
+        self.to_frame().to_csv(buffer)
+        return buffer.getvalue().rstrip("\n")
+
+    def to_latex(self) -> str:
+        """A booktabs table; it needs ``\\usepackage{booktabs}``."""
+        head, body = self.cells()
+        numbers = len(head) - 3
+        lines = [
+            f"\\begin{{tabular}}{{ll{'r' * numbers}p{{0.3\\linewidth}}}}",
+            "\\toprule",
+            " & ".join(latex_text(h) for h in head) + " \\\\",
+            "\\midrule",
+        ]
+        measured = False
+        for row in body:
+            if row[0].startswith("measured ") and not measured:
+                measured = True
+                lines.append("\\midrule")
+            cells = [latex_text(row[0]), latex_text(row[1]), *map(latex_number, row[2:-1]), latex_text(row[-1])]
+            lines.append(" & ".join(cells) + " \\\\")
+        lines += ["\\bottomrule", "\\end{tabular}"]
+        return "\n".join(lines + [f"\n{latex_text(remark)}" for remark in self.remarks()])
+
+    def to_html(self) -> str:
+        """A bare ``<table>`` with the remarks below it."""
+        head, body = self.cells()
+        cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+        rows = "\n".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in body)
+        remarks = "".join(f"\n<p>{html.escape(r)}</p>" for r in self.remarks())
+        return (
+            f'<table class="genbound">\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>{remarks}'
+        )
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+_SPECIAL = {
+    "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "σ": r"$\sigma$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\varepsilon$", "±": r"$\pm$", "½": r"$\tfrac12$",
+    "‖": r"$\|$", "√": r"$\sqrt{}$", "Σ": r"$\Sigma$", "×": r"$\times$", "–": "--", "⁺": r"$^+$", "ᵀ": r"$^\top$", "≥": r"$\ge$",
+    "≤": r"$\le$",
+}  # fmt: skip
+
+
+def latex_text(text: str) -> str:
+    return "".join(_SPECIAL.get(character, character) for character in text)
+
+
+def latex_number(text: str) -> str:
+    """``8.28e+36`` as ``$8.28 \\times 10^{36}$``; intervals likewise."""
+    if not re.search(r"\d", text):
+        return latex_text(text)
+    inner = re.sub(r"([\d.]+)e([+-]?)0*(\d[\d.]*)", lambda m: f"{m[1]} \\times 10^{{{m[2].strip('+')}{m[3]}}}", text)
+    return f"${inner.replace('%', chr(92) + '%')}$"

@@ -1,0 +1,53 @@
+"""Numbers as text: as many digits as their error allows, in tables, reports and notebooks alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def digits(value: float, significant: int = 3) -> str:
+    """A number with few digits, never more than it deserves in a table."""
+    return f"{value:.{significant}g}"
+
+
+def percent(value: float) -> str:
+    """A fraction in per cent."""
+    return f"{100 * value:.3g} %"
+
+
+def with_error(value: float, sem: float) -> str:
+    """Value and standard error, digits following the error."""
+    if not sem or not math.isfinite(sem):
+        return digits(value, 4)
+    place = 1 - math.floor(math.log10(sem))
+    if value and math.log10(abs(value)) < 5 and -1 <= place <= 8:
+        return f"{value:.{max(0, place)}f} ± {sem:.{max(0, place)}f}"
+    lead = max(0, math.floor(math.log10(abs(value) or sem)) - math.floor(math.log10(sem)) + 1)
+    return f"{value:.{lead}e} ± {sem:.1e}"
+
+
+def value_text(row: Mapping[str, Any]) -> str:
+    """A bound's value, with its interval where that is wide enough to be seen; ``/`` where it does not exist."""
+    if row["value"] is None:
+        return "/" if row["log10"] is None else f"1e{row['log10']:.1f}"
+    lower, upper = row["lower"], row["upper"]
+    if lower is None or upper is None or upper - lower <= 5e-4 * abs(row["value"]):
+        return digits(row["value"])
+    value, lower, upper = (at_place(x, upper - lower) for x in (row["value"], lower, upper))
+    return f"{value} [{lower}, {upper}]"
+
+
+def at_place(value: float, width: float) -> str:
+    """A number up to the first digit of the width of its interval."""
+    place = math.floor(math.log10(width))
+    if -6 <= place < 3 and abs(value) < 1e5:
+        return f"{value:.{max(0, -place)}f}"
+    lead = max(0, math.floor(math.log10(abs(value))) - place) if value else 0
+    return f"{value:.{lead}e}"
+
+
+def yes_no(value: bool | None) -> str:
+    """``yes``, ``no``, or nothing where the question makes no sense."""
+    return "" if value is None else "yes" if value else "no"

@@ -1,0 +1,169 @@
+"""Bounds × checkpoints: what is refused, what the digits and the doubts say, and that every format can be read back."""
+
+import io
+import re
+
+import pandas as pd
+import pytest
+from handmade import bound, run
+from html_cells import cells_of_html
+
+import genbound
+from genbound.cli import main
+from genbound.comparison import as_results, latex_number, latex_text
+from genbound.errors import GenboundError
+from genbound.formatting import value_text
+
+BOUNDS = {
+    "first": bound(28.696, 26.881, 30.371, vacuous=True, note="a lower estimate"),
+    "second": bound(8.277e36, unit="error", vacuous=True),
+    "third": bound(None, note="needs a|b"),
+    "fourth": bound(None, log10=412.34, vacuous=True),
+}
+
+
+@pytest.fixture
+def pair():
+    other = dict(BOUNDS, first=bound(14.348, 13.0, 15.0), third=bound(0.5))
+    return [run(BOUNDS, name="one"), run(other, name="two")]
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (bound(28.696, 26.881, 30.371), "29 [27, 30]"),
+        (bound(0.62158, 0.62065, 0.62158), "0.6216 [0.6207, 0.6216]"),
+        (bound(0.62158, 0.62157, 0.62158), "0.622"),
+        (bound(894026.1), "8.94e+05"),
+        (bound(894026.1, 880000.0, 900000.0), "8.9e+05 [8.8e+05, 9.0e+05]"),
+        (bound(0.0), "0"),
+        (bound(None), "/"),
+        (bound(None, log10=412.34), "1e412.3"),
+    ],
+)
+def test_digits_follow_the_error(row, text):
+    assert value_text(row) == text
+
+
+def test_the_table(pair):
+    head, body = genbound.compare(pair).cells()
+    assert head == ["bound", "of", "one.safetensors", "two.safetensors", "doubt"]
+    assert body[0] == [
+        "first",
+        "loss",
+        "29 [27, 30]",
+        "14 [13, 15]",
+        "vacuous (one.safetensors); a lower estimate (one.safetensors)",
+    ]
+    assert body[1] == ["second", "error", "8.28e+36", "8.28e+36", "vacuous"]
+    assert body[2] == ["third", "loss", "/", "0.5", "needs a|b (one.safetensors)"]
+    assert body[3][2] == "1e412.3"
+    assert body[-2:] == [
+        ["measured generalization gap", "loss", "0.2", "0.2", ""],
+        ["measured generalization gap", "error", "5 %", "5 %", ""],
+    ]
+
+
+def test_a_bound_that_only_one_run_has(pair):
+    del pair[1].bounds["first"]
+    row = genbound.compare(pair).cells()[1][0]
+    assert row[3] == "/" and "not computed (two.safetensors)" in row[-1]
+
+
+def test_reference(pair):
+    frame = genbound.compare(pair, reference=pair[0]).to_frame()
+    factor = frame["two.safetensors / one.safetensors"]
+    assert factor["first"] == pytest.approx(0.5) and factor["second"] == pytest.approx(1)
+    assert pd.isna(factor["third"]) and factor["fourth"] == pytest.approx(1)
+    assert list(genbound.compare(pair[1:], reference=pair[0]).runs) == ["one.safetensors", "two.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"loss": "squared_error"}, "loss (cross_entropy in one.safetensors, squared_error in two.safetensors)"),
+        ({"num_data": 999}, "n (1000 in one"),
+        ({"loss_range": {"value": 3.0, "kind": "clip:3"}}, "C (observed in one"),
+        ({"convention": "paper-code"}, "convention (theorem in one"),
+        ({"num_samples": 128}, "number of samples (256 in one"),
+        ({"head": "zero"}, "head policy (init in one"),
+        ({"delta": 0.01}, "delta (0.05 in one"),
+    ],
+)
+def test_unlike_is_refused_with_the_culprits(change, words):
+    pair = [run(name="one"), run(name="two", **change)]
+    with pytest.raises(GenboundError) as error:
+        genbound.compare(pair)
+    assert words in str(error.value) and "--allow-mixed" in str(error.value)
+    remarks = genbound.compare(pair, allow_mixed=True).remarks()
+    assert remarks[0].startswith(f"Compared although not alike: {words.split('(')[0]}")
+
+
+def test_another_partition_or_other_data_is_refused():
+    with pytest.raises(GenboundError, match=r"layer partition \(two.safetensors lacks b.weight; 2 and 1 layers\)"):
+        genbound.compare([run(name="one"), run(name="two", layers=("a.weight",))])
+    other = run(name="two")
+    other.data = {"spec": "npz:other.npz", "sha256": "d" * 64}
+    with pytest.raises(
+        GenboundError, match=r"data \(npz:train.npz \(cccccccc\) in one.* npz:other.npz \(dddddddd\) in two"
+    ):
+        genbound.compare([run(name="one"), other])
+
+
+def test_an_observed_range_that_differs_is_a_doubt():
+    remarks = genbound.compare(
+        [run(name="one"), run(name="two", loss_range={"value": 3.0, "kind": "observed"})]
+    ).remarks()
+    assert remarks == ["C is the largest training loss seen and differs: 2 in one.safetensors, 3 in two.safetensors."]
+
+
+def test_markdown_has_as_many_cells_in_every_row(pair):
+    lines = [line for line in genbound.compare(pair).to_markdown().splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {6}
+
+
+def test_csv_reads_back_in_full(pair):
+    table = genbound.compare(pair)
+    read = pd.read_csv(io.StringIO(table.to_csv()), index_col="bound", keep_default_na=True)
+    assert list(read.index) == list(BOUNDS)
+    assert read.loc["first", "one.safetensors"] == 28.696 and read.loc["first", "one.safetensors upper"] == 30.371
+    assert read.loc["fourth", "one.safetensors log10"] == 412.34
+
+
+def test_html_has_the_same_cells(pair):
+    head, body = genbound.compare(pair).cells()
+    assert cells_of_html(genbound.compare(pair).to_html()) == [head, *body]
+    pair[0].bounds["first"]["note"] = "<script>alert(1)</script>"
+    assert "<script>" not in genbound.compare(pair)._repr_html_()
+
+
+def test_latex(pair):
+    text = genbound.compare(pair).to_latex()
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {4}
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1 and text.count(r"\midrule") == 2
+    assert latex_number("8.28e+36") == r"$8.28 \times 10^{36}$" and latex_number("1e-07") == r"$1 \times 10^{-7}$"
+    assert latex_number("1e412.3") == r"$1 \times 10^{412.3}$" and latex_number("/") == "/"
+    assert latex_text("a_b & 5 %") == r"a\_b \& 5 \%"
+
+
+def test_names_tell_runs_apart(tmp_path):
+    for place in ("a/run", "b/run"):
+        run().save(tmp_path / place)
+    assert list(as_results([tmp_path / "a/run", tmp_path / "b/run"])) == ["a/run", "b/run"]
+    assert list(as_results([tmp_path / "a/run", tmp_path / "b/run/results.json"])) == ["a/run", "b/run"]
+    assert list(as_results([tmp_path / "a/run"])) == ["run"]
+    assert len(as_results([tmp_path / "a/run"] * 2)) == 2
+
+
+def test_the_command(pair, tmp_path, capsys):
+    paths = [str(r.save(tmp_path / name)) for r, name in zip(pair, ("one", "two"), strict=True)]
+    assert main(["compare", *paths, "--format", "csv", "--reference", paths[1]]) == 0
+    assert "one / two" in capsys.readouterr().out.splitlines()[0]
+    run(num_data=999).save(tmp_path / "three")
+    assert main(["compare", paths[0], str(tmp_path / "three")]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("genbound: error: these runs are not alike: n (") and err.count("\n") == 1
+    assert main(["compare", paths[0], str(tmp_path / "three"), "--allow-mixed"]) == 0
+    assert main(["compare", str(tmp_path / "absent")]) == 2
+    assert main(["compare"]) == 2
