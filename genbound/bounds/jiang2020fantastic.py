@@ -40,6 +40,12 @@ REFERENCE = "Jiang et al. 2020"
 UNION = 10.0  # the paper's allowance for the search of σ
 NOTE = "bounds the mean error of the perturbed network"
 STEPS = 4
+SIGMAS = {"init": "magnitude_sigma", "origin": "magnitude_sigma_origin"}
+REASONS = {
+    "sigma": "reason",
+    "magnitude_sigma": "magnitude_reason",
+    "magnitude_sigma_origin": "magnitude_origin_reason",
+}
 
 
 def flatness(square: float, sigma: float, num_data: int) -> float:
@@ -63,6 +69,9 @@ def exact(square: float, sigma: float, num_data: int, delta: float) -> float:
 
 
 def _sigma(evidence: Evidence, key: str) -> float:
+    found = evidence.quantities["flatness"]
+    if found.get(key) is None and found.get(REASONS[key]):
+        raise NotAvailable(f"the search for sigma found none: {found[REASONS[key]]}")
     sigma = evidence.number("flatness", key)
     if not sigma > 0:
         raise NotAvailable("no noise is small enough: the search for sigma ended at zero")
@@ -89,15 +98,16 @@ def _magnitude(evidence: Evidence) -> BoundValue:
     n = evidence.num_data
 
     def first(which: str) -> float:
+        _sigma(evidence, SIGMAS[which])  # without it there is no sum, for the reason that it gives
         # Jensen's inequality makes the sum positive; where every parameter moved as far it is next to zero.
         return log(evidence.number("flatness", f"log_sum_{which}") / 4)
 
-    def paper(which: str, key: str) -> float:
-        return with_terms(first(which), _sigma(evidence, key), n)
+    def paper(which: str) -> float:
+        return with_terms(first(which), _sigma(evidence, SIGMAS[which]), n)
 
     forms = {
-        "paper": (lambda: paper("init", "magnitude_sigma"), NOTE),
-        "origin": (lambda: paper("origin", "magnitude_sigma_origin"), NOTE),
+        "paper": (lambda: paper("init"), NOTE),
+        "origin": (lambda: paper("origin"), NOTE),
         "main_term_origin": lambda: 0.5 * (first("origin") - log(n)),
     }
     return bound_value(lambda side: 0.5 * (first("init") - log(n)), forms, NOTE)

@@ -285,6 +285,12 @@ def test_jiang_exact():
     assert on_grid == pytest.approx(math.sqrt((6 + math.log(400) + math.log(12)) / 200), rel=1e-12)
 
 
+def test_jiang_gives_the_reason_of_the_search():
+    given = net(flatness={"log_sum_init": None, "magnitude_sigma": None, "magnitude_reason": "too much noise"})
+    row = jiang.JIANG2020_MAGNITUDE.evaluate(given)
+    assert row["value"] is None and row["note"].endswith("found none: too much noise")
+
+
 def test_path_and_fisher_rao():
     assert number(path_norm.PATH_NORM) == pytest.approx(math.sqrt(0.67), rel=1e-12)
     assert number(path_norm.PATH_NORM, "squared") == pytest.approx(67, rel=1e-12)
