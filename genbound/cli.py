@@ -11,6 +11,7 @@ import click
 
 import genbound
 from genbound.errors import GenboundError
+from genbound.finetune.command import finetune
 from genbound.table_commands import COMMANDS
 
 # -- options -----------------------------------------------------------------------------------------------------
@@ -195,6 +196,7 @@ def list_(what: str | None) -> None:
 
 for _command in COMMANDS:
     cli.add_command(_command)
+cli.add_command(finetune)
 
 # -- entry point -------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ _WHERE = {
     "dual_t": "genbound.finetune.confusion",
     "DistanceCallback": "genbound.finetune.trainer_callback",
     "LightningDistance": "genbound.finetune.lightning_callback",
+    "finetune": "genbound.finetune.run",
+    "Settings": "genbound.finetune.settings",
 }
 __all__ = [*_WHERE]
 

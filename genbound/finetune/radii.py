@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor
 
 from genbound.errors import GenboundError
@@ -35,13 +34,18 @@ def resolve_radii(names: Iterable[str], radius: float | Mapping[str, float]) -> 
     return found
 
 
-def relative_radii(init: Mapping[str, Tensor], fraction: float) -> dict[str, float]:
-    r"""Radii :math:`\mathrm{fraction}\cdot\|W_i^{(s)}\|_F`, so that one number suits layers of every size.
+def relative_radii(init: Mapping[str, Tensor], fraction: float, norm: str = "frobenius") -> dict[str, float]:
+    r"""Radii :math:`\mathrm{fraction}\cdot\|W_i^{(s)}\|`, so that one number suits layers of every size.
 
     A layer that starts from zero (a new head) has no scale of its own and stays free.
     """
-    norms = {name: float(torch.linalg.vector_norm(w, dtype=torch.float64)) for name, w in init.items() if w.dim() >= 2}
-    return {name: fraction * norm if norm > 0 else math.inf for name, norm in norms.items()}
+    found = {}
+    for name, weight in init.items():
+        if weight.dim() >= 2:
+            w = weight.detach().double()
+            size = float(w.norm() if norm == "frobenius" else w.flatten(1).abs().sum(1).max())
+            found[name] = fraction * size if size > 0 else math.inf
+    return found
 
 
 def stage_radii(

@@ -1,0 +1,33 @@
+"""LoRA through PEFT, for networks of any kind."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from genbound.errors import GenboundError
+
+
+def add_adapters(model: nn.Module, head: tuple[str, ...], rank: int) -> nn.Module:
+    """Give every linear layer and convolution outside the head a LoRA adapter; the head is trained in full.
+
+    Args:
+        model: the network.
+        head: parameters of its head.
+        rank: of the adapters; their scaling is 1 (alpha = rank).
+
+    References:
+        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise GenboundError(f"--lora needs PEFT ({error}): pip install 'genbound[finetune]'") from error
+    kinds = (nn.Linear, nn.Conv2d)
+    modules = {name: module for name, module in model.named_modules() if name and f"{name}.weight" not in head}
+    # PEFT wants the rank to be a multiple of the groups, so depthwise convolutions stay frozen.
+    targets = [name for name, m in modules.items() if isinstance(m, kinds) and getattr(m, "groups", 1) == 1]
+    if not targets:
+        raise GenboundError("--lora: the model has no linear layer or convolution outside its head")
+    owners = sorted({name.rpartition(".")[0] for name in head} - {""})
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, modules_to_save=owners or None)
+    return peft.get_peft_model(model, config)

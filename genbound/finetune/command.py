@@ -1,0 +1,93 @@
+"""``genbound finetune``: the options, and the words that a finished run is reported in."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import click
+
+
+def option(name: str, kind: Any, help: str, **more: Any):
+    return click.option(f"--{name}", type=kind, help=help, **more)
+
+
+OPTIONS = [
+    click.argument("init", type=click.Path()),
+    option("data", str, "Training data: npz:FILE, csv:FILE?text=…&label=…, FILE.py:function.", required=True),
+    option("out", click.Path(), "Folder of the run; the same command continues a stopped one.", required=True),
+    option("model", str, "hf[:AutoModelFor…], FILE.py:factory or pkg.mod:factory."),
+    option("test-data", str, "Samples to report the accuracy on."),
+    option("classes", int, "Number of classes, where the training labels do not show all."),
+    option("epochs", int, "Passes over the training samples.  [default: 5]"),
+    option("batch-size", int, "Samples in a forward pass.  [default: 32]"),
+    option("accumulation", int, "Forward passes in an optimizer step.  [default: 1]"),
+    option("lr", float, "Largest learning rate of Adam.  [default: 1e-4]"),
+    option("schedule", str, "linear, constant or cosine.  [default: linear]"),
+    option("warmup", float, "Share of the steps in which the learning rate rises."),
+    option("clip", float, "Largest norm of the gradient; 0 switches it off.  [default: 1]"),
+    option("precision", str, "float32 or bfloat16 (mixed).  [default: float32]"),
+    option("device", str, "cpu or cuda.  [default: cpu]"),
+    option("seed", int, "Of all randomness."),
+    option("radius", str, "Largest distance of a layer: D, D% of its norm, or PATTERN=D,…"),
+    option("radius-scale", float, "s of the schedule D, D, D·s, D·s² over four stages of depth."),
+    option("norm", str, "Of the distance: frobenius or mars."),
+    option("head-radius", float, "Largest norm of the output head."),
+    option("norm-layers", float, "Largest change of a normalisation layer's scale."),
+    option("noise", str, "Add label noise: symmetric:P, symmetric-redraw:P, FILE (matrix), labels:FILE."),
+    option("confusion", str, "Correct the loss for F: known, symmetric:P, FILE, anchor or dual-t."),
+    option("correction", str, "backward or forward.  [default: backward]"),
+    option("estimation-epochs", int, "Epochs of the run that anchor and dual-t estimate from.  [default: 2]"),
+    option("weight-decay", float, "Baseline: decoupled weight decay."),
+    option("label-smoothing", float, "Baseline: label smoothing."),
+    option("mixup", float, "Baseline: mixup with Beta(A, A)."),
+    option("distance-penalty", float, "Baseline: L2-SP, λ/2 |w - w0|²."),
+    option("lora", int, "Baseline: LoRA of this rank."),
+    option("sam", float, "Baseline: sharpness-aware minimisation, radius rho."),
+    option("noise-stability", float, "Baseline: two-sided weight noise of this σ."),
+    option("validation", float, "Share of the training samples to hold out."),
+    option("early-stopping", int, "Baseline: stop after so many epochs without a better validation accuracy."),
+    option("save-steps", int, "Steps between checkpoints (default: once an epoch)."),
+]
+
+
+@click.command("finetune")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
+    """Fine-tune INIT on noisy or clean labels, with consistent losses and distance constraints.
+
+    Everything goes to DIR: pretrained/ (INIT with the head that training starts from), finetuned/, run.json. `genbound
+    evaluate DIR/finetuned DIR/pretrained` measures the result.
+    """
+    from genbound.finetune.run import finetune as run
+    from genbound.finetune.settings import Settings
+
+    chosen = {field.name: given[field.name] for field in fields(Settings) if given.get(field.name) is not None}
+    record = run(
+        init, data, out, model=given["model"], test_data=given["test_data"], num_classes=given["classes"],
+        settings=Settings(**chosen),
+    )  # fmt: skip
+    click.echo(summary(record))
+    click.echo(f"checkpoint in {out}/finetuned, record in {out}/run.json", err=True)
+
+
+for decorate in reversed(OPTIONS):
+    finetune = decorate(finetune)
+
+
+def summary(record: dict[str, Any]) -> str:
+    """The record of a run as a table."""
+    from tabulate import tabulate
+
+    words = {
+        "train_observed": "training accuracy, observed labels",
+        "train_given": "training accuracy, labels before the noise",
+        "validation": "validation accuracy",
+        "test": "test accuracy",
+    }
+    rows = [(words[name], f"{value:.4f}") for name, value in record["accuracy"].items()]
+    rows.append(("largest distance of a layer", f"{max(record['distances'].values()):.4g}"))
+    rows.append(("training samples", record["num_train"]))
+    rows.append(("epochs", f"{record['epochs_run']:g}"))
+    rows.append(("wrong labels added", f"{record['noise_rate']:.1%}"))
+    return tabulate(rows, headers=("", "value"), tablefmt="github", disable_numparse=True)

@@ -1,0 +1,73 @@
+"""What a run leaves behind: checkpoints that describe themselves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from genbound import huggingface
+from genbound.finetune.start import Start
+from genbound.models import SIDECAR
+
+DATA_FILE = '''"""The training samples of this run, with the labels that it saw."""
+
+from pathlib import Path
+
+from genbound.finetune.training_data import samples_of_run
+
+
+def train():
+    return samples_of_run(Path(__file__).parent)
+'''
+
+
+def save_network(model: nn.Module, folder: Path, start: Start) -> None:
+    """Write a checkpoint: a Hugging Face directory with its tokenizer, or ``model.safetensors`` with a sidecar.
+
+    The folder appears whole or not at all.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    if hasattr(model, "save_pretrained"):
+        with huggingface.quiet():
+            model.save_pretrained(temporary)
+            if (tokenizer := start.tokenizer()) is not None:
+                tokenizer.save_pretrained(temporary)
+    else:
+        kept = dict(model.named_parameters()) | dict(model.named_buffers())  # tied weights once
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in kept.items() if name in model.state_dict()},
+            temporary / "model.safetensors",
+        )
+        if start.spec is not None:
+            _write_yaml(temporary / SIDECAR, {"model": start.spec})
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def write_data_file(out: Path) -> None:
+    """A data function for ``genbound evaluate``: the samples trained on, with the labels trained on."""
+    (out / "data.py").write_text(DATA_FILE, encoding="utf-8")
+
+
+def write_sidecar(out: Path, record: dict[str, Any]) -> None:
+    """Say beside the fine-tuned checkpoint what it is measured with."""
+    entries = {
+        "model": record["model"],
+        "init": "../pretrained",
+        "data": f"{(out / 'data.py').resolve()}:train",
+        "test_data": record["test_data"],
+    }
+    _write_yaml(out / "finetuned" / SIDECAR, {name: value for name, value in entries.items() if value is not None})
+
+
+def _write_yaml(path: Path, content: dict[str, Any]) -> None:
+    import yaml
+
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

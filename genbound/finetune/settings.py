@@ -1,0 +1,132 @@
+"""What decides a fine-tuning run, in one place: every field changes the result, and all are recorded with it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from genbound.errors import GenboundError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of ``genbound finetune``; the defaults are plain fine-tuning.
+
+    Attributes:
+        epochs, batch_size, accumulation, lr, schedule, warmup, clip, precision, device, seed: of the training loop. A step sees
+            ``batch_size * accumulation`` samples; ``warmup`` is a share of all steps; ``clip`` is the largest gradient norm (0: off).
+        radius: ``D`` (absolute), ``D%`` (of the pretrained layer's Frobenius norm) or ``PATTERN=D,PATTERN=D%``; ``None``: no constraint.
+        radius_scale: s of the stage schedule D, D, D·s, D·s².
+        norm: ``frobenius`` or ``mars``.
+        head_radius: of the output head, around zero.
+        norm_layers: D of the normalisation layers.
+        noise: label noise to add: ``symmetric:P``, ``symmetric-redraw:P``, ``FILE`` of a matrix F, or ``labels:FILE`` of observed labels.
+        confusion: F to correct the loss for: ``known`` (that of ``noise``), ``symmetric:P``, ``symmetric-redraw:P``, ``FILE``, or
+            estimated: ``anchor``, ``dual-t``.
+        correction: ``backward`` or ``forward``.
+        estimation_epochs: of the uncorrected run that F is estimated from.
+        weight_decay, label_smoothing, mixup, distance_penalty, lora, sam, noise_stability: baselines: decoupled decay; mass on the other
+            classes; alpha of the Beta distribution; L2-SP's factor; rank; radius rho; sigma of the two-sided noise.
+        validation: share of the training samples held out.
+        early_stopping: epochs without a better validation accuracy after which training stops; the best epoch is kept.
+        save_steps: optimizer steps between checkpoints (0: once an epoch).
+    """
+
+    epochs: int = 5
+    batch_size: int = 32
+    accumulation: int = 1
+    lr: float = 1e-4
+    schedule: str = "linear"
+    warmup: float = 0.0
+    clip: float = 1.0
+    precision: str = "float32"
+    device: str = "cpu"
+    seed: int = 0
+    radius: str | None = None
+    radius_scale: float = 1.0
+    norm: str = "frobenius"
+    head_radius: float | None = None
+    norm_layers: float | None = None
+    noise: str | None = None
+    confusion: str | None = None
+    correction: str = "backward"
+    estimation_epochs: int = 2
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    distance_penalty: float = 0.0
+    lora: int = 0
+    sam: float = 0.0
+    noise_stability: float = 0.0
+    validation: float = 0.0
+    early_stopping: int = 0
+    save_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation", "estimation_epochs"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("weight_decay", "mixup", "distance_penalty", "lora", "sam", "noise_stability", "early_stopping"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        for name in ("save_steps", "clip"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("head_radius", "norm_layers"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) >= 0, "0 or more")
+        self._require("lr", 0 < self.lr < math.inf, "positive")
+        self._require("radius_scale", 0 < self.radius_scale < math.inf, "positive")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        self._require("warmup", 0 <= self.warmup <= 1, "in [0, 1]")
+        self._require("validation", 0 <= self.validation < 1, "in [0, 1)")
+        for name, allowed in (
+            ("schedule", ("linear", "constant", "cosine")),
+            ("precision", ("float32", "bfloat16")),
+            ("norm", ("frobenius", "mars")),
+            ("correction", ("backward", "forward")),
+        ):
+            self._require(name, getattr(self, name) in allowed, " or ".join(allowed))
+        if self.sam and self.noise_stability:
+            raise GenboundError("--sam and --noise-stability both perturb the weights: choose one")
+        if self.early_stopping and not self.validation:
+            raise GenboundError("--early-stopping needs held-out samples: add --validation 0.1")
+        if self.confusion == "known" and (self.noise is None or self.noise.startswith("labels:")):
+            raise GenboundError("--confusion known is the matrix of --noise: give that as symmetric:P or as a matrix")
+        parse_radius(self.radius or "inf")
+
+    def _require(self, name: str, fine: bool, what: str) -> None:
+        if not fine:
+            raise GenboundError(f"--{name.replace('_', '-')} must be {what}, not {getattr(self, name)!r}")
+
+    @property
+    def is_constrained(self) -> bool:
+        return self.radius is not None or self.head_radius is not None or self.norm_layers is not None
+
+
+def parse_radius(text: str) -> list[tuple[str, float, bool]]:
+    """``(pattern, number, whether it is a share of the layer's norm)`` for each part of ``--radius``.
+
+    Example:
+        >>> parse_radius("encoder.*=5%,*=0.2")
+        [('encoder.*', 0.05, True), ('*', 0.2, False)]
+    """
+    parts: list[tuple[str, float, bool]] = []
+    for part in filter(None, (p.strip() for p in str(text).split(","))):
+        pattern, equals, value = part.rpartition("=")
+        try:
+            number = float(re.sub(r"%$", "", value))
+        except ValueError:
+            number = -1.0
+        if not number >= 0 or (equals and not pattern):
+            raise GenboundError(
+                f"--radius {part!r} is not understood: use D, D% or PATTERN=D,… (inf leaves layers free)"
+            )
+        relative = value.endswith("%")
+        parts.append((pattern or "*", number / 100 if relative else number, relative))
+    if not parts:
+        raise GenboundError("--radius is empty: use D, D% or PATTERN=D,…")
+    return parts
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """``name: old -> new`` for whatever two records of settings disagree on."""
+    return [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]

@@ -1,0 +1,130 @@
+"""Where fine-tuning starts: the pretrained weights in a network with a head for the task's classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genbound import huggingface
+from genbound.checkpoint import Signature, StateFile, align, read_state
+from genbound.errors import GenboundError
+from genbound.models import SIDECAR, _sidecar_model, head_names
+from genbound.user_code import call_user, rng_untouched
+
+
+@dataclass
+class Start:
+    """A network before its fine-tuning.
+
+    Attributes:
+        model: with the pretrained weights, and a seeded random head where INIT has none that fits.
+        head: parameters of the output head.
+        new: those that INIT did not give.
+        spec: the model SPEC that builds it again; ``None`` for a directory that describes itself.
+        rule: what chose the architecture.
+        tokenizer_dir: directory with a tokenizer.
+        sha256: of INIT.
+    """
+
+    model: nn.Module
+    head: tuple[str, ...]
+    new: tuple[str, ...]
+    spec: str | None
+    rule: str
+    tokenizer_dir: Path | None
+    sha256: str
+
+    def tokenizer(self) -> Any:
+        return None if self.tokenizer_dir is None else huggingface.load_tokenizer(self.tokenizer_dir)
+
+
+def tokenizer_of(init: str | os.PathLike) -> Any:
+    """INIT's tokenizer, if there is one: text can then be read before the model is built."""
+    path = Path(init).expanduser()
+    folder = huggingface.tokenizer_folder(path if path.is_dir() else path.parent)
+    return None if folder is None else huggingface.load_tokenizer(folder)
+
+
+def build_start(
+    init: str | os.PathLike, model: Any, num_classes: int, label2id: Mapping[str, int] | None, images: bool, seed: int
+) -> Start:
+    """Build the network that ``model``, a sidecar or INIT itself names and put INIT's weights in.
+
+    Args:
+        init: pretrained checkpoint.
+        model: model SPEC, a factory, or ``None``.
+        num_classes: of the task; a head of another size is drawn anew.
+        label2id: names of the classes, for the config of a transformers model.
+        images: the inputs are images, not text; decides which head a base transformers model gets.
+        seed: of the head.
+
+    Raises:
+        GenboundError: no architecture, or INIT does not fit it.
+    """
+    file = read_state(init)
+    spec = model if model is not None else _sidecar_model(file.directory / SIDECAR)
+    base = "." if model is not None else file.directory
+    with rng_untouched():
+        torch.manual_seed(seed)  # draws the head
+        if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "hf"):
+            auto = spec.partition(":")[2] if isinstance(spec, str) else ""
+            network, new, rule = _of_hub_class(file, auto, num_classes, label2id, images)
+            spec = None
+        else:
+            network, new, rule = _of_factory(file, spec, base)
+            if isinstance(spec, str):
+                spec = _absolute(spec, base)
+    sharing = huggingface.tokenizer_folder(file.directory)
+    huggingface.name_padding(network, sharing)
+    head = head_names(network)
+    stray = [name for name in new if name not in head]
+    if stray:
+        raise GenboundError(
+            f"INIT {str(init)!r} lacks {len(stray)} weights of the model that are not its head ({', '.join(stray[:3])}): "
+            "is it a checkpoint of this architecture?"
+        )
+    return Start(network.float(), head, new, spec if isinstance(spec, str) else None, rule, sharing, file.sha256)
+
+
+def _absolute(spec: str, base: Any) -> str:
+    source, _, name = spec.rpartition(":")
+    return f"{Path(base, source).expanduser().resolve()}:{name}" if source.endswith(".py") else spec
+
+
+def _of_hub_class(file: StateFile, auto: str, num_classes, label2id, images) -> tuple[nn.Module, tuple[str, ...], str]:
+    if file.config is None:
+        raise GenboundError(f"{str(file.path)!r} does not say which network it belongs to: add --model FILE.py:factory")
+    written = (file.config.get("architectures") or [""])[0]
+    if not auto and not written.endswith("Classification"):
+        auto = "AutoModelForImageClassification" if images else "AutoModelForSequenceClassification"
+    cls, config, choice = huggingface.resolve_class(file.directory, auto)
+    if config.num_labels != num_classes or label2id:
+        config.num_labels = num_classes
+        names = label2id or {f"LABEL_{i}": i for i in range(num_classes)}
+        if len(names) == num_classes:
+            config.label2id, config.id2label = dict(names), {i: name for name, i in names.items()}
+    network, state, _ = huggingface.load_through(cls, config, file.tensors)
+    given = {name for name, value in state.items() if not value.is_meta}
+    return network, tuple(name for name, _ in network.named_parameters() if name not in given), choice
+
+
+def _of_factory(file: StateFile, spec: Any, base: Any) -> tuple[nn.Module, tuple[str, ...], str]:
+    call: Callable[[], Any] = spec if callable(spec) else lambda: call_user(spec, base, "model factory")
+    network = call()
+    if not isinstance(network, nn.Module):
+        raise GenboundError(f"model {spec!r} returns {type(network).__name__}; a factory must return a torch.nn.Module")
+    fresh = network.state_dict()
+    alignment = align(Signature.of(network), fresh, file.tensors, head_names(network))
+    with torch.no_grad():
+        for name, value in fresh.items():
+            if name in alignment.init and name not in alignment.new_head:
+                source: Tensor = file.tensors[alignment.init[name]]
+                if source.shape == value.shape:
+                    value.copy_(source)
+    return network, alignment.new_head, f"--model {spec}"

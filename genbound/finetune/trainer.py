@@ -1,0 +1,231 @@
+"""The training loop: Hugging Face's Trainer, for any module and any samples.
+
+Why this loop: it is the one that users of transformers have anyway, it takes any ``nn.Module``, and with accelerate below
+it brings mixed precision, gradient accumulation, distributed data parallel, and checkpoints that hold the optimizer, the schedule, the
+place in the data and the random states. What is added here: the loss of the run, steps at perturbed weights, checkpoints with
+every buffer and tie, and a mark that says a checkpoint is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from genbound.data import Samples
+from genbound.errors import GenboundError
+from genbound.finetune.consistent_loss import IGNORED
+from genbound.finetune.mixup import mix
+from genbound.finetune.perturbation import SharpnessAware, TwoSidedNoise
+from genbound.finetune.settings import Settings
+from genbound.forward import call_arguments, scores
+
+try:
+    import accelerate  # noqa: F401 - the Trainer asks for it only when it is built
+    from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+except ImportError as error:
+    raise GenboundError(
+        f"genbound finetune needs a training loop ({error}): pip install 'genbound[finetune]'"
+    ) from error
+
+WEIGHTS = "weights.pt"
+WHOLE = "whole"  # written last: a checkpoint without it was being written when the process died
+
+
+class Places(Dataset):
+    """The places of the samples; reading them is the collator's work, because some samples only stack as a batch."""
+
+    def __init__(self, places: list[int]):
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> int:
+        return self.places[i]
+
+
+class FineTuner(Trainer):
+    """The Trainer with a per-sample loss of ours.
+
+    Args:
+        model: the network.
+        samples: training samples; ``places`` are those to train on, ``held_out`` those to validate on.
+        per_sample: ``(logits, labels) -> [N]``.
+        penalty: added to the mean loss, a function of nothing; ``None`` for none.
+        settings: of the run.
+        folder: where checkpoints go.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        places: list[int],
+        held_out: list[int],
+        per_sample: Callable[[Tensor, Tensor], Tensor],
+        penalty: Callable[[], Tensor] | None,
+        settings: Settings,
+        folder: Path,
+        callbacks: list[TrainerCallback],
+    ):
+        self.per_sample, self.penalty, self.settings = per_sample, penalty, settings
+        self.perturbation = None
+        if settings.sam:
+            self.perturbation = SharpnessAware(settings.sam)
+        elif settings.noise_stability:
+            self.perturbation = TwoSidedNoise(settings.noise_stability)
+
+        def collate(chosen: list[int]) -> dict[str, Any]:
+            batch = samples.batch(chosen)
+            return {"inputs": batch.inputs, "labels": batch.targets}
+
+        super().__init__(
+            model,
+            arguments(settings, folder, evaluates=bool(held_out)),
+            data_collator=collate,
+            train_dataset=Places(places),
+            eval_dataset=Places(held_out) if held_out else None,
+            compute_loss_func=lambda *_: (
+                None
+            ),  # its presence makes the Trainer count the samples of all parts of a batch
+            compute_metrics=_accuracy if held_out else None,
+            callbacks=[*callbacks, Marks(), Progress()],
+        )
+        self.remove_callback(PrinterCallback)
+        if settings.early_stopping:
+            self.add_callback(EarlyStoppingCallback(settings.early_stopping))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        batch, labels = inputs["inputs"], inputs["labels"]
+        other, share = labels, 1.0
+        if self.settings.mixup and model.training:
+            batch, other, share = mix(model, batch, labels, self.settings.mixup)
+        args, kwargs = call_arguments(batch)
+        logits = scores(model(*args, **kwargs))
+        values = self.per_sample(logits, labels)
+        if share < 1.0:
+            values = share * values + (1 - share) * self.per_sample(logits, other)
+        counted = (labels != IGNORED).sum()
+        count = counted if num_items_in_batch is None else num_items_in_batch
+        loss = values.sum() / count
+        if self.penalty is not None and model.training:
+            loss = loss + self.penalty() * (counted / count)  # once a step, however many parts the batch has
+        if num_items_in_batch is not None and model.training:
+            loss = loss * self.accelerator.num_processes  # DDP takes the mean over the processes
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        def backward():
+            return super(FineTuner, self).training_step(model, dict(inputs), num_items_in_batch)
+
+        return backward() if self.perturbation is None else self.perturbation.step(model, backward)
+
+    # Whole state dicts: an adapter's own file lacks the buffers, and safetensors refuses ties.
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            torch.save(self.model.state_dict(), Path(output_dir, WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self):
+        load_weights(self.model, Path(self.state.best_model_checkpoint))
+
+
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
+    model.load_state_dict(torch.load(checkpoint / WEIGHTS, map_location="cpu", weights_only=True))
+
+
+def arguments(settings: Settings, folder: Path, evaluates: bool) -> TrainingArguments:
+    """The run's settings in the Trainer's words."""
+    saving = "steps" if settings.save_steps else "epoch"
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=128,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.lr,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup if settings.warmup < 1 else 0.999,  # below 1 it is a share of all steps
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        optim="adamw_torch",
+        bf16=settings.precision == "bfloat16",
+        use_cpu=settings.device == "cpu",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        save_strategy="epoch" if settings.early_stopping else saving,
+        save_steps=settings.save_steps or 500,
+        save_total_limit=2,  # the last whole one is still there while the next is written
+        eval_strategy="epoch" if evaluates else "no",
+        load_best_model_at_end=bool(settings.early_stopping),
+        metric_for_best_model="accuracy" if settings.early_stopping else None,
+        greater_is_better=True if settings.early_stopping else None,
+        logging_strategy="epoch",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=False,
+    )
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; those that were not are removed."""
+    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
+    for step in sorted(found, reverse=True):
+        if (found[step] / WHOLE).is_file():
+            return found[step]
+        shutil.rmtree(found[step])
+    return None
+
+
+class Marks(TrainerCallback):
+    """Marks a checkpoint as whole."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).touch()
+
+
+class Progress(TrainerCallback):
+    """A bar on standard error, with the loss of the last epoch."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = None
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step", mininterval=2,
+                file=sys.stderr, disable=None,
+            )  # fmt: skip
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.bar is not None and logs:
+            short = {"loss": "loss", "eval_accuracy": "validation"}
+            shown = {short[name]: f"{logs[name]:.3f}" for name in short if name in logs}
+            self.bar.set_postfix(shown, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _accuracy(prediction: Any) -> dict[str, float]:
+    logits, labels = prediction.predictions, prediction.label_ids
+    return {"accuracy": float((logits.argmax(-1) == labels).mean())}
