@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def _finetune(init, data, out, model, test_data, num_classes, settings: Settings
         settings.seed,
     )
     identity = {
-        **asdict(settings), "init": start.sha256, "data": Relabelled(samples, task.observed).digest(), "rule": start.rule,
+        **settings.record(), "init": start.sha256, "data": Relabelled(samples, task.observed).digest(), "rule": start.rule,
         "genbound": genbound.__version__,
     }  # fmt: skip
     if finished := _continue(out, identity):
@@ -109,7 +109,7 @@ def _finetune(init, data, out, model, test_data, num_classes, settings: Settings
     save_network(network, out / "finetuned", start)
 
     record = {
-        "settings": asdict(settings), "init": str(init), "data": data if isinstance(data, str) else None,
+        "settings": settings.record(), "init": str(init), "data": data if isinstance(data, str) else None,
         "test_data": test_data if isinstance(test_data, str) else None, "model": start.spec, "rule": start.rule,
         "label2id": None if samples.label2id is None else dict(samples.label2id), "num_classes": task.num_classes,
         "num_train": len(task.train), "num_held_out": len(task.held_out), "confusion": None if confusion is None else confusion.tolist(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from genbound.errors import GenboundError
@@ -96,6 +96,10 @@ class Settings:
     def _require(self, name: str, fine: bool, what: str) -> None:
         if not fine:
             raise GenboundError(f"--{name.replace('_', '-')} must be {what}, not {getattr(self, name)!r}")
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON has them: it knows no infinity."""
+        return {name: "inf" if value == math.inf else value for name, value in asdict(self).items()}
 
     @property
     def is_constrained(self) -> bool:

@@ -1,0 +1,295 @@
+"""A run from files to files: options, records, resume, and what `evaluate` makes of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import genbound
+from genbound.cli import main
+from genbound.errors import GenboundError
+
+pytest.importorskip("transformers", reason="needs transformers")
+pytest.importorskip("accelerate", reason="needs accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+NET = """
+import time
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU())
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        time.sleep({pause} * self.training)
+        return self.fc(self.body(x))
+
+def make():
+    return Net()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "nets.py").write_text(NET.format(pause=0))
+    stream = torch.Generator().manual_seed(0)
+    x = torch.randn(90, 6, generator=stream)
+    y = (x[:, :3] + 0.3 * torch.randn(90, 3, generator=stream)).argmax(1)
+    np.savez(tmp_path / "train.npz", x=x[:60].numpy(), y=y[:60].numpy())
+    np.savez(tmp_path / "test.npz", x=x[60:].numpy(), y=y[60:].numpy())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU())
+    save_file({f"body.{name}": value for name, value in body.state_dict().items()}, tmp_path / "init.safetensors")
+    return tmp_path
+
+
+def arguments(folder, out, *more):
+    return [
+        "finetune", str(folder / "init.safetensors"), "--model", f"{folder / 'nets.py'}:make", "--data", f"npz:{folder / 'train.npz'}",
+        "--test-data", f"npz:{folder / 'test.npz'}", "--out", str(out), "--epochs", "3", "--batch-size", "16", "--lr", "0.05", *more,
+    ]  # fmt: skip
+
+
+def weights(out):
+    return load_file(Path(out) / "finetuned" / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def record(out):
+    return json.loads((Path(out) / "run.json").read_text())
+
+
+def test_a_run_and_its_evaluation(folder, capsys):
+    out = folder / "run"
+    assert main(arguments(folder, out, "--noise", "symmetric:0.4", "--confusion", "known", "--radius", "0.3")) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    run = record(out)
+    assert max(run["distances"][f"body.{i}.weight"] for i in (0, 4)) <= 0.3
+    assert run["distances"]["body.0.weight"] == pytest.approx(0.3, rel=1e-3)
+    start = load_file(out / "pretrained" / "model.safetensors")
+    pretrained = load_file(folder / "init.safetensors")
+    assert all(torch.equal(start[name], value) for name, value in pretrained.items() if name in start)
+    for name in ("body.0.weight", "body.4.weight", "fc.weight"):
+        assert (weights(out)[name].double() - start[name].double()).norm() <= 0.3
+    with np.load(out / "labels.npz") as stored:
+        assert run["noise_rate"] == pytest.approx((stored["observed"] != stored["given"]).mean())
+        assert 0.2 < run["noise_rate"] < 0.6
+    # The sidecar names the model, the data file the labels that were trained on.
+    data = ["--data", f"{out / 'data.py'}:train", "--test-data", f"npz:{folder / 'test.npz'}"]
+    pair = ["evaluate", str(out / "finetuned"), str(out / "pretrained")]
+    assert main([*pair, *data, "--measures", "losses,displacement_norm", "--out", str(folder / "measured")]) == 0
+    measured = json.loads((folder / "measured" / "results.json").read_text())["quantities"]
+    assert measured["losses"]["train_error"] == pytest.approx(1 - run["accuracy"]["train_observed"])
+    assert measured["losses"]["test_error"] == pytest.approx(1 - run["accuracy"]["test"])
+    for name, value in run["distances"].items():
+        assert measured["displacement_norm"]["layers"][name]["value"] == pytest.approx(value, rel=1e-5)
+
+
+def test_no_noise_and_no_bound_is_plain_fine_tuning_bit_for_bit(folder, capsys):
+    np.savetxt(folder / "identity.csv", np.eye(3), delimiter=",")
+    for name, more in {
+        "plain": (),
+        "robust": ("--radius", "inf", "--confusion", str(folder / "identity.csv"), "--norm-layers", "inf"),
+        "mars": ("--radius", "inf", "--norm", "mars", "--confusion", "symmetric:0", "--correction", "forward"),
+        "baselines": ("--mixup", "0", "--label-smoothing", "0", "--weight-decay", "0", "--distance-penalty", "0"),
+    }.items():
+        assert main(arguments(folder, folder / name, *more)) == 0
+    assert all(same(weights(folder / "plain"), weights(folder / name)) for name in ("robust", "mars", "baselines"))
+    assert main(arguments(folder, folder / "seed", "--seed", "1")) == 0
+    assert not same(weights(folder / "plain"), weights(folder / "seed"))
+    capsys.readouterr()
+
+
+BASELINES = [
+    ("--sam", "0.05"),
+    ("--noise-stability", "0.05"),
+    ("--mixup", "0.5"),
+    ("--weight-decay", "0.5"),
+    ("--label-smoothing", "0.2"),
+    ("--distance-penalty", "0.5"),
+    ("--validation", "0.25", "--early-stopping", "1"),
+    ("--accumulation", "2", "--precision", "bfloat16", "--radius", "0.2", "--norm", "mars"),
+    ("--noise", "symmetric:0.3", "--confusion", "dual-t", "--estimation-epochs", "1", "--head-radius", "0.4"),
+    (
+        "--radius",
+        "body.*=10%,fc.*=0.2",
+        "--radius-scale",
+        "0.5",
+        "--correction",
+        "forward",
+        "--confusion",
+        "symmetric-redraw:0.2",
+    ),
+]
+
+
+@pytest.mark.parametrize("more", BASELINES, ids=lambda more: more[0].lstrip("-"))
+def test_every_baseline_changes_the_result_and_repeats(folder, capsys, more):
+    assert main(arguments(folder, folder / "plain")) == 0
+    for name in ("once", "again"):
+        assert main(arguments(folder, folder / name, *more)) == 0
+    assert same(weights(folder / "once"), weights(folder / "again"))
+    assert not same(weights(folder / "once"), weights(folder / "plain"))
+    capsys.readouterr()
+
+
+def test_adapters(folder, capsys):
+    pytest.importorskip("peft", reason="needs PEFT")
+    out = folder / "lora"
+    assert main(arguments(folder, out, "--lora", "2", "--radius", "0.2", "--head-radius", "0.5")) == 0
+    start, end = load_file(out / "pretrained" / "model.safetensors"), weights(out)
+    assert start.keys() == end.keys()
+    for name in ("body.0.weight", "body.4.weight"):
+        v = end[name].double() - start[name].double()
+        assert 0 < v.norm() <= 0.2 * (1 + 1e-5) and torch.linalg.matrix_rank(v, rtol=1e-4) <= 2
+    assert 0 < end["fc.weight"].double().norm() <= 0.5
+    assert not torch.equal(start["body.1.running_mean"], end["body.1.running_mean"])  # adapters keep the statistics too
+    capsys.readouterr()
+
+
+def test_early_stopping_keeps_the_best_epoch(folder, capsys):
+    out = folder / "stopped"
+    assert (
+        main(arguments(folder, out, "--validation", "0.25", "--early-stopping", "2", "--epochs", "30", "--lr", "0.5"))
+        == 0
+    )
+    run = record(out)
+    seen = [row["eval_accuracy"] for row in run["history"] if "eval_accuracy" in row]
+    assert run["epochs_run"] < 30 and len(seen) == run["epochs_run"]
+    assert run["accuracy"]["validation"] == pytest.approx(max(seen))
+    assert (run["num_train"], run["num_held_out"]) == (45, 15)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--save-steps", "3"),
+        ("--sam", "0.05", "--radius", "0.2"),
+        ("--lora", "2", "--mixup", "0.5", "--save-steps", "5"),
+    ],
+)
+@pytest.mark.slow
+def test_killed_runs_continue_to_the_same_checkpoint(folder, capsys, more):
+    if "--lora" in more:
+        pytest.importorskip("peft", reason="needs PEFT")
+    assert main(arguments(folder, folder / "whole", "--epochs", "6", *more)) == 0
+    slow = folder / "slow"
+    slow.mkdir()
+    (slow / "nets.py").write_text(NET.format(pause=0.1))
+    out = folder / "killed"
+    command = arguments(folder, out, "--epochs", "6", *more)
+    environment = {**os.environ, "PYTHONPATH": str(Path(genbound.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    # The same factory file name and code, only slower: the run is one and the same.
+    fast = (folder / "nets.py").read_text()
+    (folder / "nets.py").write_text(NET.format(pause=0.1))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "genbound.cli", *command],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    begin = time.monotonic()
+    while not list(out.glob("checkpoints/checkpoint-*/whole")):
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() - begin < 120
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "run.json").exists()
+    # A checkpoint that was being written when the process died is not continued from.
+    half = out / "checkpoints" / "checkpoint-99"
+    half.mkdir()
+    (half / "trainer_state.json").write_text("{}")
+    (folder / "nets.py").write_text(fast)
+    assert main(command) == 0
+    assert same(weights(folder / "whole"), weights(out)) and not half.exists()
+    assert record(out)["accuracy"] == record(folder / "whole")["accuracy"]
+    capsys.readouterr()
+
+
+def test_a_finished_run_is_not_repeated_and_another_is_refused(folder, capsys):
+    out = folder / "run"
+    assert main(arguments(folder, out)) == 0
+    stamp = (out / "finetuned" / "model.safetensors").stat().st_mtime_ns
+    assert main(arguments(folder, out)) == 0
+    assert (out / "finetuned" / "model.safetensors").stat().st_mtime_ns == stamp
+    capsys.readouterr()
+    assert main(arguments(folder, out, "--lr", "0.01")) == 2
+    error = capsys.readouterr().err
+    assert "other settings (lr: 0.05 -> 0.01)" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--radius", "far"), "--radius 'far'"),
+        (("--radius", "nothing.*=1"), "fits no weight"),
+        (("--noise", "symmetric:lots"), "symmetric:0.4"),
+        (("--confusion", "symmetric:0.6666666666666666"), "singular"),
+        (("--confusion", "known"), "--noise"),
+        (("--sam", "0.1", "--noise-stability", "0.1"), "choose one"),
+        (("--early-stopping", "2"), "--validation"),
+        (("--epochs", "0"), "--epochs must be at least 1"),
+        (("--schedule", "zigzag"), "--schedule"),
+        (("--classes", "2"), "--classes 2"),
+        (("--noise", "labels:none.npy"), "none.npy"),
+        (("--confusion", "none.csv"), "none.csv"),
+        (("--validation", "0.001"), "--validation"),
+    ],
+)
+def test_mistakes_are_one_line(folder, capsys, more, words):
+    assert main(arguments(folder, folder / "run", *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("genbound: error:") and words in error and len(error.splitlines()) == 1
+
+
+def test_an_init_of_another_network(folder, capsys):
+    save_file({"body.0.weight": torch.zeros(8, 7)}, folder / "init.safetensors")
+    assert main(arguments(folder, folder / "run")) == 2
+    assert "INIT" in capsys.readouterr().err
+    (folder / "init.safetensors").unlink()
+    assert main(arguments(folder, folder / "run")) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_from_python_it_leaves_the_random_state_alone(folder):
+    from genbound.finetune import Settings, finetune
+
+    before = torch.get_rng_state()
+    x, y = torch.randn(20, 6, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 3
+    sys.path.insert(0, str(folder))
+    try:
+        import nets
+
+        run = finetune(
+            folder / "init.safetensors",
+            (x, y),
+            folder / "run",
+            model=nets.make,
+            test_data=(x, y),
+            settings=Settings(epochs=1),
+        )
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop("nets", None)
+    assert torch.equal(before, torch.get_rng_state())
+    assert run["accuracy"]["test"] == run["accuracy"]["train_observed"]
+    with pytest.raises(GenboundError, match="classification"):
+        finetune(folder / "init.safetensors", (x, x[:, 0]), folder / "other", settings=Settings(epochs=1))
