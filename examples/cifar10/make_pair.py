@@ -95,13 +95,13 @@ def main() -> None:
     if args.network == "resnet20":
         model, head = pretrain_resnet20(), "head"
         train, test = data.resnet20_train(), data.resnet20_test()
-        epochs, lr = 8, 1e-3
+        epochs, lr = 25, 2e-3
     else:
         if args.weights is None:
             parser.error("efficientnet_lite0 needs --weights")
         model, head = load_efficientnet_lite0(args.weights), "_fc"
         train, test = data.efficientnet_lite0_train(), data.efficientnet_lite0_test()
-        epochs, lr = 2, 5e-4
+        epochs, lr = 5, 5e-4
     for parameter in getattr(model, head).parameters():
         nn.init.zeros_(parameter)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -33,8 +33,9 @@ Departures from the paper, which speaks of plain networks without biases:
 A sample whose Jacobian vanishes constrains nothing and is passed over.
 
 Cost:
-    About ``L (num_probes / 5 + 1.2 + num_draws)`` gradients for L layers (measured), beside the refinement:
-    ``candidates * num_refined`` partial backward passes on single samples for each layer.
+    On the ``num_samples`` samples it looks at, about ``L (num_probes / 5 + 2 + 3 num_draws)`` forward passes' worth for L layers
+    (half as many passes with a forward-mode derivative, the others without), beside the refinement: ``candidates *
+    num_refined`` partial backward passes on single samples for each layer. It is quadratic in the depth, hence few samples.
 Variance:
     Norms of Jacobians are exact for outputs of at most ``exact`` coordinates; others are estimated from random signs w,
     :math:`E\|J^\top w\|^2 = \|J\|_F^2`. The extremum over the samples of noisy ratios would be biased, so ``num_probes`` probes only
@@ -57,8 +58,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from genbound.curvature.sites import Observer, Site, Tangents, find_sites, has_attention
+from genbound.curvature.observer import Observer
+from genbound.curvature.sites import Site, find_sites, has_attention
 from genbound.curvature.uses import ConvolutionUse
 from genbound.errors import GenboundError
 from genbound.estimators.random import normal, rademacher
@@ -74,6 +77,7 @@ class CompressionOptions:
 
     Attributes:
         zeta: fraction of the samples that each number may leave out.
+        num_samples: most samples to take the extrema over, evenly spaced among those of the problem.
         num_probes: random signs per sample and later layer that choose the candidates.
         num_refined: independent ones that measure a candidate.
         candidates: samples for each layer and number.
@@ -83,31 +87,32 @@ class CompressionOptions:
     """
 
     zeta: float = 0.0
-    num_probes: int = 8
+    num_samples: int = 32
+    num_probes: int = 4
     num_refined: int = 64
     candidates: int = 4
     exact: int = 32
     noise: float = 0.1
-    num_draws: int = 2
+    num_draws: int = 1
 
     def __post_init__(self):
         if not 0 <= self.zeta < 1:
             raise GenboundError(f"zeta {self.zeta:g} is a fraction of the samples: 0 <= zeta < 1")
-        if min(self.num_probes, self.candidates) < 1 or self.num_refined < 2 or self.num_draws < 0:
-            raise GenboundError("num_probes and candidates must be at least 1, num_refined at least 2")
+        if min(self.num_samples, self.num_probes, self.candidates) < 1 or self.num_refined < 2 or self.num_draws < 0:
+            raise GenboundError("num_samples, num_probes and candidates must be at least 1, num_refined at least 2")
         if not self.noise > 0:
             raise GenboundError(f"noise {self.noise:g} must be positive")
 
 
-def _draw(kind, context: Context, key, positions: list[int], like: Tensor) -> Tensor:
-    """Random numbers for the samples at the positions: a stream for each block, so that batching changes nothing."""
+def _draw(kind, context: Context, key, numbers: list[int], like: Tensor) -> Tensor:
+    """Random numbers for the samples with these numbers: a stream for each block, so that batching changes nothing."""
     rows = []
     blocks: dict[int, Tensor] = {}
-    for p in positions:
-        if p // BLOCK not in blocks:
-            source = stream(context, NAME, *key, p // BLOCK)
-            blocks[p // BLOCK] = kind((BLOCK, *_per_sample(like, len(positions))), source, like)
-        rows.append(blocks[p // BLOCK][p % BLOCK])
+    for n in numbers:
+        if n // BLOCK not in blocks:
+            source = stream(context, NAME, *key, n // BLOCK)
+            blocks[n // BLOCK] = kind((BLOCK, *_per_sample(like, len(numbers))), source, like)
+        rows.append(blocks[n // BLOCK][n % BLOCK])
     return torch.stack(rows).view_as(like)
 
 
@@ -123,38 +128,51 @@ def _ratio(a: np.ndarray, b: np.ndarray, otherwise: float) -> np.ndarray:
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, otherwise), where=b > 0)
 
 
-def _cotangents(context: Context, site: Site, z: Tensor, positions: list[int], stage: str, num: int):
+def _cotangents(context: Context, site: Site, z: Tensor, numbers: list[int], stage: str, num: int):
     """Directions at a later layer's output and the weight of each: all unit vectors if they are few, else random signs."""
-    dimension = z.numel() // len(positions)
+    dimension = z.numel() // len(numbers)
     if dimension <= context.options.exact:
         for index in range(dimension):
-            unit = torch.zeros(len(positions), dimension, dtype=z.dtype, device=z.device)
+            unit = torch.zeros(len(numbers), dimension, dtype=z.dtype, device=z.device)
             unit[:, index] = 1
             yield unit.view_as(z), 1.0
     else:
         for draw in range(num):
-            yield _draw(rademacher, context, (stage, site.name, draw), positions, z), 1.0 / num
+            yield _draw(rademacher, context, (stage, site.name, draw), numbers, z), 1.0 / num
 
 
 class _Pass:
-    """One forward pass of some samples: the sites, their outputs, and what the operations in between did."""
+    """One forward pass of some samples: the sites, their outputs, and what the operations in between did.
 
-    def __init__(self, problem, names: list[str], positions: list[int]):
-        self.problem, self.positions, self.num = problem, positions, len(positions)
+    ``numbers`` are places in ``chosen``, the positions of all the samples that are looked at.
+    """
+
+    def __init__(self, problem, names: list[str], chosen: list[int], numbers: list[int]):
+        self.problem, self.numbers, self.num = problem, numbers, len(numbers)
+        positions = [chosen[n] for n in numbers]
         self.tape = problem.tape(positions, names)
         self.sites = find_sites(self.tape)
         self.folded = {site.name: site.folded for site in self.sites}
         self.inputs = problem.batch(positions).inputs
         clean = self.observe()
-        self.outputs = [clean.outputs[site.name] for site in self.sites]
+        # In the shape that the graph has them in, which is where derivatives are pulled back to.
+        self.outputs = [clean.outputs[site.name].reshape(_shape(site)) for site in self.sites]
         self.contractions = clean.contractions
         self.norms = [_norm(z, self.num) for z in self.outputs]
 
-    def observe(self, noise: tuple[str, Tensor] | None = None) -> Observer:
-        observer = Observer(self.problem.params, self.folded, self.num, noise)
+    def observe(self, noise: tuple[str, Tensor] | None = None, tangent: tuple[str, Tensor] | None = None) -> Observer:
+        observer = Observer(self.problem.params, self.folded, self.num, noise, tangent)
         with torch.no_grad(), observer:
             self.problem.forward(self.problem.params, self.inputs)
         return observer
+
+    def push(self, i: int, direction: Tensor) -> list[Tensor | None]:
+        """``J_ij u`` at every later site; ``None`` where the later site does not depend on this one."""
+        if i == len(self.sites) - 1:
+            return []
+        with forward_ad.dual_level():
+            tangents = self.observe(tangent=(self.sites[i].name, direction)).tangents
+        return [tangents.get(site.name) for site in self.sites[i + 1 :]]
 
     def upstream(self, j: int) -> list[int]:
         """Earlier sites that site j depends on."""
@@ -167,6 +185,16 @@ class _Pass:
         return list(torch.autograd.grad([self.sites[j].edge], edges, [cotangent], retain_graph=True))
 
 
+def _shape(site: Site) -> tuple[int, ...]:
+    return tuple(int(size) for size in site.edge.node._input_metadata[site.edge.output_nr].shape)
+
+
+def _runs(problem, chosen: list[int], numbers: list[int]) -> list[list[int]]:
+    """The numbered samples in runs that share a forward pass."""
+    number = {chosen[n]: n for n in numbers}
+    return [[number[p] for p in run] for run in problem.batches(list(number))]
+
+
 def _layer_cushions(run: _Pass) -> np.ndarray:
     values = np.full((run.num, len(run.sites)), np.inf)
     for i, site in enumerate(run.sites):
@@ -177,31 +205,30 @@ def _layer_cushions(run: _Pass) -> np.ndarray:
     return values
 
 
-def _smoothness(run: _Pass, tangents: Tangents, context: Context) -> np.ndarray:
+def _smoothness(run: _Pass, context: Context) -> np.ndarray:
     """``1 / rho`` per sample and layer, the largest over later layers and draws."""
     values = np.zeros((run.num, len(run.sites)))
     for i, site in enumerate(run.sites[:-1]):
         for draw in range(context.options.num_draws):
-            noise = _draw(normal, context, ("noise", site.name, draw), run.positions, run.outputs[i])
+            noise = _draw(normal, context, ("noise", site.name, draw), run.numbers, run.outputs[i])
             scale = context.options.noise * run.norms[i] / _norm(noise, run.num)
             flat = noise.reshape(run.num, -1)
             noise = (flat * torch.as_tensor(scale).to(flat).unsqueeze(1)).view_as(noise)
             moved = run.observe((site.name, noise)).outputs
-            for j, tangent in enumerate(tangents.push(i, noise), i + 1):
+            for j, tangent in enumerate(run.push(i, noise), i + 1):
                 if tangent is not None:
-                    rest = _norm(moved[run.sites[j].name] - run.outputs[j] - tangent, run.num)
+                    rest = _norm((moved[run.sites[j].name] - tangent).view_as(run.outputs[j]) - run.outputs[j], run.num)
                     values[:, i] = np.maximum(values[:, i], _ratio(rest, context.options.noise * run.norms[j], 0.0))
     return values
 
 
-def _pilot(problem, names: list[str], context: Context, positions: list[int]) -> Part:
+def _pilot(problem, names: list[str], context: Context, chosen: list[int], numbers: list[int]) -> Part:
     """Everything but the final norms of Jacobians, and for each sample and layer where those may be extreme."""
-    run, options = _Pass(problem, names, positions), context.options
+    run, options = _Pass(problem, names, chosen, numbers), context.options
     num, count = run.num, len(run.sites)
-    tangents = Tangents(run.sites, run.outputs)
     pushed = np.zeros((num, count, count))
     for i in range(count):
-        for j, tangent in enumerate(tangents.push(i, run.outputs[i]), i + 1):
+        for j, tangent in enumerate(run.push(i, run.outputs[i]), i + 1):
             if tangent is not None:
                 pushed[:, i, j] = _ratio(_norm(tangent, num), run.norms[i], 0.0)
     cushion, target = np.full((num, count), np.inf), np.full((num, count), -1)
@@ -212,7 +239,7 @@ def _pilot(problem, names: list[str], context: Context, positions: list[int]) ->
         if not earlier:
             continue
         masses: dict[int, Tensor | float] = dict.fromkeys(earlier, 0.0)
-        for w, weight in _cotangents(context, run.sites[j], run.outputs[j], positions, "pilot", options.num_probes):
+        for w, weight in _cotangents(context, run.sites[j], run.outputs[j], numbers, "pilot", options.num_probes):
             for i, g in zip(earlier, run.pull(j, w, earlier), strict=True):
                 masses[i] = masses[i] + weight * run.sites[i].pixels(g).double()
         for i in earlier:
@@ -234,12 +261,14 @@ def _pilot(problem, names: list[str], context: Context, positions: list[int]) ->
         "cushion": cushion, "target": target, "stretch": stretch,
         "beta": beta, "beta_target": beta_target, "pixel": pixel,
         "contraction": contraction,
-        "roughness": _smoothness(run, tangents, context),
+        "roughness": _smoothness(run, context),
         "output": _norm(run.tape.outputs.detach(), num),
     }  # fmt: skip
 
 
-def _refine(problem, names: list[str], context: Context, j: int, wanted: list[tuple[int, int, int]]) -> Part:
+def _refine(
+    problem, names: list[str], context: Context, chosen: list[int], j: int, wanted: list[tuple[int, int, int]]
+) -> Part:
     """Fresh norms of the Jacobians into site j for ``(sample, i, pixel)`` triples.
 
     Returns ``square``, the squared norm with its variance, and ``share``, the pixel's part of it with its variance.
@@ -248,19 +277,19 @@ def _refine(problem, names: list[str], context: Context, j: int, wanted: list[tu
     for index, (sample, _, _) in enumerate(wanted):
         rows.setdefault(sample, []).append(index)
     found = np.zeros((len(wanted), 4))
-    for positions in problem.batches(sorted(rows)):
-        run = _Pass(problem, names, positions)
-        entries = [index for p in positions for index in rows[p]]
+    for numbers in _runs(problem, chosen, sorted(rows)):
+        run = _Pass(problem, names, chosen, numbers)
+        entries = [index for n in numbers for index in rows[n]]
         earlier = sorted({wanted[index][1] for index in entries})
         square, part, weights = [], [], []
         for w, weight in _cotangents(
-            context, run.sites[j], run.outputs[j], positions, "refine", context.options.num_refined
+            context, run.sites[j], run.outputs[j], numbers, "refine", context.options.num_refined
         ):
             pulled = {
                 i: run.sites[i].pixels(g).double().cpu().numpy()
                 for i, g in zip(earlier, run.pull(j, w, earlier), strict=True)
             }
-            masses = [pulled[wanted[e][1]][positions.index(wanted[e][0])] for e in entries]
+            masses = [pulled[wanted[e][1]][numbers.index(wanted[e][0])] for e in entries]
             square.append([m.sum() for m in masses])
             part.append([m[wanted[e][2]] for m, e in zip(masses, entries, strict=True)])
             weights.append(weight)
@@ -294,12 +323,13 @@ def _candidates(values: np.ndarray, targets: np.ndarray, dropped: int, count: in
 def measure(problem, context: Context) -> Measured:
     options: CompressionOptions = context.options
     names = [layer.name for layer in problem.layers if layer.kind != "unused"]
-    runs = [run for shard in problem.shards() for run in problem.batches(shard)]
-    parts = context.map("pilot", runs, lambda run: _pilot(problem, names, context, run))
+    num = min(options.num_samples, problem.num_samples)
+    chosen = [i * problem.num_samples // num for i in range(num)]
+    runs = _runs(problem, chosen, list(range(num)))
+    parts = context.map("pilot", runs, lambda run: _pilot(problem, names, context, chosen, run))
     pilot = {key: stack(parts, key) for key in parts[0]}
-    num = problem.num_samples
     dropped = int(options.zeta * num + 1e-9)
-    first = _Pass(problem, names, runs[0][:1])
+    first = _Pass(problem, names, chosen, [0])
     sites, count = first.sites, len(first.sites)
 
     wanted: dict[int, list[tuple[int, int, int]]] = {}
@@ -315,7 +345,7 @@ def measure(problem, context: Context) -> Measured:
     refined = dict(
         zip(
             targets,
-            context.map("refine", targets, lambda j: _refine(problem, names, context, j, wanted[j])),
+            context.map("refine", targets, lambda j: _refine(problem, names, context, chosen, j, wanted[j])),
             strict=True,
         )
     )
@@ -421,17 +451,21 @@ def applies_to(problem) -> str | None:
     if has_attention(problem.tape([0], names)):
         return "the compression bound is for networks of layers and activations, not for softmax attention"
     try:
-        _Pass(problem, names, [0])
+        run = _Pass(problem, names, [0], [0])
+        run.push(0, run.outputs[0])
     except KeyError as error:
         return f"the output of layer {error.args[0]} is not that of a convolution or matrix product that can be watched"
+    except NotImplementedError as error:
+        return f"an operation has no forward-mode derivative: {str(error).splitlines()[0]}"
     return None
 
 
 def forecast(problem, options: CompressionOptions) -> float:
     """In gradients over the measured samples, with factors measured on a residual network of 20 layers."""
-    count = len(problem.layers)
-    refined = options.candidates * 2 * options.num_refined / max(1, problem.num_samples)
-    return count * (options.num_probes / 5 + 1.2 + options.num_draws + refined / 5)
+    count, num = len(problem.layers), min(options.num_samples, problem.num_samples)
+    refined = options.candidates * 2 * options.num_refined / max(1, num)
+    share = num / max(1, problem.num_samples)
+    return share * count * (options.num_probes / 5 + 1.2 + options.num_draws + refined / 5)
 
 
 QUANTITY = Quantity(

@@ -1,7 +1,6 @@
 r"""How much noise all weights of the network bear: the sigma of PAC-Bayes bounds, by search.
 
-For the error :math:`\hat E` on the measured samples and one draw of noise shared by all of them, :math:`\sigma` is the
-largest standard deviation (never a variance) with
+For the error :math:`\hat E` on the measured samples, :math:`\sigma` is the largest standard deviation (never a variance) with
 
 .. math:: \mathbb E_U [\hat E(w + U)] \le \hat E(w) + 0.1, \qquad
    U_i \sim \mathcal N(0, s_i^2), \qquad s_i = \sigma
@@ -20,8 +19,11 @@ noise, or the magnitude-aware noise breaks the network through :math:`\epsilon` 
 Sigma is in the unit of the weights, the magnitude-aware ones are relative to them.
 
 Cost:
-    ``num_coarse`` forward passes for each of the first few trials of sigma, ``num_draws`` for each of the about six after
-    them, for each of the three.
+    A draw is one forward pass of ``GROUP`` samples: the measured samples are dealt out to groups, each draw takes the next
+    group, and its rise is against the same group without noise. Most of the variance is between draws, so that many draws
+    on few samples cost less than few draws on many at the same standard error. About 50 draws for each of the three
+    sigmas: ``num_coarse`` for each of the three or four trials that bracket it to a factor of 4, then ``num_draws`` for each
+    of about three that aim at the crossing with the slope seen so far.
 Variance:
     The mean rise at the sigma found is reported with its standard error over the draws (``sem_error``, ``…_sem_error``).
     All trials use the same normals, so that the rise is a nearly monotone function of sigma; sigma is the lower end of
@@ -48,6 +50,7 @@ from genbound.quantities.base import Context, Measured, Part, Quantity, stack, s
 NAME = "flatness"
 START, STEP = 2.0**-6, 4.0  # first trial, and the factor of the trials until the rise is bracketed
 SMALLEST, LARGEST = 2.0**-40, 2.0**20
+GROUP = 64  # samples that share a draw
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,15 @@ class FlatnessOptions:
     Attributes:
         displacement: largest mean rise of the error.
         tolerance: relative width of the interval that sigma is searched to.
-        num_draws: draws of the noise.
+        num_draws: draws of the noise, each on the next group of samples.
         num_coarse: draws while sigma is only bracketed, to a factor of 4; the first ones of the same.
         epsilon: floor of the magnitude-aware standard deviation.
     """
 
     displacement: float = 0.1
     tolerance: float = 0.05
-    num_draws: int = 10
-    num_coarse: int = 3
+    num_draws: int = 12
+    num_coarse: int = 4
     epsilon: float = 1e-3
 
     def __post_init__(self):
@@ -77,9 +80,15 @@ class FlatnessOptions:
             raise GenboundError("2 <= num_coarse <= num_draws is needed: a mean of one draw has no standard error")
 
 
-def _error(problem, params) -> float:
+def _groups(problem) -> list[range]:
+    """The samples dealt out in turn, so that neither size nor order (by class, say) tells the groups apart."""
+    count = math.ceil(problem.num_samples / GROUP)
+    return [range(start, problem.num_samples, count) for start in range(count)]
+
+
+def _error(problem, params, positions) -> float:
     wrong = 0.0
-    for run in problem.batches(range(problem.num_samples)):
+    for run in problem.batches(positions):
         batch = problem.batch(run)
         with torch.no_grad():
             outputs = problem.forward(params, batch.inputs)
@@ -87,7 +96,7 @@ def _error(problem, params) -> float:
         finite = torch.isfinite(outputs).flatten(1).all(1)
         errors = problem.loss.error(outputs.nan_to_num(), batch.targets).double()
         wrong += float(torch.where(finite, errors, torch.ones_like(errors)).sum())
-    return wrong / problem.num_samples
+    return wrong / len(positions)
 
 
 def _names(problem) -> list[str]:
@@ -104,12 +113,22 @@ def _deviations(problem, kind: str, sigma: float, epsilon: float) -> dict[str, T
     return {name: (sigma**2 * v.square() + epsilon**2).sqrt() for name, v in reference.items()}
 
 
-def _search(problem, context: Context, kind: str, base: float) -> dict[str, float | str | None]:
+@dataclass(frozen=True)
+class _Trial:
+    """The mean rise of the error at one sigma, and its standard error over the draws."""
+
+    sigma: float
+    rise: float
+    sem: float
+
+
+def _search(problem, context: Context, kind: str, bases: list[float]) -> dict[str, float | str | None]:
     """The largest sigma, with the rise there and its standard error; or a null and why."""
     options: FlatnessOptions = context.options
+    groups, target = _groups(problem), options.displacement
     trials = 0
 
-    def rise(sigma: float, num_draws: int) -> tuple[float, float]:
+    def trial(sigma: float, num_draws: int) -> _Trial:
         nonlocal trials
         scale = _deviations(problem, kind, sigma, options.epsilon)
 
@@ -120,41 +139,71 @@ def _search(problem, context: Context, kind: str, base: float) -> dict[str, floa
                 for name, p in problem.params.items()
                 if name in scale
             }
-            return {"error": np.array([_error(problem, {**problem.params, **moved})])}
+            group = index % len(groups)
+            error = _error(problem, {**problem.params, **moved}, groups[group])
+            return {"rise": np.array([error - bases[group]])}
 
-        errors = stack(context.map(f"{kind}-{trials}", range(num_draws), draw), "error")
+        rises = stack(context.map(f"{kind}-{trials}", range(num_draws), draw), "rise")
         trials += 1
-        return float(errors.mean() - base), float(errors.std(ddof=1) / math.sqrt(num_draws))
-
-    def search(start: float, step: float, ratio: float, num_draws: int) -> dict[str, float | str | None]:
-        """Bracket sigma by steps of a constant factor, then halve the bracket's logarithm down to the ratio."""
-        low, high, at_low, value = None, None, (math.nan, math.nan), start
-        while low is None or high is None or high / low > ratio:
-            found = rise(value, num_draws)
-            if found[0] <= options.displacement:
-                low, at_low = value, found
-            else:
-                high = value
-            if high is None:
-                value *= step
-            elif low is None:
-                value /= step
-            else:
-                value = math.sqrt(low * high)
-            if high is None and value > LARGEST:
-                return _missing(f"the error rises by {found[0]:.2g} only, whatever the noise")
-            if low is None and value < SMALLEST:
-                return _missing(f"the error rises by {found[0]:.2g} under any noise")
-        return {"sigma": low, "rise": at_low[0], "sem": at_low[1], "reason": ""}
+        return _Trial(sigma, float(rises.mean()), float(rises.std(ddof=1) / math.sqrt(num_draws)))
 
     if kind != "sigma":
-        floor = rise(0.0, options.num_draws)
-        if floor[0] > options.displacement:
-            return _missing(f"noise of standard deviation {options.epsilon:g} alone raises the error by {floor[0]:.2g}")
-    coarse = search(START, STEP, STEP, options.num_coarse)
-    if coarse["sigma"] is None:
-        return coarse
-    return search(coarse["sigma"] * math.sqrt(STEP), math.sqrt(STEP), 1 + options.tolerance, options.num_draws)
+        floor = trial(0.0, options.num_draws)
+        if floor.rise > target:
+            return _missing(
+                f"noise of standard deviation {options.epsilon:g} alone raises the error by {floor.rise:.2g}"
+            )
+    low, high = None, None
+    found = trial(START, options.num_coarse)
+    while True:
+        low, high = (found, high) if found.rise <= target else (low, found)
+        if low is not None and high is not None:
+            break
+        value = found.sigma * STEP if high is None else found.sigma / STEP
+        if not SMALLEST <= value <= LARGEST:
+            return _no_sigma(found, high is None)
+        found = trial(value, options.num_coarse)
+    slope = math.log(high.rise / max(low.rise, target / 16)) / math.log(STEP)
+    slope = min(max(slope, 0.5), 4.0)  # in logarithms; about 2 while the loss is quadratic
+
+    width = math.log(1 + options.tolerance)  # of the bracket to end with, in logarithms
+    value, low, high, step = _aim(low, slope, target), None, None, 0
+    while low is None or high is None or math.log(high.sigma / low.sigma) > width:
+        found = trial(value, options.num_draws)
+        low, high = (found, high) if found.rise <= target else (low, found)
+        step += 1
+        if low is None or high is None:
+            # Just beyond where the crossing seems to be; farther each time, so that a plateau ends too.
+            least, side = 0.45 * width * 2.0 ** (step - 1), 1 if high is None else -1
+            aimed = side * math.log(_aim(found, slope, target) / found.sigma) + 0.45 * width
+            value = found.sigma * math.exp(side * max(least, aimed))
+            if not SMALLEST <= value <= LARGEST:
+                return _no_sigma(found, high is None)
+        else:
+            value = _between(low, high, target, width, halve=step % 3 == 0)
+    return {"sigma": low.sigma, "rise": low.rise, "sem": low.sem, "reason": ""}
+
+
+def _aim(trial: _Trial, slope: float, target: float) -> float:
+    """Where the rise meets the target if it is a power of sigma, at most a factor of STEP away."""
+    factor = (target / max(trial.rise, target / 1e3)) ** (1 / slope)
+    return trial.sigma * min(max(factor, 1 / STEP), STEP)
+
+
+def _between(low: _Trial, high: _Trial, target: float, width: float, halve: bool) -> float:
+    """Inside the bracket, such that the crossing is likely to be left in an interval of the wanted width."""
+    start, length = math.log(low.sigma), math.log(high.sigma / low.sigma)
+    fraction = (target - low.rise) / (high.rise - low.rise)
+    if halve or length <= 2 * width:
+        return math.exp(start + 0.5 * length)
+    offset = 0.45 * width if fraction < 0.5 else -0.45 * width  # towards the farther end
+    return math.exp(start + min(max(fraction * length + offset, 0.4 * width), length - 0.4 * width))
+
+
+def _no_sigma(trial: _Trial, rising: bool) -> dict[str, float | str | None]:
+    return _missing(
+        f"the error rises by {trial.rise:.2g} " + ("only, whatever the noise" if rising else "under any noise")
+    )
 
 
 def _missing(reason: str) -> dict[str, float | str | None]:
@@ -170,9 +219,10 @@ def log_sum(reference: Tensor, sigma: float, epsilon: float) -> float:
 
 def measure(problem, context: Context) -> Measured:
     options: FlatnessOptions = context.options
-    base = float(
-        context.map("base", [0], lambda _: {"error": np.array([_error(problem, problem.params)])})[0]["error"][0]
-    )
+    groups = _groups(problem)
+    parts = context.map("base", groups, lambda group: {"error": np.array([_error(problem, problem.params, group)])})
+    bases = stack(parts, "error").tolist()
+    base = sum(error * len(group) for error, group in zip(bases, groups, strict=True)) / problem.num_samples
     weights = torch.cat([problem.params[name].flatten().double() for name in _names(problem)])
     displacement = weights - torch.cat([problem.init[name].flatten().double() for name in _names(problem)])
     summary: dict[str, float | int | str | None] = {}
@@ -181,7 +231,7 @@ def measure(problem, context: Context) -> Measured:
         ("magnitude_sigma", "magnitude_"),
         ("magnitude_sigma_origin", "magnitude_origin_"),
     ):
-        found = _search(problem, context, kind, base)
+        found = _search(problem, context, kind, bases)
         summary[kind] = found["sigma"]
         summary[f"{prefix}rise"], summary[f"{prefix}sem_error"] = found["rise"], found["sem"]
         summary[f"{prefix}reason"] = found["reason"]
@@ -212,12 +262,18 @@ def applies_to(problem) -> str | None:
     return None
 
 
+def forecast(problem, options: FlatnessOptions) -> float:
+    """Three searches of four coarse and three fine trials, and two floors; a forward pass is a third of a gradient."""
+    draws = 3 * (4 * options.num_coarse + 3 * options.num_draws) + 2 * options.num_draws
+    return draws * min(1.0, GROUP / problem.num_samples) / 3
+
+
 QUANTITY = Quantity(
     NAME,
     "largest weight noise that raises the training error by 0.1 at most, plain and magnitude-aware",
     measure,
     FlatnessOptions,
-    gradients=lambda problem, options: 3 * (4 * options.num_coarse + 6 * options.num_draws) / 3,
+    gradients=forecast,
     applies_to=applies_to,
     reference="Jiang et al. 2020",
 )

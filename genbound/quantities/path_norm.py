@@ -28,11 +28,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genbound.curvature.sites import BATCH_NORM, has_attention
+from genbound.curvature.sites import has_attention
 from genbound.quantities.base import Context, Measured, Quantity
 
 NAME = "path_norm"
 
+BATCH_NORM = frozenset({"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"})
 IDENTITY = frozenset(
     "relu leaky_relu _prelu_kernel hardtanh threshold clamp clamp_min abs detach alias clone _to_copy dropout".split()
 )

@@ -320,3 +320,59 @@ def test_does_not_apply(net, shape, words):
 def test_refuses(options):
     with pytest.raises(GenboundError):
         CompressionOptions(**options)
+
+
+class Tokens(nn.Module):
+    """A residual block on six tokens of four numbers, by layers on every token or by convolutions of one tap."""
+
+    def __init__(self, convolve: bool):
+        super().__init__()
+
+        def layer(a, b):
+            return nn.Conv1d(a, b, 1) if convolve else nn.Linear(a, b)
+
+        self.up, self.down, self.head = layer(4, 7), layer(7, 4), nn.Linear(24, 3)
+        self.convolve = convolve
+
+    def forward(self, x):  # N x 4 x 6, so that the tokens of a linear layer are not contiguous
+        x = x if self.convolve else x.transpose(1, 2)
+        x = x + self.down(torch.relu(self.up(x)))
+        return self.head((x if self.convolve else x.transpose(1, 2)).flatten(1))
+
+
+def test_a_layer_on_every_token_is_a_convolution_of_one_tap():
+    torch.manual_seed(0)
+    x = torch.randn(12, 4, 6, dtype=torch.float64)
+    convolution, linear = Tokens(True).double(), Tokens(False).double()
+    state = convolution.state_dict()
+    linear.load_state_dict(
+        {k: v.squeeze(-1) if k.startswith(("up", "down")) and v.dim() > 2 else v for k, v in state.items()}
+    )
+    found = [measure(problem(net, x), "compression", exact=10**6) for net in (convolution, linear)]
+    for name, row in found[0]["layers"].items():
+        twin = found[1]["layers"][name]
+        for key in (
+            "layer_cushion",
+            "interlayer_cushion",
+            "beta",
+            "contraction",
+            "channels",
+            "positions",
+            "conv_factor",
+        ):
+            assert twin[key] == pytest.approx(row[key], rel=1e-10), (name, key)
+    assert 0 < found[1]["smoothness"] < 1e6
+
+
+def test_extrema_over_some_of_the_samples():
+    torch.manual_seed(0)
+    x = torch.randn(40, 4, 6, dtype=torch.float64)
+    net = Tokens(True).double()
+    some = measure(problem(net, x), "compression", num_samples=10, exact=10**6, num_draws=0)
+    same = measure(problem(net, x[::4]), "compression", exact=10**6, num_draws=0)
+    every = measure(problem(net, x), "compression", exact=10**6, num_draws=0)
+    assert some["num_samples"] == 10 and every["num_samples"] == 40
+    for name, row in some["layers"].items():
+        assert row["layer_cushion"] == pytest.approx(same["layers"][name]["layer_cushion"], rel=1e-12)
+        assert row["interlayer_cushion"] == pytest.approx(same["layers"][name]["interlayer_cushion"], rel=1e-12)
+        assert row["layer_cushion"] >= every["layers"][name]["layer_cushion"]
