@@ -21,7 +21,7 @@ from genbound.quantities import QUANTITIES
 # quantity -> power in which it grows with the displacement, the network fixed (the initialisation moves away)
 HOMOGENEOUS = {"displacement_norm": 1, "max_quadratic_form": 2}
 # these depend on the initialisation, but not on it alone through a power
-USE_THE_INITIALISATION = {"structure", "spectral_norm", "layer_norms", "flatness", "path_norm"}
+USE_THE_INITIALISATION = {"structure", "spectral_norm", "layer_norms", "flatness", "path_norm", "init_activations"}
 # these look at the fine-tuned weights and the data alone
 OF_THE_NETWORK = {
     "losses", "hessian_trace", "noise_stability", "max_positive_trace", "input_norm", "margin", "compression", "fisher_rao",

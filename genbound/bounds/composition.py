@@ -119,6 +119,29 @@ def _compose(node: Mapping[str, Any], before: Logs, after: Logs, per_sum: float)
     return upstream, sum(p[1] for p in parts), gains
 
 
+def downstream(tree: Mapping[str, Any], norms: Logs, per_sum: float = 0.0) -> dict[str, float]:
+    """Layer -> log10 of the constant from its output to the network's: the gains with nothing upstream; as :func:`compose`."""
+    found: dict[str, float] = {}
+
+    def walk(node, gain):
+        if node["op"] == "layer":
+            found[node["name"]] = float(add(found.get(node["name"], ZERO), gain))
+            return norms[node["name"]]
+        if node["op"] in ("identity", "scale"):
+            return log(float(node.get("lipschitz", 1.0)))
+        if node["op"] == "sum":
+            return add(*(walk(child, gain + per_sum) for child in node["children"])) + per_sum
+        if node["op"] != "series":
+            raise NotAvailable(f"the structure has an unknown node {node['op']!r}")
+        start = gain
+        for child in reversed(node["children"]):
+            gain = gain + walk(child, gain)
+        return gain - start
+
+    walk(tree, 0.0)
+    return found
+
+
 def perturb(
     tree: Mapping[str, Any],
     norms: Logs,

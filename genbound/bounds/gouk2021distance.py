@@ -19,6 +19,9 @@ Forms:
     paper: both summands.
     constant_2: derived: half of the first summand (the last layer has no activation).
     asymmetric: derived: pretrained norms before the layer that moves, fine-tuned ones after it, no maximum.
+    data_dependent: derived: the size that the pretrained network's own activations have on the data, in place of the product of norms before
+        the layer that moves: :math:`2\sqrt2\,c\sum_jD_jN_{j-1}2^{L-j}\prod_{i>j}\|W_i\|_\infty` with
+        :math:`N_{j-1} = \sqrt{2\ln(2\,\text{width}_{j-1})/n}\,\max_k\mathrm{rms}(h^0_{j-1,k})`.
     frobenius: the paper's second theorem, :math:`\frac{2\sqrt2\,c\,X_2}{\sqrt n}\prod_j(2\|W_j\|_F\sqrt{n_j})\sum_jD_j/(B_j\prod_{i\le j}\sqrt{n_i})` with
         Frobenius norms of the (unrolled) matrices, their numbers of columns n and X₂ the largest Euclidean norm of an input.
 
@@ -34,6 +37,7 @@ from genbound.bounds.composition import (
     add,
     bound_value,
     compose,
+    downstream,
     has_biases,
     has_structure,
     layer_names,
@@ -90,6 +94,16 @@ def _gouk(evidence: Evidence) -> BoundValue:
         ).gains
         return scale + TWO + add(*(moved[name] + gains[name] for name in names))
 
+    def data_dependent() -> float:
+        after = downstream(tree, {name: TWO + tuned[name] for name in names}, per_sum=TWO)
+        terms = []
+        for name in names:
+            size, width = (evidence.number("init_activations", "layers", name, key) for key in ("value", "width"))
+            if has_biases(evidence):
+                size, width = max(size, 1.0), width + 1
+            terms.append(moved[name] + after[name] + log(size * math.sqrt(2 * math.log(2 * width) / n)))
+        return log(2 * math.sqrt(2) * classes) + add(*terms)
+
     def frobenius() -> float:
         columns = sizes(evidence, "input_size")
         root = {name: 0.5 * log(columns[name]) for name in names}
@@ -114,6 +128,7 @@ def _gouk(evidence: Evidence) -> BoundValue:
         "paper": lambda: with_confidence(lambda: first(largest, largest)),
         "constant_2": (lambda: with_confidence(lambda: first(largest, largest), 0.5, "sums"), GAP),
         "asymmetric": (lambda: with_confidence(lambda: first(initial, tuned), 0.5, "sums"), GAP),
+        "data_dependent": (lambda: with_confidence(data_dependent, 1.0, "sums"), GAP),
         "frobenius": frobenius_form,
     }
     note = outside(evidence, "biases", "activations") or _pooling(evidence)
@@ -124,7 +139,7 @@ GOUK2021 = Bound(
     "gouk2021",
     "Rademacher bound with largest row sums of the displacement and the weights, leading term",
     REFERENCE,
-    ("structure", "layer_norms", "input_norm", "losses"),
+    ("structure", "layer_norms", "input_norm", "init_activations", "losses"),
     _gouk,
     has_structure,
 )

@@ -102,6 +102,9 @@ def evidence(
             },
             "contraction": 2.0, "smoothness": None, "max_output_l2": 5.0, "num_samples": 100, "zeta": 0.0,
         },
+        "init_activations": {
+            "layers": {name: {"value": rms, "width": width} for name, rms, width in hidden(layers)}, "num_samples": 100,
+        },
         "flatness": {
             "sigma": 0.1, "magnitude_sigma": 0.1, "magnitude_sigma_origin": 0.1, "epsilon": 1e-3, "displacement": 0.1,
             "num_parameters": 12, "norm_displacement": math.sqrt(moved), "norm_weights": math.sqrt(size),
@@ -124,6 +127,14 @@ def evidence(
     return Evidence(
         num_data=num_data, loss_range=loss_range, quantities=quantities, delta=delta, loss_lipschitz=lipschitz
     )
+
+
+def hidden(layers):
+    """Of each layer's input in the pretrained network, on 50 samples (1, 0) and 50 samples (0, 1): largest rms and width."""
+    x = np.eye(next(iter(layers.values()))[0].shape[1])[:2]
+    for name, (_, init) in layers.items():
+        yield name, float(np.sqrt((x**2).mean(0)).max()), x.shape[1]
+        x = np.clip(x @ init.T, 0, 1e140)  # a square must not overflow
 
 
 def log_sum(layers, square, origin, sigma=0.1, epsilon=1e-3):

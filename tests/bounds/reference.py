@@ -62,6 +62,7 @@ class Network:
         perturb: ``(norms, noise, B, biases, bias noise) -> Δ``.
         before: ``(norms, B, biases) -> [A]`` at every layer's input.
         doubled: ``constant`` with the factor 2 of every layer and sum of Gouk et al.
+        behind: norms -> the same from every layer's output to the network's.
     """
 
     layers: list[Layer]
@@ -69,6 +70,7 @@ class Network:
     perturb: object
     before: object
     doubled: object
+    behind: object
     plain: bool
     biased: bool
 
@@ -89,8 +91,11 @@ def entropy(p: float) -> float:
     return -p * ln(p) - (1 - p) * ln(1 - p)
 
 
-def reference(net: Network, x: np.ndarray, margin: float, n: int, loss_range: float, kappa: float) -> dict:
-    """Bound -> form -> value; a form that must be null is absent."""
+def reference(net: Network, x: np.ndarray, margin: float, n: int, loss_range: float, kappa: float, hidden) -> dict:
+    """Bound -> form -> value; a form that must be null is absent.
+
+    ``hidden`` has the pretrained network's inputs of every layer, ``[samples, width]``.
+    """
     layers, d, clean = net.layers, len(net.layers), net.plain and not net.biased
     moved = [a.matrix - a.init for a in layers]
     s, s0 = spectral(*(a.matrix for a in layers)), spectral(*(a.init for a in layers))
@@ -217,7 +222,11 @@ def reference(net: Network, x: np.ndarray, margin: float, n: int, loss_range: fl
         return 4 * sqrt(ln(2 * coordinates)) * layers[-1].outputs * peak * total / sqrt(n)
 
     largest = np.maximum(tuned, start)
+    extra = int(net.biased)
+    sizes = np.array([max(extra, sqrt((h**2).mean(0).max())) * sqrt(ln(2 * (h.shape[1] + extra))) for h in hidden])
+    data = 4 * layers[-1].outputs * (distance * sizes * net.behind(tuned)).sum() / sqrt(n)
     found["gouk2021"] = {
+        "data_dependent": kappa * data + loss_range * tail,
         "main_term": first(largest, largest),
         "constant_2": kappa * first(largest, largest) / 2 + loss_range * tail,
         "asymmetric": kappa * first(start, tuned) / 2 + loss_range * tail,

@@ -37,7 +37,7 @@ RESCALING = {
     PITAS2017: ("main_term", "consistent", "literal", "explicit", "rigorous"),
     BARTLETT2017: ("main_term", "dudley"),
     LONG2020: ("cover_per_layer",),
-    GOUK2021: ("main_term", "paper", "constant_2", "asymmetric", "frobenius"),
+    GOUK2021: ("main_term", "paper", "constant_2", "asymmetric", "data_dependent", "frobenius"),
 }
 EXTENSIVE = [(bound, form) for bound, forms in RESCALING.items() for form in forms]
 

@@ -207,6 +207,7 @@ def test_gouk():
         ("paper", first),
         ("constant_2", 22.606272),
         ("asymmetric", 18.838560),
+        ("data_dependent", 10.134230),
         ("frobenius", 43.809330),
     ):
         assert number(gouk.GOUK2021, form) - tail == pytest.approx(expected, abs=1e-6)

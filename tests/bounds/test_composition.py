@@ -7,7 +7,18 @@ import pytest
 from fixtures import layer, residual, series
 
 from genbound.bounds.base import NotAvailable
-from genbound.bounds.composition import ZERO, add, compose, form, layer_names, log, perturb, power, sizes_before
+from genbound.bounds.composition import (
+    ZERO,
+    add,
+    compose,
+    downstream,
+    form,
+    layer_names,
+    log,
+    perturb,
+    power,
+    sizes_before,
+)
 
 SCALE = {"op": "scale", "lipschitz": 1.5, "what": "overlapping max-pool 3/2"}
 
@@ -110,6 +121,15 @@ def test_perturbation_bounds_what_happens(shift):
         size, change = perturb(tree, norm["w"], norm["u"], log(np.linalg.norm(x)), *added)
         moved = run({k: w[k] + u[k] for k in w}, {k: b[k] + t[k] for k in b}) - run(w, b)
         assert np.linalg.norm(run(w, b)) <= 10**size and np.linalg.norm(moved) <= 10**change
+
+
+@pytest.mark.parametrize("per_sum", [0.0, log(2.0)])
+def test_downstream_times_upstream_is_the_gain(per_sum):
+    """1 before a; 1.3 before the branches: the gains over these are the constants behind the layers."""
+    tree, norms = series(layer("a"), residual(series(SCALE, layer("b"))), layer("c")), logs(a=1.3, b=0.7, c=2.1)
+    behind, gains = downstream(tree, norms, per_sum), compose(tree, norms, per_sum=per_sum).gains
+    for name, upstream in (("a", 0.0), ("b", log(1.3 * 1.5)), ("c", log(1.3 * (1 + 1.5 * 0.7)) + per_sum)):
+        assert behind[name] + upstream == pytest.approx(gains[name])
 
 
 def test_sizes_before():

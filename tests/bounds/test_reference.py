@@ -1,5 +1,6 @@
 """The whole chain, from a network to every form of every bound, against dense matrices and hand-written compositions."""
 
+import copy
 import math
 
 import numpy as np
@@ -76,7 +77,11 @@ def chain(layers, biased=False):
         return sizes
 
     doubled = lambda s: 2 ** len(layers) * s.prod()  # noqa: E731
-    return Network(layers, lambda s: s.prod(), perturb, before, doubled, True, biased)
+
+    def behind(s):
+        return np.array([2 ** (len(layers) - 1 - i) * np.prod(s[i + 1 :]) for i in range(len(layers))])
+
+    return Network(layers, lambda s: s.prod(), perturb, before, doubled, behind, True, biased)
 
 
 def branches(layers, biased):
@@ -101,7 +106,11 @@ def branches(layers, biased):
     def doubled(s):
         return 2 * s[0] * 2 * (4 * s[1] * s[2] + 2 * s[3]) * 2 * (1 + 2 * s[4]) * 2 * s[5]
 
-    return Network(layers, constant, perturb, before, doubled, False, biased)
+    def behind(s):
+        joined = 2 * 2 * (1 + 2 * s[4]) * 2 * s[5]
+        return np.array([(4 * s[1] * s[2] + 2 * s[3]) * joined, 2 * s[2] * joined, joined, joined, 4 * s[5], 1.0])
+
+    return Network(layers, constant, perturb, before, doubled, behind, False, biased)
 
 
 def perceptron(biased):
@@ -149,6 +158,18 @@ def residual(norm):
     return model, (2, 6, 6), describe
 
 
+def inputs_of_layers(model, state, x):
+    """Of the network with other weights, in the order of execution: ``[samples, width]``."""
+    found, twin = [], copy.deepcopy(model)
+    twin.load_state_dict(state)
+    for module in twin.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_hook(lambda _, inputs, __: found.append(inputs[0].flatten(1).numpy()))
+    with torch.no_grad():
+        twin(x)
+    return found
+
+
 @pytest.mark.parametrize(
     ("build", "option"),
     [(perceptron, False), (perceptron, True), (convolutional, False), (residual, False), (residual, True)],
@@ -172,7 +193,9 @@ def test_every_form(build, option):
     labels = scores.argmax(1)
     best = scores.sort(1).values
     margin = float(np.percentile((best[:, -1] - best[:, -2]).numpy(), 5))
-    expected = reference(describe(model.state_dict(), init), x.numpy(), margin, NUM_DATA, LOSS_RANGE, math.sqrt(2))
+    network = describe(model.state_dict(), init)
+    hidden = inputs_of_layers(model, init, x)
+    expected = reference(network, x.numpy(), margin, NUM_DATA, LOSS_RANGE, math.sqrt(2), hidden)
 
     names = dict(model.named_parameters())
     problem = genbound.Problem(

@@ -1,0 +1,68 @@
+"""Root mean squares of the pretrained network's activations, against a forward pass by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from genbound import Problem, evaluate
+
+DTYPE = torch.float64
+
+
+def measured(model, init, x, **options):
+    labels = torch.arange(len(x)) % 2
+    return evaluate(Problem(model, init, (x, labels), **options), ["init_activations"]).quantities["init_activations"]
+
+
+@pytest.mark.parametrize("batch_size", [3, 100])
+def test_by_hand(batch_size):
+    """50 samples (1, 0) and 50 (0, 1): rms sqrt(1/2); ReLU of [[1, 1], [0, 1], [-2, 0]] x is (1, 0, 0) and (1, 1, 0): 1."""
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False)).to(DTYPE)
+    init = {
+        "0.weight": torch.tensor([[1, 1], [0, 1], [-2, 0]], dtype=DTYPE),
+        "2.weight": torch.zeros(2, 3, dtype=DTYPE),
+    }
+    x = torch.eye(2, dtype=DTYPE).repeat(50, 1)
+    found = measured(model, init, x, batch_size=batch_size)
+    assert found["num_samples"] == 100
+    assert found["layers"]["0.weight"] == {"value": pytest.approx(0.5**0.5), "width": 2}
+    assert found["layers"]["2.weight"] == {"value": pytest.approx(1.0), "width": 3}
+
+
+def test_convolutions_and_the_pretrained_statistics():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(36, 2)
+    ).to(DTYPE)
+    state = {
+        name: torch.rand_like(value) if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+    names = dict(model.named_parameters())
+    x = torch.randn(11, 2, 6, 6, dtype=DTYPE)
+    found = measured(
+        model.eval(), {n: state[n] for n in names}, x, batch_size=4, num_samples=2,
+        init_buffers={n: v for n, v in state.items() if n not in names},
+    )["layers"]  # fmt: skip
+    model.load_state_dict(state)
+    with torch.no_grad():
+        hidden = model[:3](x)
+        inputs = {"0.weight": x, "3.weight": hidden, "5.weight": model[3:5](hidden)}
+    for name, value in inputs.items():
+        values = value.flatten(1).numpy()
+        expected = np.sqrt((values**2).mean(0)).max()
+        assert found[name] == {"value": pytest.approx(expected, rel=1e-12), "width": values.shape[1]}
+
+
+def test_a_use_that_is_not_recognised_has_a_reason():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 2, dtype=DTYPE))
+
+        def forward(self, x):
+            return (x.unsqueeze(1) * self.weight.sin()).sum(2)
+
+    found = measured(Gate(), {"weight": torch.ones(2, 2, dtype=DTYPE)}, torch.eye(2, dtype=DTYPE))
+    assert found["layers"]["weight"]["value"] is None and "linear" in found["layers"]["weight"]["reason"]
