@@ -15,6 +15,7 @@ _WHERE = {
     "Results": "genbound.results",
     "load_results": "genbound.results",
     "compare": "genbound.comparison",
+    "check": "genbound.regression",
     "Estimate": "genbound.estimators",
     "Interval": "genbound.estimators",
     "GenboundError": "genbound.errors",
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from genbound.evaluation import evaluate, measure
     from genbound.loading import load
     from genbound.problem import Problem
+    from genbound.regression import check
     from genbound.results import Results, load_results
 
 

@@ -204,6 +204,7 @@ def evaluate(
         config=to_plain(
             {
                 "seed": seed, "num_samples": problem.num_samples, "num_data": problem.num_data, "loss_range": loss_range,
+                "samples_sha256": _samples_digest(problem),
                 "loss": problem.loss.name if problem.data is not None else None,
                 "convention": getattr(chosen.get("max_quadratic_form"), "convention", "theorem"),
                 "head": provenance.get("head_policy", "init"), "head_note": provenance.get("head_note", ""),
@@ -303,6 +304,13 @@ def _check_confusion(confusion, problem) -> np.ndarray | None:
     if len(confusion) != classes:
         raise GenboundError(f"the label confusion matrix is for {len(confusion)} classes, the model has {classes}")
     return confusion
+
+
+def _samples_digest(problem) -> str | None:
+    """Which training samples were measured: two runs with the same ones differ by their draws alone."""
+    if not problem.num_samples:
+        return None
+    return hashlib.sha256(repr(sorted(int(i) for i in problem.indices)).encode()).hexdigest()
 
 
 def _data_provenance(problem) -> dict[str, Any]:

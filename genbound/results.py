@@ -178,7 +178,9 @@ def load_results(path: str | Path) -> Results:
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise GenboundError(f"{file} is not a results.json ({type(error).__name__})") from error
     if version != SCHEMA_VERSION:
-        raise GenboundError(f"{file} has schema version {version}, this genbound reads {SCHEMA_VERSION}: run it again")
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        mend = "update genbound" if newer else "no migration is known, so measure again (for a baseline: --update)"
+        raise GenboundError(f"{file} has schema version {version}, this genbound reads {SCHEMA_VERSION}: {mend}")
     # A baseline of another name may lie beside another run's samples.
     samples = file.parent / "samples.parquet" if file.name == "results.json" else None
     try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
+
+from genbound.errors import GenboundError
 
 RUNS = click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path())
 DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
@@ -23,4 +26,51 @@ def compare(runs: tuple[str, ...], form: str, **given: Any) -> None:
     click.echo(run(runs, **given).to(form))
 
 
-COMMANDS = (compare,)
+@click.command()
+@click.argument("run", metavar="RUN", type=click.Path())
+@click.option("--baseline", metavar="FILE", required=True, type=click.Path(), help="A results.json under any name.")
+@click.option("--update", is_flag=True, help="Write RUN as the new baseline after comparing; exit status 0.")
+@click.option(
+    "--tolerance",
+    "rules",
+    metavar="NAME=RULE",
+    multiple=True,
+    help="5%, +5% (fail if it grew by more), -5%, 0.01, 4sem or ignore; NAME is MEASURE or MEASURE:LAYER, with wildcards.",
+)
+@click.option(
+    "--false-alarm", type=float, default=1e-3, show_default=True, help="Of a run that differs in its seed alone."
+)
+@click.option(
+    "--k", type=float, default=None, help="Combined standard errors, in place of those that --false-alarm gives."
+)
+@click.option("--rounding", type=float, default=None, help="Relative (default: 1e-9 in float64, else 1e-5).")
+@click.option("--junit", metavar="FILE", type=click.Path(), default=None, help="Write JUnit XML.")
+@click.option(
+    "--github/--no-github", default=None, help="Print GitHub annotations (default: where GITHUB_ACTIONS is set)."
+)
+@DEBUG
+def check(
+    run: str, baseline: str, update: bool, rules: tuple[str, ...], junit: str | None, github: bool | None, **given: Any
+) -> int:
+    """Compare RUN with a stored baseline; exit status 1 if a number regressed."""
+    from genbound.regression import check as compare_with
+    from genbound.regression_output import github_annotations, write_junit
+
+    found = compare_with(run, baseline, tolerances=_pairs(rules, "--tolerance"), update=update, **given)
+    click.echo(found.to_markdown())
+    if junit is not None:
+        write_junit(found, junit)
+    if github or (github is None and os.environ.get("GITHUB_ACTIONS") == "true"):
+        for line in github_annotations(found, baseline):
+            click.echo(line)
+    return 0 if found.passed or update else 1
+
+
+def _pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
+    for item in items:
+        if "=" not in item or item.startswith("="):
+            raise GenboundError(f"{option} {item!r} is not understood: write NAME=VALUE")
+    return dict(item.split("=", 1) for item in items)
+
+
+COMMANDS = (compare, check)
