@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "Problem": "genbound.problem",
     "load": "genbound.loading",
+    "save_spec": "genbound.sidecar",
     "evaluate": "genbound.evaluation",
     "measure": "genbound.evaluation",
     "Results": "genbound.results",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from genbound.problem import Problem
     from genbound.regression import check
     from genbound.results import Results, load_results
+    from genbound.sidecar import save_spec
 
 
 def __getattr__(name: str):

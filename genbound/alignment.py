@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from genbound.errors import GenboundError
+from genbound.names import strip_prefixes, surrounding, unwrapped
 
-WRAPPERS = ("module.", "_orig_mod.", "model.")
 # Buffers that code recomputes or that only training reads: older files have them, newer ones do not.
 STATISTICS = ("running_mean", "running_var")
 OPTIONAL = ("position_ids", "token_type_ids", "num_batches_tracked", "inv_freq")
@@ -24,12 +24,14 @@ class Signature:
         buffers: shapes of the persistent buffers.
         aliases: further names of tied parameters, each with the one that ``named_parameters()`` uses.
         prefix: where a transformers model keeps its base model (``bert.``); base checkpoints lack it.
+        vocabulary: weights with one row a token, which grow when tokens are added.
     """
 
     params: Mapping[str, tuple[int, ...]]
     buffers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
+    vocabulary: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module) -> "Signature":
@@ -44,7 +46,21 @@ class Signature:
             buffers,
             aliases,
             f"{prefix}." if isinstance(prefix, str) and prefix and hasattr(model, prefix) else "",
+            _vocabulary(model),
         )
+
+
+def _vocabulary(model: nn.Module) -> tuple[str, ...]:
+    """Token embeddings, and the output layer of a language model with its bias; other models have only the former."""
+    if hasattr(model, "get_input_embeddings"):
+        try:
+            modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+        except (AttributeError, NotImplementedError):
+            modules = []
+    else:
+        modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    owned = {id(p) for module in modules if isinstance(module, nn.Module) for p in module.parameters()}
+    return tuple(name for name, p in model.named_parameters() if id(p) in owned)
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,7 @@ class Alignment:
             aside by the policy.
         unused_ckpt, unused_init: names in the files that the model does not use.
         ckpt, init: name in the model -> name in the file, parameters and buffers.
+        resized: embeddings whose number of rows changed -> rows in INIT and in CKPT.
     """
 
     matched: tuple[str, ...]
@@ -65,6 +82,7 @@ class Alignment:
     unused_init: tuple[str, ...]
     ckpt: Mapping[str, str]
     init: Mapping[str, str]
+    resized: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The alignment as a report, one line a kind of name."""
@@ -77,49 +95,18 @@ class Alignment:
             if names:
                 shown = ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
                 lines.append(f"{title:<14} {shown}")
+        return lines + [f"{'resized':<14} {line}" for line in self.resized_lines()]
+
+    def resized_lines(self) -> list[str]:
+        lines = []
+        for name, (before, after) in self.resized.items():
+            rows = (
+                f"the {after - before} new rows count from zero"
+                if after > before
+                else "the rows that are gone are left out"
+            )
+            lines.append(f"{name}: {before} rows in INIT, {after} in CKPT; {rows}")
         return lines
-
-
-def strip_prefixes(keys: Iterable[str], expected: Iterable[str], prefix: str = "") -> dict[str, str]:
-    """Match names that differ by the prefixes which wrappers add.
-
-    ``module.`` (DistributedDataParallel), ``_orig_mod.`` (torch.compile) and ``model.`` (a training class)
-    come nested in any order, and on either side. A name that fits as it is stays as it is.
-
-    Args:
-        keys: names in a file.
-        expected: names that are wanted.
-        prefix: one more prefix to see through, such as the ``bert.`` that a base model's checkpoint lacks.
-
-    Returns:
-        Name in the file -> expected name, for those that match. What is ambiguous is not matched.
-
-    Example:
-        >>> strip_prefixes(["module._orig_mod.fc.weight", "module._orig_mod.fc.bias"], ["fc.weight"])
-        {'module._orig_mod.fc.weight': 'fc.weight'}
-    """
-    keys, expected = list(keys), list(expected)
-    mapping = {key: key for key in keys if key in set(expected)}
-    wrappers = (*WRAPPERS, prefix) if prefix else WRAPPERS
-
-    def core(name: str) -> str:
-        name = name.replace("_orig_mod.", "")  # compiling a submodule puts it in the middle
-        while found := next((wrapper for wrapper in wrappers if name.startswith(wrapper)), None):
-            name = name.removeprefix(found)
-        return name
-
-    free: dict[str, list[str]] = {}
-    for name in expected:
-        if name not in mapping:
-            free.setdefault(core(name), []).append(name)
-    candidates: dict[str, list[str]] = {}
-    for key in keys:
-        if key not in mapping:
-            candidates.setdefault(core(key), []).append(key)
-    for name, found in candidates.items():
-        if len(found) == 1 and len(free.get(name, ())) == 1:
-            mapping[found[0]] = free[name][0]
-    return mapping
 
 
 def align(
@@ -144,16 +131,21 @@ def align(
     head = set(head)
     from_ckpt, from_init = _lookup(signature, ckpt, "CKPT"), _lookup(signature, init, "INIT")
     _require(signature, from_ckpt, ckpt, "CKPT", ())
-    _require(signature, from_init, init, "INIT", head)
-    unused_ckpt = _unused(from_ckpt, ckpt, signature)
+    resized = _resized(signature, ckpt, init, from_ckpt, from_init)
+    _require(signature, from_init, init, "INIT", head | set(resized))
+    unused_ckpt = _unused(ckpt, signature)
+    around = surrounding({key: name for name, key in from_ckpt.items()})
     dropped = [name for name in unused_ckpt if ckpt[name].is_floating_point() and _last(name) not in OPTIONAL]
+    # Beside the network a training class keeps its criterion or its teacher; those are reported and no cause for alarm.
+    dropped = [name for name in dropped if unwrapped(name).startswith(around)]
     if dropped:
         raise GenboundError(
-            f"CKPT has {_some(dropped)} that the model does not have; choose "
-            "the architecture that CKPT was saved from with --model"
+            f"CKPT has {_some(dropped)} that the model does not have; choose the architecture that CKPT was saved from with "
+            f"--model, or leave them out with --ignore '{_pattern(dropped)}'"
         )
     given = {name for name in from_init if name in signature.params}
     given -= {name for name in given if tuple(init[from_init[name]].shape) != tuple(signature.params[name])}
+    given |= set(resized)
     if not given:
         raise GenboundError(f"INIT and CKPT have no weight in common; {MEND}")
     aside = head if head_policy == "zero" or head_policy.startswith("seed:") else set()
@@ -161,10 +153,53 @@ def align(
         matched=tuple(name for name in signature.params if name in given and name not in aside),
         new_head=tuple(name for name in signature.params if name not in given or name in aside),
         unused_ckpt=tuple(unused_ckpt),
-        unused_init=tuple(_unused(from_init, init, signature)),
+        unused_init=tuple(_unused(init, signature)),
         ckpt=from_ckpt,
         init=from_init,
+        resized={name: rows for name, rows in resized.items() if name not in aside},
     )
+
+
+def initial_value(alignment: Alignment, name: str, value: Tensor, init: Mapping[str, Tensor]) -> Tensor:
+    """INIT's tensor for a matched weight; of a resized embedding the rows that it has, and zeros for the new ones."""
+    start = init[alignment.init[name]]
+    if name not in alignment.resized:
+        return start
+    rows = torch.zeros_like(value, dtype=start.dtype)
+    common = min(len(rows), len(start))
+    rows[:common] = start[:common]
+    return rows
+
+
+def _resized(signature: Signature, ckpt, init, from_ckpt, from_init) -> dict[str, tuple[int, int]]:
+    """Token embeddings with more or fewer rows than INIT's, if the rows in common are the same tokens.
+
+    Tokens are added at the end, so the common rows stay where they are and move little: those of another vocabulary
+    are unrelated, at a distance of about sqrt(2) of their length.
+    """
+    found = {}
+    for name in signature.vocabulary:
+        if name not in from_init or name not in from_ckpt:
+            continue
+        a, b = init[from_init[name]], ckpt[from_ckpt[name]]
+        if a.shape == b.shape or a.shape[1:] != b.shape[1:] or tuple(b.shape) != tuple(signature.params[name]):
+            continue
+        common = min(len(a), len(b))
+        start, end = a[:common].double().flatten(1), b[:common].double().flatten(1)
+        moved = ((end - start).norm(dim=1) / start.norm(dim=1).clamp(min=1e-12)).median()
+        if a.ndim >= 2 and float(moved) > 0.7:
+            raise GenboundError(
+                f"{name} has {len(a)} rows in INIT and {len(b)} in CKPT, and the common rows are unrelated: the vocabularies "
+                f"differ; {MEND}"
+            )
+        found[name] = (len(a), len(b))
+    return found
+
+
+def _pattern(names: list[str]) -> str:
+    """A pattern for the names: the module they share, or the names themselves."""
+    owners = {name.split(".")[0] for name in names}
+    return f"{owners.pop()}.*" if len(owners) == 1 and all("." in name for name in names) else ",".join(names[:5])
 
 
 def _lookup(signature: Signature, tensors: Mapping[str, Tensor], side: str) -> dict[str, str]:
@@ -191,14 +226,19 @@ def _require(signature, lookup, tensors, side: str, optional: Iterable[str]) -> 
         for name, shape in wanted.items()
         if name in lookup and tuple(tensors[lookup[name]].shape) != tuple(shape)
     ]
-    mend = MEND if side == "INIT" else "choose the architecture that CKPT was saved from with --model"
+    if side == "INIT":
+        mend = MEND
+        if missing and 4 * len(missing) < len(wanted):
+            mend += f" If fine-tuning added them, say so with --head-weights '{_pattern(missing)}'"
+    else:
+        mend = "choose the architecture that CKPT was saved from with --model"
     if missing and len(missing) >= len(other):
         raise GenboundError(f"{side} is of another architecture: it lacks {_some(missing)}; {mend}")
     if other:
         raise GenboundError(f"{side} is of another architecture: {_some(other, 'shape')} differ; {mend}")
 
 
-def _unused(lookup: Mapping[str, str], tensors: Mapping[str, Tensor], signature: Signature) -> list[str]:
+def _unused(tensors: Mapping[str, Tensor], signature: Signature) -> list[str]:
     known = strip_prefixes(tensors, [*signature.params, *signature.aliases, *signature.buffers], signature.prefix)
     return [key for key in tensors if key not in known]
 

@@ -55,7 +55,7 @@ def _read_config(ctx: click.Context, param: Any, path: str | None) -> None:
             raise GenboundError(f"--config {path} has an unknown option {key!r}; options are {names}")
         if isinstance(value, dict) or (isinstance(value, list) and key not in ("measures", "sigmas")):
             raise GenboundError(f"--config {path}: {key} must be one value, not {value!r}")
-        if isinstance(value, bool):
+        if isinstance(value, bool) and key != "trust_remote_code":
             raise GenboundError(f"--config {path}: {key} must be a number or a text, not {value!r}")
     ctx.default_map = {**(ctx.default_map or {}), **entries}
 
@@ -65,9 +65,9 @@ def pair_options(command):
     for option in reversed(
         [
             click.argument("ckpt", type=click.Path()),
-            click.argument("init", type=click.Path()),
-            click.option("--model", metavar="SPEC", help="hf[:AutoModelFor…], FILE.py:factory or pkg.mod:factory."),
-            click.option("--data", metavar="SPEC", help="Training data: npz:FILE, csv:FILE?text=…&label=…, FILE.py:function."),
+            click.argument("init", type=click.Path(), required=False),
+            click.option("--model", metavar="SPEC", help="hf[:AutoModelFor…], timm:NAME, torchvision:NAME, FILE.py:factory or pkg.mod:factory."),
+            click.option("--data", metavar="SPEC", help="Training data: npz:FILE, imagefolder:DIR, csv:FILE?text=…&label=…, hf:NAME, FILE.py:function."),
             click.option("--test-data", metavar="SPEC", help="Held-out data, for the generalization gap."),
             click.option("--out", metavar="DIR", default=None, help="Where results go; an earlier run there is continued."),
             click.option("--measures", type=Names(), default=None, help="Quantities and bounds (default: all)."),
@@ -77,9 +77,13 @@ def pair_options(command):
             click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
             click.option("--device", default="cpu", show_default=True, help="Where to measure."),
             click.option("--dtype", default=None, help="float32 or float64 (default: the checkpoint's)."),
-            click.option("--loss", default="cross_entropy", show_default=True, help="cross_entropy, squared_error or multi_label."),
+            click.option("--loss", default=None, help="cross_entropy, squared_error, multi_label or FILE.py:function (default: what the model says, else cross_entropy)."),
             click.option("--loss-range", default="observed", show_default=True, help="observed, clip:C or bounded:PMIN."),
             click.option("--head", default="init", show_default=True, help="init, zero, exclude or seed:N."),
+            click.option("--head-weights", metavar="PATTERN", default=None, help="Weights that form the head, e.g. 'classifier.*' (default: found)."),
+            click.option("--ignore", metavar="PATTERN", default=None, help="Names in the files to leave out, e.g. 'criterion.*'."),
+            click.option("--entry", metavar="NAME", default=None, help="Entry of a training checkpoint that holds the weights, e.g. model_ema."),
+            click.option("--trust-remote-code", is_flag=True, help="Run code that lies in the checkpoint's directory."),
             click.option("--convention", type=click.Choice(["theorem", "paper-code"]), default="theorem", show_default=True,
                          help="paper-code computes what the published scripts do."),
             click.option("--paper-batch-size", type=int, default=8, show_default=True, help="Batch of --convention paper-code."),
@@ -117,14 +121,26 @@ def _problem(pair: Any, given: dict[str, Any]) -> Any:
     names = ("num_data", "batch_size", "device", "dtype", "loss", "loss_range", "layers")
     return from_pair(
         pair, given["data"], given["test_data"], num_samples=given["samples"], sample_seed=given["seed"],
+        trust_remote_code=given["trust_remote_code"],
         **{name: given[name] for name in names},
     )  # fmt: skip
+
+
+def _with_sidecar(given: dict[str, Any]) -> dict[str, Any]:
+    """What the command line and --config leave open is as genbound.yaml beside CKPT says."""
+    from genbound.sidecar import read_sidecar
+
+    context = click.get_current_context()
+    open_ = {name for name in given if context.get_parameter_source(name) is click.core.ParameterSource.DEFAULT}
+    # The model stays: build_pair reads it there itself, so that it can name the rule.
+    return given | {name: v for name, v in read_sidecar(given["ckpt"]).items() if name in open_ and name != "model"}
 
 
 def _load_pair(given: dict[str, Any]) -> Any:
     from genbound.models import build_pair
 
-    return build_pair(given["ckpt"], given["init"], given["model"], given["head"])
+    names = ("model", "head", "trust_remote_code", "head_weights", "ignore", "entry")
+    return build_pair(given["ckpt"], given["init"], **{name: given[name] for name in names})
 
 
 def _confusion(path: str | None) -> Any:
@@ -158,6 +174,7 @@ def evaluate(**given: Any) -> None:
     from genbound.evaluation import resolve
 
     resolve(given["measures"])  # a misspelt name fails before anything is loaded
+    given = _with_sidecar(given)
     confusion = _confusion(given["confusion"])
     pair = _load_pair(given)
     problem = _problem(pair, given)
@@ -181,6 +198,7 @@ def inspect(**given: Any) -> None:
     """Show what evaluate would measure, with the same arguments: architecture, layers, head, cost and memory."""
     from genbound.inspection import describe
 
+    given = _with_sidecar(given)
     pair = _load_pair(given)
     click.echo(describe(pair, _problem(pair, given), given["measures"], _quantity_options(given)))
 

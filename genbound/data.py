@@ -1,384 +1,212 @@
-"""Which samples are measured: a map-style collection of samples, from files, functions or tensors."""
+"""Which samples are measured: what a data SPEC names, read with the checkpoint's own tokenizer or image settings."""
 
-import copy
-import hashlib
-import itertools
-import json
+from __future__ import annotations
+
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils import data as torch_data
 
 from genbound.data_files import encode_labels, parse_options, read_npz, read_table
 from genbound.errors import GenboundError
-from genbound.sample_parts import Inputs, checked, inputs_and_labels, leaves, map_tensors, split_pair, stack
-from genbound.user_code import call_user, describe, rng_untouched
+from genbound.image_samples import ImageSamples, make_transform, read_folder
+from genbound.labels import read_labels
+from genbound.samples import Batch, ListSamples, Samples, TensorSamples, as_samples
+from genbound.text_samples import NextToken, TextSamples, TokenSamples
+from genbound.user_code import call_user
+
+__all__ = ["Batch", "ListSamples", "Reader", "Samples", "TensorSamples", "TextSamples", "as_samples", "load_data"]
+
+TABLE = ("text", "text_pair", "label", "image", "max_length", "samples", "size", "mean", "std")
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Samples that share one forward pass.
+class Reader:
+    """What a checkpoint says about its data.
 
     Attributes:
-        inputs: what the model is called with; a tuple gives positional, a dict gives keyword arguments.
-        targets: their labels, first axis the samples.
-        indices: their places in the data set.
+        tokenizer: for text.
+        images: image processor of transformers.
+        label2id: the model's class names; labels that are strings are numbered in sorted order without it.
+        numeric: labels are numbers and not classes (regression, several labels, a user's own loss).
+        next_token: the model predicts the next token, whatever the data say.
     """
 
-    inputs: Inputs
-    targets: Tensor
-    indices: list[int]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-class Samples:
-    """A collection of samples that can be read by index, in any order, any number of times.
-
-    Subclasses give ``_item``; those that can stack or hash faster override the rest.
-
-    Args:
-        length: how many samples there are.
-        spec: where they come from, for the record.
-
-    Attributes:
-        label2id: class names and indices, where the labels were names; pass it on when reading held-out
-            samples, which may lack a class.
-
-    Example:
-        >>> samples = as_samples((torch.arange(6.0).reshape(3, 2), torch.tensor([0, 1, 0])))
-        >>> [batch.indices for batch in samples.batches(range(3), size=2)]
-        [[0, 1], [2]]
-    """
-
+    tokenizer: Any = None
+    images: Any = None
     label2id: Mapping[str, int] | None = None
-
-    def __init__(self, length: int, spec: str = ""):
-        if length < 1:
-            raise GenboundError(f"the data{spec and ' ' + repr(spec)} are empty: give at least one sample")
-        self._length, self.spec = length, spec
-
-    def __len__(self) -> int:
-        return self._length
-
-    def _item(self, i: int) -> tuple[Inputs, Tensor]:
-        raise NotImplementedError
-
-    def shape_key(self, i: int) -> Hashable:
-        """Samples with equal keys can be stacked into one batch."""
-        return ()
-
-    def batch(self, indices: Iterable[int]) -> Batch:
-        """The samples at ``indices``, stacked in this order."""
-        indices = [int(i) for i in indices]
-        inputs, targets = zip(*(self._item(i) for i in indices), strict=True)
-        return Batch(stack(inputs), torch.stack(targets), indices)
-
-    def batches(self, indices: Iterable[int], size: int) -> Iterator[Batch]:
-        """Runs of consecutive ``indices``, at most ``size`` long, split where the shape changes."""
-        if size < 1:
-            raise GenboundError(f"batch size {size} is not positive")
-        for _, run in itertools.groupby((int(i) for i in indices), key=self.shape_key):
-            while chunk := list(itertools.islice(run, size)):
-                yield self.batch(chunk)
-
-    def head(self, count: int | None) -> "Samples":
-        """The first ``count`` samples (all of them for ``None``)."""
-        first = copy.copy(self)
-        first._length = len(self) if count is None else min(count, len(self))
-        return first
-
-    def digest(self) -> str:
-        """SHA-256 of all inputs and labels: equal samples have equal digests, however they are stored."""
-        sha = hashlib.sha256()
-        for i in range(len(self)):
-            inputs, target = self._item(i)
-            for name, tensor in (*leaves(inputs), ("target", target)):
-                sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-                # Viewed as bytes, because NumPy has no bfloat16.
-                sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-        return sha.hexdigest()
+    numeric: bool = False
+    next_token: bool = False
 
 
-class TensorSamples(Samples):
-    """Samples that are stacked already: the first axis of every tensor counts them."""
-
-    def __init__(self, inputs: Any, targets: Any, spec: str = ""):
-        self.inputs, self.targets = checked(*split_pair((inputs, targets), "the data"), "the data", stacked=True)
-        super().__init__(len(self.targets), spec)
-
-    def _item(self, i: int) -> tuple[Inputs, Tensor]:
-        return map_tensors(self.inputs, lambda tensor: tensor[i]), self.targets[i]
-
-    def batch(self, indices: Iterable[int]) -> Batch:
-        indices = [int(i) for i in indices]
-        return Batch(map_tensors(self.inputs, lambda tensor: tensor[indices]), self.targets[indices], indices)
-
-
-class ListSamples(Samples):
-    """Samples that keep their own shapes: a list of ``(inputs, target)``, or a map-style ``Dataset``.
-
-    A data set is read when a sample is asked for. It must give the same sample each time: one with random
-    augmentation is refused, because the quantities would chase a moving target.
-    """
-
-    def __init__(self, items: Sequence | torch_data.Dataset, spec: str = ""):
-        super().__init__(len(items), spec)
-        self._items, self._keys = items, {}
-        self._stored = isinstance(items, list)
-        if self._stored:
-            self._items = [self._taken_apart(item, i) for i, item in enumerate(items)]
-        else:
-            self._refuse_moving_target()
-
-    def _refuse_moving_target(self) -> None:
-        with rng_untouched():
-            for i in range(min(8, len(self))):
-                once, again = self._item(i), self._item(i)
-                if self._key(once) != self._key(again) or not all(
-                    torch.equal(a, b) for (_, a), (_, b) in zip(leaves(once), leaves(again), strict=True)
-                ):
-                    raise GenboundError(
-                        f"{self._where(i)} differs each time it is read: switch off random augmentation"
-                    )
-
-    @classmethod
-    def from_batches(cls, batches: Iterable, spec: str = "", limit: int | None = None) -> "ListSamples":
-        """Split an iterable of batches into samples; it is read once, so a generator will do."""
-        items, where = [], spec or "the data"
-        try:
-            for number, batch in enumerate(batches):
-                place = f"batch {number} of {where}"
-                inputs, targets = checked(*split_pair(batch, place), place, stacked=True)
-                # Cloned: a view would keep the whole batch alive, and a generator may refill its buffers.
-                items += [
-                    (map_tensors(inputs, lambda t, i=i: t[i].clone()), targets[i].clone()) for i in range(len(targets))
-                ]
-                if limit is not None and len(items) >= limit:
-                    break
-        except GenboundError:
-            raise
-        except Exception as error:
-            raise GenboundError(f"reading {where} raised {describe(error)}") from error
-        return cls(items[:limit], spec)
-
-    def _where(self, i: int) -> str:
-        return f"sample {i} of {self.spec or type(self._items).__name__}"
-
-    def _item(self, i: int) -> tuple[Inputs, Tensor]:
-        if self._stored:
-            return self._items[i]
-        try:
-            item = self._items[i]
-        except GenboundError:
-            raise
-        except Exception as error:
-            raise GenboundError(f"{self._where(i)} raised {describe(error)}") from error
-        return self._taken_apart(item, i)
-
-    def _taken_apart(self, item: Any, i: int) -> tuple[Inputs, Tensor]:
-        return checked(*split_pair(item, self._where(i)), self._where(i), stacked=False)
-
-    @staticmethod
-    def _key(item: tuple[Inputs, Tensor]) -> Hashable:
-        return tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in leaves(item))
-
-    def shape_key(self, i: int) -> Hashable:
-        if i not in self._keys:
-            self._keys[i] = self._key(self._item(i))
-        return self._keys[i]
-
-
-class TextSamples(Samples):
-    """Sentences, or pairs of them, tokenised once each and padded to the longest of their batch.
-
-    Args:
-        texts: the sentences.
-        pairs: second sentences, or ``None``.
-        labels: class indices.
-        tokenizer: a transformers tokenizer. One without a padding token pads with its end-of-text token.
-        max_length: longest sequence in tokens, longer ones are cut; by default what the tokenizer
-            says the model takes, and 512 where it says nothing.
-    """
-
-    def __init__(self, texts, pairs, labels, tokenizer, max_length: int | None = None, spec: str = ""):
-        if tokenizer is None:
-            raise GenboundError(
-                "text needs a tokenizer and none lies beside the checkpoint: copy tokenizer.json and "
-                "tokenizer_config.json into its directory"
-            )
-        super().__init__(len(texts), spec)
-        for what, column in (("second texts", pairs), ("labels", labels)):
-            if column is not None and len(column) != len(texts):
-                raise GenboundError(f"{len(texts)} texts but {len(column)} {what}: give one for each text")
-        known = tokenizer.model_max_length
-        self.max_length = max_length or (known if known and known < 1_000_000 else 512)
-        self._texts, self._pairs, self._tokenizer = texts, pairs, tokenizer
-        self._labels = torch.as_tensor(labels)
-        self._tokens: dict[int, dict[str, list[int]]] = {}
-
-    def batch(self, indices: Iterable[int]) -> Batch:
-        indices = [int(i) for i in indices]
-        self._tokenize([i for i in dict.fromkeys(indices) if i not in self._tokens])
-        rows = [self._tokens[i] for i in indices]
-        return Batch({name: self._pad(name, rows) for name in rows[0]}, self._labels[indices], indices)
-
-    def _tokenize(self, indices: list[int]) -> None:
-        if not indices:
-            return
-        texts = [self._texts[i] for i in indices]
-        pairs = None if self._pairs is None else [self._pairs[i] for i in indices]
-        encoded = self._tokenizer(texts, pairs, truncation=True, max_length=self.max_length, padding=False)
-        for place, i in enumerate(indices):
-            self._tokens[i] = {name: values[place] for name, values in encoded.items()}
-            if not self._tokens[i]["input_ids"]:
-                raise GenboundError(f"sample {i} of {self.spec or 'the texts'} has no tokens; remove empty texts")
-
-    def _pad(self, name: str, rows: list[dict[str, list[int]]]) -> Tensor:
-        # By hand, because tokenizer.pad refuses the many causal models that have no padding token.
-        tokenizer = self._tokenizer
-        token = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        value = {"input_ids": token or 0, "token_type_ids": tokenizer.pad_token_type_id}.get(name, 0)
-        width = max(len(row[name]) for row in rows)
-        fill = [[value] * (width - len(row[name])) for row in rows]
-        if tokenizer.padding_side == "left":
-            return torch.tensor([blank + row[name] for blank, row in zip(fill, rows, strict=True)])
-        return torch.tensor([row[name] + blank for blank, row in zip(fill, rows, strict=True)])
-
-    def digest(self) -> str:
-        sha = hashlib.sha256(f"text|{self.max_length}|".encode())
-        for i in range(len(self)):
-            pair = None if self._pairs is None else self._pairs[i]
-            sha.update(json.dumps([self._texts[i], pair, self._labels[i].tolist()]).encode())
-        return sha.hexdigest()
-
-
-def as_samples(obj: Any, spec: str = "", limit: int | None = None) -> Samples:
-    """Make samples of what a user holds.
-
-    Args:
-        obj: a :class:`Samples`; a pair ``(x, y)`` of tensors or arrays, or one dict that holds all samples; a
-            map-style ``Dataset`` (yields samples); a ``DataLoader`` or another iterable (yields batches
-            ``(inputs, labels)`` or dicts with ``labels``, ``label`` or ``y``). A shuffling loader is read in
-            the order of its data set, so that sample 17 is the same sample in every run.
-        spec: where the samples come from, for the record.
-        limit: keep only the first samples.
-
-    Raises:
-        GenboundError: there are no samples or no labels, or something is not a finite number.
-    """
-    if isinstance(obj, Samples):
-        return obj if limit is None else obj.head(limit)
-    if isinstance(obj, Mapping):
-        return TensorSamples(*inputs_and_labels(obj, spec or "the data"), spec).head(limit)
-    if isinstance(obj, tuple) and len(obj) == 2 and isinstance(obj[1], Tensor | np.ndarray):
-        return TensorSamples(*obj, spec).head(limit)
-    spec = spec or type(obj).__name__
-    with rng_untouched():  # a DataLoader draws a seed from torch's global generator
-        if isinstance(obj, torch_data.DataLoader) and _covers_dataset(obj):
-            if obj.collate_fn is torch_data.default_collate:
-                return ListSamples(obj.dataset, spec).head(limit)
-            return ListSamples.from_batches(_in_order(obj), spec, limit)
-        if isinstance(obj, torch_data.IterableDataset):
-            one_each = (torch_data.default_collate([sample]) for sample in obj)
-            return ListSamples.from_batches(one_each, spec, limit)
-        # datasets.Dataset is map-style without being a torch Dataset.
-        indexable = hasattr(obj, "__getitem__") and hasattr(obj, "__len__")
-        if indexable and not isinstance(obj, list | tuple | str | bytes | Tensor | np.ndarray):
-            return ListSamples(obj, spec).head(limit)
-        if isinstance(obj, Iterable) and not isinstance(obj, str | bytes | Tensor | np.ndarray):
-            return ListSamples.from_batches(obj, spec, limit)
-    raise GenboundError(
-        f"data of type {type(obj).__name__} have no labels or no samples; give a Dataset, an iterable of "
-        "(inputs, labels) batches, or a pair of tensors"
-    )
-
-
-def load_data(
-    spec: Any,
-    tokenizer: Any = None,
-    base_dir: str | os.PathLike = ".",
-    label2id: Mapping[str, int] | None = None,
-) -> Samples:
+def load_data(spec: Any, reader: Reader | None = None, base_dir: str | os.PathLike = ".") -> Samples:
     """Read the samples that a data SPEC names.
 
     Args:
-        spec: ``npz:FILE[?x=NAME&y=NAME]`` (uint8 images N×H×W×3 become float N×3×H×W divided by 255),
-            ``csv:|jsonl:|parquet:FILE?text=COL[&text_pair=COL]&label=COL[&max_length=N]``,
-            ``FILE.py:function`` or ``pkg.mod:function``, each also with
-            ``samples=N`` for the first N. What is no string goes to :func:`as_samples`.
-        tokenizer: for text.
+        spec: ``npz:FILE[?x=NAME&y=NAME]``; ``imagefolder:DIR``; ``csv:|jsonl:|parquet:FILE?text=COL[&text_pair=COL]&label=COL``;
+            ``hf:DIR`` or ``hf:NAME[/CONFIG]`` with ``?split=NAME`` and columns likewise; ``FILE.py:function`` or
+            ``pkg.mod:function``; each also with ``samples=N`` for the first N. docs/data.md has all options. What is no
+            string goes to :func:`~genbound.samples.as_samples`.
+        reader: what the checkpoint says about its data.
         base_dir: what relative paths start from.
-        label2id: the model's class names; labels that are strings are numbered in sorted order without it.
 
     Raises:
         GenboundError: the SPEC, the file or its content cannot be used; the message names the mend.
     """
+    reader = reader or Reader()
     if not isinstance(spec, str):
-        return as_samples(spec)
+        return _shifted(as_samples(spec), reader)
     place, _, query = spec.partition("?")
     scheme, colon, file = place.partition(":")
     path = Path(base_dir, file).expanduser()
     if scheme == "npz":
-        options = parse_options(spec, query, ("x", "y", "samples"))
-        inputs, targets = read_npz(path, options.get("x"), options.get("y"))
-        return TensorSamples(inputs, targets, spec).head(options.get("samples"))
+        return _shifted(_npz(spec, path, parse_options(spec, query, ("x", "y", "samples")), reader), reader)
+    if scheme == "imagefolder" and file:
+        return _image_folder(spec, path, parse_options(spec, query, ("samples", "size", "mean", "std")), reader)
     if scheme in ("csv", "jsonl", "parquet"):
-        options = parse_options(spec, query, ("text", "text_pair", "label", "max_length", "samples"))
-        return _text_samples(spec, scheme, path, options, tokenizer, label2id)
-    if scheme in ("imagefolder", "hf"):
-        raise GenboundError(
-            f"data {spec!r}: {scheme}: is planned but not there yet; write a function that returns the "
-            "Dataset and say FILE.py:function, or save the arrays and say npz:FILE"
-        )
+        return _table(spec, scheme, path, parse_options(spec, query, TABLE), reader)
+    if scheme == "hf" and file:
+        options = parse_options(spec, query, (*TABLE, "split", "streaming"))
+        return _hugging_face(spec, file, Path(base_dir), options, reader)
     if colon and (scheme.endswith(".py") or all(part.isidentifier() for part in scheme.split("."))) and file:
         options = parse_options(spec, query, ("samples",))
-        return as_samples(call_user(place, base_dir, "data function"), spec, options.get("samples"))
+        return _shifted(as_samples(call_user(place, base_dir, "data function"), spec, options.get("samples")), reader)
     raise GenboundError(
-        f"data {spec!r} is not understood: use npz:FILE, csv:FILE?text=COL&label=COL (or jsonl:, parquet:), "
-        "FILE.py:function or pkg.mod:function"
+        f"data {spec!r} is not understood: use npz:FILE, imagefolder:DIR, csv:FILE?text=COL&label=COL (or jsonl:, parquet:), "
+        "hf:DIR, FILE.py:function or pkg.mod:function"
     )
 
 
-def _text_samples(spec, scheme, path, options, tokenizer, label2id) -> TextSamples:
-    for name in ("text", "label"):
-        if name not in options:
-            raise GenboundError(f"data {spec!r} does not say which column is the {name}: add {name}=COL after '?'")
-    names = [options["text"], options["label"]] + ([options["text_pair"]] if "text_pair" in options else [])
-    table = {name: column[: options.get("samples")] for name, column in read_table(scheme, path, names).items()}
-    for name in (options["text"], options.get("text_pair")):
-        for row, text in enumerate(table.get(name, ())):
-            if not isinstance(text, str):
-                raise GenboundError(
-                    f"{str(path)!r}: column {name!r} of sample {row} holds {type(text).__name__}, no text"
-                )
-    labels = encode_labels(table[options["label"]], str(path), label2id)
-    pairs = table.get(options.get("text_pair"))
-    samples = TextSamples(table[options["text"]], pairs, labels, tokenizer, options.get("max_length"), spec)
-    samples.label2id = {
-        **(label2id or {}),
-        **dict(zip(map(str, table[options["label"]]), labels.tolist(), strict=True)),
-    }
+def _shifted(samples: Samples, reader: Reader) -> Samples:
+    """Labels beside their tokens, as transformers has them, go to the token before in a causal language model."""
+    if not reader.next_token:
+        return samples
+    first = samples.batch([0])
+    tokens = first.inputs.get("input_ids") if isinstance(first.inputs, dict) else first.inputs
+    same = isinstance(tokens, torch.Tensor) and tokens.shape == first.targets.shape and first.targets.ndim == 2
+    return NextToken(samples) if same else samples
+
+
+def _npz(spec: str, path: Path, options: Mapping[str, Any], reader: Reader) -> Samples:
+    inputs, targets, images = read_npz(path, options.get("x"), options.get("y"), raw_images=reader.images is not None)
+    if images:
+        return ImageSamples(list(inputs), targets, make_transform({}, reader.images), spec).head(options.get("samples"))
+    return TensorSamples(inputs, targets.float() if reader.numeric else targets, spec).head(options.get("samples"))
+
+
+def _image_folder(spec: str, path: Path, options: Mapping[str, Any], reader: Reader) -> Samples:
+    files, names = read_folder(path)
+    # Numbered over all classes before the first samples are taken, so that a class keeps its number.
+    labels = encode_labels(names, str(path), reader.label2id, names=True)
+    samples = ImageSamples(files, labels, make_transform(options, reader.images), spec).head(options.get("samples"))
+    samples.label2id = dict(zip(names, labels.tolist(), strict=True))
     return samples
 
 
-def _covers_dataset(loader: torch_data.DataLoader) -> bool:
-    """Whether the loader gives each sample of a map-style data set once, whatever the order."""
-    plain = type(loader.batch_sampler) is torch_data.BatchSampler
-    sampler = loader.sampler
-    if type(sampler) is torch_data.RandomSampler:
-        return plain and not sampler.replacement and sampler.num_samples == len(loader.dataset)
-    return plain and type(sampler) is torch_data.SequentialSampler
+def _table(spec: str, scheme: str, path: Path, options: dict[str, Any], reader: Reader) -> Samples:
+    wanted = [options[name] for name in ("text", "text_pair", "image") if name in options]
+    wanted += options["label"].split(",") if "label" in options else []
+    if not {"text", "image"} & set(options):
+        if scheme == "csv" and "label" in options or reader.tokenizer is None and scheme == "csv":
+            raise GenboundError(f"data {spec!r} does not say which column is the text: add text=COL after '?'")
+        wanted = None  # tokenised already: every column with one list a row is an input
+    if "label" not in options and not reader.next_token and wanted is not None:
+        raise GenboundError(f"data {spec!r} does not say which column is the label: add label=COL after '?'")
+    table = read_table(scheme, path, wanted, options.get("samples"))
+    return _columns(spec, str(path), table, options, reader, reader.label2id, path.parent)
 
 
-def _in_order(loader: torch_data.DataLoader) -> Iterator:
-    for start in range(0, len(loader.dataset), loader.batch_size):
-        stop = min(start + loader.batch_size, len(loader.dataset))
-        yield loader.collate_fn([loader.dataset[i] for i in range(start, stop)])
+def _hugging_face(spec: str, name: str, folder: Path, options: dict[str, Any], reader: Reader) -> Samples:
+    from genbound.hf_datasets import load_dataset
+
+    streaming = options.get("streaming", "no")
+    if streaming not in ("yes", "no"):
+        raise GenboundError(f"data {spec!r}: streaming={streaming} is not understood; use streaming=yes")
+    found = load_dataset(name, folder, options.get("split"), options.get("samples"), streaming == "yes")
+    columns = list(found.column_names)
+    for what, usual in (
+        ("text", ("text", "sentence", "tokens", "words")), ("image", ("image", "img")),
+        ("label", ("label", "labels", "ner_tags", "tags")),
+    ):  # fmt: skip
+        guess = next((column for column in usual if column in columns), None)
+        if what not in options and guess is not None and not (what == "image" and "text" in options):
+            if not (what == "text" and "input_ids" in columns):
+                options[what] = guess
+    for what in ("text", "text_pair", "image"):
+        if what in options and options[what] not in columns:
+            raise GenboundError(f"data {spec!r}: no column {options[what]!r}; the columns are {', '.join(columns)}")
+    names = None
+    if "label" in options and options["label"] in columns:
+        feature = found.features[options["label"]]
+        names = getattr(getattr(feature, "feature", feature), "names", None)
+    table = {column: found[column] for column in columns} if "image" not in options else {
+        column: (found[column] if column == options["image"] else list(found[column])) for column in columns
+    }  # fmt: skip
+    table = {column: values if column == options.get("image") else list(values) for column, values in table.items()}
+    classes = reader.label2id if names is None else {label: index for index, label in enumerate(names)}
+    return _columns(spec, f"hf:{name}", table, options, reader, classes, folder)
+
+
+def _columns(
+    spec: str, where: str, table: Mapping[str, Any], options: Mapping[str, Any], reader: Reader,
+    classes: Mapping[str, int] | None, folder: Path,
+) -> Samples:  # fmt: skip
+    """Samples of a table's columns: text, images, or tokens."""
+    tokens = not {"text", "image"} & set(options)
+    label = options.get("label") or next((n for n in ("labels", "label") if tokens and n in table), None)
+    for name in (label or "").split(",") if label else ():
+        if name not in table:
+            raise GenboundError(f"{where!r} has no column {name!r}; it has {', '.join(map(str, table))}")
+    if label is None and not reader.next_token:
+        raise GenboundError(f"data {spec!r} does not say which column is the label: add label=COL after '?'")
+    labels = None
+    if label is not None:
+        columns = [table[name] for name in label.split(",")]
+        words = (
+            not tokens and len(table[options["text"]]) and isinstance(table[options["text"]][0], list)
+            if "text" in options
+            else tokens
+        )
+        labels = read_labels(columns, where, classes, reader.numeric, bool(words))
+    if tokens:
+        return _tokenised(spec, where, table, labels, reader)
+    if "image" in options:
+        images = table[options["image"]]
+        files = (
+            [folder / image if isinstance(image, str) else image for image in images]
+            if isinstance(images, list)
+            else images
+        )
+        return ImageSamples(files, labels, make_transform(options, reader.images), spec)
+    for name in (options["text"], options.get("text_pair")):
+        for row, text in enumerate(table.get(name, ())):
+            if not isinstance(text, str) and not (isinstance(text, list) and text and isinstance(text[0], str)):
+                raise GenboundError(f"{where!r}: column {name!r} of sample {row} holds {type(text).__name__}, no text")
+    samples = TextSamples(
+        table[options["text"]], table.get(options.get("text_pair")), labels, reader.tokenizer, options.get("max_length"), spec,
+        reader.next_token,
+    )  # fmt: skip
+    if isinstance(labels, torch.Tensor) and labels.ndim == 1 and not labels.is_floating_point():
+        named = dict(zip(map(str, table[label]), labels.tolist(), strict=True))
+        samples.label2id = {**(reader.label2id or {}), **named}
+    return samples
+
+
+def _tokenised(spec: str, where: str, table: Mapping[str, Any], labels: Any, reader: Reader) -> Samples:
+    inputs = {name: values for name, values in table.items() if len(values) and isinstance(values[0], list)}
+    inputs = {name: values for name, values in inputs.items() if name not in ("labels", "label")}
+    if "input_ids" not in inputs:
+        raise GenboundError(
+            f"data {spec!r} does not say which column is the text (add text=COL), and {where!r} holds no tokens in 'input_ids'; it "
+            f"has {', '.join(map(str, table))}"
+        )
+    known = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+    rows = [{name: inputs[name][i] for name in known if name in inputs} for i in range(len(inputs["input_ids"]))]
+    for row in rows:
+        row.setdefault("attention_mask", [1] * len(row["input_ids"]))
+    pad = getattr(reader.tokenizer, "pad_token_id", None)
+    side = getattr(reader.tokenizer, "padding_side", "right")
+    return TokenSamples(rows, labels, {"input_ids": pad or 0}, side, reader.next_token, spec)

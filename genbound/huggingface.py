@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from genbound.errors import GenboundError
+from genbound.names import common_prefix, strip_prefixes, unwrapped
 
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 
 
@@ -45,10 +47,17 @@ def resolve_class(folder: Path, auto: str = "", trust_remote_code: bool = False)
         raise GenboundError(
             f"transformers {transformers.__version__} does not understand {str(folder / 'config.json')!r}: "
             f"{_first_line(error)}"
-            + ("" if trust_remote_code else "; a model with code of its own needs trust_remote_code")
+            + (
+                ""
+                if trust_remote_code
+                else "; a model with code of its own needs --trust-remote-code (read that code first)"
+            )
         ) from error
     if getattr(config, "quantization_config", None):
-        raise GenboundError(f"{str(folder)!r} holds quantised weights; dequantise the model and save it in full")
+        raise GenboundError(
+            f"{str(folder)!r} holds quantised weights, whose distance from the start is mostly rounding; dequantise the model "
+            "(model.dequantize()) and save it in full"
+        )
     name = auto or (getattr(config, "architectures", None) or [""])[0]
     if not name:
         raise GenboundError(
@@ -93,6 +102,7 @@ def load_through(
         The model; its state by the model's names, with shape-only tensors for those that did not fit; and the
         names in the file that were not used.
     """
+    tensors = _known_names(cls, config, tensors)
     floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     dtype = max(floating, key=lambda kind: torch.finfo(kind).bits, default=torch.float32)
     try:
@@ -111,9 +121,56 @@ def load_through(
         ) from error
     absent = set(info["missing_keys"])
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
+    prefix = f"{model.base_model_prefix}." if getattr(model, "base_model_prefix", "") else ""
     for name, shape, _ in info["mismatched_keys"]:
-        state[name] = torch.empty(tuple(shape), device="meta")
+        own = next((key for key in strip_prefixes(tensors, [name], prefix)), None)
+        fits = own is not None and tuple(tensors[own].shape) == tuple(shape)
+        state[name] = tensors[own] if fits else torch.empty(tuple(shape), device="meta")
     return model.eval(), state, tuple(sorted(info["unexpected_keys"]))
+
+
+def _known_names(cls: type[nn.Module], config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what wrappers and training classes put before their names; refuses what cannot be built.
+
+    Names that transformers itself renames stay as they are: only a prefix that most names have is taken off.
+    """
+    _check_config(config, len(tensors))
+    try:
+        with quiet(), torch.device("meta"):  # without storage: a wrong config must not allocate
+            skeleton = cls(config)
+    except Exception as error:
+        raise GenboundError(
+            f"transformers cannot build {cls.__name__} from config.json: {_first_line(error)}"
+        ) from error
+    expected = set(skeleton.state_dict())
+    asked, given = (sum(t.numel() for t in group.values()) for group in (skeleton.state_dict(), tensors))
+    if asked > 4 * given + 50_000_000:
+        raise GenboundError(
+            f"config.json describes a model of {asked:,} numbers and the file has {given:,}: they do not belong together; "
+            "restore config.json from the original"
+        )
+    base = f"{getattr(skeleton, 'base_model_prefix', '')}."
+    expected |= {name.removeprefix(base) for name in expected if len(base) > 1}
+    plain = {unwrapped(name): tensor for name, tensor in tensors.items()}
+    if len(plain) < len(tensors):
+        plain = dict(tensors)
+    if 4 * len(expected & set(plain)) >= min(len(plain), len(expected)):
+        return plain
+    prefix = common_prefix(plain, skeleton.state_dict()) or common_prefix(plain, expected)
+    return {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+
+
+def _check_config(config: Any, num_tensors: int) -> None:
+    """Refuse sizes that no file of so many tensors can have, before anything is built with them."""
+    for name, value in config.to_dict().items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if "layer" in name and "num" in name and value > 2 * num_tensors + 100:
+            raise GenboundError(
+                f"config.json has {name} = {value} and the file {num_tensors} tensors; restore the original"
+            )
+        if abs(value) > 1 << 40 and "length" not in name and name not in ("rope_theta",):
+            raise GenboundError(f"config.json has {name} = {value}, which is no size of a model; restore the original")
 
 
 def load_finetuned(cls: type[nn.Module], config: Any, tensors: Mapping[str, Tensor], head) -> tuple:
@@ -141,6 +198,25 @@ def head_parameters(model: nn.Module) -> tuple[str, ...] | None:
 def tokenizer_folder(*folders: Path) -> Path | None:
     """The first directory that holds a tokenizer."""
     return next((folder for folder in folders if any((folder / name).is_file() for name in TOKENIZER_FILES)), None)
+
+
+def image_folder(*folders: Path) -> Path | None:
+    """The first directory that holds the settings of an image processor."""
+    return next((folder for folder in folders if any((folder / name).is_file() for name in IMAGE_FILES)), None)
+
+
+def load_image_processor(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The image processor of a directory."""
+    transformers = import_transformers()
+    try:
+        with quiet():
+            return transformers.AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise GenboundError(
+            f"the image processor in {str(folder)!r} cannot be loaded: {_first_line(error)}; save it again"
+        ) from error
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:

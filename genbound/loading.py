@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from genbound.data import load_data
+from genbound.data import Reader, load_data
 from genbound.errors import GenboundError
-from genbound.models import Pair, build_pair
+from genbound.huggingface import load_image_processor, load_tokenizer
+from genbound.models import build_pair
+from genbound.pair import Pair
 from genbound.problem import Problem
+from genbound.sidecar import read_sidecar
+from genbound.user_code import get_user
 from genbound.weights import WeightProblem
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -18,24 +24,34 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 def load(
     ckpt: str | os.PathLike,
-    init: str | os.PathLike,
+    init: str | os.PathLike | None = None,
     model: Any = None,
     data: Any = None,
     test_data: Any = None,
-    head: str = "init",
+    head: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    head_weights: Iterable[str] | str | None = None,
+    ignore: Iterable[str] | str | None = None,
+    entry: str | None = None,
     **options: Any,
 ) -> Problem | WeightProblem:
     """Load a fine-tuned checkpoint, the weights it started from, and the data to measure them on.
 
+    What is not given is as ``genbound.yaml`` beside the checkpoint says, if there is one (:func:`genbound.save_spec`).
+
     Args:
-        ckpt: fine-tuned checkpoint: a Hugging Face directory, or a file of tensors.
+        ckpt: fine-tuned checkpoint: a directory of Hugging Face or PEFT, or a file of tensors.
         init: the pretrained weights, likewise.
-        model: ``hf[:AutoModelFor…]``, ``FILE.py:factory``, ``pkg.mod:factory``, a factory or a module; ``None`` lets the
-            checkpoint describe itself.
+        model: ``hf[:AutoModelFor…]``, ``timm:NAME``, ``torchvision:NAME``, ``FILE.py:factory``, ``pkg.mod:factory``, a factory
+            or a module; ``None`` lets the checkpoint describe itself.
         data: training samples, as a data SPEC or anything that :class:`~genbound.problem.Problem` takes.
         test_data: held-out samples, likewise.
-        head: what the output head is measured from: ``init``, ``zero``, ``exclude`` or ``seed:N``.
-        options: further arguments of :class:`~genbound.problem.Problem` (``dtype`` also by name).
+        head: what the output head is measured from: ``init`` (default), ``zero``, ``exclude`` or ``seed:N``.
+        trust_remote_code: allow transformers to run code that lies in the checkpoint's directory.
+        head_weights, ignore, entry: see :func:`~genbound.models.build_pair`.
+        options: further arguments of :class:`~genbound.problem.Problem` (``dtype`` also by name, ``loss`` also as
+            ``FILE.py:function``).
 
     Returns:
         A problem; without a model or data one that only knows the weights.
@@ -43,33 +59,76 @@ def load(
     Raises:
         GenboundError: one line that says what is wrong, where, and what would mend it.
     """
-    return from_pair(build_pair(ckpt, init, model, head), data, test_data, **options)
+    beside = read_sidecar(ckpt)
+    asked = {"init": init, "head": head, "head_weights": head_weights, "ignore": ignore, "entry": entry}
+    chosen = {name: beside.get(name) if value is None else value for name, value in asked.items()}
+    data = beside.get("data") if data is None else data
+    test_data = beside.get("test_data") if test_data is None else test_data
+    for name in ("loss", "num_data", "loss_range", "layers"):
+        if name in beside:
+            options.setdefault(name, beside[name])
+    pair = build_pair(
+        ckpt, chosen["init"], model, chosen["head"] or "init", trust_remote_code, chosen["head_weights"] or (),
+        chosen["ignore"] or (), chosen["entry"],
+    )  # fmt: skip
+    return from_pair(pair, data, test_data, trust_remote_code=trust_remote_code, **options)
 
 
-def from_pair(pair: Pair, data: Any = None, test_data: Any = None, **options: Any) -> Problem | WeightProblem:
+def from_pair(
+    pair: Pair, data: Any = None, test_data: Any = None, *, trust_remote_code: bool = False, **options: Any
+) -> Problem | WeightProblem:
     """The problem of a pair that is already loaded."""
-    provenance = {**pair.provenance, "rule": pair.rule, "head_policy": pair.head_policy, "head_note": pair.head_note}
+    provenance = {
+        **pair.provenance, "rule": pair.rule, "head_policy": pair.head_policy, "head_note": pair.head_note,
+        "notes": list(pair.notes),
+    }  # fmt: skip
     if pair.model is None or data is None:
         lacks = [flag for flag, missing in (("--model", pair.model is None), ("--data", data is None)) if missing]
-        return WeightProblem(pair.params, pair.init, f"not measured: give {' and '.join(lacks)}", provenance)
-    tokenizer = _tokenizer(pair) if isinstance(data, str) else None
-    label2id = getattr(getattr(pair.model, "config", None), "label2id", None)
-    samples = load_data(data, tokenizer, label2id=label2id)
-    held_out = None if test_data is None else load_data(test_data, tokenizer, label2id=samples.label2id or label2id)
+        return WeightProblem(
+            pair.params, pair.init, f"not measured: give {' and '.join(lacks)}", provenance, pair.factors
+        )
+    loss = _loss(options.pop("loss", None), pair.model)
+    samples, held_out = _samples(pair, data, test_data, loss, trust_remote_code)
     dtype = options.pop("dtype", None)
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise GenboundError(f"dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
         dtype = DTYPES[dtype]
     return Problem(
-        pair.model, pair.init, samples, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,
-        provenance=provenance, init_buffers=pair.init_buffers, **options,
+        pair.model, pair.init, samples, loss, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,
+        provenance=provenance, init_buffers=pair.init_buffers, factors=pair.factors, **options,
     )  # fmt: skip
 
 
-def _tokenizer(pair: Pair) -> Any:
-    if pair.tokenizer_dir is None:
-        return None
-    from genbound.huggingface import load_tokenizer
+def _loss(loss: Any, model: Any) -> Any:
+    """The loss that is asked for; else the one that a transformers model was trained with."""
+    if loss is None:
+        config = getattr(model, "config", None)
+        kind = getattr(config, "problem_type", None)
+        head = type(model).__name__.endswith("ForSequenceClassification")
+        if kind == "regression" or (kind is None and head and getattr(config, "num_labels", 2) == 1):
+            return "squared_error"
+        return "multi_label" if kind == "multi_label_classification" else "cross_entropy"
+    if isinstance(loss, str) and ":" in loss:
+        return get_user(loss, ".", "loss function")
+    return loss
 
-    return load_tokenizer(pair.tokenizer_dir)
+
+def _samples(pair: Pair, data: Any, test_data: Any, loss: Any, trust: bool) -> tuple[Any, Any]:
+    config = getattr(pair.model, "config", None)
+    names = getattr(config, "label2id", None)
+    reader = Reader(
+        tokenizer=_first(pair.tokenizer_dir, load_tokenizer, trust) if isinstance(data, str) else None,
+        images=_first(pair.image_dir, load_image_processor, trust) if isinstance(data, str) else None,
+        label2id=names,
+        numeric=loss in ("squared_error", "multi_label") or callable(loss),
+        next_token=type(pair.model).__name__.endswith(("ForCausalLM", "LMHeadModel")),
+    )
+    samples = load_data(data, reader)
+    if test_data is None:
+        return samples, None
+    return samples, load_data(test_data, dataclasses.replace(reader, label2id=samples.label2id or names))
+
+
+def _first(folder: Any, loader: Callable, trust: bool) -> Any:
+    return None if folder is None else loader(folder, trust)

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from genbound import __version__
 from genbound.curvature.tape import Tape
 from genbound.data import Batch, Samples, as_samples
+from genbound.displacement import Displacement
 from genbound.errors import GenboundError
 from genbound.forward import (
     PlainWeightNorm,
@@ -56,6 +57,7 @@ class Problem:
         provenance: what the numbers belong to, copied into the results.
         init_buffers: the pretrained model's buffers (running statistics), those it has; the model's own stand in for
             the others.
+        factors: weights whose displacement is known as ``left [out, r] @ right [r, in]`` (adapters): it is kept so.
 
     Raises:
         GenboundError: weights, data or model cannot be measured; the message says why and what would mend it.
@@ -89,6 +91,7 @@ class Problem:
         batch_size: int = BLOCK,
         provenance: Mapping[str, Any] | None = None,
         init_buffers: Mapping[str, Tensor] | None = None,
+        factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ):
         if batch_size < 1:
             raise GenboundError(f"batch size {batch_size} is not positive")
@@ -114,9 +117,17 @@ class Problem:
         self._check_forward()
         self.loss = self._ranged(self.loss, loss_range)
         found = select_layers(self, layers, excluded)
+        known = {name: tuple(self._move(f) for f in pair) for name, pair in (factors or {}).items()}
         self.layers: tuple[Layer, ...] = found
         self._layers = {layer.name: layer for layer in found}
-        self.displacement = {layer.name: (self.params[layer.name] - self.init[layer.name]).detach() for layer in found}
+        self.displacement = Displacement(
+            {
+                layer.name: (self.params[layer.name] - self.init[layer.name]).detach()
+                for layer in found
+                if layer.name not in known
+            },
+            {layer.name: known[layer.name] for layer in found if layer.name in known},
+        )
 
     # -- samples ----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,13 @@ def rng_untouched():
         np.random.set_state(numpy)
 
 
-def call_user(spec: str, base_dir: str | os.PathLike = ".", what: str = "function") -> Any:
-    r"""Call the function that ``spec`` names, without arguments.
+def call_user(
+    spec: str,
+    base_dir: str | os.PathLike = ".",
+    what: str = "function",
+    arguments: Callable[[Any], dict[str, Any]] | None = None,
+) -> Any:
+    r"""Call the function that ``spec`` names, by default without arguments.
 
     The directory of the file (for a module: ``base_dir``) is on ``sys.path`` only while this call runs. What
     the code prints goes to stderr, because stdout belongs to genbound's table, and no ``__pycache__`` is left
@@ -46,6 +52,7 @@ def call_user(spec: str, base_dir: str | os.PathLike = ".", what: str = "functio
         spec: ``FILE.py:name`` (relative to ``base_dir``) or ``pkg.mod:name``.
         base_dir: the directory that relative names start from.
         what: what the name stands for, used in the messages ("model factory", "data function").
+        arguments: function found -> its keyword arguments.
 
     Returns:
         Whatever the function returns.
@@ -65,7 +72,7 @@ def call_user(spec: str, base_dir: str | os.PathLike = ".", what: str = "functio
             module = _import_file(file) if file else importlib.import_module(source)
             function = getattr(module, name, None)
             if callable(function):
-                return function()
+                return function(**({} if arguments is None else arguments(function)))
         except GenboundError:
             raise
         except (Exception, SystemExit) as error:
@@ -73,6 +80,25 @@ def call_user(spec: str, base_dir: str | os.PathLike = ".", what: str = "functio
     raise GenboundError(
         f"{what} {spec!r}: {source} has no function {name!r}; it defines {_functions(module) or 'none'}"
     )
+
+
+def get_user(spec: str, base_dir: str | os.PathLike = ".", what: str = "function") -> Callable[..., Any]:
+    """The function that ``spec`` names, itself; see :func:`call_user`."""
+    found: list[Any] = []
+
+    def keep(function: Any) -> dict[str, Any]:
+        found.append(function)
+        raise _Found
+
+    try:
+        call_user(spec, base_dir, what, keep)
+    except _Found:
+        pass
+    return found[0]
+
+
+class _Found(BaseException):
+    """Leaves :func:`call_user` with the function uncalled."""
 
 
 def describe(error: BaseException, file: Path | None = None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from genbound import __version__
+from genbound.displacement import Displacement
 from genbound.errors import GenboundError
 from genbound.layers import Layer
 
@@ -19,7 +20,9 @@ class WeightProblem:
     num_samples = num_data = 0
     head: tuple[str, ...] = ()
 
-    def __init__(self, params: Mapping[str, Tensor], init: Mapping[str, Tensor], reason: str, provenance=None):
+    def __init__(
+        self, params: Mapping[str, Tensor], init: Mapping[str, Tensor], reason: str, provenance=None, factors=None
+    ):
         self.reason, self.provenance = reason, dict(provenance or {})
         self.params = {name: p.detach() for name, p in params.items() if p.is_floating_point()}
         self.init = {name: init[name].detach() for name in self.params}
@@ -32,9 +35,11 @@ class WeightProblem:
             raise GenboundError(
                 "the checkpoint has no weight with two or more dimensions: there is no layer to measure"
             )
-        self.displacement = {
-            layer.name: self.params[layer.name].double() - self.init[layer.name].double() for layer in self.layers
-        }
+        known, names = dict(factors or {}), [layer.name for layer in self.layers]
+        self.displacement = Displacement(
+            {name: self.params[name].double() - self.init[name].double() for name in names if name not in known},
+            {name: tuple(f.double() for f in known[name]) for name in names if name in known},
+        )
 
     def digest(self, test_data: bool = False) -> str:
         state = hashlib.sha256(__version__.encode())

@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from genbound.checkpoint import Signature, align, read_state, strip_prefixes
+from genbound.alignment import Signature, align
+from genbound.checkpoint import read_state
 from genbound.errors import GenboundError
+from genbound.names import strip_prefixes
 
 
 def state():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from genbound.data import Batch, ListSamples, TextSamples, as_samples, load_data
+from genbound.data import Batch, ListSamples, Reader, TextSamples, as_samples, load_data
 from genbound.errors import GenboundError
 
 X, Y = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 3
@@ -192,7 +192,7 @@ def write(folder, kind, labels):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_tables_agree(tmp_path, kind):
-    samples = load_data(write(tmp_path, kind, [1, 0, 1]), Words(), tmp_path)
+    samples = load_data(write(tmp_path, kind, [1, 0, 1]), Reader(Words()), tmp_path)
     batch = samples.batch([1, 0])
     assert batch.inputs["input_ids"].tolist() == [[3, 99], [2, 2]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 0], [1, 1]]
@@ -200,7 +200,9 @@ def test_tables_agree(tmp_path, kind):
     expected = TextSamples([a for a, _, _ in ROWS], None, [1, 0, 1], Words())
     assert samples.digest() == expected.digest()
     assert samples.shape_key(0) == samples.shape_key(1)
-    pairs = load_data(write(tmp_path, kind, [1, 0, 1]) + "&text_pair=t&max_length=2&samples=2", Words(), tmp_path)
+    pairs = load_data(
+        write(tmp_path, kind, [1, 0, 1]) + "&text_pair=t&max_length=2&samples=2", Reader(Words()), tmp_path
+    )
     assert len(pairs) == 2 and pairs.digest() != samples.digest()
     assert pairs.batch([0, 1]).inputs["input_ids"].tolist() == [[2, 2], [3, 2]]
 
@@ -215,18 +217,18 @@ def test_left_padding():
 @pytest.mark.parametrize("label2id", [None, {"LABEL_0": 0, "LABEL_1": 1}])
 def test_string_labels_in_sorted_order(tmp_path, label2id):
     spec = write(tmp_path, "csv", ["pos", "neg", "pos"])
-    assert load_data(spec, Words(), tmp_path, label2id).batch(range(3)).targets.tolist() == [1, 0, 1]
+    assert load_data(spec, Reader(Words(), label2id=label2id), tmp_path).batch(range(3)).targets.tolist() == [1, 0, 1]
 
 
 def test_string_labels_of_the_model(tmp_path):
     spec = write(tmp_path, "jsonl", ["pos", "neg", "pos"])
-    targets = load_data(spec, Words(), tmp_path, {"pos": 0, "neg": 1}).batch(range(3)).targets
+    targets = load_data(spec, Reader(Words(), label2id={"pos": 0, "neg": 1}), tmp_path).batch(range(3)).targets
     assert targets.tolist() == [0, 1, 0]
 
 
 def test_held_out_samples_share_the_class_names(tmp_path):
-    train = load_data(write(tmp_path, "csv", ["b", "a", "c"]), Words(), tmp_path)
-    test = load_data(write(tmp_path, "csv", ["b", "c", "c"]), Words(), tmp_path, train.label2id)
+    train = load_data(write(tmp_path, "csv", ["b", "a", "c"]), Reader(Words()), tmp_path)
+    test = load_data(write(tmp_path, "csv", ["b", "c", "c"]), Reader(Words(), label2id=train.label2id), tmp_path)
     assert test.batch(range(3)).targets.tolist() == [1, 2, 2]
 
 

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from genbound.errors import GenboundError
-from genbound.models import build_pair, head_names
+from genbound.heads import head_names
+from genbound.models import build_pair
 
 NETS = """
 import torch

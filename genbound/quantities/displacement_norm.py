@@ -20,10 +20,9 @@ class DisplacementNormOptions:
 def measure(problem, context: Context) -> Measured:
     layers, total = {}, 0.0
     for layer in problem.layers:
-        v, w0 = problem.displacement[layer.name].double(), problem.init[layer.name].double()
-        square = float(v.square().sum())
-        total += square
-        layers[layer.name] = {"value": square**0.5, "init_norm": float(w0.norm())}
+        norm = problem.displacement.norm(layer.name)
+        total += norm**2
+        layers[layer.name] = {"value": norm, "init_norm": float(problem.init[layer.name].double().norm())}
     return Measured({"layers": layers, "total": {"value": total**0.5}})
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from genbound.data import as_samples, load_data
+from genbound.data import Reader, as_samples, load_data
 from genbound.errors import GenboundError
 from genbound.models import build_pair
 
@@ -23,6 +23,13 @@ class Bomb:
 
     def __reduce__(self):
         return os.mkdir, (self.mark,)
+
+
+class Calls:
+    """Asks for a harmless function of the user's own: it must not run either."""
+
+    def __reduce__(self):
+        return net, ()
 
 
 def net():
@@ -42,6 +49,9 @@ def refused(function, *words):
 def folder(tmp_path):
     save_file(net().state_dict(), tmp_path / "good.safetensors")
     (tmp_path / "empty_dir").mkdir()
+    (tmp_path / "two").mkdir()
+    for name in ("a", "b"):
+        save_file(net().state_dict(), tmp_path / "two" / f"{name}.safetensors")
     return tmp_path
 
 
@@ -79,7 +89,11 @@ FILES = {
     "zero.safetensors": (lambda p: p.touch(), ["empty", "again"]),
     "zero.pt": (lambda p: p.touch(), ["empty", "again"]),
     "nan.pt": (not_finite, ["2.weight", "NaN", "earlier checkpoint"]),
-    "module.pt": (lambda p: torch.save(net(), p), ["never executed", "safetensors"]),
+    "calls.pt": (lambda p: torch.save({"m": net().state_dict(), "x": Calls()}, p), ["never executed", "safetensors"]),
+    "legacy_module.pt": (
+        lambda p: torch.save(net(), p, _use_new_zipfile_serialization=False),
+        ["never executed", "safetensors"],
+    ),
     "list.pt": (lambda p: torch.save([1, 2], p), ["list", r"model.state_dict\(\)"]),
     "meta.pt": (lambda p: torch.save({"epoch": 1}, p), ["epoch", r"model.state_dict\(\)"]),
     "both.pt": (lambda p: torch.save({"model": {}, "state_dict": {}}, p), ["both", "alone"]),
@@ -112,7 +126,7 @@ def test_pickled_code_does_not_run(folder, suffix, wrap):
 PATHS = {
     "nowhere.pt": ["no checkpoint", "check the path"],
     "empty_dir": ["no weights", "give the checkpoint"],
-    ".": ["no weights", "good.safetensors"],
+    "two": ["no weights", "name the file itself", "a.safetensors"],
 }
 
 
@@ -128,7 +142,7 @@ def write_directory(folder, **files):
 
 
 DIRECTORIES = {
-    "adapter": ({"adapter_config__json": "{}"}, ["PEFT", "merge_and_unload"]),
+    "adapter": ({"adapter_config__json": "{}"}, ["adapter_model.safetensors", "save the adapter again"]),
     "index": ({"model__safetensors__index__json": "{"}, ["index of shards", "again"]),
     "shard": (
         {"model__safetensors__index__json": '{"weight_map": {"a": "s.safetensors"}}'},
@@ -191,8 +205,7 @@ MODELS = {
     "absent.py:make": ["no file", "check the path"],
     "syntax.py:make": ["SyntaxError at line 2 of syntax.py"],
     "nosuchpackage.models:make": ["ModuleNotFoundError"],
-    "timm:resnet18": ["planned", "FILE.py"],
-    "torchvision:resnet18": ["planned", "FILE.py"],
+    "timm:": ["not understood", "timm:NAME"],
     "hf": ["config.json", "--model"],
     3: ["no module"],
 }
@@ -350,7 +363,7 @@ def test_tables(tmp_path, name):
 def test_label_that_the_model_does_not_know(tmp_path):
     (tmp_path / "t.csv").write_text("s,l\na,good\nb,fine\n")
     labels = {"good": 0, "bad": 1}
-    refused(lambda: load_data("csv:t.csv" + COLUMNS, None, tmp_path, labels), "'fine'", "good, bad")
+    refused(lambda: load_data("csv:t.csv" + COLUMNS, Reader(label2id=labels), tmp_path), "'fine'", "good, bad")
 
 
 SPECS = {
@@ -359,8 +372,8 @@ SPECS = {
     "nowhere": ["not understood", "npz:FILE"],
     "zip:file": ["ModuleNotFoundError|no function|not understood"],
     "": ["not understood"],
-    "imagefolder:dir": ["planned", "FILE.py:function"],
-    "hf:glue/sst2?split=train": ["planned", "FILE.py:function"],
+    "imagefolder:dir": ["no directory", "DIR/CLASS"],
+    "imagefolder:.": ["no images", "DIR/CLASS"],
     "nets.py:number": ["int", "Dataset"],
     "nets.py:broken": ["TypeError at line 5"],
     "nets.py:absent": ["no function", "number"],

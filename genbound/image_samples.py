@@ -1,0 +1,133 @@
+"""Images as samples: opened when they are needed, preprocessed as the checkpoint says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genbound.errors import GenboundError
+from genbound.sample_parts import Inputs
+from genbound.samples import Samples
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+MOST_PIXELS = 89_478_485  # above it Pillow warns of a decompression bomb
+
+
+def import_pillow() -> Any:
+    try:
+        import PIL.Image
+    except ImportError as error:
+        raise GenboundError(f"images need Pillow ({error}): pip install genbound[images]") from error
+    return PIL.Image
+
+
+class ImageSamples(Samples):
+    """Images and their classes.
+
+    Args:
+        images: paths, Pillow images, or uint8 arrays H×W×3.
+        labels: one a sample.
+        transform: Pillow image in RGB -> what the model takes for it.
+    """
+
+    def __init__(self, images: Sequence, labels: Any, transform: Callable[[Any], Inputs], spec: str = ""):
+        super().__init__(len(images), spec)
+        if len(labels) != len(images):
+            raise GenboundError(f"{len(images)} images but {len(labels)} labels: give one for each image")
+        self._images, self._labels, self._transform = images, torch.as_tensor(labels), transform
+        self._keys: dict[int, Hashable] = {}
+
+    def _item(self, i: int) -> tuple[Inputs, Tensor]:
+        inputs = self._transform(_opened(self._images[i], f"sample {i} of {self.spec or 'the images'}"))
+        return inputs, self._labels[i]
+
+    def shape_key(self, i: int) -> Hashable:
+        if i not in self._keys:
+            inputs, _ = self._item(i)
+            parts = inputs if isinstance(inputs, dict) else {"": inputs}
+            self._keys[i] = tuple((name, tuple(tensor.shape)) for name, tensor in parts.items())
+        return self._keys[i]
+
+
+def _opened(image: Any, where: str) -> Any:
+    pillow = import_pillow()
+    if isinstance(image, np.ndarray):
+        return pillow.fromarray(image)
+    if isinstance(image, Mapping) and image.get("bytes"):  # how a parquet file holds an image
+        import io
+
+        image = io.BytesIO(image["bytes"])
+    try:
+        if not hasattr(image, "convert"):
+            with pillow.open(image) as opened:
+                if opened.width * opened.height > MOST_PIXELS:
+                    raise GenboundError(
+                        f"{where} has {opened.width} x {opened.height} pixels, as a decompression bomb has; make it smaller"
+                    )
+                return opened.convert("RGB")
+        return image.convert("RGB")
+    except GenboundError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever their format's decoder does
+        shown = str(image) if isinstance(image, str | Path) else where
+        raise GenboundError(f"{shown!r} is no readable image ({error}); remove it or save it again") from error
+
+
+def read_folder(folder: Path) -> tuple[list[Path], list[str]]:
+    """The images of ``folder/CLASS/…`` and the class of each, in sorted order.
+
+    Raises:
+        GenboundError: no such directory, no classes, or no images.
+    """
+    if not folder.is_dir():
+        raise GenboundError(f"no directory {str(folder)!r}; imagefolder: needs one directory a class, DIR/CLASS/IMAGE")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    images = {path: sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES) for path in classes}
+    splits = [path.name for path in classes if path.name in ("train", "test", "val", "valid", "validation")]
+    if splits:
+        raise GenboundError(
+            f"{str(folder)!r} holds splits, not classes; name one of them: imagefolder:{folder / splits[0]}"
+        )
+    empty = [path.name for path, found in images.items() if not found]
+    if not classes or len(empty) == len(classes):
+        raise GenboundError(
+            f"{str(folder)!r} has no images in directories of classes; arrange them as DIR/CLASS/IMAGE.png"
+        )
+    if empty:
+        raise GenboundError(f"class {empty[0]!r} of {str(folder)!r} has no images; remove its directory or fill it")
+    files = [file for path in classes for file in images[path]]
+    return files, [path.name for path in classes for _ in images[path]]
+
+
+def make_transform(options: Mapping[str, Any], processor: Any = None) -> Callable[[Any], Inputs]:
+    """How an image becomes what the model takes.
+
+    The checkpoint's own image processor, if it has one and no option overrides it; else RGB values divided by 255, resized to
+    ``size`` (the shorter side, then the middle is cut out) and normalised by ``mean`` and ``std``, where they are given.
+    """
+    own = {"size", "mean", "std"} & set(options)
+    if processor is not None and not own:
+        return lambda image: {
+            name: torch.as_tensor(np.asarray(value[0]))
+            for name, value in processor(images=image, return_tensors="np").items()
+            if name == "pixel_values"
+        }
+    size, mean, std = options.get("size"), options.get("mean"), options.get("std")
+
+    def transform(image: Any) -> Tensor:
+        if size is not None:
+            scale = size / min(image.size)
+            wide, high = (max(size, round(side * scale)) for side in image.size)
+            left, top = (wide - size) // 2, (high - size) // 2
+            image = image.resize((wide, high), resample=2).crop((left, top, left + size, top + size))
+        tensor = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
+        if mean is not None:
+            tensor = tensor - torch.tensor(mean).view(-1, 1, 1)
+        return tensor if std is None else tensor / torch.tensor(std).view(-1, 1, 1)
+
+    return transform

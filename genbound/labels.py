@@ -1,0 +1,77 @@
+"""Labels of a table's columns: classes, numbers, several labels a sample, or one label a word."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from genbound.data_files import encode_labels
+from genbound.errors import GenboundError
+from genbound.losses import IGNORED
+
+
+def read_labels(
+    columns: Sequence[Sequence], where: str, classes: Mapping[str, int] | None, numeric: bool, words: bool
+) -> Tensor | list[list[int]]:
+    """Labels as the loss wants them.
+
+    Args:
+        columns: the label column, or several with one number of each sample in each.
+        where: for the messages.
+        classes: class names and numbers.
+        numeric: the labels are numbers and not classes.
+        words: each sample is a sequence; a list of labels goes with its words or tokens.
+
+    Returns:
+        Class numbers ``[N]``, numbers ``[N]`` or ``[N, K]``, or one list of class numbers a sample.
+    """
+    if len(columns) > 1:
+        return torch.tensor(list(zip(*(_numbers(column, where) for column in columns), strict=True)))
+    column = columns[0]
+    lists = [isinstance(label, list) for label in column]
+    if any(lists) and not all(lists):
+        raise GenboundError(
+            f"{where!r}: sample {lists.index(False)} has one label where others have a list; give all of them one form"
+        )
+    if not any(lists):
+        return torch.tensor(_numbers(column, where)) if numeric else encode_labels(column, where, classes)
+    if words:
+        return _word_labels(column, where, classes)
+    widths = {len(label) for label in column}
+    if len(widths) > 1:
+        raise GenboundError(
+            f"{where!r}: lists of labels have {min(widths)} to {max(widths)} entries; give every sample one number for each class"
+        )
+    flat = _numbers([number for label in column for number in label], where)
+    return torch.tensor(flat).view(len(column), -1)
+
+
+def _numbers(column: Sequence, where: str) -> list[float]:
+    numbers = []
+    for row, label in enumerate(column):
+        try:
+            number = float(label)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number) or abs(number) > 1e30:
+            raise GenboundError(
+                f"{where!r}: label {str(label)[:40]!r} of sample {row} is no finite number; correct or remove the row"
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _word_labels(column: Sequence[list], where: str, classes: Mapping[str, int] | None) -> list[list[int]]:
+    flat = [label for labels in column for label in labels]
+    if all(isinstance(label, int) and not isinstance(label, bool) for label in flat):
+        wrong = next((label for label in flat if label < 0 and label != IGNORED), None)
+        if wrong is not None:
+            raise GenboundError(
+                f"{where!r}: label {wrong} of a word is negative; classes count from 0, and {IGNORED} marks none"
+            )
+        return [list(labels) for labels in column]
+    encoded = iter(encode_labels(flat, where, classes).tolist())
+    return [[next(encoded) for _ in labels] for labels in column]

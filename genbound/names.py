@@ -1,0 +1,113 @@
+"""The same weight under different names: prefixes that wrappers, training classes and base models add or leave out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+# DataParallel and DDP, torch.compile, FSDP, activation checkpointing, Lightning Fabric: anywhere in a name, in any order.
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
+LEADING = "model."  # what training classes call the network inside
+
+
+def unwrapped(name: str) -> str:
+    """The name without what wrappers added, wherever they are.
+
+    Example:
+        >>> unwrapped("module._orig_mod.block.module.fc.weight")
+        'block.fc.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def core(name: str, prefix: str = "") -> str:
+    name = unwrapped(name)
+    while found := next((lead for lead in (LEADING, prefix) if lead and name.startswith(lead)), None):
+        name = name.removeprefix(found)
+    return name
+
+
+def strip_prefixes(keys: Iterable[str], expected: Iterable[str], prefix: str = "") -> dict[str, str]:
+    """Match names that differ by the prefixes which wrappers add.
+
+    Wrappers come nested in any order, anywhere in a name and on either side; ``model.`` and ``prefix`` only in front. A
+    name that fits as it is stays as it is. Where that matches fewer than half of the names, the one prefix that most
+    names have on either side is looked for (``student.``, ``backbone.``).
+
+    Args:
+        keys: names in a file.
+        expected: names that are wanted.
+        prefix: one more prefix to see through, such as the ``bert.`` that a base model's checkpoint lacks.
+
+    Returns:
+        Name in the file -> expected name, for those that match. What is ambiguous is not matched.
+
+    Example:
+        >>> strip_prefixes(["module._orig_mod.fc.weight", "module._orig_mod.fc.bias"], ["fc.weight"])
+        {'module._orig_mod.fc.weight': 'fc.weight'}
+        >>> strip_prefixes(["student.a.weight", "student.b.weight", "head.weight"], ["a.weight", "b.weight"])
+        {'student.a.weight': 'a.weight', 'student.b.weight': 'b.weight'}
+    """
+    keys, expected = list(keys), list(expected)
+    wanted = set(expected)
+    mapping = {key: key for key in keys if key in wanted}
+    clear = _match(keys, expected, mapping, lambda key: core(key, prefix), lambda name: core(name, prefix))
+    if clear and 2 * len(mapping) < min(len(expected), len(keys)):
+        rest = [key for key in keys if key not in mapping]
+        missing = [name for name in expected if name not in set(mapping.values())]
+        longer = common_prefix(map(unwrapped, rest), map(unwrapped, missing))
+        shorter = common_prefix(map(unwrapped, missing), map(unwrapped, rest))
+        if longer and not shorter:
+            inside = [key for key in keys if unwrapped(key).startswith(longer)]
+            _match(inside, expected, mapping, lambda key: unwrapped(key).removeprefix(longer), unwrapped)
+        elif shorter and not longer:
+            inside = [name for name in expected if unwrapped(name).startswith(shorter)]
+            _match(keys, inside, mapping, unwrapped, lambda name: unwrapped(name).removeprefix(shorter))
+    return mapping
+
+
+def _match(keys, expected, mapping: dict[str, str], of_key, of_name) -> bool:
+    """Add the pairs whose reduced names are equal, if one key and one name have them; whether that was always so."""
+    clear = True
+    taken = set(mapping.values())
+    free: dict[str, list[str]] = {}
+    for name in expected:
+        if name not in taken:
+            free.setdefault(of_name(name), []).append(name)
+    candidates: dict[str, list[str]] = {}
+    for key in keys:
+        if key not in mapping:
+            candidates.setdefault(of_key(key), []).append(key)
+    for name, found in candidates.items():
+        if len(found) == 1 and len(free.get(name, ())) == 1:
+            mapping[found[0]] = free[name][0]
+        elif name in free:
+            clear = False
+    return clear
+
+
+def common_prefix(longer: Iterable[str], shorter: Iterable[str]) -> str:
+    """The prefix without which most of the longer names are among the shorter ones; empty if none or several do.
+
+    At least half of the shorter names must be reached.
+    """
+    shorter = set(shorter)
+    votes: Counter[str] = Counter()
+    for name in longer:
+        parts = name.split(".")
+        for cut in range(1, len(parts)):
+            if ".".join(parts[cut:]) in shorter:
+                votes[".".join(parts[:cut]) + "."] += 1
+    best = votes.most_common(2)
+    if not best or 2 * best[0][1] < len(shorter) or (len(best) == 2 and best[1][1] == best[0][1]):
+        return ""
+    return best[0][0]
+
+
+def surrounding(mapping: dict[str, str]) -> str:
+    """The prefix that all matched names of a file have beyond the model's own; what lies outside it is no part of the network."""
+    found = set()
+    for key, name in mapping.items():
+        bare, own = unwrapped(key), unwrapped(name)
+        found.add(bare[: -len(own)] if bare.endswith(own) and bare != own else "")
+    return found.pop() if len(found) == 1 else ""

@@ -1,0 +1,185 @@
+"""Text as samples: tokenised by the checkpoint's own tokenizer, padded to the longest of each batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genbound.errors import GenboundError
+from genbound.losses import IGNORED
+from genbound.samples import Batch, Samples
+
+Tokens = dict[str, list[int]]
+
+
+class TokenSamples(Samples):
+    """Tokenised sequences of different lengths, padded to the longest of their batch; sequences of labels too.
+
+    Args:
+        rows: one dict a sample: ``input_ids`` and what else the model takes, each a list with one number a token.
+        labels: one label a sample, or a list with one a token (-100 marks tokens that do not count).
+        padding: the number that each input is padded with, 0 where it is not named.
+        side: where the padding goes, ``right`` or ``left``.
+        next_token: each token is the label of the one before it, as in a causal language model; ``labels`` given for it
+            stand beside the tokens they label (the convention of transformers) and are shifted here.
+    """
+
+    def __init__(
+        self, rows: Sequence[Tokens], labels: Any, padding: dict[str, int] | None = None, side: str = "right",
+        next_token: bool = False, spec: str = "",
+    ):  # fmt: skip
+        super().__init__(len(rows), spec)
+        self._rows, self._labels, self._padding = rows, labels, padding or {}
+        self._side, self._next_token = side, next_token
+
+    def _tokens(self, indices: list[int]) -> list[Tokens]:
+        for i in indices:
+            row, where = self._rows[i], f"sample {i} of {self.spec or 'the tokens'}"
+            lengths = {name: len(values) for name, values in row.items()}
+            if len(set(lengths.values())) > 1:
+                raise GenboundError(f"{where} has inputs of different lengths {lengths}; tokenise it again")
+        return [self._rows[i] for i in indices]
+
+    def _label(self, i: int, row: Tokens) -> Any:
+        label = self._labels[i] if self._labels is not None else None
+        where = f"sample {i} of {self.spec or 'the texts'}"
+        if self._next_token:
+            label = row["input_ids"] if label is None or isinstance(label, int) else label
+            if len(label) < 2:
+                raise GenboundError(f"{where} has one token and so no next one to predict; remove it")
+            label = [*label[1:], IGNORED]
+        if isinstance(label, list) and len(label) != len(row["input_ids"]):
+            raise GenboundError(
+                f"{where} has {len(row['input_ids'])} tokens and {len(label)} labels; give one label a token"
+            )
+        if isinstance(label, list) and all(number == IGNORED for number in label):
+            raise GenboundError(f"{where} has no labelled token, so no loss is defined for it; remove it")
+        return label
+
+    def batch(self, indices: Iterable[int]) -> Batch:
+        """The samples at ``indices``, padded to the longest of them."""
+        indices = [int(i) for i in indices]
+        rows = self._tokens(indices)
+        names = list(rows[0])
+        inputs = {name: self._pad([row[name] for row in rows], self._padding.get(name, 0)) for name in names}
+        labels = [self._label(i, row) for i, row in zip(indices, rows, strict=True)]
+        if isinstance(labels[0], list):
+            return Batch(inputs, self._pad(labels, IGNORED), indices)
+        return Batch(inputs, torch.stack([torch.as_tensor(label) for label in labels]), indices)
+
+    def _pad(self, rows: list[list[int]], value: int) -> Tensor:
+        # By hand, because tokenizer.pad refuses the many causal models that have no padding token.
+        width = max(len(row) for row in rows)
+        fill = [[value] * (width - len(row)) for row in rows]
+        left = self._side == "left"
+        return torch.tensor([blank + row if left else row + blank for blank, row in zip(fill, rows, strict=True)])
+
+    def digest(self) -> str:
+        sha = hashlib.sha256(f"tokens|{self._next_token}|".encode())
+        for i in range(len(self)):
+            label = None if self._labels is None else torch.as_tensor(self._labels[i]).tolist()
+            sha.update(json.dumps([self._rows[i], label], sort_keys=True).encode())
+        return sha.hexdigest()
+
+
+class TextSamples(TokenSamples):
+    """Sentences, pairs of them, or lists of words, tokenised once each when they are first read.
+
+    Args:
+        texts: the sentences; or lists of words, with a list of labels each, of which a word's first token bears the
+            label and the others none.
+        pairs: second sentences, or ``None``.
+        labels: one label a text; ``None`` with ``next_token``.
+        tokenizer: a transformers tokenizer. One without a padding token pads with its end-of-text token.
+        max_length: longest sequence in tokens, longer ones are cut; by default what the tokenizer
+            says the model takes, and 512 where it says nothing.
+        next_token: see :class:`TokenSamples`.
+    """
+
+    def __init__(
+        self, texts, pairs, labels, tokenizer, max_length: int | None = None, spec: str = "", next_token=False
+    ):
+        if tokenizer is None:
+            raise GenboundError(
+                "text needs a tokenizer and none lies beside the checkpoint: copy tokenizer.json and "
+                "tokenizer_config.json into its directory"
+            )
+        for what, column in (("second texts", pairs), ("labels", labels)):
+            if column is not None and len(column) != len(texts):
+                raise GenboundError(f"{len(texts)} texts but {len(column)} {what}: give one for each text")
+        token = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        padding = {"input_ids": token or 0, "token_type_ids": tokenizer.pad_token_type_id}
+        super().__init__([{}] * len(texts), labels, padding, tokenizer.padding_side, next_token, spec)
+        known = tokenizer.model_max_length
+        self.max_length = max_length or (known if known and known < 1_000_000 else 512)
+        self._texts, self._pairs, self._tokenizer = texts, pairs, tokenizer
+        self._words = bool(len(texts)) and isinstance(texts[0], list)
+        self._known: dict[int, Tokens] = {}
+        self._word_labels: dict[int, list[int]] = {}
+
+    def _tokens(self, indices: list[int]) -> list[Tokens]:
+        missing = [i for i in dict.fromkeys(indices) if i not in self._known]
+        if missing:
+            texts = [self._texts[i] for i in missing]
+            pairs = None if self._pairs is None else [self._pairs[i] for i in missing]
+            split = {"is_split_into_words": True} if self._words else {}
+            encoded = self._tokenizer(texts, pairs, truncation=True, max_length=self.max_length, padding=False, **split)
+            for place, i in enumerate(missing):
+                self._known[i] = {name: values[place] for name, values in encoded.items()}
+                if not self._known[i]["input_ids"]:
+                    raise GenboundError(f"sample {i} of {self.spec or 'the texts'} has no tokens; remove empty texts")
+                if self._words and self._labels is not None:
+                    self._word_labels[i] = self._first_tokens(encoded, place, i)
+        return [self._known[i] for i in indices]
+
+    def _first_tokens(self, encoded: Any, place: int, i: int) -> list[int]:
+        if not getattr(self._tokenizer, "is_fast", False):
+            raise GenboundError("labels of words need a fast tokenizer: copy tokenizer.json beside the checkpoint")
+        given, before, labels = self._labels[i], None, []
+        if len(given) != len(self._texts[i]):
+            raise GenboundError(
+                f"sample {i} of {self.spec or 'the texts'} has {len(self._texts[i])} words and {len(given)} labels; give one a word"
+            )
+        for word in encoded.word_ids(place):
+            labels.append(IGNORED if word is None or word == before else int(given[word]))
+            before = word
+        return labels
+
+    def _label(self, i: int, row: Tokens) -> Any:
+        if i in self._word_labels:
+            if all(number == IGNORED for number in self._word_labels[i]):
+                raise GenboundError(f"sample {i} of {self.spec or 'the texts'} has no labelled token; remove it")
+            return self._word_labels[i]
+        return super()._label(i, row)
+
+    def digest(self) -> str:
+        sha = hashlib.sha256(f"text|{self.max_length}|{self._next_token}|".encode())
+        for i in range(len(self)):
+            pair = None if self._pairs is None else self._pairs[i]
+            label = None if self._labels is None else torch.as_tensor(self._labels[i]).tolist()
+            sha.update(json.dumps([self._texts[i], pair, label]).encode())
+        return sha.hexdigest()
+
+
+class NextToken(Samples):
+    """Samples of a causal language model whose labels stand beside their tokens, shifted to the token before."""
+
+    def __init__(self, samples: Samples):
+        super().__init__(len(samples), samples.spec)
+        self._samples = samples
+
+    def shape_key(self, i: int):
+        return self._samples.shape_key(i)
+
+    def batch(self, indices: Iterable[int]) -> Batch:
+        batch = self._samples.batch(indices)
+        last = torch.full_like(batch.targets[:, :1], IGNORED)
+        return Batch(batch.inputs, torch.cat([batch.targets[:, 1:], last], 1), batch.indices)
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"next token|{self._samples.digest()}".encode()).hexdigest()

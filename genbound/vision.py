@@ -1,0 +1,63 @@
+"""Architectures of timm and torchvision by name, with as many classes as the checkpoint has."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genbound.errors import GenboundError
+from genbound.heads import head_names
+from genbound.names import strip_prefixes
+
+
+def import_library(name: str) -> Any:
+    """timm or torchvision, or one line on why not: a build for another torch fails with more than an ImportError."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise GenboundError(
+            f"{name.partition('.')[0]} cannot be imported ({reason}): pip install genbound[{name.partition('.')[0]}], with the torchvision that was built for "
+            "this torch, or write a factory and say --model FILE.py:factory"
+        ) from error
+
+
+def vision_model(
+    library: str, name: str, tensors: Mapping[str, Tensor], arguments: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, Callable[[], nn.Module]]:
+    """The network ``name`` without pretrained weights, and a function that builds it again.
+
+    Args:
+        library: ``timm`` or ``torchvision``.
+        name: as in ``timm.create_model`` or ``torchvision.models.get_model``.
+        tensors: the checkpoint, whose last layer says how many classes there are.
+        arguments: further arguments of the constructor.
+    """
+    module = import_library(library if library == "timm" else "torchvision.models")
+    given = dict(arguments or {})
+
+    def build(**more: Any) -> nn.Module:
+        try:
+            if library == "timm":
+                return module.create_model(name, pretrained=False, **{**given, **more})
+            return module.get_model(name, weights=None, **{**given, **more})
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise GenboundError(f"{library} cannot build {name!r}: {reason}; check the name after --model") from error
+
+    with torch.device("meta"):
+        classes = _classes(build(), tensors)
+    sized = {} if classes is None else {"num_classes": classes}
+    return build(**sized), lambda: build(**sized)
+
+
+def _classes(model: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:
+    """Rows of the head in the file, where they are not those that the library builds by default."""
+    named = dict(model.named_parameters())
+    found = {name: tensors[key] for key, name in strip_prefixes(tensors, named).items() if name in head_names(model)}
+    rows = {len(tensor) for name, tensor in found.items() if tensor.ndim and tensor.shape[0] != named[name].shape[0]}
+    return rows.pop() if len(rows) == 1 else None
