@@ -114,7 +114,8 @@ def merge(base: nn.Module, adapter: StateFile) -> tuple[nn.Module, dict[str, tup
         raise GenboundError(f"the adapter {str(adapter.path)!r} {what}; is INIT its base, and --model the right class?")
     factors = _factors(model)
     try:
-        merged = model.merge_and_unload()
+        with huggingface.quiet():
+            merged = model.merge_and_unload()
     except Exception as error:
         raise GenboundError(
             f"adapters of type {kind} cannot be merged into weights: {error}; merge the model yourself"

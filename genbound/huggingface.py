@@ -1,6 +1,7 @@
 """Models of transformers: the class behind a ``config.json``, and weights through its own key conversions."""
 
 import contextlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,9 @@ def quiet():
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # their deprecations among themselves are no news to the user
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

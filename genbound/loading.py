@@ -80,7 +80,7 @@ def from_pair(
     """The problem of a pair that is already loaded."""
     provenance = {
         **pair.provenance, "rule": pair.rule, "head_policy": pair.head_policy, "head_note": pair.head_note,
-        "notes": list(pair.notes),
+        "notes": list(pair.notes), "alignment": pair.alignment.lines(),
     }  # fmt: skip
     if pair.model is None or data is None:
         lacks = [flag for flag, missing in (("--model", pair.model is None), ("--data", data is None)) if missing]
