@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from genbound.data import Reader, load_data
 from genbound.errors import GenboundError
 from genbound.huggingface import load_image_processor, load_tokenizer
+from genbound.losses import Loss
 from genbound.models import build_pair
 from genbound.pair import Pair
 from genbound.problem import Problem
@@ -87,7 +90,7 @@ def from_pair(
         return WeightProblem(
             pair.params, pair.init, f"not measured: give {' and '.join(lacks)}", provenance, pair.factors
         )
-    loss = _loss(options.pop("loss", None), pair.model)
+    loss = default_loss(pair.model, options.pop("loss", None))
     samples, held_out = _samples(pair, data, test_data, loss, trust_remote_code)
     dtype = options.pop("dtype", None)
     if isinstance(dtype, str):
@@ -100,7 +103,7 @@ def from_pair(
     )  # fmt: skip
 
 
-def _loss(loss: Any, model: Any) -> Any:
+def default_loss(model: Any, loss: Any = None) -> Any:
     """The loss that is asked for; else the one that a transformers model was trained with."""
     if loss is None:
         config = getattr(model, "config", None)
@@ -110,7 +113,11 @@ def _loss(loss: Any, model: Any) -> Any:
             return "squared_error"
         return "multi_label" if kind == "multi_label_classification" else "cross_entropy"
     if isinstance(loss, str) and ":" in loss:
-        return get_user(loss, ".", "loss function")
+        function = get_user(loss, ".", "loss function")
+        file = Path(loss.rpartition(":")[0]).expanduser()
+        # The file's digest is part of the name, because stored parts of a measurement are found again by it.
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else ""
+        return Loss(f"{loss.rpartition(':')[2]} {digest}".strip(), function)
     return loss
 
 
@@ -121,7 +128,7 @@ def _samples(pair: Pair, data: Any, test_data: Any, loss: Any, trust: bool) -> t
         tokenizer=_first(pair.tokenizer_dir, load_tokenizer, trust) if isinstance(data, str) else None,
         images=_first(pair.image_dir, load_image_processor, trust) if isinstance(data, str) else None,
         label2id=names,
-        numeric=loss in ("squared_error", "multi_label") or callable(loss),
+        numeric=loss in ("squared_error", "multi_label"),
         next_token=type(pair.model).__name__.endswith(("ForCausalLM", "LMHeadModel")),
     )
     samples = load_data(data, reader)

@@ -78,7 +78,7 @@ def read_sidecar(checkpoint: str | os.PathLike) -> dict[str, Any]:
     content = _load(folder / SIDECAR)
     for name in SPECS:
         if name in content:
-            content[name] = _located(content[name], folder)
+            content[name] = located(content[name], folder)
     for name in PATHS:
         if name in content:
             content[name] = str(folder / Path(content[name]).expanduser())
@@ -117,7 +117,7 @@ def _checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def _located(spec: str, folder: Path) -> str:
+def located(spec: str, folder: Path) -> str:
     """The spec with a path that counts from ``folder``, if it has a path."""
     scheme, colon, rest = spec.partition(":")
     if not colon:

@@ -12,7 +12,7 @@ from torch import nn
 
 from genbound import huggingface
 from genbound.finetune.start import Start
-from genbound.models import SIDECAR
+from genbound.sidecar import SIDECAR, located
 
 DATA_FILE = '''"""The training samples of this run, with the labels that it saw."""
 
@@ -62,7 +62,7 @@ def write_sidecar(out: Path, record: dict[str, Any]) -> None:
         "model": record["model"],
         "init": "../pretrained",
         "data": f"{(out / 'data.py').resolve()}:train",
-        "test_data": record["test_data"],
+        "test_data": record["test_data"] and located(record["test_data"], Path.cwd()),
     }
     _write_yaml(out / "finetuned" / SIDECAR, {name: value for name, value in entries.items() if value is not None})
 

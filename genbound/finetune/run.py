@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import genbound
 from genbound import huggingface
-from genbound.data import Samples, load_data
+from genbound.data import Reader, Samples, load_data
 from genbound.errors import GenboundError
 from genbound.finetune.confusion import anchor_points, dual_t
 from genbound.finetune.consistent_loss import ConsistentLoss, cross_entropy
@@ -81,7 +81,7 @@ def finetune(
 
 
 def _finetune(init, data, out, model, test_data, num_classes, settings: Settings) -> dict[str, Any]:
-    samples = load_data(data, tokenizer_of(init) if isinstance(data, str) else None)
+    samples = load_data(data, Reader(tokenizer_of(init)) if isinstance(data, str) else None)
     task = _task(samples, num_classes, settings)
     inputs = samples.batch([0]).inputs
     start = build_start(
@@ -270,7 +270,7 @@ def _accuracies(network, task: Task, test_data, start: Start, samples: Samples, 
     if task.held_out:
         found["validation"] = accuracy(task.part(task.held_out))
     if test_data is not None:
-        found["test"] = accuracy(load_data(test_data, start.tokenizer(), label2id=samples.label2id))
+        found["test"] = accuracy(load_data(test_data, Reader(start.tokenizer(), label2id=samples.label2id)))
     return found
 
 

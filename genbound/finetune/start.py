@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from genbound import huggingface
-from genbound.checkpoint import Signature, StateFile, align, read_state
+from genbound.alignment import Signature, align
+from genbound.checkpoint import StateFile, read_state
 from genbound.errors import GenboundError
-from genbound.models import SIDECAR, _sidecar_model, head_names
+from genbound.heads import head_names
+from genbound.sidecar import read_sidecar
 from genbound.user_code import call_user, rng_untouched
 
 
@@ -68,8 +70,7 @@ def build_start(
         GenboundError: no architecture, or INIT does not fit it.
     """
     file = read_state(init)
-    spec = model if model is not None else _sidecar_model(file.directory / SIDECAR)
-    base = "." if model is not None else file.directory
+    spec, base = (model if model is not None else read_sidecar(file.path).get("model")), "."
     with rng_untouched():
         torch.manual_seed(seed)  # draws the head
         if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "hf"):

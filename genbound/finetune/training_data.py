@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genbound.data import Batch, Samples, load_data
+from genbound.data import Batch, Reader, Samples, load_data
 from genbound.errors import GenboundError
 from genbound.finetune.confusion import check_confusion
 from genbound.finetune.label_noise import flip_labels, symmetric_noise
@@ -116,5 +116,5 @@ def samples_of_run(folder: str | Path) -> Samples:
     with np.load(folder / "labels.npz", allow_pickle=False) as stored:
         labels, places = stored["observed"], stored["train"].tolist()
     tokenizer = tokenizer_of(folder / "finetuned")
-    samples = load_data(record["data"], tokenizer, label2id=record["label2id"])
+    samples = load_data(record["data"], Reader(tokenizer, label2id=record["label2id"]))
     return Relabelled(samples, labels, places)

@@ -1,0 +1,78 @@
+"""For ``lightning.Trainer(..., callbacks=[GenboundCallback(...)])``."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genbound.callbacks.record import Record
+from genbound.errors import GenboundError
+
+try:
+    from lightning.pytorch import Callback
+except ImportError:
+    try:
+        from pytorch_lightning import Callback
+    except ImportError as error:
+        raise GenboundError(f"this callback needs Lightning ({error}): pip install genbound[lightning]") from error
+
+
+class GenboundCallback(Callback):
+    """Write what ``genbound evaluate`` needs beside the checkpoints, and optionally measure when training ends.
+
+    Beside each ``.ckpt`` lie ``genbound.yaml`` and ``genbound_init.safetensors``, the weights before training. The model is
+    the LightningModule's own class, built with the hyper-parameters that its checkpoint keeps (``save_hyperparameters()``).
+
+    Args:
+        folder: where the checkpoints go; by default that of the trainer's checkpoint callback.
+        model: model SPEC; by default the file and class of the LightningModule, where it was imported from a file.
+        data: the training samples as a data SPEC that counts from ``folder``.
+        test_data: held-out samples, likewise.
+        measure: quantities and bounds to measure when training ends, on the batches of the training loader; the results go
+            to ``folder/genbound``. ``None`` measures nothing.
+        loss: as on the command line, cross-entropy by default.
+        num_samples: how many training samples to measure on.
+        settings: further settings of :func:`genbound.save_spec`.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike | None = None, model: str | None = None, data: str | None = None,
+        test_data: str | None = None, measure: Sequence[str] | None = None, loss: str | None = None, num_samples: int = 256,
+        **settings: Any,
+    ):  # fmt: skip
+        self.folder, self.model, self.loss = folder, model, loss
+        self.record = Record({**settings, "data": data, "test_data": test_data, "loss": loss}, measure, num_samples)
+        self.results: Any = None
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        if self.record.start is None:
+            self.record.begin(pl_module)
+        if trainer.is_global_zero:
+            self.record.settings["model"] = self.model or _source(type(pl_module))
+            self.record.write(self._folder(trainer))
+
+    def on_fit_end(self, trainer, pl_module) -> None:
+        if self.record.measures is None or not trainer.is_global_zero:
+            return
+        loader = trainer.train_dataloader
+        self.results = self.record.evaluate(
+            pl_module, loader, None, self.loss or "cross_entropy", self._folder(trainer)
+        )
+
+    def _folder(self, trainer) -> Path:
+        if self.folder is not None:
+            return Path(self.folder)
+        checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
+        return Path(checkpoints or trainer.default_root_dir)
+
+
+def _source(cls: type) -> str | None:
+    """``FILE.py:Class`` of a class that was imported from a file."""
+    try:
+        file = inspect.getsourcefile(cls)
+    except (TypeError, OSError):
+        return None
+    return None if file is None or not Path(file).is_file() else f"{Path(file).resolve()}:{cls.__name__}"

@@ -1,0 +1,111 @@
+"""For ``transformers.Trainer(..., callbacks=[GenboundCallback()])``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genbound.callbacks.record import Record
+from genbound.data import Samples, as_samples
+from genbound.errors import GenboundError
+from genbound.text_samples import NextToken, TokenSamples
+
+try:
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise GenboundError(f"this callback needs transformers ({error}): pip install genbound[hf]") from error
+
+
+class GenboundCallback(TrainerCallback):
+    """Write what ``genbound evaluate`` needs into each checkpoint, and optionally measure when training ends.
+
+    Each checkpoint gets ``genbound.yaml``, and the output directory ``genbound_init.safetensors``, the weights before
+    training: ``genbound evaluate OUTPUT/checkpoint-500`` then needs no flags.
+
+    Args:
+        data: the training samples, as a data SPEC that counts from the output directory; by default the Trainer's own
+            data set, which is written to ``genbound_train.parquet`` there if it is a tokenised one of ``datasets``.
+        test_data: held-out samples, likewise.
+        measure: quantities and bounds to measure at the end of training, e.g. ``["hessian_distance"]``; the results go to
+            ``OUTPUT/genbound``. ``None`` measures nothing.
+        num_samples: how many training samples to measure on.
+        settings: further settings of :func:`genbound.save_spec`.
+
+    Raises:
+        GenboundError: the data are to be measured and are of a kind that cannot be read.
+    """
+
+    def __init__(
+        self, data: str | None = None, test_data: str | None = None, measure: Sequence[str] | None = None,
+        num_samples: int = 256, **settings: Any,
+    ):  # fmt: skip
+        self.data, self.test_data = data, test_data
+        self.record = Record(settings, measure, num_samples)
+        self.results: Any = None
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):
+        if self.record.start is None:
+            self.record.begin(model)
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        given = {"data": (self.data, train_dataloader, "train"), "test_data": (self.test_data, eval_dataloader, "test")}
+        for name, (spec, loader, part) in given.items():
+            found = spec or _write_rows(getattr(loader, "dataset", None), folder, part)
+            if found is not None:
+                self.record.settings[name] = found
+        self.record.write(folder)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            _point_up(Path(args.output_dir), Path(args.output_dir, f"checkpoint-{state.global_step}"))
+
+    def on_train_end(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):
+        if self.record.measures is None or not state.is_world_process_zero:
+            return
+        from genbound.loading import default_loss
+
+        datasets = [getattr(loader, "dataset", None) for loader in (train_dataloader, eval_dataloader)]
+        samples, held_out = (None if data is None else _samples(data, model, kwargs) for data in datasets)
+        self.results = self.record.evaluate(model, samples, held_out, default_loss(model), args.output_dir)
+
+
+def _point_up(parent: Path, folder: Path) -> None:
+    """The same sidecar in a checkpoint's own directory, with paths that count from there."""
+    from genbound.sidecar import SETTINGS, SIDECAR, read_sidecar, save_spec
+
+    if folder.is_dir() and (parent / SIDECAR).is_file():
+        given = {name: value for name, value in read_sidecar(parent.resolve()).items() if name in SETTINGS}
+        save_spec(folder, **given)
+
+
+def _write_rows(rows: Any, folder: Path, part: str) -> str | None:
+    """A tokenised data set as a parquet file; ``None`` where it is something else, whose SPEC only the user knows."""
+    columns = getattr(rows, "column_names", None)
+    if (
+        not columns
+        or "input_ids" not in columns
+        or not {"labels", "label"} & set(columns)
+        or not hasattr(rows, "to_parquet")
+    ):
+        return None
+    kept = [name for name in columns if name in ("input_ids", "attention_mask", "token_type_ids", "labels", "label")]
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.with_format(None).select_columns(kept).to_parquet(str(folder / f"genbound_{part}.parquet"))
+    return f"parquet:genbound_{part}.parquet"
+
+
+def _samples(data: Any, model: Any, kwargs: dict[str, Any]) -> Samples:
+    """The Trainer's data set as samples: rows of tokens are padded, others are read as they are."""
+    causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    first = data[0]
+    if isinstance(first, dict) and "input_ids" in first and not hasattr(first["input_ids"], "shape"):
+        known = ("input_ids", "attention_mask", "token_type_ids")
+        rows = [{name: list(row[name]) for name in known if name in row} for row in data]
+        labels = [row["labels"] if "labels" in row else row["label"] for row in data]
+        tokenizer = kwargs.get("processing_class")
+        padding = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
+        return TokenSamples(rows, labels, padding, getattr(tokenizer, "padding_side", "right"), causal)
+    samples = as_samples(data)
+    return NextToken(samples) if causal else samples
