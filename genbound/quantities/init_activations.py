@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from genbound.curvature.graph import Graph
+from genbound.curvature.structure import read_structure
 from genbound.curvature.uses import ConvolutionUse, LinearUse, find_uses
 from genbound.quantities.base import Context, Measured, Part, Quantity
 
@@ -74,11 +75,18 @@ def measure(problem, context: Context) -> Measured:
     return Measured({"layers": layers, "num_samples": total})
 
 
+def applies_to(problem) -> str | None:
+    if (structure := read_structure(problem)).tree is None:
+        return f"only bounds by row sums read it, and there is none: {structure.reason}"
+    return None
+
+
 QUANTITY = Quantity(
     NAME,
     "largest root mean square of a coordinate of each layer's input in the pretrained network",
     measure,
     InitActivationsOptions,
+    applies_to=applies_to,
     gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
     reference="Gouk et al. 2021",
 )

@@ -262,6 +262,13 @@ def test_arora():
     assert "unverified" not in note and "0.01" in note
 
 
+def test_arora_without_a_contraction_of_its_own():
+    """The network's, 3, for layer 1: 25 * 64 * (9 + 4)."""
+    given = net(compression={"contraction": 3.0})
+    given.quantities["compression"]["layers"]["1"]["contraction"] = None
+    assert number(arora.ARORA2018, "effective_parameters", given) == pytest.approx(25 * 64 * 13, rel=1e-12)
+
+
 def test_arora_needs_cushions():
     given = net()
     given.quantities["compression"]["layers"]["1"]["interlayer_cushion"] = 0.0

@@ -55,7 +55,7 @@ def test_convolutions_and_the_pretrained_statistics():
         assert found[name] == {"value": pytest.approx(expected, rel=1e-12), "width": values.shape[1]}
 
 
-def test_a_use_that_is_not_recognised_has_a_reason():
+def test_not_where_no_bound_reads_it():
     class Gate(nn.Module):
         def __init__(self):
             super().__init__()
@@ -64,5 +64,16 @@ def test_a_use_that_is_not_recognised_has_a_reason():
         def forward(self, x):
             return (x.unsqueeze(1) * self.weight.sin()).sum(2)
 
-    found = measured(Gate(), {"weight": torch.ones(2, 2, dtype=DTYPE)}, torch.eye(2, dtype=DTYPE))
-    assert found["layers"]["weight"]["value"] is None and "linear" in found["layers"]["weight"]["reason"]
+    x = torch.eye(2, dtype=DTYPE)
+    results = evaluate(Problem(Gate(), {"weight": x}, (x, torch.arange(2))), ["init_activations"])
+    assert "init_activations" not in results.quantities and "row sums" in results.notes["init_activations"]
+
+
+def test_not_for_token_numbers():
+    """A pass over a large text corpus would serve no bound."""
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)).to(DTYPE)
+    init = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+    results = evaluate(
+        Problem(model, init, (torch.arange(8).view(4, 2) % 5, torch.arange(4) % 2)), ["init_activations"]
+    )
+    assert "token numbers" in results.notes["init_activations"]
