@@ -57,7 +57,7 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
     """Fine-tune INIT on noisy or clean labels, with consistent losses and distance constraints.
 
     Everything goes to DIR: pretrained/ (INIT with the head that training starts from), finetuned/, run.json. `genbound
-    evaluate DIR/finetuned DIR/pretrained` measures the result.
+    evaluate DIR/finetuned` measures the result and needs no flags.
     """
     from genbound.finetune.run import finetune as run
     from genbound.finetune.settings import Settings

@@ -12,7 +12,7 @@ from torch import nn
 
 from genbound import huggingface
 from genbound.finetune.start import Start
-from genbound.sidecar import SIDECAR, located
+from genbound.sidecar import located, save_spec
 
 DATA_FILE = '''"""The training samples of this run, with the labels that it saw."""
 
@@ -46,7 +46,7 @@ def save_network(model: nn.Module, folder: Path, start: Start) -> None:
             temporary / "model.safetensors",
         )
         if start.spec is not None:
-            _write_yaml(temporary / SIDECAR, {"model": start.spec})
+            save_spec(temporary, model=start.spec)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
 
@@ -57,17 +57,8 @@ def write_data_file(out: Path) -> None:
 
 
 def write_sidecar(out: Path, record: dict[str, Any]) -> None:
-    """Say beside the fine-tuned checkpoint what it is measured with."""
-    entries = {
-        "model": record["model"],
-        "init": "../pretrained",
-        "data": f"{(out / 'data.py').resolve()}:train",
-        "test_data": record["test_data"] and located(record["test_data"], Path.cwd()),
-    }
-    _write_yaml(out / "finetuned" / SIDECAR, {name: value for name, value in entries.items() if value is not None})
-
-
-def _write_yaml(path: Path, content: dict[str, Any]) -> None:
-    import yaml
-
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    """Say beside the fine-tuned checkpoint what it is measured with; the folder may be moved as a whole."""
+    save_spec(
+        out / "finetuned", model=record["model"], init="../pretrained", data="../data.py:train",
+        test_data=record["test_data"] and located(record["test_data"], Path.cwd()),
+    )  # fmt: skip

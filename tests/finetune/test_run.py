@@ -90,10 +90,20 @@ def test_a_run_and_its_evaluation(folder, capsys):
     with np.load(out / "labels.npz") as stored:
         assert run["noise_rate"] == pytest.approx((stored["observed"] != stored["given"]).mean())
         assert 0.2 < run["noise_rate"] < 0.6
-    # The sidecar names the model, the data file the labels that were trained on.
-    data = ["--data", f"{out / 'data.py'}:train", "--test-data", f"npz:{folder / 'test.npz'}"]
-    pair = ["evaluate", str(out / "finetuned"), str(out / "pretrained")]
-    assert main([*pair, *data, "--measures", "losses,displacement_norm", "--out", str(folder / "measured")]) == 0
+    # The sidecar knows the model, INIT, and the samples with the labels that were trained on.
+    assert (
+        main(
+            [
+                "evaluate",
+                str(out / "finetuned"),
+                "--measures",
+                "losses,displacement_norm",
+                "--out",
+                str(folder / "measured"),
+            ]
+        )
+        == 0
+    )
     measured = json.loads((folder / "measured" / "results.json").read_text())["quantities"]
     assert measured["losses"]["train_error"] == pytest.approx(1 - run["accuracy"]["train_observed"])
     assert measured["losses"]["test_error"] == pytest.approx(1 - run["accuracy"]["test"])
