@@ -16,6 +16,7 @@ _WHERE = {
     "Results": "genbound.results",
     "load_results": "genbound.results",
     "compare": "genbound.comparison",
+    "correlate": "genbound.correlation",
     "check": "genbound.regression",
     "Estimate": "genbound.estimators",
     "Interval": "genbound.estimators",
@@ -25,6 +26,7 @@ __all__ = [*_WHERE, "__version__"]
 
 if TYPE_CHECKING:
     from genbound.comparison import compare
+    from genbound.correlation import correlate
     from genbound.errors import GenboundError
     from genbound.estimators import Estimate, Interval
     from genbound.evaluation import evaluate, measure

@@ -12,7 +12,7 @@ import click
 import genbound
 from genbound.errors import GenboundError
 from genbound.finetune.command import finetune
-from genbound.table_commands import COMMANDS
+from genbound.table_commands import COMMANDS, read_tags
 
 # -- options -----------------------------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ def _read_config(ctx: click.Context, param: Any, path: str | None) -> None:
         if key not in known:
             names = ", ".join(sorted(name.replace("_", "-") for name in known))
             raise GenboundError(f"--config {path} has an unknown option {key!r}; options are {names}")
-        if isinstance(value, dict) or (isinstance(value, list) and key not in ("measures", "sigmas")):
+        if isinstance(value, dict) or (isinstance(value, list) and key not in ("measures", "sigmas", "tags")):
             raise GenboundError(f"--config {path}: {key} must be one value, not {value!r}")
         if isinstance(value, bool) and key != "trust_remote_code":
             raise GenboundError(f"--config {path}: {key} must be a number or a text, not {value!r}")
@@ -93,6 +93,7 @@ def pair_options(command):
             click.option("--tolerance", type=float, default=0.01, show_default=True, help="Relative width of certified intervals."),
             click.option("--margin-percentile", type=float, default=5.0, show_default=True, help="Of the training margins, for γ."),
             click.option("--confusion", type=click.Path(), default=None, help="Label noise F (.csv, .npy): F[y, z] = P(z | y)."),
+            click.option("--tag", "tags", metavar="KEY=VALUE", multiple=True, help="A hyper-parameter of the training, for `correlate`."),
             click.option("--time-budget", type=float, default=None, help="Seconds after which no further part is started."),
             click.option("--config", type=click.Path(), is_eager=True, expose_value=False, callback=_read_config,
                          help="YAML file of the same options."),
@@ -182,6 +183,7 @@ def evaluate(**given: Any) -> None:
     results = run(
         problem, given["measures"], given["seed"], options=_quantity_options(given), out=given["out"],
         confusion=confusion, delta=given["delta"], progress=True, time_budget=given["time_budget"],
+        config={"hyperparameters": read_tags(given["tags"])} if given["tags"] else None,
     )  # fmt: skip
     if given["out"] is not None:
         from genbound.plots import save_plots

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,25 @@ from genbound.store import write_atomically
 # Okabe and Ito's colours, told apart with any kind of colour vision.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6F6F6F"
 
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
+
 
 def new_axes(width: float = 5.5, height: float = 3.6) -> Any:
     """Axes on a figure of their own that no window system knows of."""
     return Figure(figsize=(width, height), layout="constrained").add_subplot()
 
 
-def plot_noise_stability(results: Results, ax: Any = None) -> Any:
-    """Noise stability against its Hessian approximation over sigma, with error bars; the quadratic regime is shaded."""
+def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, unit: str = "") -> Any:
+    """Noise stability against its Hessian approximation over sigma, with error bars; the quadratic regime is shaded.
+
+    ``results`` may also be the quantity alone: ``sigmas``, rows of ``sigma``, ``value``, ``sem``, ``hessian_approximation`` and
+    ``quadratic_regime``, and ``relative_rss``.
+    """
     ax = new_axes() if ax is None else ax
-    quantity = results.quantities["noise_stability"]
+    quantity = results
+    if isinstance(results, Results):
+        quantity = results.quantities["noise_stability"]
+        unit = unit or {"cross_entropy": "nats"}.get(results.config.get("loss"), "")
     rows = quantity["sigmas"]
     sigma, value = np.array([r["sigma"] for r in rows]), np.array([r["value"] for r in rows])
     error = 1.96 * np.array([r["sem"] for r in rows])
@@ -45,8 +56,7 @@ def plot_noise_stability(results: Results, ax: Any = None) -> Any:
     ax.set_xticks(sigma, [f"{s:g}" for s in sigma], minor=False)
     ax.minorticks_off()
     ax.set_xlabel(r"noise standard deviation $\sigma$")
-    unit = {"cross_entropy": " (nats)"}.get(results.config.get("loss"), "")
-    ax.set_ylabel(f"rise of the loss{unit}")
+    ax.set_ylabel("rise of the loss" + (f" ({unit})" if unit else ""))
     if quantity["relative_rss"] is not None:
         ax.set_title(f"Relative RSS {100 * quantity['relative_rss']:.3g} %", fontsize="medium")
     ax.legend(frameon=False, fontsize="small")
@@ -112,6 +122,12 @@ def shorten(name: str, longest: int = 44) -> str:
     return name if len(name) <= longest else "…" + name[-longest:]
 
 
+def _bounds(results: Results, unit: str) -> Any:
+    from genbound.comparison_plots import plot_bounds
+
+    return plot_bounds({Path(str(results.path or results.checkpoint.get("path") or "run")).name: results}, unit)
+
+
 def save_plots(results: Results, directory: str | Path, suffix: str = "png") -> list[Path]:
     """Draw every plot that the results have the numbers for."""
     drawings = {}
@@ -122,8 +138,11 @@ def save_plots(results: Results, directory: str | Path, suffix: str = "png") -> 
         drawings["layers"] = plot_layers
         if results.samples is not None and "max_quadratic_form_upper" in results.samples:
             drawings["samples"] = plot_samples
+    for unit in ("loss", "error"):
+        if any(row["bounds"] == unit and row["log10"] is not None for row in results.bounds.values()):
+            drawings[f"bounds_{unit}"] = partial(_bounds, unit=unit)
     saved = []
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context(STYLE):
         for name, draw in drawings.items():
             path = Path(directory) / f"{name}.{suffix}"
             figure = draw(results).figure

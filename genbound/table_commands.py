@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -66,6 +67,72 @@ def check(
     return 0 if found.passed or update else 1
 
 
+def read_tags(items: tuple[str, ...]) -> dict[str, Any]:
+    """``key=value`` items; a value that is a number becomes one, so that 1e-4 and 0.0001 are the same setting."""
+    tags: dict[str, Any] = {}
+    for key, value in _pairs(tuple(items), "--tag").items():
+        try:
+            tags[key] = int(value)
+        except ValueError:
+            try:
+                number = float(value)
+                tags[key] = number if math.isfinite(number) else value
+            except ValueError:
+                tags[key] = value
+    return tags
+
+
+FIGURES = click.option("--format", "suffix", type=click.Choice(["png", "pdf", "svg"]), default="png", show_default=True)
+
+
+@click.command()
+@RUNS
+@click.option("--gap", type=click.Choice(["loss", "error"]), default="loss", show_default=True, help="Unit of the gap.")
+@click.option(
+    "--out",
+    metavar="DIR",
+    default=None,
+    type=click.Path(),
+    help="Write correlations.csv and a scatter plot of each measure.",
+)
+@click.option(
+    "--hyperparameters",
+    metavar="FILE.csv",
+    default=None,
+    type=click.Path(),
+    help="Column run, one more for each hyper-parameter; beside those of `evaluate --tag`.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of bootstrap and permutations.")
+@click.option("--allow-mixed", is_flag=True, help="Take runs that were not measured alike.")
+@FIGURES
+@DEBUG
+def correlate(
+    runs: tuple[str, ...], gap: str, out: str | None, hyperparameters: str | None, suffix: str, **given: Any
+) -> None:
+    """Say which measure tracks the generalization gap over stored runs."""
+    from genbound.correlation import correlate as run
+    from genbound.correlation import read_hyperparameters
+
+    stated = None if hyperparameters is None else read_hyperparameters(hyperparameters)
+    found = run(runs, gap, hyperparameters=stated, **given)
+    click.echo(found.to_markdown())
+    if out is not None:
+        found.save(out, suffix)
+
+
+@click.command()
+@RUNS
+@click.option("--out", metavar="DIR", default=None, type=click.Path(), help="Where plots go (default: into each run).")
+@FIGURES
+@DEBUG
+def plot(runs: tuple[str, ...], out: str | None, suffix: str) -> None:
+    """Draw the plots of stored runs; with several, also their bounds side by side."""
+    from genbound.comparison_plots import save_all
+
+    for path in save_all(runs, out, suffix):
+        click.echo(path)
+
+
 def _pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
     for item in items:
         if "=" not in item or item.startswith("="):
@@ -73,4 +140,4 @@ def _pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
     return dict(item.split("=", 1) for item in items)
 
 
-COMMANDS = (compare, check)
+COMMANDS = (compare, check, correlate, plot)

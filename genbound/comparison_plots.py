@@ -1,0 +1,144 @@
+"""Plots of several runs: bounds on a log axis, and measures against the gap. They draw on axes and return them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from genbound.comparison import as_results
+from genbound.plots import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILION, new_axes, save_plots
+from genbound.results import Results
+from genbound.store import write_atomically
+
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#000000")
+MARKERS = "osD^vP*"
+UNITS = {"loss": "loss, nats", "error": "0–1 error"}
+
+
+def plot_bounds(runs: Mapping[str, Results], unit: str = "loss", ax: Any = None) -> Any:
+    """Bounds of one unit on a log axis, each run a marker, with the measured gap and the value from which a bound is vacuous.
+
+    A bound is vacuous where the training loss (or error) and the bound together reach what the best constant prediction does, so
+    the line stands at the constant's loss minus the training loss; bounds on a margin loss have a line of their own, further left.
+    """
+    rows = {
+        name: {b: r for b, r in run.bounds.items() if r["bounds"] == unit and r["log10"] is not None}
+        for name, run in runs.items()
+    }
+    largest = {b: max(row[b]["log10"] for row in rows.values() if b in row) for row in rows.values() for b in row}
+    names = sorted(largest, key=largest.get)
+    ax = new_axes(6.2, 1.5 + 0.3 * len(names)) if ax is None else ax
+    empirical, constant, gap = (
+        ("train_loss", "constant_loss", "generalization_gap")
+        if unit == "loss"
+        else ("train_error", "constant_error", "error_gap")
+    )
+    shift = np.linspace(-0.18, 0.18, len(runs)) if len(runs) > 1 else [0.0]
+    for index, (name, run) in enumerate(runs.items()):
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        at = [(place, rows[name][b]["log10"]) for place, b in enumerate(names) if b in rows[name]]
+        ax.plot([x for _, x in at], [p + shift[index] for p, _ in at], marker, color=colour, ms=5, ls="", label=name)
+        losses = run.quantities.get("losses", {})
+        values = {"gap": losses.get(gap), "vacuous": None}
+        if losses.get(constant) is not None and losses.get(empirical) is not None:
+            values["vacuous"] = losses[constant] - losses[empirical]
+        for key, style in (("gap", "--"), ("vacuous", ":")):
+            if values[key] is not None and values[key] > 0:
+                ax.axvline(math.log10(values[key]), ls=style, color=colour if len(runs) > 1 else GREY, lw=1.2)
+    ax.plot([], [], "--", color=GREY, lw=1.2, label="measured gap")
+    ax.plot([], [], ":", color=GREY, lw=1.2, label="vacuous from here on")
+    ax.set_yticks(range(len(names)), names, fontsize="small")
+    ax.set_ylim(-0.6, len(names) - 0.4)
+    ax.grid(axis="y", lw=0.4, color="#DDDDDD")
+    ax.set_axisbelow(True)
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(7, integer=True))
+    ax.xaxis.set_major_formatter(lambda x, _: f"$10^{{{x:g}}}$")
+    ax.set_xlabel(f"bound on the generalization gap ({UNITS.get(unit, unit)})")
+    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    return ax
+
+
+def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str = "loss", label: bool = True) -> Any:
+    """A measure against the gap, one point a run: the least-squares line with its 95 % confidence band, and the coefficients.
+
+    Args:
+        table: columns ``gap`` and the measure, runs as index, one data set.
+        measure: its column.
+        ax: where to draw.
+        gap: ``loss`` or ``error``, for the axis.
+        label: write the runs' names beside the points.
+    """
+    ax = new_axes(4.2, 3.4) if ax is None else ax
+    table = table[np.isfinite(table[measure])]
+    x, y = table[measure].to_numpy(float), table["gap"].to_numpy(float)
+    if len(x) > 2 and np.ptp(x) > 0:
+        fit = stats.linregress(x, y)
+        grid = np.linspace(x.min(), x.max(), 100)
+        line = fit.intercept + fit.slope * grid
+        residual = math.sqrt(((y - fit.intercept - fit.slope * x) ** 2).sum() / (len(x) - 2))
+        spread = np.sqrt(1 / len(x) + (grid - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
+        band = stats.t.ppf(0.975, len(x) - 2) * residual * spread
+        ax.fill_between(grid, line - band, line + band, color=ORANGE, alpha=0.18, lw=0, label="95 % band of the line")
+        ax.plot(grid, line, color=ORANGE, lw=1.6, label="least squares")
+        tau, rho = stats.kendalltau(x, y).statistic, stats.pearsonr(x, y).statistic
+        ax.set_title(f"Pearson {rho:.2f}, Kendall {tau:.2f}", fontsize="medium")
+    ax.plot(x, y, "o", color=BLUE, ms=4.5)
+    if label:
+        for name, a, b in zip(table.index, x, y, strict=True):
+            ax.annotate(str(name), (a, b), textcoords="offset points", xytext=(4, -8), fontsize=6.5, color=GREY)
+    ax.set_xlabel(measure)
+    ax.set_ylabel(f"generalization gap ({UNITS.get(gap, gap)})")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize="small", loc="upper left")
+    return ax
+
+
+def save_correlation_plots(
+    table: pd.DataFrame, measures: list[str], directory: str | Path, gap: str, suffix: str = "png"
+) -> list[Path]:
+    """One file a measure, one panel a data set."""
+    saved, groups = [], list(table.groupby("data", sort=False))
+    for measure in measures:
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(4.2 * len(groups), 3.4), layout="constrained")
+            axes = np.atleast_1d(figure.subplots(1, len(groups)))
+        for ax, (data, group) in zip(axes, groups, strict=True):
+            plot_correlation(group, measure, ax, gap, label=len(group) <= 15)
+            if len(groups) > 1:
+                ax.set_title(f"{data}\n{ax.get_title()}", fontsize="medium")
+        saved.append(save_figure(figure, Path(directory) / f"correlation_{measure.replace(' ', '_')}.{suffix}"))
+    return saved
+
+
+def save_all(runs: Iterable[str | Path], directory: str | Path | None = None, suffix: str = "png") -> list[Path]:
+    """Every plot of each run, and of several runs together."""
+    named, saved = as_results(runs), []
+    for name, results in named.items():
+        folder = Path(results.path) if directory is None else Path(directory)
+        folder = folder.parent if folder.is_file() else folder
+        saved += save_plots(results, folder / name if directory is not None and len(named) > 1 else folder, suffix)
+    if directory is not None and len(named) > 1:
+        for unit in ("loss", "error"):
+            if any(
+                row["bounds"] == unit and row["log10"] is not None for r in named.values() for row in r.bounds.values()
+            ):
+                with matplotlib.rc_context(STYLE):
+                    saved.append(
+                        save_figure(plot_bounds(named, unit).figure, Path(directory) / f"bounds_{unit}.{suffix}")
+                    )
+    return saved
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure in the format of its suffix; text in SVG stays text."""
+    with matplotlib.rc_context(STYLE):
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160, format=path.suffix[1:]))
+    return path

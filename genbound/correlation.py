@@ -1,0 +1,242 @@
+"""Which measure tracks the generalization gap: coefficients with intervals, per data set, and how much of it may be chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from genbound.comparison import as_results, refuse_unlike, unlike
+from genbound.errors import GenboundError
+from genbound.rank_statistics import (
+    STATISTICS,
+    bootstrap_interval,
+    conditional_mutual_information,
+    granulated_kendall,
+    permutation_p_value,
+    robust_sign_error,
+    varied,
+)
+from genbound.results import Results
+from genbound.store import write_atomically
+
+GAPS = {"loss": "generalization_gap", "error": "error_gap"}
+FEWEST = 3
+CHANCE = 0.05
+
+
+def points(
+    runs: Iterable[Results | str | Path],
+    gap: str = "loss",
+    *,
+    hyperparameters: Mapping[str, Mapping[str, Any]] | None = None,
+    allow_mixed: bool = False,
+) -> pd.DataFrame:
+    """One row a run: ``data`` (its data set), ``gap``, ``hyperparameters`` (a dict), then one column a measure.
+
+    A measure's value is ``NaN`` where it does not exist; where it overflows in any run, its column holds base-10 logarithms
+    and is named ``log10 NAME``.
+
+    Args:
+        runs: results, or where they are stored.
+        gap: ``loss`` or ``error``.
+        hyperparameters: run -> its hyper-parameters, beside those that the run itself states.
+        allow_mixed: take runs of one data set that were not measured alike.
+    """
+    if gap not in GAPS:
+        raise GenboundError(f"gap {gap!r} is unknown: use {' or '.join(GAPS)}")
+    named = as_results(runs)
+    groups: dict[str, dict[str, Results]] = {}
+    for name, results in named.items():
+        key = results.data.get("sha256") or results.data.get("spec") or "no data"
+        groups.setdefault(key, {})[name] = results
+    if not allow_mixed:
+        for group in groups.values():
+            refuse_unlike(group, {k: v for k, v in unlike(group).items() if k != "layer partition"})
+    titles = _titles(groups)
+    rows = []
+    for key, group in groups.items():
+        for name, results in group.items():
+            value = results.quantities.get("losses", {}).get(GAPS[gap])
+            if value is None:
+                raise GenboundError(f"{name} has no generalization gap in the {gap}: evaluate it with --test-data")
+            stated = {**results.config.get("hyperparameters", {}), **(hyperparameters or {}).get(name, {})}
+            bounds = {
+                bound: row for bound, row in results.bounds.items() if row["log10"] is not None or row["value"] == 0
+            }
+            rows.append({"run": name, "data": titles[key], "gap": value, "hyperparameters": stated, "bounds": bounds})
+    frame = pd.DataFrame(rows).set_index("run")
+    for bound in dict.fromkeys(b for row in frame["bounds"] for b in row):
+        entries = [row.get(bound) for row in frame["bounds"]]
+        overflow = any(e is not None and e["value"] is None for e in entries)
+        column = f"log10 {bound}" if overflow else bound
+        side = "log10" if overflow else "value"
+        frame[column] = [math.nan if e is None or e[side] is None else float(e[side]) for e in entries]
+    return frame.drop(columns="bounds")
+
+
+def _titles(groups: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
+    specs = {key: next(iter(group.values())).data.get("spec") or "data in memory" for key, group in groups.items()}
+    if len(set(specs.values())) < len(specs):
+        return {key: f"{spec} ({key[:8]})" for key, spec in specs.items()}
+    return specs
+
+
+def correlate(
+    runs: Iterable[Results | str | Path] | pd.DataFrame,
+    gap: str = "loss",
+    *,
+    measures: Sequence[str] | None = None,
+    num_resamples: int = 9999,
+    seed: int = 0,
+    **options: Any,
+) -> Correlations:
+    """Correlate every measure with the generalization gap, in each data set by itself.
+
+    Args:
+        runs: results, where they are stored, or the table that :func:`points` makes.
+        gap: ``loss`` or ``error``.
+        measures: bounds to correlate; ``None`` for all.
+        num_resamples: bootstrap resamples, and permutations unless all of them are fewer.
+        seed: of both.
+        options: those of :func:`points`.
+
+    Raises:
+        GenboundError: a data set has fewer than three runs, a run has no gap, or runs were not measured alike.
+    """
+    table = runs if isinstance(runs, pd.DataFrame) else points(runs, gap, **options)
+    if num_resamples < 1:
+        raise GenboundError(f"num_resamples {num_resamples} must be positive")
+    names = [c for c in table.columns if c not in ("data", "gap", "hyperparameters")]
+    if measures is not None:
+        unknown = [m for m in measures if m not in names and f"log10 {m}" not in names]
+        if unknown:
+            raise GenboundError(f"measure {unknown[0]!r} is in none of the runs; there are {', '.join(names)}")
+        names = [n for n in names if n.removeprefix("log10 ") in measures or n in measures]
+    rows, warnings = [], []
+    for data, group in table.groupby("data", sort=False):
+        if len(group) < FEWEST:
+            raise GenboundError(
+                f"{data} has {len(group)} runs: a correlation needs {FEWEST} at least, and many to mean something"
+            )
+        found = [row for name in names if (row := _row(data, name, group, num_resamples, seed)) is not None]
+        rows += found
+        warnings += _warnings(data, found, len(group))
+    return Correlations(pd.DataFrame(rows), table, gap, tuple(warnings))
+
+
+def _row(data: str, name: str, group: pd.DataFrame, num_resamples: int, seed: int) -> dict[str, Any] | None:
+    group = group[np.isfinite(group[name])]
+    if len(group) < FEWEST or group[name].nunique() < 2 or group["gap"].nunique() < 2:
+        return None
+    x, y = group[name].to_numpy(float), group["gap"].to_numpy(float)
+    row: dict[str, Any] = {"data": data, "measure": name, "num_runs": len(group)}
+    for title, statistic in STATISTICS.items():
+        # One stream for each coefficient, so that another set of measures changes no other number.
+        low, high = bootstrap_interval(statistic, x, y, num_resamples, np.random.default_rng([seed, 0]))
+        row |= {title: float(statistic(x, y)), f"{title}_lower": low, f"{title}_upper": high}
+        row[f"{title}_p"] = permutation_p_value(statistic, x, y, num_resamples, np.random.default_rng([seed, 1]))
+    settings = [s if isinstance(s, Mapping) else {} for s in group.get("hyperparameters", [{}] * len(group))]
+    if varied(settings):
+        row["granulated_kendall"], parts = granulated_kendall(x, y, settings)
+        row |= {f"granulated_kendall {name}": value for name, value in parts.items()}
+        row["conditional_mutual_information"] = conditional_mutual_information(x, y, settings)
+        row["robust_sign_error"], row["worst_environment"] = robust_sign_error(x, y, settings)
+    return row
+
+
+def _warnings(data: str, rows: Sequence[Mapping[str, Any]], num_runs: int) -> list[str]:
+    """What the best of many measures is worth: with m of them, the smallest p-value p is reached with 1 - (1 - p)^m."""
+    if not rows:
+        return [f"{data}: no measure has a value in {FEWEST} runs or more."]
+    best = min(rows, key=lambda row: (row["kendall_p"], -abs(row["kendall"])))
+    chance = 1 - (1 - min(1.0, best["kendall_p"])) ** len(rows)
+    if chance <= CHANCE:
+        return []
+    return [
+        f"{data}: with {num_runs} checkpoints, that the best of {len(rows)} measures ({best['measure']}, Kendall {best['kendall']:.2f}) does so "
+        f"well is a matter of chance with probability {chance:.0%} if none of them says anything: measure more checkpoints."
+    ]
+
+
+def read_hyperparameters(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Run -> hyper-parameters, from a CSV file with the column ``run`` and one more for each."""
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise GenboundError(f"{path} cannot be read as CSV: {error}") from error
+    if "run" not in table or len(table.columns) < 2:
+        raise GenboundError(
+            f"{path} must have the column run and one for each hyper-parameter; it has {', '.join(table.columns)}"
+        )
+    return {str(row.pop("run")): row for row in table.to_dict("records")}
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """What ``correlate`` found.
+
+    Attributes:
+        table: one row a measure and data set: each coefficient with ``_lower``, ``_upper`` (95 % bootstrap) and ``_p`` (permutations), and
+            where runs state hyper-parameters ``granulated_kendall`` (and its part of each), ``conditional_mutual_information``,
+            ``robust_sign_error``, ``worst_environment``.
+        points: one row a run, as :func:`points` makes it.
+        gap: ``loss`` or ``error``.
+        warnings: what may be chance.
+    """
+
+    table: pd.DataFrame
+    points: pd.DataFrame
+    gap: str
+    warnings: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def to_markdown(self) -> str:
+        """For each data set a table, the best measure first."""
+        lines = []
+        extra = ["granulated_kendall", "conditional_mutual_information", "robust_sign_error"]
+        extra = [column for column in extra if column in self.table]
+        for data, group in self.table.groupby("data", sort=False) if len(self.table) else ():
+            body = []
+            for row in group.sort_values("kendall", ascending=False, kind="stable").to_dict("records"):
+                cells = [row["measure"], str(row["num_runs"])]
+                for title in STATISTICS:
+                    low, high, p = (row[f"{title}_{part}"] for part in ("lower", "upper", "p"))
+                    cells.append(f"{row[title]:.2f} [{low:.2f}, {high:.2f}], p = {p:.2g}")
+                cells += ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in extra]
+                if extra:
+                    cells[-1] += (
+                        f" ({row['worst_environment']})"
+                        if isinstance(row["worst_environment"], str) and row["worst_environment"]
+                        else ""
+                    )
+                body.append(cells)
+            head = ["measure", "runs", *(t.capitalize() for t in STATISTICS), *(e.replace("_", " ") for e in extra)]
+            lines += [
+                f"Generalization gap in the {self.gap}, {data}:",
+                "",
+                tabulate(body, head, tablefmt="github", disable_numparse=True),
+                "",
+            ]
+        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)]).rstrip()
+
+    def save(self, directory: str | Path, suffix: str = "png") -> list[Path]:
+        """Write correlations.csv, points.csv and a scatter plot of each measure (``png``, ``pdf`` or ``svg``)."""
+        from genbound.comparison_plots import save_correlation_plots
+
+        folder = Path(directory)
+        write_atomically(folder / "correlations.csv", lambda path: self.table.to_csv(path, index=False))
+        write_atomically(folder / "points.csv", lambda path: self.points.to_csv(path))
+        names = list(dict.fromkeys(self.table["measure"])) if len(self.table) else []
+        return save_correlation_plots(self.points, names, folder, self.gap, suffix)
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html(index=False, float_format="{:.3f}".format)

@@ -1,0 +1,206 @@
+"""Correlations: against scipy, against hand-counted examples, and what is said of chance."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from handmade import bound, losses, run
+from scipy import stats
+
+import genbound
+from genbound.cli import main
+from genbound.correlation import correlate, points
+from genbound.errors import GenboundError
+from genbound.rank_statistics import (
+    STATISTICS,
+    bootstrap_interval,
+    conditional_mutual_information,
+    granulated_kendall,
+    permutation_p_value,
+    robust_sign_error,
+)
+
+# The published figure, read off its pixels: Hessian measure and generalization error over distance 0, 0.1, …, 1.
+HESSIAN = [0, 0.247, 0.386, 0.581, 0.687, 0.924, 0.944, 0.998, 1.028, 1.099, 1.177]
+GAP = [0, 0.151, 0.296, 0.453, 0.537, 0.646, 0.703, 0.712, 0.732, 0.747, 0.786]
+
+
+@pytest.fixture(scope="module")
+def figure():
+    table = pd.DataFrame({"data": "MRPC", "gap": GAP, "hessian": HESSIAN, "other": np.cos(7.0 * np.arange(11))})
+    return correlate(table)
+
+
+def test_the_published_figure(figure):
+    for row in figure.to_frame().to_dict("records"):
+        x = figure.points[row["measure"]]
+        assert row["pearson"] == pytest.approx(stats.pearsonr(x, GAP).statistic, abs=1e-12)
+        assert row["spearman"] == pytest.approx(stats.spearmanr(x, GAP).statistic, abs=1e-12)
+        assert row["kendall"] == pytest.approx(stats.kendalltau(x, GAP).statistic, abs=1e-12)
+        # Permutation p-values against the theory's: within four standard errors of 9999 permutations.
+        p = stats.pearsonr(x, GAP, method=stats.PermutationMethod(rng=np.random.default_rng(1))).pvalue
+        assert row["pearson_p"] == pytest.approx(p, abs=4 * np.sqrt(max(p, 1e-3) / 9999) * 1.5)
+        for title in STATISTICS:
+            assert row[f"{title}_lower"] <= row[title] <= row[f"{title}_upper"]
+    best = figure.to_frame().iloc[0]
+    assert best["kendall"] == best["spearman"] == pytest.approx(1) and 0.98 < best["pearson"] < 1
+    assert figure.warnings == ()
+
+
+@pytest.mark.parametrize("title", STATISTICS)
+def test_coefficients_with_ties_and_many_at_once(title):
+    stream = np.random.default_rng(0)
+    x, y = stream.integers(0, 5, (2, 6, 9)).astype(float)
+    scipys = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}[title]
+    np.testing.assert_allclose(
+        STATISTICS[title](x, y), [scipys(a, b).statistic for a, b in zip(x, y, strict=True)], atol=1e-12
+    )
+    np.testing.assert_allclose(STATISTICS[title](x.T, y.T, axis=0), STATISTICS[title](x, y), atol=1e-12)
+    assert np.isnan(STATISTICS[title](np.ones(4), np.arange(4.0)))
+
+
+def test_the_bootstrap_covers():
+    """Of 200 samples of 40 pairs with correlation 0.6, about 95 % of the intervals hold it."""
+    stream, inside = np.random.default_rng(0), 0
+    for _ in range(200):
+        x = stream.normal(size=40)
+        y = 0.6 * x + 0.8 * stream.normal(size=40)
+        low, high = bootstrap_interval(STATISTICS["pearson"], x, y, 300, stream)
+        inside += low <= 0.6 <= high
+    assert 174 <= inside <= 199
+
+
+def test_all_permutations_of_few():
+    """Four points in order: one of 24 permutations reaches tau = 1, one tau = -1."""
+    x = np.arange(4.0)
+    assert permutation_p_value(STATISTICS["kendall"], x, x**2, 9999, np.random.default_rng(0)) == pytest.approx(2 / 24)
+
+
+GRID = [{"lr": lr, "width": width} for lr, width in itertools.product((0.1, 0.2, 0.3), (8, 16))]
+
+
+def test_granulated_kendall_by_hand():
+    """The measure follows lr in width 8 (tau 1), in width 16 two of three pairs (1/3): psi_lr = 2/3; width is wrong each time."""
+    gap = np.array([1.0, 10.0, 2.0, 20.0, 3.0, 30.0])
+    measure = np.array([11.0, 1.0, 12.0, 3.0, 13.0, 2.0])
+    total, parts = granulated_kendall(measure, gap, GRID)
+    assert parts == pytest.approx({"lr": 2 / 3, "width": -1.0}) and total == pytest.approx(-1 / 6)
+    assert np.isnan(granulated_kendall(measure, gap, [{"a": i, "b": i} for i in range(6)])[0])
+
+
+def test_robust_sign_error_by_hand():
+    """Within lr 0.2 → 0.3 the pair of width 16 is told wrongly: 1/2. Width is always wrong: 1."""
+    gap = np.array([1.0, 10.0, 2.0, 20.0, 3.0, 30.0])
+    measure = np.array([11.0, 1.0, 12.0, 3.0, 13.0, 2.0])
+    assert robust_sign_error(measure, gap, GRID) == (1.0, "width 8 → 16")
+    narrow = [i for i, s in enumerate(GRID) if s["width"] == 16]
+    error, where = robust_sign_error(measure[narrow], gap[narrow], [GRID[i] for i in narrow])
+    assert (error, where) == (1.0, "lr 0.2 → 0.3")
+    assert robust_sign_error(gap, gap, GRID)[0] == 0.0
+
+
+def test_conditional_mutual_information():
+    gap = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert conditional_mutual_information(gap, gap, GRID) == pytest.approx(1)
+    assert conditional_mutual_information(-gap, gap, GRID) == pytest.approx(1)  # always wrong is as informative
+    assert conditional_mutual_information(np.zeros(6), gap, GRID) == 0.0
+    # What only repeats a hyper-parameter says nothing once it is given.
+    width = np.array([s["width"] for s in GRID], float)
+    assert conditional_mutual_information(width, width + 0.01 * np.array([1, 5, 3, 2, 2.5, 4]), GRID) == pytest.approx(
+        0, abs=1e-12
+    )
+    # Two independent fair signs over four runs, by hand: I = 0 with S empty.
+    square = conditional_mutual_information(np.array([0.0, 0, 1, 1]), np.array([0.0, 1, 0, 1]), [{"seed": 0}] * 4)
+    assert square == pytest.approx(_by_counting(np.array([0.0, 0, 1, 1]), np.array([0.0, 1, 0, 1])))
+
+
+def _by_counting(measure, gap):
+    counts = {}
+    for i, j in itertools.permutations(range(len(gap)), 2):
+        if gap[i] != gap[j]:
+            key = (np.sign(measure[i] - measure[j]), np.sign(gap[i] - gap[j]))
+            counts[key] = counts.get(key, 0) + 1
+    total = sum(counts.values())
+    p = {key: c / total for key, c in counts.items()}
+    a, b = ({v: sum(q for k, q in p.items() if k[side] == v) for v in (-1, 0, 1)} for side in (0, 1))
+    information = sum(q * np.log(q / a[k[0]] / b[k[1]]) for k, q in p.items())
+    return information / -sum(q * np.log(q) for q in b.values() if q)
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def grid_runs(folder=None, data="c"):
+    runs = []
+    for i, setting in enumerate(GRID):
+        results = run({"good": bound(1.0 + i), "bad": bound(10.0 - i), "huge": bound(None, log10=300.0 + i)}, name=f"run{i}",
+                      hyperparameters=setting)  # fmt: skip
+        results.quantities["losses"] = losses(test=0.2 + 0.1 * i, test_error=0.05 + 0.01 * i)
+        results.data = {"spec": f"npz:{data}.npz", "sha256": data * 64}
+        runs.append(results if folder is None else results.save(folder / f"{data}{i}"))
+    return runs
+
+
+def test_points():
+    table = points(grid_runs(), "error")
+    assert list(table.columns) == ["data", "gap", "hyperparameters", "good", "bad", "log10 huge"]
+    np.testing.assert_allclose(table["gap"], 0.03 + 0.01 * np.arange(6))
+    assert table["hyperparameters"].iloc[1] == GRID[1] and list(table["log10 huge"]) == [300.0 + i for i in range(6)]
+
+
+def test_runs_with_hyperparameters_and_two_data_sets():
+    found = genbound.correlate(grid_runs() + grid_runs(data="d"), num_resamples=200)
+    table = found.to_frame().set_index(["data", "measure"])
+    assert len(table) == 6 and table.loc[("npz:c.npz", "good"), "granulated_kendall"] == 1
+    assert table.loc[("npz:d.npz", "bad"), "granulated_kendall"] == -1
+    assert table.loc[("npz:d.npz", "bad"), "robust_sign_error"] == 1
+    assert table.loc[("npz:c.npz", "log10 huge"), "kendall"] == pytest.approx(1)
+    text = found.to_markdown()
+    assert text.count("Generalization gap in the loss") == 2 and text.index("| good") < text.index("| bad")
+
+
+def test_the_best_of_many_by_chance():
+    """Four runs: tau = 1 has p = 1/12; as the best of 20 measures it is worth 1 - (11/12)^20 = 82 %."""
+    stream = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"data": "d", "gap": [1.0, 2, 3, 4]} | {f"m{i}": stream.permutation(4.0 + np.arange(4)) for i in range(20)}
+    )
+    table["m0"] = [1.0, 2, 3, 4]
+    (warning,) = correlate(table, num_resamples=99).warnings
+    assert "4 checkpoints" in warning and "best of 20 measures (m0, Kendall 1.00)" in warning and "82%" in warning
+
+
+def test_refusals():
+    with pytest.raises(GenboundError, match="has 2 runs: a correlation needs 3"):
+        genbound.correlate(grid_runs()[:2])
+    with pytest.raises(GenboundError, match="gap 'nats' is unknown"):
+        genbound.correlate(grid_runs(), "nats")
+    runs = grid_runs()
+    runs[2].quantities["losses"]["generalization_gap"] = None
+    with pytest.raises(GenboundError, match="run2.* has no generalization gap .*--test-data"):
+        genbound.correlate(runs)
+    with pytest.raises(GenboundError, match="convention"):
+        genbound.correlate([*grid_runs(), run(name="other", convention="paper-code")])
+    with pytest.raises(GenboundError, match="'typo' is in none"):
+        genbound.correlate(grid_runs(), measures=["typo"])
+
+
+def test_the_command(tmp_path, capsys):
+    paths = [str(path) for path in grid_runs(tmp_path)]
+    assert main(["correlate", *paths, "--gap", "error", "--out", str(tmp_path / "out"), "--format", "svg"]) == 0
+    assert "granulated kendall" in capsys.readouterr().out
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == [
+        "correlation_bad.svg",
+        "correlation_good.svg",
+        "correlation_log10_huge.svg",
+        "correlations.csv",
+        "points.csv",
+    ]
+    assert "<text" in (tmp_path / "out" / "correlation_good.svg").read_text()
+    (tmp_path / "h.csv").write_text("run,depth\n" + "".join(f"c{i},{i // 3}\n" for i in range(6)))
+    assert main(["correlate", *paths, "--hyperparameters", str(tmp_path / "h.csv")]) == 0
+    (tmp_path / "h.csv").write_text("name\nc0\n")
+    assert main(["correlate", *paths, "--hyperparameters", str(tmp_path / "h.csv")]) == 2
+    assert "must have the column run" in capsys.readouterr().err
