@@ -109,7 +109,7 @@ def run_cell(cell: Cell, out: Path) -> None:
         results.save(folder)
         for name in ("layers.csv", "samples.parquet", "table.md"):
             (folder / name).unlink(missing_ok=True)
-        row["bounds"] = {name: bound.value for name, bound in results.bounds.items()}
+        row["bounds"] = {name: bound["value"] for name, bound in results.bounds.items()}
         row["losses"] = results.quantities.get("losses")
     row["seconds"]["all"] = round(time.perf_counter() - start, 1)
     write_json(folder / "cell.json", row)
@@ -118,7 +118,7 @@ def run_cell(cell: Cell, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
-    parser.add_argument("--cells", default="core", help="core, noise, rates, mrpc, ci or TASK:GROUP")
+    parser.add_argument("--cells", default="core", help="core, noise, rates, mrpc, digits, ci or TASK:GROUP")
     args = parser.parse_args()
     torch.set_num_threads(1)  # sums in a fixed order
     cells = chosen(args.cells)

@@ -24,10 +24,12 @@ from torch import nn
 
 from genbound.data import Samples, TensorSamples, TextSamples
 from genbound.finetune.start import tokenizer_of
+from genbound.user_code import call_user
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "cifar10"))
 import efficientnet_lite0  # noqa: E402
 
+DEMO = Path(__file__).parent.parent / "demo"
 PIXELS = 64
 TOKENS = 20
 
@@ -39,7 +41,7 @@ class Task:
     Attributes:
         name: of the task.
         num_train, num_auxiliary, num_test: sizes; the auxiliary network of the correlated noise learns from samples of its own.
-        model: factory of the network, ``None`` for a Hugging Face directory.
+        model: factory of the network or its SPEC, ``None`` for a Hugging Face directory.
         initial: writes the pretrained weights into a folder and returns what ``finetune`` starts from.
         samples: ``(split, places, init) -> Samples``.
         labels: ``split -> labels`` of the whole file.
@@ -51,7 +53,7 @@ class Task:
     num_train: int
     num_auxiliary: int
     num_test: int
-    model: Callable[[], nn.Module] | None
+    model: Callable[[], nn.Module] | str | None
     initial: Callable[[Path], Path]
     samples: Callable[[str, np.ndarray, Path], Samples]
     labels: Callable[[str], np.ndarray]
@@ -153,6 +155,15 @@ def text_samples(file: str, first: str, second: str | None) -> Callable[[str, np
     return samples
 
 
+def digits_labels(split: str) -> np.ndarray:
+    return call_user(f"{DEMO / 'data.py'}:{split}").tensors[1].numpy()
+
+
+def digits_samples(split: str, places: np.ndarray, init: Path) -> Samples:
+    x, y = call_user(f"{DEMO / 'data.py'}:{split}").tensors
+    return TensorSamples(x[places], y[places], f"digits {split}")
+
+
 TASKS = {
     task.name: task
     for task in (
@@ -164,6 +175,11 @@ TASKS = {
         Task(
             "mrpc", 100, 60, 300, None, minilm_weights, text_samples("mrpc", "sentence1", "sentence2"),
             text_labels("mrpc"), 2e-4, 3, 6, 0.01,
+        ),
+        # The demo's small network, for tests: no download, seconds on one core.
+        Task(
+            "digits", 100, 50, 400, f"{DEMO / 'model.py'}:build", lambda folder: DEMO / "pretrained.safetensors",
+            digits_samples, digits_labels, 3e-3, 4, 20, 0.005,
         ),
     )
 }  # fmt: skip
