@@ -139,7 +139,16 @@ def test_evaluate(call, tmp_path, base):
     assert set(content["quantities"]) == set(CHEAP[1].split(",")[:4])
     assert content["checkpoint"]["path"].endswith("tuned.safetensors") and len(content["init"]["sha256"]) == 64
     assert [layer["name"] for layer in content["layers"]] == ["body.weight", "fc.weight"]
-    written = {"results.json", "layers.csv", "table.md", "samples.parquet", "layers.png", "samples.png", "parts"}
+    written = {
+        "results.json",
+        "layers.csv",
+        "table.md",
+        "samples.parquet",
+        "layers.png",
+        "samples.png",
+        "bounds_loss.png",
+        "parts",
+    }
     assert {path.name for path in folder.iterdir()} == written
     assert {path.name for path in tmp_path.iterdir()} == {"run"}  # nothing outside DIR
     assert (folder / "table.md").read_text().strip() == out.strip()
