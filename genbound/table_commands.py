@@ -133,6 +133,17 @@ def plot(runs: tuple[str, ...], out: str | None, suffix: str) -> None:
         click.echo(path)
 
 
+@click.command()
+@RUNS
+@click.option("--out", metavar="FILE.html", required=True, type=click.Path(dir_okay=False), help="The page.")
+@DEBUG
+def report(runs: tuple[str, ...], out: str) -> None:
+    """Write one self-contained HTML page of stored runs."""
+    from genbound.report import report as write
+
+    click.echo(f"report in {write(runs, out)}", err=True)
+
+
 def _pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
     for item in items:
         if "=" not in item or item.startswith("="):
@@ -140,4 +151,4 @@ def _pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
     return dict(item.split("=", 1) for item in items)
 
 
-COMMANDS = (compare, check, correlate, plot)
+COMMANDS = (compare, check, correlate, plot, report)

@@ -1,0 +1,171 @@
+"""Interactive figures of results (plotly), for the report: the same numbers as the plots, with layers and samples to point at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from genbound.comparison_plots import COLOURS
+from genbound.errors import GenboundError
+from genbound.formatting import value_text, with_error
+from genbound.plots import BLUE, GREEN, ORANGE, VERMILION
+from genbound.results import Results
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "pentagon", "star")
+
+
+def figure(height: int = 380, **layout: Any) -> Any:
+    """An empty figure in the report's style; plotly comes with the extra ``report``."""
+    try:
+        import plotly.graph_objects as go
+    except ImportError as error:
+        raise GenboundError("the report needs plotly: pip install 'genbound[report]'") from error
+    return go.Figure(
+        layout={
+            "height": height, "template": "plotly_white", "margin": {"l": 10, "r": 10, "t": 40, "b": 55}, "font": {"size": 13},
+            "title": {"font": {"size": 15}}, "legend": {"yref": "container", "y": 0, "yanchor": "bottom", "x": 0}, "xaxis": {"automargin": True}, "yaxis": {"automargin": True},
+            **layout,
+        }
+    )  # fmt: skip
+
+
+def with_legend(fig: Any) -> Any:
+    """Room for the legend below the axis, one line an entry, as a phone needs it."""
+    entries = sum(trace.showlegend is not False for trace in fig.data)
+    fig.update_layout(height=fig.layout.height + 20 * entries, margin_b=fig.layout.margin.b + 20 * entries)
+    return fig
+
+
+def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
+    """Base-10 logarithms of the bounds of one unit, with the measured gaps and the vacuous lines; ``None`` if there are none."""
+    rows = {
+        n: {b: r for b, r in run.bounds.items() if r["bounds"] == unit and r["log10"] is not None}
+        for n, run in runs.items()
+    }
+    largest = {b: max(row[b]["log10"] for row in rows.values() if b in row) for row in rows.values() for b in row}
+    names = sorted(largest, key=largest.get)
+    if not names:
+        return None
+    fig = figure(190 + 34 * len(names), title_text=f"Bounds on the gap in the {unit}")
+    empirical, constant, gap = (
+        ("train_loss", "constant_loss", "generalization_gap")
+        if unit == "loss"
+        else ("train_error", "constant_error", "error_gap")
+    )
+    for index, (name, run) in enumerate(runs.items()):
+        colour, found = COLOURS[index % len(COLOURS)], [b for b in names if b in rows[name]]
+        fig.add_scatter(
+            x=[rows[name][b]["log10"] for b in found], y=found, mode="markers", name=name,
+            marker={"color": colour, "size": 10, "symbol": SYMBOLS[index % len(SYMBOLS)]},
+            text=[value_text(rows[name][b]) for b in found], hovertemplate="%{y}: %{text}<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+        losses = run.quantities.get("losses", {})
+        lines = {"measured gap": (losses.get(gap), "dash")}
+        if losses.get(constant) is not None and losses.get(empirical) is not None:
+            lines["vacuous from here on"] = (losses[constant] - losses[empirical], "dot")
+        for what, (value, dash) in lines.items():
+            if value is not None and value > 0:
+                fig.add_scatter(
+                    x=[math.log10(value)] * 2, y=[names[0], names[-1]], mode="lines", name=f"{what}, {name}",
+                    line={"color": colour, "dash": dash, "width": 1.5}, hovertemplate=f"{what}: {value:.3g}<extra>{name}</extra>",
+                )  # fmt: skip
+    fig.update_yaxes(categoryorder="array", categoryarray=names)
+    fig.update_xaxes(title="value, as a power of 10")
+    return with_legend(fig)
+
+
+def noise_figure(results: Results) -> Any:
+    """Noise stability with 95 % intervals and its Hessian approximation over sigma."""
+    rows = results.quantities["noise_stability"]["sigmas"]
+    sigma = [row["sigma"] for row in rows]
+    fig = figure(title_text="Noise stability and ½ σ² Tr H")
+    inside = [row["sigma"] for row in rows if row.get("quadratic_regime")]
+    if inside:
+        fig.add_scatter(x=[None], y=[None], mode="markers", name="quadratic regime",
+                        marker={"color": GREEN, "opacity": 0.3, "symbol": "square", "size": 12})  # fmt: skip
+        fig.add_vrect(x0=min(inside) / 1.12, x1=max(inside) * 1.12, fillcolor=GREEN, opacity=0.12, line_width=0)
+    fig.add_scatter(
+        x=sigma,
+        y=[row["hessian_approximation"] for row in rows],
+        mode="lines",
+        name="½ σ² Tr H",
+        line={"color": ORANGE},
+    )
+    fig.add_scatter(
+        x=sigma, y=[row["value"] for row in rows], mode="markers", name="noise stability (95 % interval)",
+        marker={"color": BLUE, "size": 8}, error_y={"type": "data", "array": [1.96 * row["sem"] for row in rows]},
+        text=[with_error(row["value"], row["sem"]) for row in rows], hovertemplate="σ = %{x}: %{text}<extra></extra>",
+    )  # fmt: skip
+    positive = all(row["value"] > 0 and row["hessian_approximation"] > 0 for row in rows)
+    fig.update_xaxes(type="log", title="noise standard deviation σ", tickvals=sigma, ticktext=[f"{s:g}" for s in sigma])
+    fig.update_yaxes(type="log" if positive else "linear", title="rise of the loss", exponentformat="power")
+    return with_legend(fig)
+
+
+def layers_figure(results: Results) -> Any:
+    """Share of each layer in the Hessian distance bound, in the order of the network."""
+    rows = results.quantities["max_quadratic_form"]["layers"]
+    terms = {name: math.sqrt(max(row["upper"] or 0.0, 0.0)) for name, row in rows.items()}
+    total = sum(terms.values()) or 1.0
+    flat = {row["name"]: row["positive_semidefinite"] for row in results.layer_rows}
+    fig = figure(170 + 20 * len(terms), title_text="Which layers the bound comes from")
+    for wanted, colour, label in ((True, BLUE, "positive semidefinite by structure"), (False, ORANGE, "general block")):
+        names = [name for name in terms if bool(flat.get(name)) is wanted]
+        if names:
+            fig.add_bar(x=[100 * terms[n] / total for n in names], y=names, orientation="h", name=label, marker={"color": colour},
+                        hovertemplate="%{y}: %{x:.3g} %<extra></extra>")  # fmt: skip
+    short = [name.removesuffix(".weight")[-28:] for name in terms]
+    fig.update_yaxes(
+        categoryorder="array",
+        categoryarray=list(terms)[::-1],
+        tickvals=list(terms),
+        ticktext=short,
+        tickfont={"size": 10},
+    )
+    fig.update_xaxes(title="share of Σ √max vᵀH⁺v (%)")
+    return with_legend(fig)
+
+
+def samples_figure(results: Results) -> Any:
+    """vᵀH⁺v of each sample, added up over the layers, largest first; the largest is marked."""
+    table = results.samples.groupby("sample")[["max_quadratic_form_lower", "max_quadratic_form_upper"]].sum()
+    table = table.sort_values("max_quadratic_form_upper", ascending=False, kind="stable")
+    fig = figure(title_text="vᵀH⁺v over the samples")
+    rank = list(range(1, len(table) + 1))
+    for side, dash in (("upper", "solid"), ("lower", "dot")):
+        fig.add_scatter(x=rank, y=table[f"max_quadratic_form_{side}"].tolist(), mode="lines", name=f"{side} side", text=table.index.tolist(),
+                        line={"color": BLUE, "dash": dash, "width": 1.5}, hovertemplate="sample %{text}: %{y:.4g}<extra></extra>")  # fmt: skip
+    fig.add_scatter(x=rank[:1], y=table["max_quadratic_form_upper"].tolist()[:1], mode="markers", marker={"color": VERMILION, "size": 9},
+                    name=f"sample {table.index[0]}")  # fmt: skip
+    fig.update_xaxes(type="log", title="samples, largest first", dtick=1)
+    positive = (table["max_quadratic_form_upper"] > 0).all()
+    fig.update_yaxes(type="log" if positive else "linear", title="Σ vᵀH⁺v", exponentformat="power")
+    return with_legend(fig)
+
+
+def correlation_figure(table: pd.DataFrame, measures: Sequence[str], data: str) -> Any:
+    """Measures against the gap, one at a time, chosen from a menu."""
+    fig = figure(
+        420, title={"text": data, "y": 0.98, "font": {"size": 13}}, margin={"l": 10, "r": 10, "t": 90, "b": 55}
+    )
+    for index, measure in enumerate(measures):
+        fig.add_scatter(x=table[measure].tolist(), y=table["gap"].tolist(), mode="markers+text", text=[str(n) for n in table.index],
+                        textposition="bottom right", textfont={"size": 10}, marker={"color": BLUE, "size": 9}, visible=index == 0,
+                        name=measure, hovertemplate="%{text}: %{x:.4g}, gap %{y:.4g}<extra></extra>")  # fmt: skip
+    buttons = [
+        {
+            "label": m,
+            "method": "update",
+            "args": [{"visible": [m == other for other in measures]}, {"xaxis.title.text": m}],
+        }
+        for m in measures
+    ]
+    fig.update_layout(
+        updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "bottom"}], showlegend=False
+    )
+    fig.update_xaxes(title=measures[0])
+    fig.update_yaxes(title="generalization gap")
+    return fig
