@@ -128,4 +128,9 @@ def _of_factory(file: StateFile, spec: Any, base: Any) -> tuple[nn.Module, tuple
                 source: Tensor = file.tensors[alignment.init[name]]
                 if source.shape == value.shape:
                     value.copy_(source)
-    return network, alignment.new_head, f"--model {spec}"
+    # A function's name, not its address: the same call must find the same run again.
+    return (
+        network,
+        alignment.new_head,
+        f"--model {spec if isinstance(spec, str) else getattr(spec, '__qualname__', type(spec).__name__)}",
+    )

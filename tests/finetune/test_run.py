@@ -300,6 +300,7 @@ def test_from_python_it_leaves_the_random_state_alone(folder):
         sys.path.remove(str(folder))
         sys.modules.pop("nets", None)
     assert torch.equal(before, torch.get_rng_state())
+    assert "0x" not in run["rule"]  # another process must find the same run again
     assert run["accuracy"]["test"] == run["accuracy"]["train_observed"]
     with pytest.raises(GenboundError, match="classification"):
         finetune(folder / "init.safetensors", (x, x[:, 0]), folder / "other", settings=Settings(epochs=1))
