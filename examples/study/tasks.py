@@ -179,7 +179,7 @@ TASKS = {
         # The demo's small network, for tests: no download, seconds on one core.
         Task(
             "digits", 100, 50, 400, f"{DEMO / 'model.py'}:build", lambda folder: DEMO / "pretrained.safetensors",
-            digits_samples, digits_labels, 3e-3, 4, 20, 0.005,
+            digits_samples, digits_labels, 3e-3, 4, 40, 0.005,
         ),
     )
 }  # fmt: skip
