@@ -9,10 +9,10 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo study-small test test-slow lint clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # torch comes first and exactly, so that nothing below pulls in another build of it.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
@@ -29,6 +29,10 @@ demo: $(STAMP)  ## Bound a small fine-tuned network; results in runs/demo
 	  --data examples/demo/data.py:train --test-data examples/demo/data.py:test \
 	  --out runs/demo
 
+study-small: $(STAMP)  ## Run the study on its smallest task; results in runs/study-small
+	PYTHONPATH=. $(BIN)/python examples/study/run.py --out runs/study-small --cells ci
+	PYTHONPATH=. $(BIN)/python examples/study/report.py runs/study-small --out runs/study-small/report
+
 test: $(STAMP)  ## Run the tests
 	$(BIN)/pytest -n 2
 
@@ -40,5 +44,5 @@ lint: $(STAMP)  ## Check the style (ruff)
 	$(BIN)/ruff format --check .
 
 clean:  ## Remove the environment, the caches and the demo's results
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache runs/demo
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache runs/demo runs/study-small
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

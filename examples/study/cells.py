@@ -11,6 +11,7 @@ SEEDS = (0, 1, 2)
 RATE = 0.4
 # Chosen by radius.py, on another seed, by the accuracy on held-out noisy labels.
 RADIUS = {"cifar10": "5%", "sst2": "2%", "mrpc": "2%", "digits": "20%"}
+NOISY_SAMPLES = {"cifar10": 16, "sst2": 8, "mrpc": 8, "digits": 64}
 HEAD_RADIUS = {"cifar10": 1.0, "sst2": 0.5, "mrpc": 0.5, "digits": 0.5}
 
 
@@ -58,7 +59,7 @@ def noisy(task: str, kind: str, rate: float = RATE, seeds: tuple[int, ...] = SEE
     return [
         Cell(
             task, f"{kind}{round(100 * rate)}", method, "", seed,
-            {"noise": noise, "epochs": TASKS[task].noisy_epochs, **options}, ("losses", "hessian_distance"),
+            {"noise": noise, "epochs": TASKS[task].noisy_epochs, **options}, ("losses", "hessian_distance"), NOISY_SAMPLES[task],
         )
         for method, options in methods.items() for seed in seeds
     ]  # fmt: skip

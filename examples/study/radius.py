@@ -44,7 +44,7 @@ def main() -> None:
     for candidate in args.candidates:
         radius, _, head = candidate.partition(":")
         settings = Settings(
-            epochs=task.noisy_epochs, batch_size=10, lr=task.lr, schedule="constant", seed=SEED, noise=f"symmetric:{RATE}",
+            epochs=task.noisy_epochs, batch_size=10, lr=task.lr, schedule=task.schedule, warmup=task.warmup, seed=SEED, noise=f"symmetric:{RATE}",
             radius=radius, head_radius=float(head or "inf"),
         )  # fmt: skip
         folder = args.out / args.task / candidate.replace("%", "pc").replace(":", "-")

@@ -37,7 +37,8 @@ from genbound.store import write_json
 def settings_of(cell: Cell, task: Task, init: Path, out: Path) -> Settings:
     """The task's recipe with the cell's own options."""
     options = {
-        "epochs": task.epochs, "batch_size": 10, "lr": task.lr, "schedule": "constant", "seed": cell.seed, **cell.options,
+        "epochs": task.epochs, "batch_size": 10, "lr": task.lr, "schedule": task.schedule,
+        "warmup": task.warmup, "seed": cell.seed, **cell.options,
     }  # fmt: skip
     kind, _, rate = str(options.get("noise", "")).partition(":")
     if kind == "auxiliary":
@@ -53,7 +54,7 @@ def correlated(task: Task, init: Path, out: Path, rate: float, seed: int) -> tup
     folder = out / task.name / f"auxiliary-seed{seed}"
     labels, matrix = folder / "labels.npy", folder / "confusion.csv"
     if not matrix.exists():
-        weak = Settings(epochs=2, batch_size=10, lr=task.lr / 3, seed=seed)
+        weak = Settings(epochs=2, batch_size=10, lr=task.lr, seed=seed)
         finetune(init, task.split("auxiliary", init), folder / "work", model=task.model, settings=weak)
         train = task.split("train", init)
         truth = all_labels(train).numpy()

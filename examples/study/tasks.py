@@ -45,7 +45,7 @@ class Task:
         initial: writes the pretrained weights into a folder and returns what ``finetune`` starts from.
         samples: ``(split, places, init) -> Samples``.
         labels: ``split -> labels`` of the whole file.
-        lr, epochs, noisy_epochs: of the recipe; the last is long enough for plain fine-tuning to fit 40 % wrong labels.
+        lr, epochs, noisy_epochs, schedule, warmup: of the recipe; noisy_epochs is long enough for plain fine-tuning to fit 40 % wrong labels.
         sigma: largest noise of the quadratic regime's grid.
     """
 
@@ -61,6 +61,8 @@ class Task:
     epochs: int
     noisy_epochs: int
     sigma: float
+    schedule: str = "constant"
+    warmup: float = 0.0
 
     def split(self, part: str, init: Path) -> Samples:
         """``train``, ``auxiliary`` or ``test``: fixed, balanced, disjoint."""
@@ -167,7 +169,7 @@ def digits_samples(split: str, places: np.ndarray, init: Path) -> Samples:
 TASKS = {
     task.name: task
     for task in (
-        Task("cifar10", 100, 100, 300, efficientnet, efficientnet_weights, cifar_samples, cifar_labels, 3e-4, 4, 10, 0.002),
+        Task("cifar10", 100, 100, 300, efficientnet, efficientnet_weights, cifar_samples, cifar_labels, 2e-4, 5, 15, 0.002, "linear", 0.1),
         Task(
             "sst2", 100, 60, 300, None, minilm_weights, text_samples("sst2", "sentence", None), text_labels("sst2"),
             2e-4, 3, 6, 0.01,

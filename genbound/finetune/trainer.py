@@ -157,7 +157,7 @@ def arguments(settings: Settings, folder: Path, evaluates: bool) -> TrainingArgu
         per_device_eval_batch_size=128,
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.lr,
-        lr_scheduler_type=settings.schedule,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         warmup_steps=settings.warmup if settings.warmup < 1 else 0.999,  # below 1 it is a share of all steps
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip,
