@@ -29,10 +29,12 @@ class Factor:
     Attributes:
         columns: maps coefficients ``[N, *output]`` to output cotangents ``[N, *output]`` (the product with S).
         signs: sign of each column ``[N, *output]``, or ``None`` where all are +1.
+        last_vanishes: the columns of the last coordinate along the last axis are zero.
     """
 
     columns: Callable[[Tensor], Tensor]
     signs: Tensor | None = None
+    last_vanishes: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,17 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 def _cross_entropy_factor(outputs: Tensor, targets: Tensor) -> Factor:
     p = outputs.detach().softmax(-1)
     root, scale = p.sqrt(), _token_weight(targets, p.dtype).sqrt()
+    # S sqrt(p) = 0: a reflection that takes the last coordinate to -sqrt(p) saves that column.
+    last = torch.zeros_like(root)
+    last[..., -1] = 1
+    normal = root + last
+    normal = normal / normal.norm(dim=-1, keepdim=True)
 
     def columns(coefficients: Tensor) -> Tensor:
+        coefficients = coefficients - 2 * normal * (normal * coefficients).sum(-1, keepdim=True)
         return scale * (root * coefficients - p * (root * coefficients).sum(-1, keepdim=True))
 
-    return Factor(columns)
+    return Factor(columns, last_vanishes=True)
 
 
 def _zero_one(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -219,7 +227,7 @@ def clipped(loss: Loss, ceiling: float) -> Loss:
         inner = loss.output_factor(outputs, targets)
         below = (loss.per_sample(outputs, targets) <= ceiling).to(outputs.dtype)
         below = below.view(-1, *[1] * (outputs.dim() - 1))
-        return Factor(lambda coefficients: below * inner.columns(coefficients), inner.signs)
+        return Factor(lambda coefficients: below * inner.columns(coefficients), inner.signs, inner.last_vanishes)
 
     return replace(loss, name=f"min({loss.name}, {ceiling:g})", per_sample=per_sample, factor=factor, range=ceiling)
 

@@ -107,7 +107,8 @@ class Problem:
             raise GenboundError(
                 f"num_data {self.num_data} is smaller than the {len(self.data)} samples given: n is the size of the training set"
             )
-        self.indices = _choose(len(self.data), num_samples, sample_seed)
+        # In order of length, so that a batch of sequences is hardly padded.
+        self.indices = sorted(_choose(len(self.data), num_samples, sample_seed), key=lambda i: (self.data.size(i), i))
         self.params, self.buffers, self.init = _weights(model, init, dtype, self.device)
         self.init_buffers, self.borrowed_buffers = _init_buffers(self.buffers, init_buffers or {})
         self.dtype = next(p.dtype for p in self.params.values() if p.is_floating_point())

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import itertools
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,10 @@ class Samples:
     def shape_key(self, i: int) -> Hashable:
         """Samples with equal keys can be stacked into one batch."""
         return ()
+
+    def size(self, i: int) -> int:
+        """How long a sample is, where samples differ: those of like length are measured together."""
+        return 0
 
     def batch(self, indices: Iterable[int]) -> Batch:
         """The samples at ``indices``, stacked in this order."""
@@ -190,6 +195,9 @@ class ListSamples(Samples):
         if i not in self._keys:
             self._keys[i] = self._key(self._item(i))
         return self._keys[i]
+
+    def size(self, i: int) -> int:
+        return sum(math.prod(shape) for _, _, shape in self.shape_key(i))
 
 
 def as_samples(obj: Any, spec: str = "", limit: int | None = None) -> Samples:

@@ -45,6 +45,9 @@ class TokenSamples(Samples):
                 raise GenboundError(f"{where} has inputs of different lengths {lengths}; tokenise it again")
         return [self._rows[i] for i in indices]
 
+    def size(self, i: int) -> int:
+        return len(next(iter(self._tokens([i])[0].values())))
+
     def _label(self, i: int, row: Tokens) -> Any:
         label = self._labels[i] if self._labels is not None else None
         where = f"sample {i} of {self.spec or 'the texts'}"

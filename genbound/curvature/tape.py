@@ -210,9 +210,14 @@ def _filled(gs: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]
     return [torch.zeros_like(u) if g is None else g for g, u in zip(gs, like, strict=True)]
 
 
-def basis(outputs: Tensor) -> Iterable[Tensor]:
-    """The unit vectors of one sample's output, each repeated for every sample: cotangents ``[N, *output]``."""
+def basis(outputs: Tensor, but_last: bool = False) -> Iterable[Tensor]:
+    """The unit vectors of one sample's output, each repeated for every sample: cotangents ``[N, *output]``.
+
+    ``but_last`` leaves out those of the last coordinate along the last axis.
+    """
     for index in range(outputs[0].numel()):
+        if but_last and (index + 1) % outputs.shape[-1] == 0:
+            continue
         cotangent = torch.zeros_like(outputs).detach()
         cotangent.flatten(1)[:, index] = 1
         yield cotangent

@@ -17,25 +17,28 @@ from genbound.problem import BLOCK
 def gauss_newton_trace(tape: Tape) -> Tensor:
     r"""Exact :math:`\mathrm{Tr}\, J_i^\top (\nabla_f^2 \ell) J_i = \sum_c s_c \|J_i^\top S_c\|^2`, ``[N, L]`` in float64.
 
-    Cost: one backward pass to the activations for each output coordinate, for all layers together.
+    Cost: one backward pass to the activations for each output coordinate (one fewer for cross-entropy), for all layers together.
     """
     factor = tape.problem.loss.output_factor(tape.outputs.detach(), tape.targets)
     total = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
-    for column in basis(tape.outputs):
+    for column in basis(tape.outputs, factor.last_vanishes):
         sign = 1.0 if factor.signs is None else (factor.signs * column).flatten(1).sum(1, keepdim=True).double()
         total += sign * _squared_norms(tape, factor.columns(column))
     return total
 
 
-def sampled_gauss_newton_trace(tape: Tape, seed: int, draw: int) -> Tensor:
+def sampled_gauss_newton_trace(tape: Tape, seed: int, draws: Sequence[int]) -> Tensor:
     r"""One unbiased draw of the same, from a random combination of the columns for each sample, ``[N, L]``.
+
+    ``draws`` numbers each row's draw: rows that are copies of a sample take different ones.
 
     Cost: one backward pass (two where the loss is not convex), whatever the number of outputs.
     """
     factor = tape.problem.loss.output_factor(tape.outputs.detach(), tape.targets)
     like, size = tape.outputs.detach(), tuple(tape.outputs.shape[1:])
     # One stream a sample: padding a batch to another length leaves the earlier positions' signs as they were.
-    signs = torch.stack([rademacher(size, generator(seed, "gauss_newton", draw, p), like) for p in tape.positions])
+    keys = zip(draws, tape.positions, strict=True)
+    signs = torch.stack([rademacher(size, generator(seed, "gauss_newton", draw, p), like) for draw, p in keys])
     if factor.signs is None:
         return _squared_norms(tape, factor.columns(signs))
     positive = _squared_norms(tape, factor.columns(signs * (factor.signs > 0)))
@@ -68,15 +71,16 @@ def dense_remainder_trace(tape: Tape) -> Tensor:
     return result
 
 
-def probe_trace(tape: Tape, part: str, seed: int, *key: str | int, layers: Sequence[str] | None = None) -> Tensor:
+def probe_trace(tape: Tape, part: str, seed: int, key: tuple, draws: Sequence[int]) -> Tensor:
     r"""One draw of :math:`z_i^\top (P z)_i` for every layer and sample, P the Hessian or its remainder, ``[N, L]``.
 
     The layers are probed together, so a draw holds zero-mean cross-layer terms. Layers that the part vanishes on
-    (piecewise linear ones, for the remainder) are skipped and exactly 0.
+    (piecewise linear ones, for the remainder) are skipped and exactly 0. ``draws`` numbers each row's draw: rows that are
+    copies of a sample take different ones.
 
     Cost: one double backward pass to the activations for all layers and samples together.
     """
-    names = list(tape.layers if layers is None else layers)
+    names = list(tape.layers)
     active = [n for n in names if tape.uses[n] and (part == "hessian" or n not in tape.piecewise_linear)]
     result = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
     if not active:
@@ -85,12 +89,12 @@ def probe_trace(tape: Tape, part: str, seed: int, *key: str | int, layers: Seque
     sizes = [num_signs(tuple(tape.weights[name].shape)) for name in names]
     like = tape.outputs.detach()
     signs = torch.empty(len(tape), sum(sizes), dtype=like.dtype, device=like.device)
-    blocks: dict[int, list[int]] = {}
-    for row, position in enumerate(tape.positions):
-        blocks.setdefault(position // BLOCK, []).append(row)
-    for block, rows in blocks.items():
+    blocks: dict[tuple[int, int], list[int]] = {}
+    for row, (position, draw) in enumerate(zip(tape.positions, draws, strict=True)):
+        blocks.setdefault((draw, position // BLOCK), []).append(row)
+    for (draw, block), rows in blocks.items():
         members = [tape.positions[row] % BLOCK for row in rows]
-        signs[rows] = rademacher((BLOCK, sum(sizes)), generator(seed, *key, block), like, members)
+        signs[rows] = rademacher((BLOCK, sum(sizes)), generator(seed, *key, draw, block), like, members)
     directions: dict[str, list[Tensor]] = {}
     for name, own in zip(names, signs.split(sizes, 1), strict=True):
         if name in active:

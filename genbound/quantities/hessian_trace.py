@@ -22,6 +22,7 @@ References:
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,21 +96,34 @@ def _columns(problem, tape) -> np.ndarray:
     return np.array([order[name] for name in tape.layers])
 
 
+def _copies(num: int, members: int, room: int) -> int:
+    """How many copies of each of few samples fill a batch, a divisor of the draws that each one gets."""
+    return max(c for c in range(1, num + 1) if num % c == 0 and (c == 1 or c * members <= room))
+
+
 def _draws(problem, positions, groups, function) -> Part:
     """Draw repeatedly on shared tapes.
 
-    ``groups`` maps a number of draws to the positions that get so many; ``function(tape, draw) -> [N, L]``. A layer
-    whose samples cannot share a pass comes on a tape of its own, so the draws of the two kinds are added up per sample.
+    ``groups`` maps a number of draws to the positions that get so many; ``function(tape, draws) -> [N, L]`` takes the number of
+    each row's draw. Few samples with many draws fill their batch with copies of each. A layer whose samples cannot share
+    a pass comes on a tape of its own, so the draws of the two kinds are added up per sample.
     """
     start, layers = positions[0], len(problem.layers)
     moments = Moments(len(positions), layers)
     for num, members in groups.items():
         values = np.zeros((len(members), num, layers))
         row = {p: i for i, p in enumerate(members)}
-        for tape in problem.tapes(members):
-            rows, columns = [row[p] for p in tape.positions], _columns(problem, tape)
-            for draw in range(num):
-                values[np.ix_(rows, [draw], columns)] = function(tape, draw).cpu().numpy()[:, None, :]
+        copies = _copies(num, len(members), problem.batch_size)
+        met: Counter = Counter()
+        for tape in problem.tapes([p for p in members for _ in range(copies)]):
+            rows, columns = np.array([row[p] for p in tape.positions]), _columns(problem, tape)
+            first = []
+            for p in tape.positions:
+                first.append(met[columns[0], p])
+                met[columns[0], p] += 1
+            for draw in range(0, num, copies):
+                draws = draw + np.array(first)
+                values[rows[:, None], draws[:, None], columns] = function(tape, draws.tolist()).cpu().numpy()
         for draw in range(num):
             moments.add(np.array([p - start for p in members]), values[:, draw])
     return moments.part()
@@ -134,7 +148,7 @@ def measure(problem, context: Context) -> Measured:
         else:
             drawn = _draws(
                 problem, positions, {options.num_factors: list(positions)},
-                lambda tape, draw: sampled_gauss_newton_trace(tape, seed, draw),
+                lambda tape, draws: sampled_gauss_newton_trace(tape, seed, draws),
             )  # fmt: skip
         return {"mean": drawn["mean"], "squares": drawn["squares"], "curved": curved, "products": np.array(products)}
 
@@ -161,7 +175,7 @@ def measure(problem, context: Context) -> Measured:
             "pilot", shards,
             lambda positions: _draws(
                 problem, positions, {options.num_pilot: list(positions)},
-                lambda tape, draw: probe_trace(tape, "remainder", seed, NAME, "pilot", draw),
+                lambda tape, draws: probe_trace(tape, "remainder", seed, (NAME, "pilot"), draws),
             ),
         )  # fmt: skip
         weights = sum(layer.num_weights for layer in problem.layers)
@@ -174,7 +188,7 @@ def measure(problem, context: Context) -> Measured:
                 groups.setdefault(int(num_probes[p]), []).append(p)
             return _draws(
                 problem, positions, dict(sorted(groups.items())),
-                lambda tape, draw: probe_trace(tape, "remainder", seed, NAME, "draws", draw),
+                lambda tape, draws: probe_trace(tape, "remainder", seed, (NAME, "draws"), draws),
             )  # fmt: skip
 
         drawn = context.map("draws", shards, draws)

@@ -7,15 +7,20 @@ loss; that Hessian approximation is reported beside it, with the relative residu
 :math:`\sum_\sigma (I - \tfrac12\sigma^2\mathrm{Tr}H)^2 / \sum_\sigma I^2`, and with a statement, for every sigma, whether the loss is
 still quadratic at that distance.
 
-The value is Monte Carlo alone: antithetic pairs (the odd orders cancel), with an independent U for every block of 16 samples,
-and more draws for the blocks with the larger spread. A first round shares each U among all samples. It gives the spread over
-shared draws (``std``, of one-sided draws, what papers print after a plus-minus sign) and decides how many draws follow; its
-values do not enter the mean. The same standard normals serve the whole grid.
+The value is Monte Carlo alone: antithetic pairs (the odd orders cancel), an independent U for every sample, drawn in activation
+space (:mod:`genbound.curvature.noise`), and more draws for the samples with the larger spread. A pilot round at one sigma finds
+that spread; its values do not enter the mean. The same standard normals serve the whole grid. A network with a layer that
+cannot be moved row by row (a weight used twice, or by an operation that is not recognised) has an independent U for every
+block of 16 samples instead, added to the weights.
+
+``std`` is another number: the spread over draws *shared* by all samples, what papers print after a plus-minus sign, of one-sided
+draws on at most ``max_shared_samples`` samples.
 
 Cost:
-    Two forward passes for each sigma and draw.
+    Two forward passes for each sigma and draw, ``2 x 5`` for one draw on the default grid.
 Variance:
-    ``sem`` is the standard error of the mean over the draws.
+    ``sem`` is the standard error of the mean over the draws: per sample, ``sigma^4 ||H||_F^2 / 2`` for a pair in the quadratic
+    regime.
 
 References:
     Ju, Li & Zhang, ICML 2022. Neyman, On the two different aspects of the representative method, JRSS, 1934 (allocation).
@@ -28,6 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from genbound.curvature.noise import Normals, can_move_rows, noisy_losses
 from genbound.errors import GenboundError
 from genbound.estimators.allocation import allocate
 from genbound.estimators.estimate import data_sem, stratified_mean
@@ -36,6 +42,7 @@ from genbound.problem import BLOCK
 from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, stack, stream
 
 NAME = "noise_stability"
+DRAWS = 128  # whose results are stored together
 SMALL = 2**26  # samples x weights x draws that take seconds: small problems get better errors
 
 
@@ -46,18 +53,22 @@ class NoiseStabilityOptions:
     Attributes:
         sigmas: standard deviations of the noise.
         relative_sem: wanted standard error, relative to the value.
-        num_shared: antithetic pairs of the shared first round.
-        max_perturbations: cap on the mean number of antithetic pairs per block of samples; a small problem may take more,
-            see SMALL.
+        num_pilot: antithetic pairs of the pilot round.
+        max_perturbations: cap on the mean number of antithetic pairs per sample (per block of 16, where the weights
+            themselves are moved); a small problem may take more, see SMALL.
+        num_shared: antithetic pairs of the round that all samples share.
+        max_shared_samples: samples of that round.
     """
 
     sigmas: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02)
     relative_sem: float = 0.05
-    num_shared: int = 4
+    num_pilot: int = 2
     max_perturbations: int = 16
+    num_shared: int = 4
+    max_shared_samples: int = 64
 
     def __post_init__(self):
-        check_options(self, relative_sem=0)
+        check_options(self, relative_sem=0, num_pilot=2, max_shared_samples=1)
         if not self.sigmas or any(not (0 < s < float("inf")) for s in self.sigmas):
             raise GenboundError(f"sigmas {list(self.sigmas)} must be positive numbers")
         if list(self.sigmas) != sorted(set(self.sigmas)):
@@ -66,26 +77,70 @@ class NoiseStabilityOptions:
             raise GenboundError(f"num_shared {self.num_shared} must be at least 2: one draw has no spread")
 
 
-def _rises(problem, positions: list[int], key, base: np.ndarray, sigmas, context: Context) -> np.ndarray:
-    """``l(W + U) - l(W)`` and ``l(W - U) - l(W)`` of each sample, ``[N, S, 2]``, for one draw of the normals."""
-    noise, source = {}, stream(context, NAME, *key)
-    for layer in problem.layers:
-        noise[layer.name] = normal(layer.shape, source, problem.params[layer.name])
-    values = np.zeros((len(positions), len(sigmas), 2))
-    row = {p: i for i, p in enumerate(positions)}
-    for run in problem.batches(positions):
-        batch, rows = problem.batch(run), [row[p] for p in run]
-        for s, sigma in enumerate(sigmas):
-            for sign, scale in ((0, sigma), (1, -sigma)):
-                moved = {name: problem.params[name].add(u, alpha=scale) for name, u in noise.items()}
-                with torch.no_grad():
-                    outputs = problem.forward({**problem.params, **moved}, batch.inputs)
-                    losses = problem.loss.per_sample(outputs, batch.targets)
-                values[rows, s, sign] = losses.double().cpu().numpy() - base[rows]
-    return values
+# A draw of the noise: the positions it moves, and the key of its random numbers.
+Draw = tuple[list[int], tuple]
 
 
-def _base(problem, positions: list[int]) -> np.ndarray:
+class _MovedWeights:
+    """The same noise on the weights of all samples of a draw."""
+
+    def __init__(self, problem, context: Context):
+        self.problem, self.context = problem, context
+        self.strata = [members for _, members in problem.blocks(range(problem.num_samples))]
+
+    def draws(self, stratum: int, num: int, kind: str) -> list[Draw]:
+        return [(self.strata[stratum], (kind, stratum, draw)) for draw in range(num)]
+
+    def rises(self, draws: list[Draw], base: np.ndarray, sigmas) -> np.ndarray:
+        """Sum over each draw's positions of ``l(W +- sigma U) - l(W)``, ``[draws, S, 2]``."""
+        return np.stack([self.each(*draw, base, sigmas).sum(0) for draw in draws])
+
+    def each(self, positions: list[int], key: tuple, base: np.ndarray, sigmas) -> np.ndarray:
+        """The same of each sample of one draw, ``[N, S, 2]``."""
+        problem, noise, source = self.problem, {}, stream(self.context, NAME, *key)
+        for layer in problem.layers:
+            noise[layer.name] = normal(layer.shape, source, problem.params[layer.name])
+        values = np.zeros((len(positions), len(sigmas), 2))
+        row = {p: i for i, p in enumerate(positions)}
+        for run in problem.batches(positions):
+            batch, rows = problem.batch(run), [row[p] for p in run]
+            for s, sigma in enumerate(sigmas):
+                for sign, scale in ((0, sigma), (1, -sigma)):
+                    moved = {name: problem.params[name].add(u, alpha=scale) for name, u in noise.items()}
+                    with torch.no_grad():
+                        outputs = problem.forward({**problem.params, **moved}, batch.inputs)
+                        losses = problem.loss.per_sample(outputs, batch.targets)
+                    values[rows, s, sign] = losses.double().cpu().numpy() - base[run]
+        return values
+
+
+class _MovedRows:
+    """Noise of its own for every sample and draw, in activation space."""
+
+    def __init__(self, problem, context: Context):
+        self.problem, self.context = problem, context
+        self.strata = [[p] for p in range(problem.num_samples)]
+
+    def draws(self, stratum: int, num: int, kind: str) -> list[Draw]:
+        # Normals come in groups of 16: the first draws of 16 samples, or 16 draws of a sample that gets many.
+        if num < BLOCK:
+            return [([stratum], (kind, stratum // BLOCK, draw, stratum % BLOCK)) for draw in range(num)]
+        return [([stratum], (kind, "many", stratum, draw // BLOCK, draw % BLOCK)) for draw in range(num)]
+
+    def rises(self, draws: list[Draw], base: np.ndarray, sigmas) -> np.ndarray:
+        problem, values, done = self.problem, np.zeros((len(draws), len(sigmas), 2)), 0
+        for run in problem.batches([positions[0] for positions, _ in draws]):
+            rows = [(p, (NAME, *key[:-1]), key[-1]) for p, (_, key) in zip(run, draws[done:], strict=False)]
+            normals = Normals(rows, self.context.seed, problem.params[problem.layers[0].name])
+            for s, sigma in enumerate(sigmas):
+                for sign, scale in ((0, sigma), (1, -sigma)):
+                    losses = noisy_losses(problem, rows, normals, scale)
+                    values[done : done + len(run), s, sign] = losses.double().cpu().numpy() - base[run]
+            done += len(run)
+        return values
+
+
+def _base(problem, positions) -> Part:
     base, row = np.zeros(len(positions)), {p: i for i, p in enumerate(positions)}
     for run in problem.batches(positions):
         batch = problem.batch(run)
@@ -93,57 +148,68 @@ def _base(problem, positions: list[int]) -> np.ndarray:
             outputs = problem.forward(problem.params, batch.inputs)
             losses = problem.loss.per_sample(outputs, batch.targets)
         base[[row[p] for p in run]] = losses.double().cpu().numpy()
-    return base
+    return {"loss": base}
+
+
+def _moments(context: Context, name: str, noise, counts, base: np.ndarray, sigmas) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sum of squared deviations of the antithetic rises of every stratum, ``[strata, S]``."""
+    # Strata with equal counts side by side, so that batches are full and their normals come from the same streams.
+    order = sorted(range(len(counts)), key=lambda s: (counts[s], s))
+    draws = [draw for s in order for draw in ([] if counts[s] < BLOCK else noise.draws(s, counts[s], name))]
+    few = [[(s, draw) for draw in noise.draws(s, counts[s], name)] for s in order if counts[s] < BLOCK]
+    deepest = max(map(len, few), default=0)
+    pairs = [own[d] for d in range(deepest) for own in few if d < len(own)]
+    owner = [s for s, _ in pairs] + [s for s in order if counts[s] >= BLOCK for _ in range(counts[s])]
+    draws = [draw for _, draw in pairs] + draws
+    items = [draws[i : i + DRAWS] for i in range(0, len(draws), DRAWS)]
+    parts = context.map(name, items, lambda some: {"rise": noise.rises(some, base, sigmas).mean(2)})
+    rises, owner = stack(parts, "rise"), np.array(owner)
+    counts = np.asarray(counts)
+    mean, squares = np.zeros((len(counts), len(sigmas))), np.zeros((len(counts), len(sigmas)))
+    np.add.at(mean, owner, rises)
+    mean /= counts[:, None]
+    np.add.at(squares, owner, (rises - mean[owner]) ** 2)
+    return mean, squares
 
 
 def measure(problem, context: Context) -> Measured:
     options: NoiseStabilityOptions = context.options
-    sigmas, shards = options.sigmas, problem.shards()
+    sigmas = options.sigmas
+    base = stack(context.map("base", problem.shards(), lambda positions: _base(problem, positions)), "loss")
+    noise = (_MovedRows if can_move_rows(problem) else _MovedWeights)(problem, context)
+    sizes = np.array([len(members) for members in noise.strata])
 
-    blocks = problem.blocks(range(problem.num_samples))
-    sizes = np.array([len(members) for _, members in blocks])
-    num_shared = max(
-        options.num_shared, -(-64 // len(blocks))
-    )  # with few blocks each one's spread must be known better
+    every = range(0, problem.num_samples, -(-problem.num_samples // options.max_shared_samples))
+    shared = context.map(
+        "shared", list(range(options.num_shared)),
+        lambda draw: {"rise": _MovedWeights(problem, context).each(list(every), ("shared", draw), base, sigmas)},
+    )  # fmt: skip
+    std = _std_over_shared_draws(np.stack([part["rise"].mean(0) for part in shared]))
 
-    def shared(item: tuple[int, range]) -> Part:
-        draw, positions = item[0], list(item[1])
-        return {"rise": _rises(problem, positions, ("shared", draw), _base(problem, positions), sigmas, context)}
-
-    items = [(draw, shard) for draw in range(num_shared) for shard in shards]
-    parts = context.map("shared", items, shared)
-    per_draw = [stack(parts[d * len(shards) : (d + 1) * len(shards)], "rise") for d in range(num_shared)]
-    first = np.stack(per_draw, 1)  # [N, D, S, 2]
-
+    # Few strata: each one's spread must be known better.
+    num_pilot = max(options.num_pilot, -(-128 // len(sizes)))
+    middle = sigmas[len(sigmas) // 2]
+    pilot = _moments(context, "pilot", noise, [num_pilot] * len(sizes), base, (middle,))[1] / (num_pilot - 1)
     trace = context.measured["hessian_trace"].summary["total"]
     weights = sum(layer.num_weights for layer in problem.layers)
-    budget = max(options.max_perturbations, min(2**14 // len(blocks), SMALL // (problem.num_samples * weights)))
-    num_draws = _allocation(options, budget, first, blocks, trace["value"])
+    budget = max(options.max_perturbations, min(2**14 // len(sizes), SMALL // (problem.num_samples * weights)))
+    # In the quadratic regime the spread of a draw and the value both grow as sigma^2: one sigma decides for all.
+    size = 0.5 * middle**2 * abs(trace["value"]) * problem.num_samples / len(sizes)
+    counts = allocate(
+        pilot, np.array([options.relative_sem * size]), minimum=max(2, -(-128 // len(sizes))), budget=budget
+    )
 
-    def independent(item: tuple[int, list[int]]) -> Part:
-        block, members = item
-        base = _base(problem, members)
-        rises = [
-            _rises(problem, members, ("draws", block, draw), base, sigmas, context).mean(2).sum(0)
-            for draw in range(num_draws[block])
-        ]
-        sums = np.stack(rises)  # [D, S] of the block's sum
-        square = ((sums - sums.mean(0)) ** 2).sum(0)
-        return {"mean": sums.mean(0)[None], "squares": square[None], "count": np.array([len(sums)])}
-
-    drawn = context.map("draws", blocks, independent)
-    count, mean, squares = stack(drawn, "count"), stack(drawn, "mean"), stack(drawn, "squares")
-    value, sem = stratified_mean(count, mean, squares)
-    scale = len(blocks) / problem.num_samples  # from mean block sum to mean over the samples
+    mean, squares = _moments(context, "draws", noise, counts.tolist(), base, sigmas)
+    value, sem = stratified_mean(counts, mean, squares)
+    scale = len(sizes) / problem.num_samples  # from the mean over strata of sums to the mean over the samples
     value, sem = value * scale, sem * scale
-    # The choice of samples, from the spread of the block means.
+    # The choice of samples, from the spread of the strata's means.
     spread = data_sem(
-        mean / sizes[:, None], squares / (count - 1)[:, None] / count[:, None] / sizes[:, None] ** 2,
-        max(len(blocks), round(problem.num_data / BLOCK)),
+        mean / sizes[:, None], squares / (counts - 1)[:, None] / counts[:, None] / sizes[:, None] ** 2,
+        max(len(sizes), round(problem.num_data * scale)),
     )  # fmt: skip
     if problem.num_samples >= problem.num_data:
         spread = np.zeros_like(spread)
-    std = _std_over_shared_draws(first.mean(0))
     rows = []
     for i, sigma in enumerate(sigmas):
         rows.append(
@@ -156,7 +222,7 @@ def measure(problem, context: Context) -> Measured:
                 "hessian_approximation": 0.5 * sigma**2 * trace["value"],
                 "hessian_approximation_sem": 0.5 * sigma**2 * trace["sem"],
                 "quadratic_regime": is_quadratic(float(value[i]), float(sem[i]), sigma, trace["value"], trace["sem"]),
-                "num_perturbations": int(2 * count.sum()),
+                "num_perturbations": int(2 * counts.sum()),
                 "num_samples": problem.num_samples,
             }
         )
@@ -165,6 +231,8 @@ def measure(problem, context: Context) -> Measured:
         "sigmas": rows,
         "relative_rss": relative_rss(value, [row["hessian_approximation"] for row in rows]),
         "leaves_quadratic_regime_at": leaves,
+        "noise": "per sample" if isinstance(noise, _MovedRows) else f"per block of {BLOCK} samples",
+        "std_num_samples": len(every),
     }
     return Measured(summary)
 
@@ -176,20 +244,6 @@ def _std_over_shared_draws(rises: np.ndarray) -> np.ndarray:
     """
     even, odd = rises.mean(2), 0.5 * (rises[..., 0] - rises[..., 1])
     return np.sqrt(even.var(0, ddof=1) + (odd**2).mean(0))
-
-
-def _allocation(options: NoiseStabilityOptions, budget: int, first: np.ndarray, blocks, trace: float) -> np.ndarray:
-    """Draws per block. The scale of the value is the Hessian approximation's, or the first round's where that is larger."""
-    even = first.mean(3)  # [N, D, S] antithetic means
-    sums = np.stack([even[members].sum(0) for _, members in blocks])  # [B, D, S]
-    rough, error = even.mean((0, 1)), even.mean(0).std(0, ddof=1) / np.sqrt(even.shape[1])
-    size = np.maximum(0.5 * np.square(options.sigmas) * abs(trace), np.abs(rough) - 2 * error)
-    wanted = options.relative_sem * size * even.shape[0] / len(blocks)
-    variances = sums.var(1, ddof=1)
-    return allocate(
-        variances, wanted,
-        minimum=max(4, -(-64 // len(blocks))), budget=budget,
-    )  # fmt: skip
 
 
 def relative_rss(values, approximations) -> float | None:
@@ -210,8 +264,9 @@ def is_quadratic(
 
 
 def forecast(problem, options: NoiseStabilityOptions) -> float:
-    """A gradient is about three forward passes."""
-    return 2 * len(options.sigmas) * (options.num_shared + options.max_perturbations / 2) / 3
+    """A gradient is about three forward passes; four draws a sample are common."""
+    shared = options.num_shared * min(1.0, options.max_shared_samples / problem.num_samples)
+    return 2 * (len(options.sigmas) * (shared + min(4, options.max_perturbations)) + options.num_pilot) / 3
 
 
 QUANTITY = Quantity(

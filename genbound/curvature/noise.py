@@ -1,0 +1,168 @@
+r"""Independent Gaussian weight noise for every row of a batch, without a copy of the weights for each.
+
+For :math:`z = W\tilde x` on the T positions of a sample, noise U with independent :math:`\mathcal N(0, \sigma^2)` entries moves z by
+:math:`\sigma\,\tilde X G`, a Gaussian matrix with covariance :math:`\tilde X\tilde X^\top` between positions and independent columns.
+Where T is smaller than the number of inputs, the same distribution is :math:`\sigma R g` with
+:math:`RR^\top = \tilde X\tilde X^\top` (Cholesky) and ``T x out`` normals instead of ``in x out``. :math:`\tilde X` are the inputs that the
+noise in earlier layers has already moved. Both R and g are continuous functions of what they come from, so that an antithetic pair
+:math:`\pm\sigma` sees the same noise but for the sign, up to the small change of R.
+
+The forward pass is watched at the level of executed operations; a weight that is used otherwise than once, by a linear map or
+a convolution, is not handled here (see :func:`can_move_rows`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from genbound.curvature.uses import ConvolutionUse, LinearUse
+from genbound.estimators.random import generator
+from genbound.problem import BLOCK
+
+# A row of a noisy batch: which sample, and which member of which stream of normals moves its weights.
+Row = tuple[int, tuple, int]
+
+# Added to the diagonal of X X^T, relative to its largest entry and in units of the rounding of a sum over T positions: duplicate
+# positions make it singular. It adds that fraction of variance, 1e-4 at most in float32.
+JITTER = 16
+
+
+def can_move_rows(problem) -> bool:
+    """Whether every layer acts once, as a linear map or a convolution on samples that share a pass."""
+    return all(
+        layer.kind == "unused" or (layer.by_batch and layer.num_uses == 1 and layer.kind in ("linear", "convolution"))
+        for layer in problem.layers
+    )
+
+
+class Normals:
+    """Standard normals of every layer for the rows of one batch; each is drawn once and kept for the next pass.
+
+    One stream a layer and group of ``BLOCK`` rows, position by position: more padding only continues it.
+    """
+
+    def __init__(self, rows: Sequence[Row], seed: int, like: Tensor):
+        self._groups: dict[tuple, tuple[list[int], list[int]]] = {}
+        for place, (_, key, member) in enumerate(rows):
+            places, members = self._groups.setdefault(key, ([], []))
+            places.append(place)
+            members.append(member)
+        self._num, self._seed, self._like, self._known = len(rows), seed, like, {}
+
+    def __call__(self, name: str, positions: int, width: int) -> Tensor:
+        """``[rows, positions, width]``."""
+        if name not in self._known:
+            drawn = torch.empty(self._num, positions, width)
+            for key, (places, members) in self._groups.items():
+                stream = generator(self._seed, *key, name)
+                drawn[places] = torch.randn(positions, BLOCK, width, generator=stream)[:, members].transpose(0, 1)
+            self._known[name] = drawn.to(device=self._like.device, dtype=self._like.dtype)
+        return self._known[name]
+
+
+class NoisyForward(TorchDispatchMode):
+    """Adds ``sigma`` times its own noise to what each row's weights make.
+
+    Args:
+        problem: whose layers are moved.
+        num: rows of the batch.
+        normals: ``(layer, positions, width) -> [rows, positions, width]``.
+        sigma: standard deviation, with a sign.
+
+    Attributes:
+        moved: names of the layers that were met, once for each time.
+    """
+
+    def __init__(self, problem, num: int, normals: Callable[[str, int, int], Tensor], sigma: float):
+        super().__init__()
+        self._weights = {problem.params[layer.name].untyped_storage().data_ptr(): layer for layer in problem.layers}
+        self._params, self._num, self._normals, self._sigma = problem.params, num, normals, sigma
+        self._inputs: Tensor | None = None  # of the last factor: queries, keys and values share theirs
+        self._factor: Tensor | None = None
+        self.moved: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        kind = func.overloadpacket.__name__
+        if kind in ("mm", "addmm"):
+            inputs, weight = args[-2:]
+            layer = self._weights.get(weight.untyped_storage().data_ptr())
+            if layer is not None:
+                self.moved.append(layer.name)
+                own = self._params[layer.name]
+                rows = inputs.unflatten(0, (self._num, -1) if layer.samples_first else (-1, self._num))
+                use = LinearUse(None, rows if layer.samples_first else rows.transpose(0, 1), weight.stride() == own.stride()
+                                and weight.shape == own.shape, layer.samples_first)  # fmt: skip
+                self._move_linear(layer, use, out)
+        elif kind == "convolution":
+            layer = self._weights.get(args[1].untyped_storage().data_ptr())
+            if layer is not None:
+                self.moved.append(layer.name)
+                stride, padding, dilation, transposed, output_padding, groups = args[3:9]
+                use = ConvolutionUse(
+                    None, args[0], self._num, layer.samples_first, layer.shape, stride, padding, dilation, transposed,
+                    output_padding, groups,
+                )  # fmt: skip
+                self._move_convolution(layer, use, out)
+        return out
+
+    def _move_linear(self, layer, use: LinearUse, out: Tensor) -> None:
+        positions, inputs = use.inputs.shape[1:]
+        if positions >= inputs:
+            noise = self._normals(layer.name, 1, math.prod(layer.shape)).view(self._num, *layer.shape)
+            noise = noise if use.transposed else noise.mT
+            use.per_position(out).baddbmm_(use.inputs, noise, alpha=self._sigma)
+        else:
+            g = self._normals(layer.name, positions, out.shape[-1])
+            use.per_position(out).baddbmm_(self._root(use.inputs), g, alpha=self._sigma)
+
+    def _move_convolution(self, layer, use: ConvolutionUse, out: Tensor) -> None:
+        per_group, positions = math.prod(layer.shape[1:]), math.prod(out.shape[2:]) * (len(out) // self._num)
+        if use.transposed or out.dim() != 4 or len(out) != self._num or positions >= per_group:
+            noise = self._normals(layer.name, 1, math.prod(layer.shape)).view(self._num, *layer.shape)
+            out.add_(use.perturb(noise), alpha=self._sigma)
+            return
+        patches = F.unfold(use.inputs, layer.shape[2:], use.dilation, use.padding, use.stride)
+        patches = patches.unflatten(1, (use.groups, -1)).mT  # [N, groups, T, in / groups * taps]
+        g = self._normals(layer.name, positions, layer.shape[0])
+        g = g.unflatten(2, (use.groups, -1)).transpose(1, 2)  # [N, groups, T, out / groups]
+        out.add_((self._root(patches) @ g).mT.reshape(out.shape), alpha=self._sigma)
+
+    def _root(self, x: Tensor) -> Tensor:
+        """``R`` with ``R R^T = X X^T``, lower triangular, ``[..., T, T]``."""
+        last = self._inputs
+        if (
+            last is not None
+            and last.data_ptr() == x.data_ptr()
+            and last.shape == x.shape
+            and last.stride() == x.stride()
+        ):
+            return self._factor
+        gram = x @ x.mT
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
+        scale = diagonal.amax(-1, keepdim=True)
+        diagonal.add_(scale * (JITTER * torch.finfo(x.dtype).eps * x.shape[-2]) + torch.finfo(x.dtype).tiny)
+        self._inputs, self._factor = x, torch.linalg.cholesky_ex(gram)[0]
+        return self._factor
+
+
+def noisy_losses(problem, rows: Sequence[Row], normals: Normals, sigma: float) -> Tensor:
+    """Loss of every row at its own ``W + sigma U``, ``[rows]``.
+
+    Cost: a forward pass, and for each linear layer on T positions about T / in of one more.
+    """
+    batch = problem.batch([position for position, _, _ in rows])
+    noise = NoisyForward(problem, len(rows), normals, sigma)
+    with torch.no_grad(), noise:
+        outputs = problem.forward(problem.params, batch.inputs)
+    wanted = sorted(layer.name for layer in problem.layers if layer.kind != "unused")
+    if sorted(noise.moved) != wanted:
+        missed = set(wanted).symmetric_difference(noise.moved) or set(noise.moved)
+        raise RuntimeError(f"the noise was not added once to each layer: {', '.join(sorted(missed))}")
+    return problem.loss.per_sample(outputs, batch.targets)
