@@ -179,6 +179,9 @@ class NextToken(Samples):
     def shape_key(self, i: int):
         return self._samples.shape_key(i)
 
+    def size(self, i: int) -> int:
+        return self._samples.size(i)
+
     def batch(self, indices: Iterable[int]) -> Batch:
         batch = self._samples.batch(indices)
         last = torch.full_like(batch.targets[:, :1], IGNORED)

@@ -43,6 +43,7 @@ from genbound.quantities.base import Context, Measured, Part, Quantity, check_op
 
 NAME = "noise_stability"
 DRAWS = 128  # whose results are stored together
+SAFETY = 0.8  # the spread is known from a small pilot only
 SMALL = 2**26  # samples x weights x draws that take seconds: small problems get better errors
 
 
@@ -196,7 +197,7 @@ def measure(problem, context: Context) -> Measured:
     # In the quadratic regime the spread of a draw and the value both grow as sigma^2: one sigma decides for all.
     size = 0.5 * middle**2 * abs(trace["value"]) * problem.num_samples / len(sizes)
     counts = allocate(
-        pilot, np.array([options.relative_sem * size]), minimum=max(2, -(-128 // len(sizes))), budget=budget
+        pilot, np.array([SAFETY * options.relative_sem * size]), minimum=max(2, -(-128 // len(sizes))), budget=budget
     )
 
     mean, squares = _moments(context, "draws", noise, counts.tolist(), base, sigmas)
