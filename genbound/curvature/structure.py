@@ -454,7 +454,9 @@ class _Reader:
             copies = _ratio(node)
             return [] if copies == 1 else [_scale(math.sqrt(copies), f"repeated {copies:g} times", sup=1.0)]
         if name == "ConstantPadNd":
-            found.positively_homogeneous = found.zero_preserving = False  # the constant is not recorded
+            zero = self._pads_zeros(node)
+            found.positively_homogeneous &= zero
+            found.zero_preserving &= zero
             return []
         if name.startswith(("MaxPool", "AdaptiveMaxPool")):
             return self._max_pool(node)
@@ -466,6 +468,21 @@ class _Reader:
             )
             return [] if copies == 1 else [_scale(math.sqrt(copies), "nearest upsampling", sup=1.0)]
         raise _NoConstant(f"operation {name}: no Lipschitz constant known")
+
+    def _pads_zeros(self, node) -> bool:
+        """Whether the padding is zero: its constant is not recorded, but a convolution behind it saves what it is given."""
+        for consumer, position in self.graph.consumers[node]:
+            if operation(consumer) == "Convolution" and position == 0:
+                border = consumer._saved_input.detach().clone()
+                inner = border
+                for i, (before, after) in enumerate(zip(node._saved_pad[::2], node._saved_pad[1::2], strict=True)):
+                    size = border.shape[-1 - i]
+                    if not (0 <= before <= size and 0 <= after <= size):
+                        return False  # a negative margin cuts off
+                    inner = inner.narrow(-1 - i, before, size - before - after)
+                inner.zero_()
+                return not border.any()
+        return False
 
     def _activation(self, name: str, l2: float, sup: float, homogeneous: bool, zero: bool) -> list[Node]:
         label, found = _NAMES.get(name, name.lower()), self.structure

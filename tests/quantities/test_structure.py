@@ -366,3 +366,24 @@ def test_smooth_slopes_are_the_known_ones():
     x = 2**0.5  # by hand: GELU'' = phi(x) (2 - x^2)
     by_hand = 0.5 * (1 + math.erf(x / 2**0.5)) + x * math.exp(-1) / (2 * math.pi) ** 0.5
     assert by_hand == pytest.approx(1.128904, abs=1e-6)
+
+
+@pytest.mark.parametrize(("value", "zero"), [(0.0, True), (0.5, False)])
+def test_padding_by_a_constant_keeps_zero_only_if_it_is_zero(value, zero):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(2, 3, 3, stride=2, bias=False), nn.Linear(12, 2, bias=False)
+
+        def forward(self, x):
+            x = nn.functional.pad(x, (0, 1, 0, 1), value=value)
+            return self.head(torch.relu(self.conv(x)).flatten(1))
+
+    torch.manual_seed(0)
+    net = Padded()
+    init = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    problem = Problem(net, init, (torch.randn(4, 2, 4, 4), torch.arange(4) % 2))
+    structure = read_structure(problem)
+    assert structure.tree is not None
+    assert structure.zero_preserving is zero
+    assert structure.positively_homogeneous is zero
