@@ -197,7 +197,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         RecursionError,
     ) as error:
         raise GenboundError(
-            f"{str(file)!r} is no complete safetensors file ({error}); copy or download it again"
+            f"{str(file)!r} is no complete safetensors file ({str(error)[:200]}); copy or download it again"
         ) from error
 
 

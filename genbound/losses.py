@@ -94,6 +94,13 @@ class Loss:
             )
 
 
+def counted(output: Tensor, targets: Tensor) -> Tensor:
+    """One sample's scores at its labelled positions; all of them where its label is no sequence."""
+    if targets.is_floating_point() or targets.dim() == 0 or output.shape[: targets.dim()] != targets.shape:
+        return output
+    return output[targets != IGNORED]
+
+
 def _token_mean(values: Tensor, targets: Tensor) -> Tensor:
     """Mean over the labelled positions of each sample; one position per sample is the common case."""
     if values.dim() == 1:

@@ -28,7 +28,7 @@ from genbound.forward import (
     scores,
 )
 from genbound.layers import Layer, select_layers
-from genbound.losses import Loss, bounded_cross_entropy, clipped, get_loss
+from genbound.losses import Loss, bounded_cross_entropy, clipped, counted, get_loss
 
 BLOCK = 16  # samples that share a stream of random numbers: fixed, so that the batch size changes nothing
 SHARD = 64  # samples whose statistics are stored together
@@ -274,15 +274,17 @@ class Problem:
             )
         try:
             with torch.no_grad():
-                alone = torch.cat([self.forward(self.params, self.batch([p]).inputs) for p in first])
+                singles = [self.batch([p]) for p in first]
+                alone = [self.forward(self.params, single.inputs)[0] for single in singles]
         except Exception as error:
             raise GenboundError(
                 f"the model runs on {len(first)} samples and not on one alone: {type(error).__name__}: {error}; "
                 "is a BatchNorm layer kept in training mode, so that samples influence each other?"
             ) from error
-        if alone.shape == a.shape and not torch.allclose(
-            a, alone, rtol=1e-3, atol=1e-3 * max(1.0, float(a.abs().max()))
-        ):
+        # A sample alone has no padding: sequences are compared where they are labelled.
+        pairs = [(counted(a[k], batch.targets[k]), counted(alone[k], singles[k].targets[0])) for k in range(len(first))]
+        size = 1e-3 * max(1.0, float(a.abs().max()))
+        if any(x.shape == y.shape and not torch.allclose(x, y, rtol=1e-3, atol=size) for x, y in pairs):
             raise GenboundError(
                 "the samples of a batch influence each other (a sample alone gives another output): "
                 "per-sample quantities do not exist for such a model; is a BatchNorm layer kept in training mode?"

@@ -4,6 +4,9 @@ r"""Loss and 0-1 error on the training and test samples, and the gap between the
 that the costly quantities are measured on). The best constant predictor's loss and error on the same labels are reported
 beside them: a bound that cannot exclude it says nothing.
 
+For sequences the loss of a sample is the mean over its labelled tokens, and :math:`\hat L` the mean over sequences; beside it
+stands ``train_loss_per_token``, in which every token counts alike (long sequences more).
+
 Cost: one forward pass over the training and test data.
 """
 
@@ -30,7 +33,7 @@ class LossesOptions:
 
 def _evaluate(problem, samples) -> Callable[[range], Part]:
     def shard(indices: range) -> Part:
-        losses, errors, targets = [], [], []
+        losses, errors, targets, tokens = [], [], [], []
         for batch in samples.batches(indices, problem.batch_size):
             batch = problem.to_device(batch)
             with torch.no_grad():
@@ -46,13 +49,28 @@ def _evaluate(problem, samples) -> Callable[[range], Part]:
             if problem.loss.error is not None:
                 errors.append(problem.loss.error(outputs, batch.targets).double().cpu().numpy())
             targets.append(batch.targets.flatten().double().cpu().numpy())
+            tokens.append(_tokens(batch.targets).cpu().numpy())
         return {
             "loss": np.concatenate(losses),
             "error": np.concatenate(errors) if errors else np.full(len(indices), np.nan),
             "target": np.concatenate(targets),
+            "tokens": np.concatenate(tokens),
         }
 
     return shard
+
+
+def _tokens(targets: torch.Tensor) -> torch.Tensor:
+    """How many positions of each sample bear a label."""
+    if targets.is_floating_point():
+        return torch.ones(len(targets), dtype=torch.float64)
+    return (targets != IGNORED).reshape(len(targets), -1).sum(1).double()
+
+
+def _token_mean(parts: list[Part]) -> float | None:
+    """The mean over tokens, each counted alike; ``None`` where a sample is no sequence."""
+    loss, tokens = stack(parts, "loss"), stack(parts, "tokens")
+    return float((loss * tokens).sum() / tokens.sum()) if tokens.max() > 1 else None
 
 
 def _ranges(total: int) -> list[range]:
@@ -66,9 +84,11 @@ def measure(problem, context: Context) -> Measured:
         "train_loss": float(train.mean()),
         "train_loss_sem": _sem(train, problem.num_data),
         "train_error": _mean(error),
+        "train_loss_per_token": _token_mean(parts),
         "largest_loss": float(train.max()),
         "num_train": len(train),
         "test_loss": None,
+        "test_loss_per_token": None,
         "test_loss_sem": None,
         "test_error": None,
         "num_test": 0,
@@ -81,6 +101,7 @@ def measure(problem, context: Context) -> Measured:
         test, test_error = stack(parts, "loss"), stack(parts, "error")
         summary |= {
             "test_loss": float(test.mean()),
+            "test_loss_per_token": _token_mean(parts),
             "test_loss_sem": float(test.std(ddof=1) / np.sqrt(len(test))) if len(test) > 1 else None,
             "test_error": _mean(test_error),
             "num_test": len(test),
