@@ -9,4 +9,6 @@ class GenboundError(Exception):
     """
 
     def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+        text = " ".join(str(message).split())
+        # Values out of damaged files are quoted: the cause stands at the beginning and the mend at the end.
+        super().__init__(text if len(text) <= 1000 else f"{text[:600]} … {text[-300:]}")

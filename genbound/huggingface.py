@@ -59,7 +59,8 @@ def resolve_class(folder: Path, auto: str = "", trust_remote_code: bool = False)
             f"{str(folder)!r} holds quantised weights, whose distance from the start is mostly rounding; dequantise the model "
             "(model.dequantize()) and save it in full"
         )
-    name = auto or (getattr(config, "architectures", None) or [""])[0]
+    written = getattr(config, "architectures", None)
+    name = auto or (written[0] if isinstance(written, list) and written and isinstance(written[0], str) else "")
     if not name:
         raise GenboundError(
             f"{str(folder / 'config.json')!r} names no architecture; say --model "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,10 @@ def _opened(image: Any, where: str) -> Any:
         image = io.BytesIO(image["bytes"])
     try:
         if not hasattr(image, "convert"):
-            with pillow.open(image) as opened:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of its own limit on pixels, which is an error here
+                found = pillow.open(image)
+            with found as opened:
                 if opened.width * opened.height > MOST_PIXELS:
                     raise GenboundError(
                         f"{where} has {opened.width} x {opened.height} pixels, as a decompression bomb has; make it smaller"

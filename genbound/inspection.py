@@ -35,6 +35,8 @@ def describe(pair: Any, problem: Any, measures: Iterable[str] | None, options: M
         f"head           {', '.join(pair.head) or 'none found'}; policy {pair.head_policy}. {pair.head_note}".rstrip()
     ]
     lines += pair.alignment.lines()
+    lines += [f"note           {note}" for note in pair.notes if not note.startswith("resized")]
+    lines += [f"low rank       {len(pair.factors)} displacements are kept as two factors"] if pair.factors else []
     if problem.data is None:
         lines += ["", f"{problem.reason}; of the weights alone:", ""]
         rows = [[layer.name, " x ".join(map(str, layer.shape))] for layer in problem.layers]

@@ -173,10 +173,16 @@ def _from_library(
 
 def _from_hub_class(ckpt: StateFile, init: StateFile, auto: str, rule: str, trust: bool) -> Built:
     described = next((side for side in (ckpt, init) if side.config is not None), ckpt)
-    cls, config, choice = huggingface.resolve_class(described.directory, auto, trust)
-    model, state, unused = huggingface.load_finetuned(cls, config, ckpt.tensors, head_names)
-    # Through the *fine-tuned* class: INIT's own has another head, or no prefix.
-    _, init_state, init_unused = huggingface.load_through(cls, config, init.tensors)
+    try:
+        cls, config, choice = huggingface.resolve_class(described.directory, auto, trust)
+        model, state, unused = huggingface.load_finetuned(cls, config, ckpt.tensors, head_names)
+        # Through the *fine-tuned* class: INIT's own has another head, or no prefix.
+        _, init_state, init_unused = huggingface.load_through(cls, config, init.tensors)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        # A config of odd values breaks transformers in as many ways as it has lines.
+        raise GenboundError(
+            f"{str(described.directory / 'config.json')!r} cannot be used ({type(error).__name__}: {error}); restore the original"
+        ) from error
     return Built(model, state, init_state, f"{rule}: {choice}", lambda: cls(config), (unused, init_unused))
 
 

@@ -105,6 +105,8 @@ class Results:
         )
         if losses:
             text = f"Training loss {digits(losses['train_loss'])}"
+            if losses.get("train_loss_per_token") is not None:
+                text += f" (every token alike: {digits(losses['train_loss_per_token'])})"
             if losses["train_error"] is not None:
                 text += f", error {percent(losses['train_error'])}"
             if losses["test_loss"] is not None:

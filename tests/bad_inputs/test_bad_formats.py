@@ -1,0 +1,317 @@
+"""Refusals of checkpoints and data in the formats of other programs, at the command line: status 2 and one line."""
+
+import json
+import re
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from genbound.cli import main
+
+NETS = "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))\n"
+
+
+def net():
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def state(**more):
+    return {**net().state_dict(), **more}
+
+
+def refused(capsys, *arguments, words):
+    status = main([str(argument) for argument in arguments])
+    lines = capsys.readouterr().err.strip().splitlines()
+    last = lines[-1]
+    assert status == 2 and last.startswith("genbound: error: "), lines
+    assert "unexpected" not in last and "Traceback" not in "".join(lines)
+    assert len([line for line in lines if line.startswith("genbound: error")]) == 1
+    for word in words:
+        assert re.search(word, last), f"{word!r} not in {last!r}"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file(net().state_dict(), "good.safetensors")
+    Path("nets.py").write_text(NETS)
+    np.savez("good.npz", x=np.ones((4, 4), np.float32), y=np.arange(4) % 3)
+    return tmp_path
+
+
+def make(path, content=""):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content) if isinstance(content, str) else path.write_bytes(content)
+
+
+def scripted():
+    module = torch.jit.script(net())
+    torch.jit.save(module, "bad.pt")
+
+
+def legacy_bomb():
+    torch.save({"w": torch.ones(10)}, "bad.pt", _use_new_zipfile_serialization=False)
+    content = Path("bad.pt").read_bytes()
+    for end in (b"N", b"\x85"):  # the number of elements of the storage, and the shape
+        content = content.replace(b"K\n" + end, b"J\x00\x00\x00\x7f" + end)
+    Path("bad.pt").write_bytes(content)
+
+
+def zip_bomb():
+    torch.save({"w": torch.zeros(4_000_000)}, "big.pt")
+    with zipfile.ZipFile("big.pt") as old, zipfile.ZipFile("bad.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+
+
+def endless():
+    """A view without strides claims more values than any memory holds."""
+    torch.save({"0.weight": torch.zeros(1).expand(10**7, 10**6)}, "bad.pt")
+
+
+def header(**entries):
+    text = json.dumps(entries).encode()
+    Path("bad.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+
+
+CHECKPOINTS = {
+    "TorchScript": ("bad.pt", scripted, ["TorchScript", "state_dict"]),
+    "other archive": ("bad.pt", lambda: zipfile.ZipFile("bad.pt", "w").writestr("a.txt", "x"), ["zip archive", "state_dict"]),
+    "announces more": ("bad.pt", legacy_bomb, ["announces", "save it again"]),
+    "zip bomb": ("bad.pt", zip_bomb, ["zip bomb", "save it again"]),
+    "endless view": ("bad.pt", endless, ["claims more values", "save it again"]),
+    "LFS pointer": ("bad.safetensors", lambda: make("bad.safetensors", "version https://git-lfs.github.com/spec/v1\n"), ["git lfs pull"]),
+    "header beyond the file": ("bad.safetensors", lambda: make("bad.safetensors", struct.pack("<Q", 1 << 50) + b"{}"), ["safetensors", "again"]),
+    "tensor beyond the file": (
+        "bad.safetensors", lambda: header(w={"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}), ["safetensors", "again"],
+    ),
+    "overlapping tensors": (
+        "bad.safetensors",
+        lambda: header(a={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, b={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}),
+        ["safetensors", "again"],
+    ),
+    "Keras": ("bad.h5", lambda: make("bad.h5", "x"), ["Keras", "safetensors"]),
+    "ONNX": ("bad.onnx", lambda: make("bad.onnx", "x"), ["ONNX", "safetensors"]),
+    "llama.cpp": ("bad.gguf", lambda: make("bad.gguf", "x"), ["llama.cpp", "safetensors"]),
+    "several": ("bad.pt", lambda: torch.save({"gen": state(), "disc": state()}, "bad.pt"), ["several", "--entry gen"]),
+    "GPTQ": ("bad.safetensors", lambda: save_file(state(**{"0.qweight": torch.ones(2, dtype=torch.int32)}), "bad.safetensors"), ["GPTQ", "dequantise"]),
+    "bitsandbytes": ("bad.pt", lambda: torch.save(state(**{"0.SCB": torch.ones(2)}), "bad.pt"), ["bitsandbytes", "dequantise"]),
+    "torch.ao": ("bad.pt", lambda: torch.save(state(**{"0._packed_params": torch.ones(2)}), "bad.pt"), ["torch.ao", "dequantise"]),
+    "more layers": ("bad.pt", lambda: torch.save(state(**{"4.weight": torch.ones(2, 2)}), "bad.pt"), ["4.weight", r"--ignore '4\.\*'"]),
+    "optimizer alone": ("bad.pt", lambda: torch.save({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}, "bad.pt"), ["no state dict"]),
+    "distributed": ("d", lambda: make("d/__0_0.distcp", "x"), ["dcp_to_torch"]),
+    "DeepSpeed": ("d", lambda: make("d/zero_to_fp32.py"), ["zero_to_fp32.py"]),
+    "Trainer's output": ("d", lambda: (make("d/checkpoint-20/x"), make("d/checkpoint-100/x")), ["checkpoint-100"]),
+    "Flax": ("d", lambda: make("d/flax_model.msgpack", "x"), ["another framework", "save_pretrained"]),
+    "shard elsewhere": (
+        "d", lambda: make("d/model.safetensors.index.json", '{"weight_map": {"a": "/etc/passwd"}}'), ["outside its directory"],
+    ),
+    "shard above": (
+        "d", lambda: make("d/model.safetensors.index.json", '{"weight_map": {"a": "..\\\\x"}}'), ["outside its directory"],
+    ),
+    "nested index": ("d", lambda: make("d/model.safetensors.index.json", "[" * 100_000), ["index of shards"]),
+    "empty adapter": ("d", lambda: make("d/adapter_config.json", "{}"), ["adapter_model.safetensors"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_checkpoints(name, folder, capsys):
+    path, write, words = CHECKPOINTS[name]
+    write()
+    refused(capsys, "inspect", path, "good.safetensors", "--model", "nets.py:net", words=words)
+
+
+def adapter(**config):
+    content = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["0"], **config}
+    make("d/adapter_config.json", json.dumps(content))
+    ab = {"lora_A.weight": torch.ones(2, 4), "lora_B.weight": torch.ones(5, 2)}
+    save_file({f"base_model.model.0.{name}": value for name, value in ab.items()}, "d/adapter_model.safetensors")
+
+
+ADAPTERS = {
+    "unknown": (dict(peft_type="NOSUCH"), ["NOSUCH", "update peft"]),
+    "prompt": (
+        dict(peft_type="PROMPT_TUNING", num_virtual_tokens=2, task_type="CAUSAL_LM"),
+        ["PROMPT_TUNING", "no distance|does not fit"],
+    ),
+    "target": (dict(target_modules=["nowhere"]), ["does not fit", "is INIT its base"]),
+    "rank": (dict(r=3), ["does not fit", "is INIT its base"]),
+    "other layer": (dict(target_modules=["2"]), ["lacks|does not fit|no place", "INIT its base"]),
+    "rebased": (dict(init_lora_weights="pissa"), ["pissa", "path_initial_model_for_weight_conversion"]),
+    "wrong kind": (dict(r="two"), ["does not fit|adapter"]),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters(name, folder, capsys):
+    pytest.importorskip("peft", reason="peft is not installed")
+    config, words = ADAPTERS[name]
+    adapter(**config)
+    refused(capsys, "inspect", "d", "good.safetensors", "--model", "nets.py:net", words=words)
+
+
+def test_adapters_and_their_bases(folder, capsys, monkeypatch):
+    pytest.importorskip("peft", reason="peft is not installed")
+    adapter(base_model_name_or_path="someone/model")
+    refused(capsys, "inspect", "d", "--model", "nets.py:net", words=["someone/model", "hf download"])
+    refused(
+        capsys, "inspect", "good.safetensors", "d", "--model", "nets.py:net", words=["base model it was trained on"]
+    )
+    refused(capsys, "inspect", "d", "good.safetensors", words=["config.json", "--model FILE.py:factory"])
+    monkeypatch.setitem(sys.modules, "peft", None)
+    refused(capsys, "inspect", "d", "good.safetensors", "--model", "nets.py:net", words=[r"genbound\[peft\]"])
+
+
+def test_pairs(folder, capsys):
+    refused(capsys, "inspect", "good.safetensors", words=["INIT is not given"])
+    refused(
+        capsys,
+        "inspect",
+        "good.safetensors",
+        "good.safetensors",
+        "--entry",
+        "ema",
+        "--model",
+        "timm:",
+        words=["not understood"],
+    )
+    torch.save({"model": state(), "ema": state()}, "two.pt")
+    refused(capsys, "inspect", "two.pt", "good.safetensors", "--entry", "emma", words=["no entry 'emma'", "ema"])
+    given = ["inspect", "good.safetensors", "good.safetensors", "--model", "nets.py:net"]
+    refused(capsys, *given, "--head-weights", "nothing.*", words=["matches no weight", "2.weight"])
+    torch.save({name: value for name, value in state().items() if not name.startswith("0.")}, "less.pt")
+    refused(capsys, "inspect", "good.safetensors", "less.pt", "--model", "nets.py:net", words=["lacks", "0.weight"])
+
+
+VOCABULARY = {
+    "wte.weight": torch.randn(8, 4, generator=torch.Generator().manual_seed(0)),
+    "fc.weight": torch.ones(3, 4),
+}
+
+
+def test_another_vocabulary(folder, capsys):
+    other = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
+    torch.save(VOCABULARY, "a.pt"), torch.save({**VOCABULARY, "wte.weight": other}, "b.pt")
+    refused(capsys, "inspect", "b.pt", "a.pt", words=["vocabularies differ"])
+
+
+SIDECARS = {
+    "modle: x": ["unknown setting 'modle'", "model"],
+    "num_data: many": ["num_data", "whole number"],
+    "data: [1]": ["data", "must be a text"],
+    "- a": ["name: value"],
+    "a: &a [*a]": ["unknown setting"],
+    "data: npz:nowhere.npz\nmodel: nets.py:net": ["no data file", "nowhere.npz"],
+}
+
+
+@pytest.mark.parametrize("content", SIDECARS)
+def test_sidecars(content, folder, capsys):
+    make("genbound.yaml", content)
+    refused(capsys, "evaluate", "good.safetensors", "good.safetensors", words=SIDECARS[content])
+
+
+def huge_npz():
+    """One array whose header claims more than the archive holds."""
+    np.savez("bad.npz", x=np.ones((4, 4), np.float32), y=np.arange(4))
+    with zipfile.ZipFile("bad.npz") as old:
+        entries = {entry.filename: old.read(entry) for entry in old.infolist()}
+    entries["x.npy"] = entries["x.npy"].replace(b"(4, 4)", b"(99999, 9999999)", 1).replace(b" " * 13 + b"\n", b"\n", 1)
+    with zipfile.ZipFile("bad.npz", "w") as new:
+        for name, content in entries.items():
+            new.writestr(name, content)
+
+
+def image(path, content=None):
+    make(path, b"no image")
+    if content is not None:
+        pytest.importorskip("PIL.Image", reason="Pillow is not installed").new("RGB", content).save(path)
+
+
+DATA = {
+    "npz claims": ("npz:bad.npz", huge_npz, ["claims|no readable npz"]),
+    "no such folder": ("imagefolder:nowhere", lambda: None, ["no directory", "DIR/CLASS"]),
+    "flat folder": ("imagefolder:p", lambda: image("p/a.png", (4, 4)), ["no images in directories of classes"]),
+    "splits": ("imagefolder:p", lambda: image("p/train/a/a.png", (4, 4)), ["splits", "imagefolder:p/train"]),
+    "empty class": ("imagefolder:p", lambda: (image("p/a/a.png", (4, 4)), make("p/b/notes.txt")), ["'b'", "no images"]),
+    "no image": ("imagefolder:p", lambda: image("p/a/a.png"), ["a.png", "no readable image"]),
+    "too large": ("imagefolder:p", lambda: image("p/a/a.png", (10_000, 9_000)), ["pixels", "smaller"]),
+    "not downloaded": ("hf:someone/set?split=train", lambda: None, ["nothing is downloaded", "hf:DIR"]),
+    "empty directory": ("hf:p", lambda: make("p/notes.txt"), ["no files|hf: reads"]),
+    "two kinds": ("hf:p", lambda: (make("p/a.csv", "a\n1"), make("p/b.json", "{}")), ["csv and json", "hf: reads"]),
+    "damaged parquet": ("hf:p", lambda: make("p/a.parquet", "PAR1"), ["hf:p cannot be read"]),
+    "streaming": ("hf:p?streaming=perhaps", lambda: make("p/a.csv", "text,label\na,1\n"), ["streaming=yes"]),
+    "no tokens": ("jsonl:t.jsonl", lambda: make("t.jsonl", '{"a": 1, "label": 0}'), ["text=COL", "input_ids"]),
+    "ragged tokens": (
+        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1, 2], "attention_mask": [1], "label": 0}'), ["different lengths", "tokenise"],
+    ),
+    "word labels": (
+        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1, 2], "labels": [0]}'), ["2 tokens and 1 labels", "one label a token"],
+    ),
+    "no labelled token": ("jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1], "labels": [-100]}'), ["no labelled token"]),
+    "negative word label": ("jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1], "labels": [-3]}'), ["-3", "negative"]),
+    "mixed labels": (
+        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1], "labels": [1]}\n{"input_ids": [1], "labels": 1}'), ["one form"],
+    ),
+    "deep jsonl": ("jsonl:t.jsonl", lambda: make("t.jsonl", "[" * 100_000), ["no readable jsonl"]),
+    "long number": ("jsonl:t.jsonl", lambda: make("t.jsonl", '{"a": ' + "9" * 5000 + "}"), ["no readable jsonl"]),
+    "huge label": ("csv:t.csv?image=a&label=b", lambda: make("t.csv", "a,b\nx.png,1e300\n"), ["no class"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data(name, folder, capsys):
+    spec, write, words = DATA[name]
+    if spec.startswith("hf:"):
+        pytest.importorskip("datasets", reason="datasets is not installed")
+    write()
+    given = ["evaluate", "good.safetensors", "good.safetensors", "--model", "nets.py:net", "--measures", "losses"]
+    refused(capsys, *given, "--data", spec, words=words)
+
+
+@pytest.mark.parametrize("library, spec", [("datasets", "hf:p"), ("PIL", "imagefolder:p")])
+def test_missing_libraries(library, spec, folder, capsys, monkeypatch):
+    make("p/a/a.png", "x")
+    for name in [name for name in sys.modules if name.split(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    given = ["evaluate", "good.safetensors", "good.safetensors", "--model", "nets.py:net", "--measures", "losses"]
+    refused(
+        capsys, *given, "--data", spec, words=[rf"pip install genbound\[{'images' if library == 'PIL' else library}\]"]
+    )
+
+
+LOSSES = {
+    "no_such_loss": ["unknown loss", "cross_entropy"],
+    "nets.py:absent": ["no function 'absent'"],
+    "nowhere.py:f": ["no file"],
+    "nets.py:net": ["cannot be computed|takes"],
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses(loss, folder, capsys):
+    given = ["evaluate", "good.safetensors", "good.safetensors", "--model", "nets.py:net", "--measures", "losses"]
+    refused(capsys, *given, "--data", "npz:good.npz", "--loss", loss, words=LOSSES[loss])
+
+
+def test_remote_code_needs_its_flag(folder, capsys):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    config = {
+        "model_type": "own",
+        "architectures": ["Own"],
+        "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Own"},
+    }
+    make("d/config.json", json.dumps(config))
+    make("d/own.py", "raise SystemExit('executed')")
+    save_file(net().state_dict(), "d/model.safetensors")
+    refused(capsys, "inspect", "d", "good.safetensors", words=["--trust-remote-code"])
