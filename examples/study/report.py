@@ -20,10 +20,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
+import pandas as pd
 from cells import RADIUS, chosen
 from matplotlib import pyplot as plt
-from scipy import stats
 from tabulate import tabulate
+
+import genbound
 
 METHODS = ("plain", "constraint", "consistent", "both")
 
@@ -105,32 +107,24 @@ def values_of(row: dict) -> dict[str, float]:
     total = (row["results"] or {}).get("quantities", {}).get("hessian_trace", {}).get("total")
     if total:
         found["hessian_trace"] = total["value"]
-    found["distance"] = row["distance"]
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def correlations(rows: list[dict], task: str, kind: str) -> str | None:
-    """Pearson, Spearman and Kendall between each measure and the gap, with bootstrap intervals."""
+    """Each measure against the gap, with bootstrap intervals and permutation p-values."""
     cells = [row for row in select(rows, task, "clean") if row.get("losses")]
     if len(cells) < 5:
         return None
-    rng, lines = np.random.default_rng(0), []
-    for name in sorted(set.union(*(set(values_of(row)) for row in cells))):
-        pairs = np.array([(values_of(row)[name], gap(row, kind)) for row in cells if name in values_of(row)])
-        if len(pairs) < 5:
-            continue
-        line = [f"`{name}`"]
-        for coefficient in (stats.pearsonr, stats.spearmanr, stats.kendalltau):
-            value = float(coefficient(*pairs.T)[0])
-            draws = []
-            for _ in range(1000):
-                again = pairs[rng.integers(0, len(pairs), len(pairs))]
-                if len(set(again[:, 0])) > 2:
-                    draws.append(float(coefficient(*again.T)[0]))
-            low, high = np.nanpercentile(draws, [2.5, 97.5])
-            line.append(f"{value:.2f} [{low:.2f}, {high:.2f}]")
-        lines.append([*line, len(pairs)])
-    return markdown(lines, ["measure", "Pearson", "Spearman", "Kendall τ", "checkpoints"])
+    table = pd.DataFrame(
+        [
+            {
+                "data": task, "gap": gap(row, kind), "hyperparameters": {},
+                **values_of(row),
+            }
+            for row in cells
+        ]
+    )  # fmt: skip
+    return genbound.correlate(table, kind, num_resamples=1999).to_markdown()
 
 
 def scatter(rows: list[dict], task: str, out: Path) -> str | None:

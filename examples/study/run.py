@@ -120,9 +120,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
     parser.add_argument("--cells", default="core", help="core, noise, rates, mrpc, digits, ci or TASK:GROUP")
+    parser.add_argument(
+        "--part", default="1/1", help="K/N: every N-th cell from the K-th on, to run N parts side by side"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)  # sums in a fixed order
-    cells = chosen(args.cells)
+    part, parts = map(int, args.part.split("/"))
+    cells = chosen(args.cells)[part - 1 :: parts]
     for number, cell in enumerate(cells, 1):
         began = time.perf_counter()
         run_cell(cell, args.out)
