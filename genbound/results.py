@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from dataclasses import dataclass, field
@@ -165,7 +166,16 @@ class Results:
         return lines
 
     def _repr_html_(self) -> str:
-        return self.to_frame().to_html()
+        """What a notebook shows: the headline, and the bounds with their doubts."""
+        title, _, *lines = self._headline()
+        table = [
+            [name, value_text(row), row["bounds"], row["kind"], yes_no(row["vacuous"]), row["note"]]
+            for name, row in self.bounds.items()
+        ]
+        head = ["bound", "value", "of", "kind", "vacuous", "note"]
+        text = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+        body = tabulate(table, head, tablefmt="html", disable_numparse=True)
+        return f"<h4>{html.escape(title.removeprefix('# '))}</h4>{text}{body}"
 
 
 def load_results(path: str | Path) -> Results:

@@ -144,6 +144,37 @@ def report(runs: tuple[str, ...], out: str) -> None:
     click.echo(f"report in {write(runs, out)}", err=True)
 
 
+@click.command()
+@RUNS
+@click.option(
+    "--out",
+    metavar="FILE",
+    required=True,
+    type=click.Path(dir_okay=False),
+    help="FILE.parquet, FILE.csv or FILE.jsonl.",
+)
+@DEBUG
+def export(runs: tuple[str, ...], out: str) -> None:
+    """Write every number of stored runs as one long table."""
+    from genbound.export import export as write
+
+    write(runs, out)
+
+
+@click.command()
+@RUNS
+@click.option("--to", type=click.Choice(["mlflow", "wandb", "tensorboard"]), required=True, help="wandb logs offline.")
+@click.option("--out", metavar="DIR", required=True, type=click.Path(), help="Where the tracker's files go.")
+@DEBUG
+def log(runs: tuple[str, ...], to: str, out: str) -> None:
+    """Log stored runs to an experiment tracker's local files."""
+    from genbound.comparison import as_results
+    from genbound.loggers import LOGGERS
+
+    for name, results in as_results(runs).items():
+        LOGGERS[to](results, out, name)
+
+
 def _pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
     for item in items:
         if "=" not in item or item.startswith("="):
@@ -151,4 +182,4 @@ def _pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
     return dict(item.split("=", 1) for item in items)
 
 
-COMMANDS = (compare, check, correlate, plot, report)
+COMMANDS = (compare, check, correlate, plot, report, export, log)

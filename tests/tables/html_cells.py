@@ -21,7 +21,7 @@ class _Cells(HTMLParser):
 
     def handle_data(self, data):
         if self.inside:
-            self.rows[-1][-1] += data
+            self.rows[-1][-1] += data.strip()
 
 
 def cells_of_html(text: str) -> list[list[str]]:
