@@ -83,6 +83,10 @@ def finetune(
 def _finetune(init, data, out, model, test_data, num_classes, settings: Settings) -> dict[str, Any]:
     samples = load_data(data, Reader(tokenizer_of(init)) if isinstance(data, str) else None)
     task = _task(samples, num_classes, settings)
+    test = None
+    if test_data is not None:
+        reader = Reader(tokenizer_of(init), label2id=samples.label2id)
+        test = load_data(test_data, reader if isinstance(test_data, str) else None)
     inputs = samples.batch([0]).inputs
     start = build_start(
         init,
@@ -94,7 +98,7 @@ def _finetune(init, data, out, model, test_data, num_classes, settings: Settings
     )
     identity = {
         **settings.record(), "init": start.sha256, "data": Relabelled(samples, task.observed).digest(), "rule": start.rule,
-        "genbound": genbound.__version__,
+        "test_data": None if test is None else test.digest(), "genbound": genbound.__version__,
     }  # fmt: skip
     if finished := _continue(out, identity):
         return finished
@@ -114,7 +118,7 @@ def _finetune(init, data, out, model, test_data, num_classes, settings: Settings
         "label2id": None if samples.label2id is None else dict(samples.label2id), "num_classes": task.num_classes,
         "num_train": len(task.train), "num_held_out": len(task.held_out), "confusion": None if confusion is None else confusion.tolist(),
         "noise_rate": float((task.observed != task.clean).float().mean()), **trained, "seconds": round(time.perf_counter() - began, 1),
-        "accuracy": _accuracies(network, task, test_data, start, samples, settings),
+        "accuracy": _accuracies(network, task, test, settings.device),
     }  # fmt: skip
     if isinstance(data, str):
         write_data_file(out)
@@ -257,20 +261,19 @@ def predict(model: nn.Module, samples: Samples, device: str = "cpu", size: int =
     return torch.cat(logits), torch.cat(labels)
 
 
-def _accuracies(network, task: Task, test_data, start: Start, samples: Samples, settings: Settings) -> dict[str, float]:
+def _accuracies(network: nn.Module, task: Task, test: Samples | None, device: str) -> dict[str, float]:
     """On the labels that were trained on, on the given ones, on those held out, and on the test samples."""
-
-    def accuracy(part: Samples) -> float:
-        logits, labels = predict(network, part, settings.device)
-        return float((logits.argmax(-1) == labels).float().mean())
-
-    found = {"train_observed": accuracy(task.part(task.train))}
-    if settings.noise:
-        found["train_given"] = accuracy(task.part(task.train, clean=True))
-    if task.held_out:
-        found["validation"] = accuracy(task.part(task.held_out))
-    if test_data is not None:
-        found["test"] = accuracy(load_data(test_data, Reader(start.tokenizer(), label2id=samples.label2id)))
+    parts = {
+        "train_observed": task.part(task.train),
+        "train_given": task.part(task.train, clean=True) if not torch.equal(task.clean, task.observed) else None,
+        "validation": task.part(task.held_out) if task.held_out else None,
+        "test": test,
+    }
+    found = {}
+    for name, part in parts.items():
+        if part is not None:
+            logits, labels = predict(network, part, device)
+            found[name] = float((logits.argmax(-1) == labels).float().mean())
     return found
 
 

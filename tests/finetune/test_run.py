@@ -244,6 +244,10 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(folder, capsys):
     assert main(arguments(folder, out, "--lr", "0.01")) == 2
     error = capsys.readouterr().err
     assert "other settings (lr: 0.05 -> 0.01)" in error and len(error.splitlines()) == 1
+    assert (
+        main(arguments(folder, out, "--test-data", f"npz:{folder / 'train.npz'}")) == 2
+    )  # its accuracy would be another
+    assert "test_data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
