@@ -1,0 +1,293 @@
+"""The rows of the table: each measures genbound and its peer on the same problem in this process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+import genbound
+from benchmarks import models, peers
+from benchmarks.clock import forward, gradient, seconds, typical
+
+ERROR = 0.01  # relative standard error at which costs are compared
+Row = dict
+
+
+def row(what: str, obtained: str, target: str, reached: bool, note: str, **numbers) -> Row:
+    return {"what": what, "obtained": obtained, "target": target, "reached": bool(reached), "note": note, **numbers}
+
+
+# -- hessian_trace ------------------------------------------------------------------------------------------------
+
+
+def _ours_to_error(problem, name: str, **options) -> tuple[float, dict]:
+    start = time.process_time()
+    results = genbound.evaluate(problem, [name], options={name: options})
+    return time.process_time() - start, results.quantities[name]
+
+
+def _plain_probes(problem, num: int) -> tuple[float, np.ndarray]:
+    """Seconds for a product with curvlinops' Hessian, and ``z_i^T (H z)_i`` for ``num`` Rademacher z, ``[num, L]``."""
+    generator = torch.Generator().manual_seed(0)
+    with peers.plain_attention():
+        hessian, found, spent = peers.curvlinops_hessian(problem), [], []
+        for _ in range(num):
+            z = [torch.randint(0, 2, layer.shape, generator=generator) * 2.0 - 1 for layer in problem.layers]
+            product: list = []
+            spent.append(seconds(lambda z=z, product=product: product.extend(hessian @ z)))
+            found.append([float((a * b).sum()) for a, b in zip(z, product, strict=True)])
+    return statistics.median(spent), np.array(found)
+
+
+def _best_hutchpp(problem, trace: float, largest: int = 24, probes: int = 12) -> tuple[float, int]:
+    """Fewest products for the wanted error with Hutch++, at its best split between sketch and probes, and that sketch's rank.
+
+    A sketch of k products and k products with its basis leave probes of variance ``var_k``, measured here on one nested
+    sketch: ``2 k + var_k / (error * trace)^2`` products.
+    """
+    generator = torch.Generator().manual_seed(1)
+    size = sum(layer.num_weights for layer in problem.layers)
+
+    def signs(num: int) -> torch.Tensor:
+        return torch.randint(0, 2, (size, num), generator=generator) * 2.0 - 1
+
+    with peers.plain_attention():
+        hessian = peers.curvlinops_hessian(problem)
+
+        def apply(x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([hessian @ column for column in x.T.contiguous()], 1)
+
+        basis = torch.linalg.qr(apply(signs(largest)))[0]
+        image, z = apply(basis), signs(probes)
+        image_z = apply(z)
+    best = (np.inf, 0)
+    for k in (0, 2, 4, 8, 16, largest):
+        q, hq = basis[:, :k], image[:, :k]
+        inside = q.T @ z
+        left = (z * image_z).sum(0) - 2 * (inside * (hq.T @ z)).sum(0) + (inside * (q.T @ hq @ inside)).sum(0)
+        best = min(best, (2 * k + float(left.var()) / (ERROR * trace) ** 2, k))
+    return best
+
+
+def trace_rows(problem, label: str, target: float, layer_target: float, probes: int = 16) -> Iterator[Row]:
+    unit = typical(gradient(problem), 2)
+    spent, ours = _ours_to_error(problem, "hessian_trace", total_sem=ERROR, layer_sem=10.0, max_probes=4096)
+    total = ours["total"]
+    reached = total["sem"] / abs(total["value"])
+    spent *= max(1.0, (reached / ERROR) ** 2)
+    product, values = _plain_probes(problem, probes)
+    plain = values.sum(1).var(ddof=1) / (ERROR * total["value"]) ** 2
+    deflated, rank = _best_hutchpp(problem, total["value"])
+    best = min(plain, deflated)
+    ratio = best * product / spent
+    yield row(
+        f"hessian_trace, total: {label}, {problem.num_samples} samples", f"{ratio:.0f}x", f">= {target:g}x", ratio >= target,
+        f"genbound {spent / unit:.1f} gradients for 1 % (obtained {100 * reached:.2f} %); best peer {best:.0f} products of "
+        f"{product / unit:.1f} gradients (Hutchinson {plain:.0f}, Hutch++ {deflated:.0f} at rank {rank}); extrapolated by 1/m",
+        ratio=ratio, gradients=spent / unit, peer_products=best, product_gradients=product / unit, hutchinson=plain,
+        hutchpp=deflated, value=total["value"], sem=total["sem"], peer_mean=float(values.sum(1).mean()),
+        peer_sem=float(values.sum(1).std(ddof=1) / np.sqrt(probes)), seconds=spent, gradient_seconds=unit,
+    )  # fmt: skip
+    names = list(ours["layers"])
+    value = np.array([ours["layers"][n]["value"] for n in names])
+    sem = np.array([ours["layers"][n]["sem"] for n in names])
+    scale = np.maximum(np.abs(value), 0.01 * np.abs(value).max())
+    # Probes beyond those of this run would follow the same law; what precedes them is counted in full.
+    each = spent * np.maximum((sem / scale / ERROR) ** 2, 0.2)
+    peer = values.var(0, ddof=1) / (ERROR * scale) ** 2 * product
+    median = float(np.median(peer / each))
+    yield row(
+        f"hessian_trace, median layer: {label}, {problem.num_samples} samples", f"{median:.0f}x", f">= {layer_target:g}x",
+        median >= layer_target, f"against Hutchinson's joint probes; layers from {np.min(peer / each):.0f}x to "
+        f"{np.max(peer / each):.0f}x", ratio=median,
+    )  # fmt: skip
+
+
+def minilm_trace() -> Iterator[Row]:
+    yield from trace_rows(models.minilm(512), "MiniLM/SST-2", 100, 50)
+
+
+def minilm_trace_128() -> Iterator[Row]:
+    yield from trace_rows(models.minilm(128), "MiniLM/SST-2", 25, 12)
+
+
+def fitted_trace() -> Iterator[Row]:
+    problem = models.fitted(256)
+    loss = genbound.evaluate(problem, ["losses"]).quantities["losses"]["train_loss"]
+    yield from trace_rows(problem, f"MiniLM well fitted (loss {loss:.4f})", 1000, 1000)
+
+
+def exact_trace(network: str) -> Callable[[], Iterator[Row]]:
+    def measure() -> Iterator[Row]:
+        problem = models.cifar(network, 128)
+        unit = typical(gradient(problem), 2)
+        spent, ours = _ours_to_error(problem, "hessian_trace")
+        gradients = spent / unit
+        product, values = _plain_probes(problem, 12)
+        mean, sem = values.sum(1).mean(), values.sum(1).std(ddof=1) / np.sqrt(len(values))
+        yield row(
+            f"hessian_trace: {network}/CIFAR-10, exact, all layers", f"{gradients:.1f} gradients", "<= 12", gradients <= 12,
+            f"{problem.num_outputs} classes, sem {ours['total']['sem']:g}; curvlinops' probes: "
+            f"{(mean - ours['total']['value']) / sem:+.1f} of their sem away, {product / unit:.1f} gradients each",
+            gradients=gradients, value=ours["total"]["value"], peer_mean=float(mean), peer_sem=float(sem),
+        )  # fmt: skip
+
+    return measure
+
+
+# -- max_quadratic_form -------------------------------------------------------------------------------------------
+
+
+def minilm_quadratic_form() -> Iterator[Row]:
+    problem = models.minilm(128)
+    unit, layers = typical(gradient(problem), 2), len(problem.layers)
+    from genbound.quantities.max_quadratic_form import screen
+
+    screened = sum(seconds(lambda s=shard: screen(problem, s)) for shard in problem.shards()) / unit / layers
+    spent, ours = _ours_to_error(problem, "max_quadratic_form")
+    each = spent / unit / layers
+    entries = ours["layers"].values()
+    closed = sum(e["upper"] - e["lower"] <= ERROR * e["upper"] for e in entries)
+    yield row(
+        "max_quadratic_form: MiniLM/SST-2, screening of all samples", f"{screened:.2f} gradients a layer", "<= 1",
+        screened <= 1, "one product of every sample with every layer's own block", gradients=screened,
+    )  # fmt: skip
+    yield row(
+        "max_quadratic_form: MiniLM/SST-2, to 1 % on every layer", f"{each:.2f} gradients a layer", "<= 3",
+        each <= 3 and closed == layers, f"{closed} of {layers} layers closed to 1 %", gradients=each, closed=closed,
+    )  # fmt: skip
+    # The peer: Lanczos for every sample and layer on that layer's Hessian of that one sample, here on a few of them.
+    chosen, products, cost = np.random.default_rng(0), [], []
+    for _ in range(12):
+        layer = problem.layers[int(chosen.integers(layers))]
+        position = int(chosen.integers(problem.num_samples))
+        if not problem.displacement[layer.name].any():
+            continue
+        products.append(peers.lanczos_products(problem, layer.name, position, ERROR, 100))
+        cost.append(_sample_product(problem, layer.name, position))
+    peer = float(np.mean(np.array(products) * np.array(cost))) * problem.num_samples * layers
+    yield row(
+        "max_quadratic_form: MiniLM/SST-2, against Lanczos for every sample", f"{peer / spent:.0f}x", ">= 20x",
+        peer / spent >= 20, f"peer extrapolated from {len(products)} pairs of sample and layer, {np.mean(products):.0f} products each",
+        ratio=peer / spent,
+    )  # fmt: skip
+
+
+def _sample_product(problem, name: str, position: int) -> float:
+    """Seconds for one product with curvlinops' Hessian of one sample in one layer."""
+    from curvlinops import HessianLinearOperator
+
+    model = peers.Plain(problem.model)
+    for key, p in model.named_parameters():
+        p.requires_grad_(key.removeprefix("model.") == name)
+    batch = problem.batch([position])
+    inputs = peers.Inputs(batch.inputs) if isinstance(batch.inputs, dict) else batch.inputs
+    weight = [p for p in model.parameters() if p.requires_grad]
+    with peers.plain_attention():
+        hessian = HessianLinearOperator(
+            model, torch.nn.CrossEntropyLoss(), weight, [(inputs, batch.targets)], check_deterministic=False, num_data=1,
+            batch_size_fn=lambda x: x.size(0),
+        )  # fmt: skip
+        return typical(lambda: hessian @ [problem.displacement[name]], 2)
+
+
+def exact_quadratic_form(network: str) -> Callable[[], Iterator[Row]]:
+    def measure() -> Iterator[Row]:
+        problem = models.cifar(network, 128)
+        unit = typical(gradient(problem), 2)
+        spent, _ = _ours_to_error(problem, "max_quadratic_form")
+        each = spent / unit / len(problem.layers)
+        yield row(
+            f"max_quadratic_form: {network}/CIFAR-10, exact", f"{each:.2f} gradients a layer", "<= 0.5", each <= 0.5,
+            f"{len(problem.layers)} layers", gradients=each,
+        )  # fmt: skip
+
+    return measure
+
+
+# -- noise_stability ----------------------------------------------------------------------------------------------
+
+
+def minilm_noise() -> Iterator[Row]:
+    from genbound.curvature.noise import Normals, noisy_losses
+
+    problem = models.minilm(256)
+    sigma, unit = 0.005, typical(forward(problem), 3)
+    genbound.evaluate(problem, ["losses"])
+    trace = seconds(lambda: genbound.evaluate(problem, ["hessian_trace"]))
+    spent, ours = _ours_to_error(problem, "noise_stability", sigmas=(sigma,), relative_sem=ERROR, max_perturbations=512)
+    spent -= trace  # which it needs for the comparison only
+    entry = ours["sigmas"][0]
+    spent *= (entry["sem"] / entry["value"] / ERROR) ** 2
+    shared = [peers.shared_one_sided(problem, sigma, draw) for draw in range(12)]
+    passes = (np.std(shared, ddof=1) / (ERROR * entry["value"])) ** 2
+    peer = passes * typical(lambda: peers.shared_one_sided(problem, sigma, 0), 3)
+    yield row(
+        f"noise_stability: MiniLM/SST-2, 256 samples, sigma {sigma:g}, mean to 1 %", f"{peer / spent:.0f}x", ">= 100x",
+        peer / spent >= 100, f"genbound {spent / unit:.0f} forward passes of time; one shared one-sided draw a pass: {passes:.0f} passes, "
+        "extrapolated by 1/m", ratio=peer / spent, passes=spent / unit, peer_passes=float(passes),
+    )  # fmt: skip
+
+    def draws() -> None:
+        for start in range(0, problem.num_samples, problem.batch_size):
+            rows = [(p, ("row", p // 16), p % 16) for p in range(start, start + problem.batch_size)]
+            normals = Normals(rows, 0, problem.params[problem.layers[0].name])
+            for s in (0.001, 0.002, 0.005, 0.01, 0.02):
+                for sign in (s, -s):
+                    noisy_losses(problem, rows, normals, sign)
+
+    each = typical(draws, 1) / unit / 10
+    yield row(
+        "noise_stability: MiniLM/SST-2, time of a draw", f"{each:.2f} forward passes", "<= 1.2", each <= 1.2,
+        "an independent U for every sample, on the default grid of five sigmas", passes=each,
+    )  # fmt: skip
+
+
+# -- everything ---------------------------------------------------------------------------------------------------
+
+
+def minilm_evaluate() -> Iterator[Row]:
+    problem = models.minilm(1000)
+    steps, sentences = 20, len(problem.data)
+    order = torch.randperm(sentences, generator=torch.Generator().manual_seed(0)).tolist()
+    optimizer = torch.optim.AdamW(problem.model.parameters(), lr=0.0)
+    problem.model.train()
+    for p in problem.model.parameters():
+        p.requires_grad_()
+
+    def train() -> None:
+        for step in range(steps):
+            batch = problem.data.batch(order[16 * step : 16 * step + 16])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(problem.model(**batch.inputs).logits, batch.targets).backward()
+            optimizer.step()
+
+    epochs = typical(train, 1) * 2 * sentences / 16 / steps
+    problem = models.minilm(1000)
+    start = time.process_time()
+    results = genbound.evaluate(problem)
+    spent = time.process_time() - start
+    parts = {k: round(v) for k, v in sorted(results.cost["seconds"].items(), key=lambda kv: -kv[1]) if v >= 1}
+    yield row(
+        "evaluate: MiniLM/SST-2, every default quantity, 1000 samples", f"{spent / epochs:.2f} of two epochs", "< 1",
+        spent < epochs, f"two epochs on {sentences} sentences take {epochs:.0f} s, evaluate {spent:.0f} s; wall seconds: {parts}",
+        ratio=spent / epochs, seconds=spent, epochs_seconds=epochs,
+    )  # fmt: skip
+
+
+ROWS: dict[str, Callable[[], Iterator[Row]]] = {
+    "resnet20_trace": exact_trace("resnet20"),
+    "efficientnet_trace": exact_trace("efficientnet_lite0"),
+    "resnet20_quadratic_form": exact_quadratic_form("resnet20"),
+    "efficientnet_quadratic_form": exact_quadratic_form("efficientnet_lite0"),
+    "minilm_noise": minilm_noise,
+    "minilm_trace_128": minilm_trace_128,
+    "minilm_trace": minilm_trace,
+    "fitted_trace": fitted_trace,
+    "minilm_quadratic_form": minilm_quadratic_form,
+    "minilm_evaluate": minilm_evaluate,
+}
