@@ -132,7 +132,7 @@ def align(
     from_ckpt, from_init = _lookup(signature, ckpt, "CKPT"), _lookup(signature, init, "INIT")
     _require(signature, from_ckpt, ckpt, "CKPT", ())
     resized = _resized(signature, ckpt, init, from_ckpt, from_init)
-    _require(signature, from_init, init, "INIT", head | set(resized))
+    _require(signature, from_init, init, "INIT", head | set(resized), head)
     unused_ckpt = _unused(ckpt, signature)
     around = surrounding({key: name for name, key in from_ckpt.items()})
     dropped = [name for name in unused_ckpt if ckpt[name].is_floating_point() and _last(name) not in OPTIONAL]
@@ -197,9 +197,12 @@ def _resized(signature: Signature, ckpt, init, from_ckpt, from_init) -> dict[str
 
 
 def _pattern(names: list[str]) -> str:
-    """A pattern for the names: the module they share, or the names themselves."""
-    owners = {name.split(".")[0] for name in names}
-    return f"{owners.pop()}.*" if len(owners) == 1 and all("." in name for name in names) else ",".join(names[:5])
+    """A pattern for the names: the innermost module that holds them all, or else the names themselves."""
+    paths = [name.split(".")[:-1] for name in names]
+    shared = paths[0]
+    for path in paths[1:]:
+        shared = [part for part, other in zip(shared, path, strict=False) if part == other]
+    return ".".join([*shared, "*"]) if shared else ",".join(names[:5])
 
 
 def _lookup(signature: Signature, tensors: Mapping[str, Tensor], side: str) -> dict[str, str]:
@@ -217,7 +220,7 @@ def _lookup(signature: Signature, tensors: Mapping[str, Tensor], side: str) -> d
     return lookup
 
 
-def _require(signature, lookup, tensors, side: str, optional: Iterable[str]) -> None:
+def _require(signature, lookup, tensors, side: str, optional: Iterable[str], head: Iterable[str] = ()) -> None:
     wanted = {name: shape for name, shape in signature.params.items() if name not in optional}
     wanted |= {name: shape for name, shape in signature.buffers.items() if _last(name) in STATISTICS}
     missing = [name for name in wanted if name not in lookup]
@@ -229,7 +232,9 @@ def _require(signature, lookup, tensors, side: str, optional: Iterable[str]) -> 
     if side == "INIT":
         mend = MEND
         if missing and 4 * len(missing) < len(wanted):
-            mend += f" If fine-tuning added them, say so with --head-weights '{_pattern(missing)}'"
+            groups = [missing, [name for name in signature.params if name in set(head)]]
+            patterns = ",".join(_pattern(names) for names in groups if names)
+            mend += f" If fine-tuning added them, say so with --head-weights '{patterns}'"
     else:
         mend = "choose the architecture that CKPT was saved from with --model"
     if missing and len(missing) >= len(other):

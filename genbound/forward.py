@@ -57,7 +57,8 @@ def scores(output: Any) -> Tensor:
     if isinstance(output, list | tuple) and output and isinstance(output[0], Tensor):
         return output[0]
     raise GenboundError(
-        f"the model returns {type(output).__name__}: it must return a tensor, or something with `logits`"
+        f"the model returns {type(output).__name__}: it must return a tensor, or something with `logits`; give a checkpoint with "
+        "its head, or the class it was trained in with --model"
     )
 
 

@@ -105,6 +105,10 @@ CHECKPOINTS = {
     "GPTQ": ("bad.safetensors", lambda: save_file(state(**{"0.qweight": torch.ones(2, dtype=torch.int32)}), "bad.safetensors"), ["GPTQ", "dequantise"]),
     "bitsandbytes": ("bad.pt", lambda: torch.save(state(**{"0.SCB": torch.ones(2)}), "bad.pt"), ["bitsandbytes", "dequantise"]),
     "torch.ao": ("bad.pt", lambda: torch.save(state(**{"0._packed_params": torch.ones(2)}), "bad.pt"), ["torch.ao", "dequantise"]),
+    "unmerged adapter": (
+        "bad.pt", lambda: torch.save({"0.base_layer.weight": torch.ones(5, 4), "0.lora_A.default.weight": torch.ones(2, 4)}, "bad.pt"),
+        ["scaling", "save_pretrained"],
+    ),
     "more layers": ("bad.pt", lambda: torch.save(state(**{"4.weight": torch.ones(2, 2)}), "bad.pt"), ["4.weight", r"--ignore '4\.\*'"]),
     "optimizer alone": ("bad.pt", lambda: torch.save({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}, "bad.pt"), ["no state dict"]),
     "distributed": ("d", lambda: make("d/__0_0.distcp", "x"), ["dcp_to_torch"]),
