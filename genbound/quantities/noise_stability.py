@@ -85,6 +85,8 @@ Draw = tuple[list[int], tuple]
 class _MovedWeights:
     """The same noise on the weights of all samples of a draw."""
 
+    most_draws = 2**11  # each takes two forward passes for every sigma, however few its samples
+
     def __init__(self, problem, context: Context):
         self.problem, self.context = problem, context
         self.strata = [members for _, members in problem.blocks(range(problem.num_samples))]
@@ -117,6 +119,8 @@ class _MovedWeights:
 
 class _MovedRows:
     """Noise of its own for every sample and draw, in activation space."""
+
+    most_draws = 2**14
 
     def __init__(self, problem, context: Context):
         self.problem, self.context = problem, context
@@ -193,7 +197,7 @@ def measure(problem, context: Context) -> Measured:
     pilot = _moments(context, "pilot", noise, [num_pilot] * len(sizes), base, (middle,))[1] / (num_pilot - 1)
     trace = context.measured["hessian_trace"].summary["total"]
     weights = sum(layer.num_weights for layer in problem.layers)
-    budget = max(options.max_perturbations, min(2**14 // len(sizes), SMALL // (problem.num_samples * weights)))
+    budget = max(options.max_perturbations, min(noise.most_draws // len(sizes), SMALL // (problem.num_samples * weights)))
     # In the quadratic regime the spread of a draw and the value both grow as sigma^2: one sigma decides for all.
     size = 0.5 * middle**2 * abs(trace["value"]) * problem.num_samples / len(sizes)
     counts = allocate(

@@ -1,0 +1,116 @@
+"""Noise on the weights of every row on its own, drawn in activation space."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import genbound
+from genbound.curvature.noise import Normals, can_move_rows, noisy_losses
+from genbound.problem import Problem
+
+LAYERS = {
+    # Fewer positions than inputs: Cholesky. More: full weights.
+    "linear, few positions": (nn.Linear(12, 3), (4, 12)),
+    "linear, many positions": (nn.Linear(2, 3), (5, 2)),
+    "convolution, few positions": (nn.Conv2d(4, 3, 3, stride=2), (4, 5, 5)),
+    "convolution, many positions": (nn.Conv2d(1, 2, 3, padding=1), (1, 5, 5)),
+    "groups, few positions": (nn.Conv2d(8, 4, 3, groups=2, stride=3, padding=1), (8, 6, 6)),
+    "depthwise": (nn.Conv2d(3, 3, 3, groups=3, dilation=2, padding=2), (3, 5, 5)),
+    "one dimension": (nn.Conv1d(3, 2, 3, padding=1), (3, 6)),
+    "transposed": (nn.ConvTranspose2d(2, 3, 2, stride=2), (2, 3, 3)),
+}
+
+
+def single(layer, shape, num=3):
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(layer, nn.Flatten()).double()
+    for p in model.parameters():
+        p.data = 0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    x = torch.randn(num, *shape, generator=generator, dtype=torch.float64)
+    y = torch.randn(model(x).shape, generator=generator, dtype=torch.float64)
+    init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    return Problem(model, init, (x, y), loss="squared_error")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_rise_of_a_quadratic_loss_is_half_the_variance_times_the_trace(name):
+    problem, sigma, draws = single(*LAYERS[name]), 0.1, 64
+    base = problem.loss.per_sample(
+        problem.forward(problem.params, problem.batch(range(3)).inputs), problem.batch(range(3)).targets
+    )
+    rises = []
+    for draw in range(draws):
+        rows = [(p, ("test", draw, copy), 5 * copy + p) for copy in range(3) for p in range(3)]
+        normals = Normals(rows, 0, problem.params[problem.layers[0].name])
+        pair = [noisy_losses(problem, rows, normals, sign) for sign in (sigma, -sigma)]
+        rises.append((0.5 * (pair[0] + pair[1]) - base.repeat(3)).detach().view(3, 3))
+    rises = torch.cat(rises).numpy()  # [draws, samples]
+    trace = np.array([_trace(problem, p) for p in range(3)])
+    sem = rises.std(0, ddof=1) / np.sqrt(len(rises))
+    assert (np.abs(rises.mean(0) - 0.5 * sigma**2 * trace) <= 4 * sem).all()
+    assert (sem < 0.2 * rises.mean(0)).all()
+    # Samples, copies and draws are independent: no correlation beyond chance.
+    assert np.abs(np.corrcoef(rises.T) - np.eye(3)).max() < 4 / np.sqrt(len(rises))
+
+
+def _trace(problem, position):
+    """Trace of one sample's Hessian in the weight, by torch.func."""
+    name = problem.layers[0].name
+    batch = problem.batch([position])
+
+    def loss(weight):
+        return problem.loss.per_sample(
+            problem.forward({**problem.params, name: weight}, batch.inputs), batch.targets
+        ).sum()
+
+    hessian = torch.func.hessian(loss)(problem.params[name])
+    return float(hessian.reshape(problem.params[name].numel(), -1).trace())
+
+
+def test_pair_has_the_same_noise_but_for_its_sign():
+    """One linear layer: outputs of the pair lie symmetrically around the undisturbed ones."""
+    problem = single(*LAYERS["linear, few positions"])
+    rows = [(p, ("pair", 0), p) for p in range(3)]
+    normals, outputs = Normals(rows, 0, problem.params[problem.layers[0].name]), []
+    forward = problem.forward
+
+    def watched(params, inputs):
+        outputs.append(forward(params, inputs))
+        return outputs[-1]
+
+    problem.forward = watched
+    for sigma in (0.0, 0.3, -0.3):
+        noisy_losses(problem, rows, normals, sigma)
+    torch.testing.assert_close(outputs[1] + outputs[2], 2 * outputs[0], rtol=0, atol=1e-12)
+    assert not torch.allclose(outputs[1], outputs[0], atol=1e-2)
+
+
+def test_normals_of_a_longer_padding_continue_those_of_a_shorter_one():
+    rows = [(7, ("stream", 2), 3), (9, ("stream", 2), 5)]
+    like = torch.zeros(1, dtype=torch.float64)
+    short, long = Normals(rows, 1, like)("layer", 4, 6), Normals(rows, 1, like)("layer", 9, 6)
+    torch.testing.assert_close(long[:, :4], short, rtol=0, atol=0)
+    assert not torch.equal(Normals(rows, 2, like)("layer", 4, 6), short)
+    assert not torch.equal(Normals(rows, 1, like)("other", 4, 6), short)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.shared(torch.tanh(self.shared(x)))))
+
+
+def test_a_weight_that_is_used_twice_is_moved_itself():
+    torch.manual_seed(0)
+    model = Twice().double()
+    init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    problem = Problem(model, init, (torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 2))
+    assert not can_move_rows(problem)
+    summary = genbound.evaluate(problem, ["noise_stability"]).quantities["noise_stability"]
+    assert summary["noise"] == "per block of 16 samples"
+    for row in summary["sigmas"][:2]:
+        assert abs(row["value"] - row["hessian_approximation"]) <= 4 * (row["sem"] + row["hessian_approximation_sem"])
