@@ -9,10 +9,33 @@ import genbound
 from genbound.curvature.noise import Normals, can_move_rows, noisy_losses
 from genbound.problem import Problem
 
+
+class Swapped(nn.Module):
+    """Positions and channels exchanged without a copy: torch multiplies by the expanded weight in a batch."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.mT)
+
+
+class WeightFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, 4))
+
+    def forward(self, x):
+        return self.weight @ x
+
+
 LAYERS = {
     # Fewer positions than inputs: Cholesky. More: full weights.
     "linear, few positions": (nn.Linear(12, 3), (4, 12)),
     "linear, many positions": (nn.Linear(2, 3), (5, 2)),
+    "linear, not contiguous, few positions": (Swapped(nn.Linear(12, 3)), (12, 4)),
+    "linear, not contiguous, many positions": (Swapped(nn.Linear(2, 3, bias=False)), (2, 5)),
     "convolution, few positions": (nn.Conv2d(4, 3, 3, stride=2), (4, 5, 5)),
     "convolution, many positions": (nn.Conv2d(1, 2, 3, padding=1), (1, 5, 5)),
     "groups, few positions": (nn.Conv2d(8, 4, 3, groups=2, stride=3, padding=1), (8, 6, 6)),
@@ -93,6 +116,13 @@ def test_normals_of_a_longer_padding_continue_those_of_a_shorter_one():
     torch.testing.assert_close(long[:, :4], short, rtol=0, atol=0)
     assert not torch.equal(Normals(rows, 2, like)("layer", 4, 6), short)
     assert not torch.equal(Normals(rows, 1, like)("other", 4, 6), short)
+
+
+def test_a_weight_on_the_left_of_a_batch_of_products_is_moved_itself():
+    problem = single(WeightFirst(), (4, 5), num=20)
+    summary = genbound.evaluate(problem, ["noise_stability"]).quantities["noise_stability"]
+    for row in summary["sigmas"]:
+        assert abs(row["value"] - row["hessian_approximation"]) <= 4 * (row["sem"] + row["hessian_approximation_sem"])
 
 
 class Twice(nn.Module):

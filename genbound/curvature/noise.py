@@ -34,11 +34,29 @@ JITTER = 16
 
 
 def can_move_rows(problem) -> bool:
-    """Whether every layer acts once, as a linear map or a convolution on samples that share a pass."""
-    return all(
+    """Whether every layer acts once, as a linear map or a convolution on samples that share a pass; tried on a few."""
+    if not all(
         layer.kind == "unused" or (layer.by_batch and layer.num_uses == 1 and layer.kind in ("linear", "convolution"))
         for layer in problem.layers
-    )
+    ):
+        return False
+    noise = NoisyForward(problem, 2, _zeros(problem, 2), 0.0)
+    batch = problem.batch([0, 0])
+    with torch.no_grad(), noise:
+        problem.forward(problem.params, batch.inputs)
+    return not _missed(problem, noise)
+
+
+def _zeros(problem, num: int) -> Callable[[str, int, int], Tensor]:
+    return lambda name, positions, width: problem.params[name].new_zeros(num, positions, width)
+
+
+def _missed(problem, noise: NoisyForward) -> list[str]:
+    """The layers that were not moved exactly once."""
+    wanted = sorted(layer.name for layer in problem.layers if layer.kind != "unused")
+    if sorted(noise.moved) == wanted:
+        return []
+    return sorted(set(wanted).symmetric_difference(noise.moved) or set(noise.moved))
 
 
 class Normals:
@@ -90,16 +108,17 @@ class NoisyForward(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         kind = func.overloadpacket.__name__
-        if kind in ("mm", "addmm"):
+        if kind in ("mm", "addmm", "bmm"):
             inputs, weight = args[-2:]
             layer = self._weights.get(weight.untyped_storage().data_ptr())
-            if layer is not None:
+            if layer is not None and (weight.dim() == 2 or weight.stride(0) == 0):
                 self.moved.append(layer.name)
-                own = self._params[layer.name]
-                rows = inputs.unflatten(0, (self._num, -1) if layer.samples_first else (-1, self._num))
+                own, weight = self._params[layer.name], weight if weight.dim() == 2 else weight[0]
+                rows, num = inputs.reshape(-1, inputs.shape[-1]), self._num  # what is not contiguous goes through bmm
+                rows = rows.unflatten(0, (num, -1) if layer.samples_first else (-1, num))
                 use = LinearUse(None, rows if layer.samples_first else rows.transpose(0, 1), weight.stride() == own.stride()
                                 and weight.shape == own.shape, layer.samples_first)  # fmt: skip
-                self._move_linear(layer, use, out)
+                self._move_linear(layer, use, out.view(-1, out.shape[-1]))
         elif kind == "convolution":
             layer = self._weights.get(args[1].untyped_storage().data_ptr())
             if layer is not None:
@@ -161,8 +180,6 @@ def noisy_losses(problem, rows: Sequence[Row], normals: Normals, sigma: float) -
     noise = NoisyForward(problem, len(rows), normals, sigma)
     with torch.no_grad(), noise:
         outputs = problem.forward(problem.params, batch.inputs)
-    wanted = sorted(layer.name for layer in problem.layers if layer.kind != "unused")
-    if sorted(noise.moved) != wanted:
-        missed = set(wanted).symmetric_difference(noise.moved) or set(noise.moved)
-        raise RuntimeError(f"the noise was not added once to each layer: {', '.join(sorted(missed))}")
+    if missed := _missed(problem, noise):
+        raise RuntimeError(f"the noise was not added once to each layer: {', '.join(missed)}")
     return problem.loss.per_sample(outputs, batch.targets)

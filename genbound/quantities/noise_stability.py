@@ -197,7 +197,9 @@ def measure(problem, context: Context) -> Measured:
     pilot = _moments(context, "pilot", noise, [num_pilot] * len(sizes), base, (middle,))[1] / (num_pilot - 1)
     trace = context.measured["hessian_trace"].summary["total"]
     weights = sum(layer.num_weights for layer in problem.layers)
-    budget = max(options.max_perturbations, min(noise.most_draws // len(sizes), SMALL // (problem.num_samples * weights)))
+    budget = max(
+        options.max_perturbations, min(noise.most_draws // len(sizes), SMALL // (problem.num_samples * weights))
+    )
     # In the quadratic regime the spread of a draw and the value both grow as sigma^2: one sigma decides for all.
     size = 0.5 * middle**2 * abs(trace["value"]) * problem.num_samples / len(sizes)
     counts = allocate(
