@@ -161,7 +161,7 @@ def arguments(settings: Settings, folder: Path, evaluates: bool) -> TrainingArgu
         warmup_steps=settings.warmup if settings.warmup < 1 else 0.999,  # below 1 it is a share of all steps
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",  # one pass over the weights instead of six
         bf16=settings.precision == "bfloat16",
         use_cpu=settings.device == "cpu",
         seed=settings.seed,
