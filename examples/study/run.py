@@ -15,6 +15,7 @@ last epoch, or from the last part of the measurement.
 
 import argparse
 import json
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,7 @@ from genbound.store import write_json
 def settings_of(cell: Cell, task: Task, init: Path, out: Path) -> Settings:
     """The task's recipe with the cell's own options."""
     options = {
-        "epochs": task.epochs, "batch_size": 10, "lr": task.lr, "schedule": task.schedule,
+        "epochs": task.epochs, "batch_size": task.batch_size, "lr": task.lr, "schedule": task.schedule,
         "warmup": task.warmup, "seed": cell.seed, **cell.options,
     }  # fmt: skip
     kind, _, rate = str(options.get("noise", "")).partition(":")
@@ -54,7 +55,7 @@ def correlated(task: Task, init: Path, out: Path, rate: float, seed: int) -> tup
     folder = out / task.name / f"auxiliary-seed{seed}"
     labels, matrix = folder / "labels.npy", folder / "confusion.csv"
     if not matrix.exists():
-        weak = Settings(epochs=2, batch_size=10, lr=task.lr, seed=seed)
+        weak = Settings(epochs=2, batch_size=task.batch_size, lr=task.lr, seed=seed)
         finetune(init, task.split("auxiliary", init), folder / "work", model=task.model, settings=weak)
         train = task.split("train", init)
         truth = all_labels(train).numpy()
@@ -114,6 +115,7 @@ def run_cell(cell: Cell, out: Path) -> None:
         row["losses"] = results.quantities.get("losses")
     row["seconds"]["all"] = round(time.perf_counter() - start, 1)
     write_json(folder / "cell.json", row)
+    shutil.rmtree(folder / "work" / "checkpoints", ignore_errors=True)  # only needed to continue the training
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ class Task:
         initial: writes the pretrained weights into a folder and returns what ``finetune`` starts from.
         samples: ``(split, places, init) -> Samples``.
         labels: ``split -> labels`` of the whole file.
-        lr, epochs, noisy_epochs, schedule, warmup: of the recipe; noisy_epochs is long enough for plain fine-tuning to fit 40 % wrong labels.
+        lr, epochs, noisy_epochs, schedule, warmup, batch_size: of the recipe; noisy_epochs is long enough for plain fine-tuning to fit 40 % wrong labels.
         sigma: largest noise of the quadratic regime's grid.
     """
 
@@ -61,8 +61,9 @@ class Task:
     epochs: int
     noisy_epochs: int
     sigma: float
-    schedule: str = "constant"
-    warmup: float = 0.0
+    schedule: str = "linear"
+    warmup: float = 0.1
+    batch_size: int = 16
 
     def split(self, part: str, init: Path) -> Samples:
         """``train``, ``auxiliary`` or ``test``: fixed, balanced, disjoint."""
@@ -173,19 +174,19 @@ def digits_samples(split: str, places: np.ndarray, init: Path) -> Samples:
 TASKS = {
     task.name: task
     for task in (
-        Task("cifar10", 500, 100, 600, efficientnet, efficientnet_weights, cifar_samples, cifar_labels, 2e-4, 5, 15, 0.002, "linear", 0.1),
+        Task("cifar10", 500, 100, 600, efficientnet, efficientnet_weights, cifar_samples, cifar_labels, 2e-4, 5, 12, 0.002),
         Task(
             "sst2", 500, 60, 600, None, minilm_weights, text_samples("sst2", "sentence", None), text_labels("sst2"),
-            2e-4, 3, 6, 0.01,
+            1e-4, 3, 8, 0.01,
         ),
         Task(
             "mrpc", 500, 60, 600, None, minilm_weights, text_samples("mrpc", "sentence1", "sentence2"),
-            text_labels("mrpc"), 2e-4, 3, 6, 0.01,
+            text_labels("mrpc"), 1e-4, 3, 8, 0.01,
         ),
         # The demo's small network, for tests: no download, seconds on one core.
         Task(
             "digits", 100, 50, 400, f"{DEMO / 'model.py'}:build", lambda folder: DEMO / "pretrained.safetensors",
-            digits_samples, digits_labels, 3e-3, 4, 40, 0.005,
+            digits_samples, digits_labels, 3e-3, 4, 40, 0.005, "constant", 0.0, 10,
         ),
     )
 }  # fmt: skip

@@ -93,6 +93,11 @@ class ConsistentLoss(nn.Module):
         """
         if logits.shape[-1] != self.num_classes:
             raise GenboundError(f"F is for {self.num_classes} classes, the network has {logits.shape[-1]} outputs")
+        if self.is_identity and self.loss is cross_entropy:  # its mean adds up in an order of its own
+            shape = labels.shape if self.reduction == "none" else ()
+            return functional.cross_entropy(
+                logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction=self.reduction
+            ).view(shape)
         values = self.per_sample(logits, labels)
         if self.reduction == "none":
             return values

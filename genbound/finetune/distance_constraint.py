@@ -193,14 +193,34 @@ def distance(weight: Tensor, start: Tensor, norm: str, module: nn.Module | None 
 
 
 def project_weight(weight: Tensor, start: Tensor, radius: float, norm: str, module: Any = None) -> Tensor | None:
-    """The weight moved into its ball; ``None`` where it is there already."""
-    if distance(weight, start, norm, module) <= radius:
+    """The weight moved into its ball; ``None`` where it is there already.
+
+    In float32 and float64 the displacement is handled in that format: a norm that is below the radius by more than its own
+    rounding needs no second look. Everything else is settled in float64.
+    """
+    dtype = weight.dtype
+    quick = dtype == start.dtype and dtype in (torch.float32, torch.float64)
+    v = weight.detach() - start if quick else weight.detach().double() - start.double()
+    eps = torch.finfo(v.dtype).eps
+    sure = radius * (1 - 2 * eps)
+    size = _size(v, norm, module)
+    if size <= sure or (size <= radius * (1 + 2 * eps) and distance(weight, start, norm, module) <= radius):
         return None
-    v = weight.detach().double() - start.double()
-    inside = radius * (1 - 1e-12)  # room for sums in another order
+    inside = radius * (1 - 4 * eps)  # room for roundings
     if norm == "mars":
         rows, back = as_rows(v, module)
         v = back(mars_ball(rows, inside))
     else:
         v = frobenius_ball(v, inside)
-    return round_towards(start, v, weight.dtype)
+    if quick:
+        new = start + v.to(dtype)
+        if _size(new - start, norm, module) <= sure:
+            return new
+    return round_towards(start, v, dtype)
+
+
+def _size(v: Tensor, norm: str, module: nn.Module | None) -> float:
+    """The norm of a displacement, up to the roundings of its own format."""
+    if norm == "mars":
+        return float(as_rows(v, module)[0].abs().sum(1, dtype=torch.float64).max())
+    return float(torch.linalg.vector_norm(v, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Euclidean projections onto norm balls, in float64."""
+"""Euclidean projections onto norm balls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def frobenius_ball(v: Tensor, radius: float) -> Tensor:
     r"""The nearest point to v with :math:`\|v\|_F \le r`: v scaled down."""
     norm = float(torch.linalg.vector_norm(v, dtype=torch.float64))
-    return v if norm <= radius else v.double() * (radius / norm)
+    return v if norm <= radius else v * (radius / norm)
 
 
 def mars_ball(rows: Tensor, radius: float) -> Tensor:
@@ -24,22 +24,28 @@ def mars_ball(rows: Tensor, radius: float) -> Tensor:
         radius: r >= 0.
 
     References:
+        Michelot, "A Finite Algorithm for Finding the Projection of a Point onto the Canonical Simplex of R^n", JOTA 1986.
         Duchi et al., "Efficient Projections onto the l1-Ball for Learning in High Dimensions", ICML 2008.
     """
-    size = rows.double().abs()
-    outside = size.sum(1) > radius
+    size = rows.abs()
+    outside = size.sum(1, dtype=torch.float64) > radius
     if not bool(outside.any()):
         return rows
-    result = rows.double().clone()
+    result = rows.clone()
     size = size[outside]
-    descending = size.sort(dim=1, descending=True).values
-    excess = descending.cumsum(1) - radius
-    count = torch.arange(1, size.shape[1] + 1, device=size.device, dtype=torch.float64)
-    last = (descending * count > excess).sum(1, keepdim=True).clamp(min=1)  # how many entries stay non-zero
-    theta = excess.gather(1, last - 1) / last
+    # Newton's method for theta: each round drops the entries that end at zero, none comes back, and it ends exactly.
+    kept = torch.ones_like(size, dtype=torch.bool)
+    while True:
+        count = kept.sum(1, keepdim=True)
+        theta = ((size * kept).sum(1, keepdim=True) - radius) / count
+        smaller = kept & (size > theta)
+        smaller = torch.where(smaller.any(1, keepdim=True), smaller, kept)  # radius 0: equal entries stay to the end
+        if torch.equal(smaller, kept):
+            break
+        kept = smaller
     shrunk = (size - theta).clamp(min=0)
     # Subtracting r from sums that are far larger costs digits; a last scaling gives them back.
-    shrunk *= (radius / shrunk.sum(1, keepdim=True)).clamp(max=1).nan_to_num()
+    shrunk *= (radius / shrunk.sum(1, keepdim=True, dtype=torch.float64)).to(shrunk.dtype).clamp(max=1).nan_to_num()
     result[outside] = result[outside].sign() * shrunk
     return result
 

@@ -108,8 +108,7 @@ def _finetune(init, data, out, model, test_data, num_classes, settings: Settings
 
     began = time.perf_counter()
     confusion = _confusion(init, data, out, model, num_classes, task, settings)
-    trained = _train(start, task, confusion, settings, out)
-    network = start.model.merge_and_unload() if settings.lora else start.model
+    network, trained = _train(start, task, confusion, settings, out)
     save_network(network, out / "finetuned", start)
 
     record = {
@@ -187,8 +186,8 @@ def _confusion(init, data, out: Path, model, num_classes, task: Task, settings: 
     return matrix
 
 
-def _train(start: Start, task: Task, confusion, settings: Settings, out: Path) -> dict[str, Any]:
-    """Train, from the last checkpoint on if there is one; what is to be recorded of it."""
+def _train(start: Start, task: Task, confusion, settings: Settings, out: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Train, from the last checkpoint on if there is one; the network, and what is to be recorded of it."""
     from genbound.finetune.trainer import FineTuner, last_whole_checkpoint
     from genbound.finetune.trainer_callback import DistanceCallback
 
@@ -208,12 +207,14 @@ def _train(start: Start, task: Task, confusion, settings: Settings, out: Path) -
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     with huggingface.quiet():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    network = start.model.merge_and_unload() if settings.lora else start.model
+    constraint.project(network)  # merging an adapter rounds
     keys = ("epoch", "loss", "eval_accuracy", "eval_loss", "learning_rate", "grad_norm")
     rows = [{k: row[k] for k in keys if k in row} for row in trainer.state.log_history if "train_runtime" not in row]
-    return {
+    return network, {
         "epochs_run": trainer.state.epoch,
         "best_accuracy": trainer.state.best_metric,
-        "distances": constraint.distances(start.model),
+        "distances": constraint.distances(network),
         "history": rows,
     }
 

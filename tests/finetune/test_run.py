@@ -167,7 +167,7 @@ def test_adapters(folder, capsys):
     assert start.keys() == end.keys()
     for name in ("body.0.weight", "body.4.weight"):
         v = end[name].double() - start[name].double()
-        assert 0 < v.norm() <= 0.2 * (1 + 1e-5) and torch.linalg.matrix_rank(v, rtol=1e-4) <= 2
+        assert 0 < v.norm() <= 0.2 and torch.linalg.matrix_rank(v, rtol=1e-4) <= 2
     assert 0 < end["fc.weight"].double().norm() <= 0.5
     assert not torch.equal(start["body.1.running_mean"], end["body.1.running_mean"])  # adapters keep the statistics too
     capsys.readouterr()

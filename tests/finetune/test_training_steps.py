@@ -168,6 +168,58 @@ def test_in_the_trainer_of_transformers(tmp_path, more):
     assert max(seen[-1].values()) > 0.049
 
 
+def test_without_noise_and_bound_a_plain_loop_is_plain_fine_tuning_bit_for_bit():
+    ends = []
+    for robust in (False, True):
+        torch.manual_seed(0)
+        model = Net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+        loss = ConsistentLoss(torch.eye(3)) if robust else nn.CrossEntropyLoss()
+        if robust:
+            DistanceConstraint(model, float("inf"), norm_layers=float("inf")).attach(optimizer, model)
+        for row in torch.utils.data.DataLoader(rows(), batch_size=7):
+            optimizer.zero_grad()
+            value = loss(model(row["inputs"])["logits"], row["labels"])
+            value.backward()
+            optimizer.step()
+        ends.append([value.detach(), *model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_without_noise_and_bound_the_trainer_of_transformers_is_itself_bit_for_bit(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    pytest.importorskip("accelerate", reason="needs accelerate")
+    from genbound.finetune import DistanceCallback
+
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3
+    )
+    stream = torch.Generator().manual_seed(0)
+    data = [
+        {"input_ids": torch.randint(0, 30, (6,), generator=stream), "attention_mask": torch.ones(6, dtype=torch.long), "labels": i % 3}
+        for i in range(30)
+    ]  # fmt: skip
+    ends = []
+    for robust in (False, True):
+        torch.manual_seed(0)
+        model = transformers.BertForSequenceClassification(config)
+        arguments = transformers.TrainingArguments(
+            str(tmp_path), num_train_epochs=1, per_device_train_batch_size=4, learning_rate=0.01,
+            use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+        more = {}
+        if robust:
+            constraint = DistanceConstraint(model, float("inf"), "mars")
+            more = {
+                "compute_loss_func": ConsistentLoss(torch.eye(3)).compute_loss_func,
+                "callbacks": [DistanceCallback(constraint)],
+            }
+        transformers.Trainer(model, arguments, train_dataset=data, **more).train()
+        ends.append(list(model.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_in_lightning(tmp_path):
     try:
