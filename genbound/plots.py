@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -21,9 +22,19 @@ BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
 
 
+class PlotFigure(Figure):
+    """A figure that no window system knows of and that a notebook shows by itself."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+
 def new_axes(width: float = 5.5, height: float = 3.6) -> Any:
-    """Axes on a figure of their own that no window system knows of."""
-    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+    """Axes on a figure of their own."""
+    with matplotlib.rc_context(STYLE):
+        return PlotFigure(figsize=(width, height), layout="constrained").add_subplot()
 
 
 def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, unit: str = "") -> Any:

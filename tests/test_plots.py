@@ -107,6 +107,10 @@ def test_plots_draw_on_the_axes_they_are_given(results):
         assert plot(results, ax) is ax
 
 
+def test_a_notebook_shows_a_figure_by_itself(results):
+    assert plot_layers(results).figure._repr_png_().startswith(b"\x89PNG")
+
+
 def test_save_plots(results, tmp_path):
     before = dict(matplotlib.rcParams)
     paths = save_plots(results, tmp_path)
