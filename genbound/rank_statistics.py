@@ -124,7 +124,7 @@ def conditional_mutual_information(measure: np.ndarray, gap: np.ndarray, setting
 
     .. math:: \mathcal K = \min_{|S| \le 2} \frac{I(V_\mu; V_g \mid U_S)}{H(V_g \mid U_S)}.
 
-    Pairs with equal gaps are left out; conditions under which the gap's order is certain say nothing and are too.
+    Pairs with equal gaps are left out, and sets S under which the gap's order is certain.
 
     References:
         Jiang et al., ICLR 2020, section 2.2.3 (from the definition; the empty S is included).
@@ -158,21 +158,24 @@ def _information(pairs: Sequence[tuple[int, int]]) -> float:
 def robust_sign_error(measure: np.ndarray, gap: np.ndarray, settings: Settings) -> tuple[float, str]:
     r"""Largest error over environments in telling which of two runs has the larger gap, and that environment.
 
-    An environment is a hyper-parameter and two of its values; it consists of the pairs of runs that differ in nothing else.
-    Its error is the mean of :math:`\frac12 (1 - \mathrm{sgn}\,\Delta\mu\;\mathrm{sgn}\,\Delta g)`: 0 if the measure is always
-    right, ½ for a coin, 1 if it is always wrong. NaN without such pairs.
+    An environment is a change of one hyper-parameter from one value to another while all others stay at theirs; it consists of the
+    pairs of runs, one at either value, so of several only where runs are repeated. Its error is the mean of
+    :math:`\frac12 (1 - \mathrm{sgn}\,\Delta\mu\;\mathrm{sgn}\,\Delta g)`: 0 if the measure is always right, ½ for a coin, 1 if it is
+    always wrong. NaN without such pairs.
 
     References:
         Dziugaite, Drouin, Neal, Rajkumar, Caballero, Wang, Mitliagkas & Roy, In search of robust measures of generalization,
         NeurIPS 2020 (without their weights for the noise of the gap).
     """
-    worst, where = math.nan, ""
+    names, worst, where = varied(settings), math.nan, ""
     for name, pairs in pairs_by_hyperparameter(settings).items():
         groups = defaultdict(list)
         for i, j in pairs:
-            values = tuple(sorted((settings[i][name], settings[j][name]), key=lambda v: (isinstance(v, str), v)))
-            groups[values].append(0.5 * (1 - np.sign(measure[i] - measure[j]) * np.sign(gap[i] - gap[j])))
-        for (low, high), errors in groups.items():
+            low, high = sorted((settings[i][name], settings[j][name]), key=lambda v: (isinstance(v, str), v))
+            others = ", ".join(f"{other}={settings[i][other]}" for other in names if other != name)
+            environment = f"{name} {low} → {high}" + (f" at {others}" if others else "")
+            groups[environment].append(0.5 * (1 - np.sign(measure[i] - measure[j]) * np.sign(gap[i] - gap[j])))
+        for environment, errors in groups.items():
             if not float(np.mean(errors)) <= worst:
-                worst, where = float(np.mean(errors)), f"{name} {low} → {high}"
+                worst, where = float(np.mean(errors)), environment
     return worst, where

@@ -90,14 +90,18 @@ def test_granulated_kendall_by_hand():
 
 
 def test_robust_sign_error_by_hand():
-    """Within lr 0.2 → 0.3 the pair of width 16 is told wrongly: 1/2. Width is always wrong: 1."""
+    """Width 16 goes wrong from lr 0.2 to 0.3, width 8 never: with one run a setting an environment is one pair."""
     gap = np.array([1.0, 10.0, 2.0, 20.0, 3.0, 30.0])
-    measure = np.array([11.0, 1.0, 12.0, 3.0, 13.0, 2.0])
-    assert robust_sign_error(measure, gap, GRID) == (1.0, "width 8 → 16")
-    narrow = [i for i, s in enumerate(GRID) if s["width"] == 16]
-    error, where = robust_sign_error(measure[narrow], gap[narrow], [GRID[i] for i in narrow])
-    assert (error, where) == (1.0, "lr 0.2 → 0.3")
-    assert robust_sign_error(gap, gap, GRID)[0] == 0.0
+    measure = np.array([11.0, 21.0, 12.0, 33.0, 13.0, 32.0])
+    assert robust_sign_error(measure, gap, GRID) == (1.0, "lr 0.2 → 0.3 at width=16")
+    assert robust_sign_error(gap, gap, GRID) == (0.0, "lr 0.1 → 0.2 at width=8")
+    # One hyper-parameter, two repetitions each: of the four pairs a → b one is wrong, of b → c two, of a → c none.
+    settings = [{"optimizer": name} for name in "aabbcc"]
+    measure = np.array([1.0, 3, 2, 6, 5, 5.5])
+    error, where = robust_sign_error(measure, np.arange(6.0), settings)
+    assert (error, where) == (0.5, "optimizer b → c")
+    measure[1] = measure[0] = 2.0  # a tie is a coin
+    assert robust_sign_error(measure[:4], np.arange(4.0), settings[:4]) == (0.25, "optimizer a → b")
 
 
 def test_conditional_mutual_information():
@@ -110,22 +114,31 @@ def test_conditional_mutual_information():
     assert conditional_mutual_information(width, width + 0.01 * np.array([1, 5, 3, 2, 2.5, 4]), GRID) == pytest.approx(
         0, abs=1e-12
     )
-    # Two independent fair signs over four runs, by hand: I = 0 with S empty.
-    square = conditional_mutual_information(np.array([0.0, 0, 1, 1]), np.array([0.0, 1, 0, 1]), [{"seed": 0}] * 4)
-    assert square == pytest.approx(_by_counting(np.array([0.0, 0, 1, 1]), np.array([0.0, 1, 0, 1])))
 
 
-def _by_counting(measure, gap):
-    counts = {}
-    for i, j in itertools.permutations(range(len(gap)), 2):
-        if gap[i] != gap[j]:
-            key = (np.sign(measure[i] - measure[j]), np.sign(gap[i] - gap[j]))
-            counts[key] = counts.get(key, 0) + 1
-    total = sum(counts.values())
-    p = {key: c / total for key, c in counts.items()}
-    a, b = ({v: sum(q for k, q in p.items() if k[side] == v) for v in (-1, 0, 1)} for side in (0, 1))
-    information = sum(q * np.log(q / a[k[0]] / b[k[1]]) for k, q in p.items())
-    return information / -sum(q * np.log(q) for q in b.values() if q)
+@pytest.mark.parametrize("names", [("lr",), ("lr", "width"), ("lr", "width", "depth")])
+def test_conditional_mutual_information_another_way(names):
+    """From contingency tables of scikit-learn, over every set of at most two hyper-parameters of both runs."""
+    metrics = pytest.importorskip("sklearn.metrics", reason="the reference is scikit-learn's")
+    grid = list(itertools.product((0.1, 0.2, 0.3), (8, 16), (2, 4)))
+    settings = [dict(zip(("lr", "width", "depth"), s, strict=True)) for s in grid]
+    settings = [{name: s[name] for name in names} for s in settings]
+    stream = np.random.default_rng(0)
+    gap = stream.permutation(len(grid)).astype(float)
+    measure = np.round(gap + 3 * stream.normal(size=len(grid)))  # with ties
+    table = pd.DataFrame(settings).assign(m=measure, g=gap, key=0)
+    pairs = table.merge(table, on="key", suffixes=("", "'"))
+    pairs = pairs[pairs["g"] != pairs["g'"]]
+    pairs = pairs.assign(vm=np.sign(pairs["m"] - pairs["m'"]), vg=np.sign(pairs["g"] - pairs["g'"]))
+    found = []
+    for chosen in itertools.chain.from_iterable(itertools.combinations(names, size) for size in range(3)):
+        columns = [c for name in chosen for c in (name, f"{name}'")]
+        groups = [g for _, g in pairs.groupby(columns)] if columns else [pairs]
+        shared = sum(len(g) * metrics.mutual_info_score(g["vm"], g["vg"]) for g in groups)
+        entropy = sum(len(g) * metrics.mutual_info_score(g["vg"], g["vg"]) for g in groups)
+        found.append(shared / entropy)
+    assert 0 < min(found) < max(found) < 1
+    assert conditional_mutual_information(measure, gap, settings) == pytest.approx(min(found), abs=1e-12)
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
