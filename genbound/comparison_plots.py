@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from genbound.comparison import as_results
+from genbound.errors import GenboundError
 from genbound.plots import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILION, new_axes, save_plots
 from genbound.results import Results
 from genbound.store import write_atomically
@@ -92,8 +93,11 @@ def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str
         ax.set_title(f"Pearson {rho:.2f}, Kendall {tau:.2f}", fontsize="medium")
     ax.plot(x, y, "o", color=BLUE, ms=4.5)
     if label:
-        for name, a, b in zip(table.index, x, y, strict=True):
-            ax.annotate(str(name), (a, b), textcoords="offset points", xytext=(4, -8), fontsize=6.5, color=GREY)
+        # In turns below right and above left: off a rising line, and neighbours out of each other's way.
+        for place, index in enumerate(np.argsort(x, kind="stable")):
+            offset, side = ((4, -8), "left") if place % 2 == 0 else ((-4, 4), "right")
+            ax.annotate(str(table.index[index]), (x[index], y[index]), textcoords="offset points", xytext=offset, ha=side,
+                        fontsize=6.5, color=GREY)  # fmt: skip
     ax.set_xlabel(measure)
     ax.set_ylabel(f"generalization gap ({UNITS.get(gap, gap)})")
     if ax.get_legend_handles_labels()[0]:
@@ -101,20 +105,83 @@ def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str
     return ax
 
 
+def plot_over(table: pd.DataFrame, measure: str, over: str, ax: Any = None, gap: str = "loss") -> Any:
+    """A measure and the gap over what was varied (a distance, a hyper-parameter): do they rise and fall together?
+
+    Both stand on one axis where they are of the same size, else the measure has an axis of its own on the right, which the gap's
+    axes know as ``ax.right_ax``.
+
+    Args:
+        table: columns ``gap``, the measure, and ``over`` either as a column or in ``hyperparameters``; one data set.
+        measure: its column.
+        over: column or hyper-parameter, of numbers.
+        ax: where to draw.
+        gap: ``loss`` or ``error``, for the axis.
+    """
+    ax = new_axes(4.2, 3.4) if ax is None else ax
+    x = varied_values(table, over)
+    keep = np.isfinite(x) & np.isfinite(table[measure].to_numpy(float)) & np.isfinite(table["gap"].to_numpy(float))
+    order = np.flatnonzero(keep)[np.argsort(x[keep], kind="stable")]
+    found, values = table["gap"].to_numpy(float)[order], table[measure].to_numpy(float)[order]
+    ratio = np.abs(values).max() / max(np.abs(found).max(), 1e-300) if len(order) else 1.0
+    apart = not 1 / 3 <= ratio <= 3
+    other = ax.twinx() if apart else ax
+    lines = other.plot(x[order], values, "-o", color=BLUE, lw=1.8, ms=5, label=measure)
+    title = f"generalization gap ({UNITS.get(gap, gap)})"
+    lines += ax.plot(x[order], found, "--s", color=VERMILION, lw=1.8, ms=5, label=title)
+    ax.set_xlabel(over)
+    ax.set_ylabel(title if apart else "value")
+    if apart:
+        other.set_ylabel(measure, color=BLUE)
+        other.spines["right"].set_visible(True)
+        other.spines["top"].set_visible(False)
+        ax.yaxis.label.set_color(VERMILION)
+        ax.right_ax = other
+    ax.legend(lines, [line.get_label() for line in lines], frameon=False, fontsize="small", loc="best")
+    return ax
+
+
+def varied_values(table: pd.DataFrame, over: str) -> np.ndarray:
+    """A column of the table, or a hyper-parameter of its runs, as numbers; NaN where there is none."""
+    if over in table and over not in ("data", "hyperparameters"):
+        return table[over].to_numpy(float)
+    stated = [s.get(over) if isinstance(s, Mapping) else None for s in table.get("hyperparameters", [{}] * len(table))]
+    numbers = [float(v) if isinstance(v, int | float) else math.nan for v in stated]
+    if not np.isfinite(numbers).any():
+        known = [c for c in table if c not in ("data", "hyperparameters")]
+        known += list(dict.fromkeys(k for s in table.get("hyperparameters", []) if isinstance(s, Mapping) for k in s))
+        raise GenboundError(
+            f"{over!r} is no measure and no numeric hyper-parameter of the runs; there are {', '.join(known)}"
+        )
+    return np.array(numbers)
+
+
 def save_correlation_plots(
-    table: pd.DataFrame, measures: list[str], directory: str | Path, gap: str, suffix: str = "png"
+    table: pd.DataFrame,
+    measures: list[str],
+    directory: str | Path,
+    gap: str,
+    suffix: str = "png",
+    over: str | None = None,
 ) -> list[Path]:
-    """One file a measure, one panel a data set."""
+    """Two files a measure at most (against the gap, and with it over what was varied), one panel a data set."""
+    drawings = {"correlation": lambda group, m, ax: plot_correlation(group, m, ax, gap, label=len(group) <= 15)}
+    if over is not None:
+        varied_values(table, over)
+        drawings[f"over_{over}"] = lambda group, m, ax: plot_over(group, m, over, ax, gap)
     saved, groups = [], list(table.groupby("data", sort=False))
-    for measure in measures:
-        with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(4.2 * len(groups), 3.4), layout="constrained")
-            axes = np.atleast_1d(figure.subplots(1, len(groups)))
-        for ax, (data, group) in zip(axes, groups, strict=True):
-            plot_correlation(group, measure, ax, gap, label=len(group) <= 15)
-            if len(groups) > 1:
-                ax.set_title(f"{data}\n{ax.get_title()}", fontsize="medium")
-        saved.append(save_figure(figure, Path(directory) / f"correlation_{measure.replace(' ', '_')}.{suffix}"))
+    for kind, draw in drawings.items():
+        for measure in measures:
+            if measure == over:
+                continue
+            with matplotlib.rc_context(STYLE):
+                figure = Figure(figsize=(4.2 * len(groups), 3.4), layout="constrained")
+                axes = np.atleast_1d(figure.subplots(1, len(groups)))
+            for ax, (data, group) in zip(axes, groups, strict=True):
+                draw(group, measure, ax)
+                if len(groups) > 1:
+                    ax.set_title(f"{data}\n{ax.get_title()}".strip(), fontsize="medium")
+            saved.append(save_figure(figure, Path(directory) / f"{kind}_{measure}.{suffix}".replace(" ", "_")))
     return saved
 
 

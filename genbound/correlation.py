@@ -228,15 +228,18 @@ class Correlations:
             ]
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)]).rstrip()
 
-    def save(self, directory: str | Path, suffix: str = "png") -> list[Path]:
-        """Write correlations.csv, points.csv and a scatter plot of each measure (``png``, ``pdf`` or ``svg``)."""
+    def save(self, directory: str | Path, suffix: str = "png", over: str | None = None) -> list[Path]:
+        """Write correlations.csv, points.csv and a scatter plot of each measure (``png``, ``pdf`` or ``svg``).
+
+        With ``over``, a measure or a numeric hyper-parameter, also each measure and the gap over that.
+        """
         from genbound.comparison_plots import save_correlation_plots
 
         folder = Path(directory)
         write_atomically(folder / "correlations.csv", lambda path: self.table.to_csv(path, index=False))
         write_atomically(folder / "points.csv", lambda path: self.points.to_csv(path))
         names = list(dict.fromkeys(self.table["measure"])) if len(self.table) else []
-        return save_correlation_plots(self.points, names, folder, self.gap, suffix)
+        return save_correlation_plots(self.points, names, folder, self.gap, suffix, over)
 
     def _repr_html_(self) -> str:
         return self.table.to_html(index=False, float_format="{:.3f}".format)

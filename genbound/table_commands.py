@@ -102,22 +102,36 @@ FIGURES = click.option("--format", "suffix", type=click.Choice(["png", "pdf", "s
     type=click.Path(),
     help="Column run, one more for each hyper-parameter; beside those of `evaluate --tag`.",
 )
+@click.option(
+    "--over",
+    metavar="NAME",
+    default=None,
+    help="Also plot each measure and the gap over a measure (distance_frobenius) or a hyper-parameter.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of bootstrap and permutations.")
 @click.option("--allow-mixed", is_flag=True, help="Take runs that were not measured alike.")
 @FIGURES
 @DEBUG
 def correlate(
-    runs: tuple[str, ...], gap: str, out: str | None, hyperparameters: str | None, suffix: str, **given: Any
+    runs: tuple[str, ...],
+    gap: str,
+    out: str | None,
+    hyperparameters: str | None,
+    over: str | None,
+    suffix: str,
+    **given: Any,
 ) -> None:
     """Say which measure tracks the generalization gap over stored runs."""
     from genbound.correlation import correlate as run
     from genbound.correlation import read_hyperparameters
 
+    if over is not None and out is None:
+        raise GenboundError("--over makes plots: give --out DIR too")
     stated = None if hyperparameters is None else read_hyperparameters(hyperparameters)
     found = run(runs, gap, hyperparameters=stated, **given)
     click.echo(found.to_markdown())
     if out is not None:
-        found.save(out, suffix)
+        found.save(out, suffix, over)
 
 
 @click.command()

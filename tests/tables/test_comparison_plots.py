@@ -10,7 +10,8 @@ from handmade import bound, run
 from scipy import stats
 
 from genbound.cli import main
-from genbound.comparison_plots import plot_bounds, plot_correlation
+from genbound.comparison_plots import plot_bounds, plot_correlation, plot_over
+from genbound.errors import GenboundError
 from genbound.plots import new_axes, plot_noise_stability
 from genbound.quantities.noise_stability import relative_rss
 
@@ -91,6 +92,24 @@ def test_correlation():
     assert [t.get_text() for t in ax.texts] == list("abcd") and "Kendall 1.00" in ax.get_title()
     other = new_axes()
     assert plot_correlation(table, "m", other, label=False) is other and not other.texts
+
+
+def test_over():
+    """Sorted by what was varied; on one axis where measure and gap are of one size, else on two."""
+    table = pd.DataFrame(
+        {"gap": [1.0, 0.5, 0.1, 0.2], "m": [2.0, 1.0, 0.4, np.nan], "hyperparameters": [{"d": d} for d in (3, 2, 1, 0)]}
+    )
+    ax = plot_over(table, "m", "d")
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines}
+    assert drawn == {"m": ([1, 2, 3], [0.4, 1.0, 2.0]), "generalization gap (loss, nats)": ([1, 2, 3], [0.1, 0.5, 1.0])}
+    assert ax.get_xlabel() == "d" and not hasattr(ax, "right_ax")
+    table["m"] *= 1000
+    ax = new_axes()
+    assert plot_over(table.assign(d=[0, 1, 2, 3]), "m", "d", ax) is ax
+    assert list(ax.right_ax.lines[0].get_ydata()) == [2000.0, 1000.0, 400.0] and ax.right_ax.get_ylabel() == "m"
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["m", "generalization gap (loss, nats)"]
+    with pytest.raises(GenboundError, match="'colour' is no measure and no numeric hyper-parameter .* m, d"):
+        plot_over(table, "m", "colour")
 
 
 @pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])

@@ -212,6 +212,9 @@ def test_the_command(tmp_path, capsys):
         "points.csv",
     ]
     assert "<text" in (tmp_path / "out" / "correlation_good.svg").read_text()
+    assert main(["correlate", *paths, "--out", str(tmp_path / "lr"), "--over", "lr"]) == 0
+    assert (tmp_path / "lr" / "over_lr_good.png").exists() and (tmp_path / "lr" / "correlation_good.png").exists()
+    assert main(["correlate", *paths, "--over", "lr"]) == 2 and "--out DIR" in capsys.readouterr().err
     (tmp_path / "h.csv").write_text("run,depth\n" + "".join(f"c{i},{i // 3}\n" for i in range(6)))
     assert main(["correlate", *paths, "--hyperparameters", str(tmp_path / "h.csv")]) == 0
     (tmp_path / "h.csv").write_text("name\nc0\n")
