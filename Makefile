@@ -31,7 +31,7 @@ demo: $(STAMP)  ## Bound a small fine-tuned network; results in runs/demo
 
 study-small: $(STAMP)  ## Run the study on its smallest task; results in runs/study-small
 	PYTHONPATH=. $(BIN)/python examples/study/run.py --out runs/study-small --cells ci
-	PYTHONPATH=. $(BIN)/python examples/study/report.py runs/study-small --out runs/study-small/report
+	PYTHONPATH=. $(BIN)/python examples/study/report.py runs/study-small --results runs/study-small/kept --images runs/study-small --page runs/study-small/page.md
 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/pytest -n 2

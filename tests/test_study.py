@@ -36,16 +36,18 @@ def test_a_small_study(tmp_path):
     stamps = [file.stat().st_mtime_ns for file in cells]
     call("run.py", "--out", out, "--cells", "ci")  # nothing is left to do
     assert [file.stat().st_mtime_ns for file in cells] == stamps
-    call("report.py", out, "--out", tmp_path / "docs")
-    tables = (tmp_path / "docs" / "tables.md").read_text()
-    for words in (
-        "symmetric40",
-        "Relative RSS",
-        "Correlation with the gap in the loss",
-        "`hessian_distance`",
-        "digits_gap.png",
-    ):
+    names = ("digits symmetric40", "digits stability", "digits loss", "digits noise of another kind")
+    page = tmp_path / "page.md"
+    page.write_text("\n".join(f"<!-- {name} -->\nold\n<!-- end -->\nkept" for name in names))
+    call("report.py", out, "--results", tmp_path / "kept", "--images", tmp_path / "images", "--page", page)
+    tables = page.read_text()
+    figures = {path.name for path in (tmp_path / "images").glob("*.png")}
+    assert {"study_noise.png", "study_stability.png", "study_gap.png"} <= figures
+    for words in ("| both ", "Relative RSS", "| hessian_distance ", "*Not run yet.*", "kept"):
         assert words in tables
+    assert "old" not in tables
+    call("report.py", "--results", tmp_path / "kept", "--images", tmp_path / "images", "--page", page)
+    assert page.read_text() == tables  # what is kept is enough
     rows = {file.parent.name: json.loads(file.read_text()) for file in cells}
     both, plain = (rows[f"symmetric40-{method}-seed0"] for method in ("both", "plain"))
     assert plain["noise_rate"] == both["noise_rate"] > 0.3

@@ -176,12 +176,12 @@ TASKS = {
     for task in (
         Task("cifar10", 500, 100, 600, efficientnet, efficientnet_weights, cifar_samples, cifar_labels, 2e-4, 5, 12, 0.002),
         Task(
-            "sst2", 500, 60, 600, None, minilm_weights, text_samples("sst2", "sentence", None), text_labels("sst2"),
-            1e-4, 3, 8, 0.01,
+            "sst2", 400, 60, 500, None, minilm_weights, text_samples("sst2", "sentence", None), text_labels("sst2"),
+            1e-4, 3, 6, 0.01,
         ),
         Task(
-            "mrpc", 500, 60, 600, None, minilm_weights, text_samples("mrpc", "sentence1", "sentence2"),
-            text_labels("mrpc"), 1e-4, 3, 8, 0.01,
+            "mrpc", 400, 60, 500, None, minilm_weights, text_samples("mrpc", "sentence1", "sentence2"),
+            text_labels("mrpc"), 1e-4, 3, 6, 0.01,
         ),
         # The demo's small network, for tests: no download, seconds on one core.
         Task(
