@@ -221,7 +221,8 @@ def _measurable(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tenso
     """The tensors as finite floating-point weights, and what was done to them."""
     if not tensors:
         raise GenboundError(f"checkpoint {str(path)!r} holds no tensors; save a state dict")
-    if any(".base_layer." in name for name in tensors) and any(".lora_" in name for name in tensors):
+    # The file of an adapter may hold the biases of the layers it adapts, never their weights.
+    if any(".base_layer.weight" in name for name in tensors) and any(".lora_" in name for name in tensors):
         raise GenboundError(
             f"checkpoint {str(path)!r} holds an adapter beside its base and not the adapter's scaling; save the PEFT model with "
             "save_pretrained(DIR), or merge it with merge_and_unload(), and give that"

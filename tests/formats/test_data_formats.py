@@ -97,7 +97,7 @@ def test_texts(form, tmp_path, tokenizer):
     found, problem = losses_of(case, spec)
     assert found["train_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
     assert found["train_loss_per_token"] is None
-    assert problem.batch([0, 1]).inputs["attention_mask"].sum(1).tolist() == [7, 8]
+    assert problem.data.batch([0, 1]).inputs["attention_mask"].sum(1).tolist() == [7, 8]
 
 
 def test_names_of_classes(tmp_path, tokenizer):
@@ -116,7 +116,7 @@ def test_labels_of_words(tmp_path, tokenizer):
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"w": w, "t": t}) for w, t in zip(words, tags, strict=True)))
     found, problem = losses_of(case, f"jsonl:{tmp_path}/t.jsonl?text=w&label=t")
     # "bc" is the pieces b ##c: only the first bears the label.
-    assert problem.batch([0]).targets.tolist() == [[-100, 0, 1, -100, 2, -100]]
+    assert problem.data.batch([0]).targets.tolist() == [[-100, 0, 1, -100, 2, -100]]
     sums, counts = [], []
     for row, labels in zip(words, tags, strict=True):
         encoded = tokenizer[0](row, is_split_into_words=True, return_tensors="pt")
@@ -160,7 +160,7 @@ def test_regression_and_several_labels(tmp_path, tokenizer):
     )
     (tmp_path / "t.csv").write_text("s,v,p,q,r\na b,0.5,1,0,1\nc,-1.25,0,0,1\nd e f,3,1,1,0\n")
     found, problem = losses_of(number, f"csv:{tmp_path}/t.csv?text=s&label=v")
-    assert problem.loss.name == "squared_error" and problem.batch([0, 1, 2]).targets.tolist() == [0.5, -1.25, 3.0]
+    assert problem.loss.name == "squared_error" and problem.data.batch([0, 1, 2]).targets.tolist() == [0.5, -1.25, 3.0]
     (tmp_path / "m").mkdir()
     several = text_case(tmp_path / "m", tokenizer, config={"problem_type": "multi_label_classification"})
     found, problem = losses_of(several, f"csv:{tmp_path}/t.csv?text=s&label=p,q,r")
@@ -194,12 +194,12 @@ def test_images_through_the_checkpoints_own_settings(tmp_path):
     processor.save_pretrained(case.ckpt)
     made = folder_of_images(tmp_path)
     found, problem = losses_of(case, f"imagefolder:{tmp_path}/pictures")
-    assert problem.batch(range(6)).targets.tolist() == [0, 0, 1, 1, 2, 2]
+    assert problem.data.batch(range(6)).targets.tolist() == [0, 0, 1, 1, 2, 2]
     arrays = [made[name, i] for name in ("ant", "bee", "cat") for i in range(2)]
     pixels = torch.from_numpy(
         np.stack([processor(PIL.fromarray(a), return_tensors="np")["pixel_values"][0] for a in arrays])
     )
-    assert torch.allclose(problem.batch(range(6)).inputs["pixel_values"], pixels)
+    assert torch.allclose(problem.data.batch(range(6)).inputs["pixel_values"], pixels)
     with torch.no_grad():
         scores = case.model(pixel_values=pixels).logits
     expected = torch.nn.functional.cross_entropy(scores, torch.tensor([0, 0, 1, 1, 2, 2])).item()
@@ -207,7 +207,7 @@ def test_images_through_the_checkpoints_own_settings(tmp_path):
     raw = np.stack([made[name, 0] for name in ("ant", "bee", "cat")])
     np.savez(tmp_path / "i.npz", x=raw, y=np.arange(3))
     _, problem = losses_of(case, f"npz:{tmp_path}/i.npz")
-    assert torch.allclose(problem.batch(range(3)).inputs["pixel_values"], pixels[::2])
+    assert torch.allclose(problem.data.batch(range(3)).inputs["pixel_values"], pixels[::2])
 
 
 def test_images_in_a_table(tmp_path):
