@@ -26,6 +26,8 @@ TWO_SEM = ("trace_distance", "noisy_label_distance")
 # The largest of noisy estimates, where ``exact`` does not say otherwise: which samples become candidates is itself a draw, and
 # moves the value by tens of per cent, which the sem does not cover.
 SELECTED = "max_positive_trace"
+# The most extreme of a few random draws: likewise.
+EXTREME = {("compression", "smoothness")}
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Observation:
         data_sem: what the choice of samples adds; ``None`` if it does but nobody knows how much.
         lower, upper: a certain interval.
         slack: difference of a logarithm between two seeds that says nothing.
-        selected: another seed draws other candidates, to an effect that no error bar knows.
+        selected: the extreme over random draws, which another seed moves by as much as no error bar knows.
         logarithm: ``value`` is a base-10 logarithm.
         is_bound: computed, not measured.
     """
@@ -102,7 +104,7 @@ def _walk(measure: str, where: str, node: Mapping[str, Any]) -> Iterator[Observa
             data = 0.0 if whole else node.get(f"{prefix}data_sem")
             if measure == "fisher_rao" and key == "value" and value:
                 data = node["squared_sem"] / (2 * value)
-            selected = measure == SELECTED and not node.get("exact", True)
+            selected = (measure == SELECTED and not node.get("exact", True)) or (measure, key) in EXTREME
             yield Observation(measure, place, float(value), sem, data, selected=selected)
 
 

@@ -300,9 +300,7 @@ def _row(
     if not same_samples and expected.data_sem is None:
         return row("", "skipped", "other samples were measured (same --seed and --samples compare these too)")
     if not same_seed and (expected.selected or obtained.selected):
-        return row(
-            "", "skipped", "another seed draws other candidates for the maximum (same --seed compares these too)"
-        )
+        return row("", "skipped", "another seed takes the extreme over other draws (same --seed compares these too)")
     sem = _sem(expected, obtained, same_samples)
     if expected.is_bound and same_seed:
         sem = 0.0
