@@ -27,8 +27,12 @@ class Convolution(nn.Conv2d):
     At stride 2 that can be one more zero behind than before, which nn.Conv2d cannot do itself; the weights expect it.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1, groups: int = 1):
-        super().__init__(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size=1, stride=1, padding=None, groups=1, bias=False
+    ):
+        # The arguments are those of nn.Conv2d, for adapters build layers of the same class; the padding follows from the kernel.
+        kernel = kernel_size if isinstance(kernel_size, int) else kernel_size[0]
+        super().__init__(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
@@ -38,7 +42,7 @@ class Convolution(nn.Conv2d):
             margins += [total // 2, total - total // 2]
         if len(set(margins)) == 1:
             return super().forward(x)
-        return nn.functional.conv2d(pad(x, margins), self.weight, stride=stride, groups=self.groups)
+        return nn.functional.conv2d(pad(x, margins), self.weight, self.bias, stride=self.stride, groups=self.groups)
 
 
 def norm(channels: int) -> nn.BatchNorm2d:

@@ -31,7 +31,7 @@ import efficientnet_lite0  # noqa: E402
 
 DEMO = Path(__file__).parent.parent / "demo"
 PIXELS = 64
-TOKENS = 20
+TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Task:
 
     Attributes:
         name: of the task.
-        num_train, num_auxiliary, num_test: sizes; the auxiliary network of the correlated noise learns from samples of its own.
+        num_train, num_noisy, num_auxiliary, num_test: sizes, clean and under label noise; the auxiliary network of the correlated noise learns from samples of its own.
         model: factory of the network or its SPEC, ``None`` for a Hugging Face directory.
         initial: writes the pretrained weights into a folder and returns what ``finetune`` starts from.
         samples: ``(split, places, init) -> Samples``.
@@ -51,6 +51,7 @@ class Task:
 
     name: str
     num_train: int
+    num_noisy: int
     num_auxiliary: int
     num_test: int
     model: Callable[[], nn.Module] | str | None
@@ -66,12 +67,12 @@ class Task:
     batch_size: int = 16
 
     def split(self, part: str, init: Path) -> Samples:
-        """``train``, ``auxiliary`` or ``test``: fixed, balanced, disjoint."""
+        """``train``, ``noisy`` (of the same samples), ``auxiliary`` or ``test``: fixed, balanced, disjoint."""
         split = "test" if part == "test" else "train"
         labels = self.labels(split)
         order = np.random.default_rng(0).permutation(len(labels))
         classes = range(int(labels.max()) + 1)
-        first = {"train": 0, "auxiliary": self.num_train, "test": 0}[part] // len(classes)
+        first = {"auxiliary": max(self.num_train, self.num_noisy)}.get(part, 0) // len(classes)
         each = getattr(self, f"num_{part}") // len(classes)
         places = np.sort(np.concatenate([order[labels[order] == c][first : first + each] for c in classes]))
         return self.samples(split, places, init)
@@ -174,18 +175,18 @@ def digits_samples(split: str, places: np.ndarray, init: Path) -> Samples:
 TASKS = {
     task.name: task
     for task in (
-        Task("cifar10", 500, 100, 600, efficientnet, efficientnet_weights, cifar_samples, cifar_labels, 2e-4, 5, 12, 0.002),
+        Task("cifar10", 500, 300, 100, 600, efficientnet, efficientnet_weights, cifar_samples, cifar_labels, 2e-4, 5, 12, 0.002),
         Task(
-            "sst2", 400, 60, 500, None, minilm_weights, text_samples("sst2", "sentence", None), text_labels("sst2"),
+            "sst2", 300, 300, 60, 500, None, minilm_weights, text_samples("sst2", "sentence", None), text_labels("sst2"),
             1e-4, 3, 6, 0.01,
         ),
         Task(
-            "mrpc", 400, 60, 500, None, minilm_weights, text_samples("mrpc", "sentence1", "sentence2"),
+            "mrpc", 300, 300, 60, 500, None, minilm_weights, text_samples("mrpc", "sentence1", "sentence2"),
             text_labels("mrpc"), 1e-4, 3, 6, 0.01,
         ),
         # The demo's small network, for tests: no download, seconds on one core.
         Task(
-            "digits", 100, 50, 400, f"{DEMO / 'model.py'}:build", lambda folder: DEMO / "pretrained.safetensors",
+            "digits", 100, 100, 50, 400, f"{DEMO / 'model.py'}:build", lambda folder: DEMO / "pretrained.safetensors",
             digits_samples, digits_labels, 3e-3, 4, 40, 0.005, "constant", 0.0, 10,
         ),
     )

@@ -30,4 +30,9 @@ def add_adapters(model: nn.Module, head: tuple[str, ...], rank: int) -> nn.Modul
         raise GenboundError("--lora: the model has no linear layer or convolution outside its head")
     owners = sorted({name.rpartition(".")[0] for name in head} - {""})
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, modules_to_save=owners or None)
-    return peft.get_peft_model(model, config)
+    try:
+        return peft.get_peft_model(model, config)
+    except TypeError as error:  # it builds the factors from the layer's own class
+        raise GenboundError(
+            f"--lora: PEFT cannot adapt a layer of a class of its own ({error}); let its constructor take the arguments of nn.Conv2d"
+        ) from error

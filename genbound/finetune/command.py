@@ -29,7 +29,7 @@ OPTIONS = [
     option("precision", str, "float32 or bfloat16 (mixed).  [default: float32]"),
     option("device", str, "cpu or cuda.  [default: cpu]"),
     option("seed", int, "Of all randomness."),
-    option("radius", str, "Largest distance of a layer: D, D% of its norm, or PATTERN=D,…"),
+    option("radius", str, "Largest distance of a layer: D, D% of its norm, PATTERN=D,… or auto."),
     option("radius-scale", float, "s of the schedule D, D, D·s, D·s² over four stages of depth."),
     option("norm", str, "Of the distance: frobenius or mars."),
     option("head-radius", float, "Largest norm of the output head."),
@@ -86,6 +86,8 @@ def summary(record: dict[str, Any]) -> str:
         "test": "test accuracy",
     }
     rows = [(words[name], f"{value:.4f}") for name, value in record["accuracy"].items()]
+    if record.get("radius_search"):
+        rows.append(("radius, head radius", f"{record['settings']['radius']}, {record['settings']['head_radius']:g}"))
     rows.append(("largest distance of a layer", f"{max(record['distances'].values()):.4g}"))
     rows.append(("training samples", record["num_train"]))
     rows.append(("epochs", f"{record['epochs_run']:g}"))

@@ -19,9 +19,10 @@ from genbound import huggingface
 from genbound.data import Reader, Samples, load_data
 from genbound.errors import GenboundError
 from genbound.finetune.confusion import anchor_points, dual_t
-from genbound.finetune.consistent_loss import ConsistentLoss, cross_entropy
 from genbound.finetune.constraint_of_run import constraint_of
+from genbound.finetune.objective import distance_penalty, per_sample_loss
 from genbound.finetune.output import save_network, write_data_file, write_sidecar
+from genbound.finetune.search import AUTO, choose_radius
 from genbound.finetune.settings import Settings, differences
 from genbound.finetune.start import Start, build_start, tokenizer_of
 from genbound.finetune.training_data import Relabelled, all_labels, named_matrix, noisy_labels
@@ -108,11 +109,21 @@ def _finetune(init, data, out, model, test_data, num_classes, settings: Settings
 
     began = time.perf_counter()
     confusion = _confusion(init, data, out, model, num_classes, task, settings)
+    trials = None
+    if settings.radius == AUTO:
+
+        def trial(recipe: Settings, name: str) -> dict[str, Any]:
+            recipe = replace(
+                recipe, noise=f"labels:{_observed_file(out, task)}", confusion=_matrix_file(out, confusion)
+            )
+            return finetune(init, data, out / "search" / name, model=model, num_classes=num_classes, settings=recipe)
+
+        settings, trials = choose_radius(settings, trial)
     network, trained = _train(start, task, confusion, settings, out)
     save_network(network, out / "finetuned", start)
 
     record = {
-        "settings": settings.record(), "init": str(init), "data": data if isinstance(data, str) else None,
+        "settings": settings.record(), "radius_search": trials, "init": str(init), "data": data if isinstance(data, str) else None,
         "test_data": test_data if isinstance(test_data, str) else None, "model": start.spec, "rule": start.rule,
         "label2id": None if samples.label2id is None else dict(samples.label2id), "num_classes": task.num_classes,
         "num_train": len(task.train), "num_held_out": len(task.held_out), "confusion": None if confusion is None else confusion.tolist(),
@@ -172,18 +183,31 @@ def _confusion(init, data, out: Path, model, num_classes, task: Task, settings: 
         settings,
         confusion=None,
         epochs=settings.estimation_epochs,
+        radius=None if settings.radius == AUTO else settings.radius,
         early_stopping=0,
-        noise=f"labels:{out / 'observed.npy'}",
+        noise=f"labels:{_observed_file(out, task)}",
     )
-    np.save(out / "observed.npy", task.observed.numpy())
     folder = out / "estimation"
     finetune(init, data, folder, model=model, num_classes=task.num_classes, settings=recipe)
     first = build_start(folder / "finetuned", None, task.num_classes, None, False, settings.seed)
     logits, labels = predict(first.model, task.part(task.train), settings.device)
     matrix = ESTIMATES[wanted](logits.double().softmax(-1), labels)
+    _matrix_file(out, matrix)
+    return matrix
+
+
+def _observed_file(out: Path, task: Task) -> Path:
+    """The observed labels, for runs inside this one."""
+    np.save(out / "observed.npy", task.observed.numpy())
+    return out / "observed.npy"
+
+
+def _matrix_file(out: Path, matrix: np.ndarray | None) -> str | None:
+    if matrix is None:
+        return None
     with (out / "confusion.csv").open("w", newline="") as file:
         csv.writer(file).writerows(matrix.tolist())
-    return matrix
+    return str(out / "confusion.csv")
 
 
 def _train(start: Start, task: Task, confusion, settings: Settings, out: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -217,34 +241,6 @@ def _train(start: Start, task: Task, confusion, settings: Settings, out: Path) -
         "distances": constraint.distances(network),
         "history": rows,
     }
-
-
-def per_sample_loss(confusion: np.ndarray | None, settings: Settings) -> Any:
-    """The loss of the run on logits and observed labels."""
-    smoothing = settings.label_smoothing
-
-    def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-
-    base = smoothed if smoothing else cross_entropy
-    if confusion is None:
-        return base
-    return ConsistentLoss(confusion, "none", loss=base, correction=settings.correction).per_sample
-
-
-def distance_penalty(start: Start, factor: float) -> Any:
-    r""":math:`\frac{\lambda}{2}\|w - w^{(s)}\|^2` over all pretrained parameters, and :math:`\frac{\lambda}{2}\|w\|^2` for the head (L2-SP).
-
-    References:
-        Li, Grandvalet & Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018.
-    """
-    if not factor:
-        return None
-    head = set(start.head)
-    pairs = [
-        (p, torch.zeros_like(p) if name in head else p.detach().clone()) for name, p in start.model.named_parameters()
-    ]
-    return lambda: factor / 2 * sum((p - at.to(p.device)).square().sum() for p, at in pairs if p.requires_grad)
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ class Settings:
     Attributes:
         epochs, batch_size, accumulation, lr, schedule, warmup, clip, precision, device, seed: of the training loop. A step sees
             ``batch_size * accumulation`` samples; ``warmup`` is a share of all steps; ``clip`` is the largest gradient norm (0: off).
-        radius: ``D`` (absolute), ``D%`` (of the pretrained layer's Frobenius norm) or ``PATTERN=D,PATTERN=D%``; ``None``: no constraint.
+        radius: ``D`` (absolute), ``D%`` (of the pretrained layer's Frobenius norm) or ``PATTERN=D,PATTERN=D%``; ``auto`` chooses this and
+            ``head_radius`` on held-out samples; ``None``: no constraint.
         radius_scale: s of the stage schedule D, D, D·s, D·s².
         norm: ``frobenius`` or ``mars``.
         head_radius: of the output head, around zero.
@@ -91,7 +92,7 @@ class Settings:
             raise GenboundError("--early-stopping needs held-out samples: add --validation 0.1")
         if self.confusion == "known" and (self.noise is None or self.noise.startswith("labels:")):
             raise GenboundError("--confusion known is the matrix of --noise: give that as symmetric:P or as a matrix")
-        parse_radius(self.radius or "inf")
+        parse_radius("inf" if self.radius in (None, "auto") else self.radius)
 
     def _require(self, name: str, fine: bool, what: str) -> None:
         if not fine:

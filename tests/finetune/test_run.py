@@ -173,6 +173,34 @@ def test_adapters(folder, capsys):
     capsys.readouterr()
 
 
+def test_the_radius_is_chosen_on_held_out_observed_labels(folder, capsys):
+    out = folder / "auto"
+    arguments_of_run = arguments(folder, out, "--noise", "symmetric:0.3", "--confusion", "known", "--radius", "auto")
+    assert main(arguments_of_run) == 0
+    assert "radius, head radius" in capsys.readouterr().out
+    run = record(out)
+    trials = {path.parent.name: json.loads(path.read_text()) for path in out.glob("search/*/run.json")}
+    assert len(trials) == len(run["radius_search"]) == 4
+    with np.load(out / "labels.npz") as whole:
+        for trial in trials.values():
+            name = f"{trial['settings']['radius']}, head {trial['settings']['head_radius']:g}"
+            assert run["radius_search"][name] == trial["accuracy"]["validation"]
+            assert trial["num_held_out"] == 12 and trial["confusion"] == run["confusion"]
+        for file in out.glob("search/*/labels.npz"):
+            with np.load(file) as part:
+                assert (part["observed"] == whole["observed"]).all()
+    best = max(run["radius_search"].values())
+    chosen = f"{run['settings']['radius']}, head {run['settings']['head_radius']:g}"
+    assert run["radius_search"][chosen] == best and run["num_train"] == 60
+    # It is the run that the chosen radii give when they are named.
+    named = folder / "named"
+    more = ("--radius", run["settings"]["radius"], "--head-radius", str(run["settings"]["head_radius"]))
+    assert main(arguments(folder, named, "--noise", "symmetric:0.3", "--confusion", "known", *more)) == 0
+    assert same(weights(out), weights(named))
+    assert main(arguments_of_run) == 0  # and it is found again
+    capsys.readouterr()
+
+
 def test_early_stopping_keeps_the_best_epoch(folder, capsys):
     out = folder / "stopped"
     assert (

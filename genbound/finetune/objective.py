@@ -1,0 +1,40 @@
+"""What a run minimises: the loss of each sample on its observed label, and a penalty on the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from genbound.finetune.consistent_loss import ConsistentLoss, cross_entropy
+from genbound.finetune.settings import Settings
+from genbound.finetune.start import Start
+
+
+def per_sample_loss(confusion: np.ndarray | None, settings: Settings) -> Any:
+    """The loss of the run on logits and observed labels."""
+    smoothing = settings.label_smoothing
+
+    def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+    base = smoothed if smoothing else cross_entropy
+    if confusion is None:
+        return base
+    return ConsistentLoss(confusion, "none", loss=base, correction=settings.correction).per_sample
+
+
+def distance_penalty(start: Start, factor: float) -> Any:
+    r""":math:`\frac{\lambda}{2}\|w - w^{(s)}\|^2` over all pretrained parameters, and :math:`\frac{\lambda}{2}\|w\|^2` for the head (L2-SP).
+
+    References:
+        Li, Grandvalet & Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018.
+    """
+    if not factor:
+        return None
+    head = set(start.head)
+    pairs = [
+        (p, torch.zeros_like(p) if name in head else p.detach().clone()) for name, p in start.model.named_parameters()
+    ]
+    return lambda: factor / 2 * sum((p - at.to(p.device)).square().sum() for p, at in pairs if p.requires_grad)

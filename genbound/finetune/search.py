@@ -1,0 +1,42 @@
+"""Choose the balls where nobody knows how large they should be: by the accuracy on held-out samples *with their observed labels*.
+
+Under noise that leaves the right label the most likely one, that accuracy rises with the accuracy on clean labels, so no clean
+label is needed to choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from genbound.finetune.settings import Settings
+
+AUTO = "auto"
+# Share of each layer's pretrained norm, largest norm of the head: from nearly free to nearly fixed.
+CANDIDATES = (("30%", 3.0), ("10%", 1.0), ("3%", 0.3), ("1%", 0.1))
+HELD_OUT = 0.2
+
+
+def choose_radius(
+    settings: Settings, run: Callable[[Settings, str], dict[str, Any]]
+) -> tuple[Settings, dict[str, float]]:
+    """Fine-tune once with every candidate, and take the one with the best validation accuracy; the tightest of equals.
+
+    Args:
+        settings: of the run; ``radius`` is ``auto``. A ``head_radius`` that is given stays.
+        run: fine-tunes with some settings under a name, and returns the record.
+
+    Returns:
+        The settings with the chosen radii, and the validation accuracy of every candidate.
+    """
+    found: dict[str, float] = {}
+    tried: dict[str, Settings] = {}
+    for radius, head in CANDIDATES:
+        head = head if settings.head_radius is None else settings.head_radius
+        name = f"{radius}, head {head:g}"
+        tried[name] = replace(settings, radius=radius, head_radius=head)
+        trial = replace(tried[name], validation=settings.validation or HELD_OUT)
+        found[name] = run(trial, f"{radius.removesuffix('%')}pc")["accuracy"]["validation"]
+    best = max(reversed(found), key=found.__getitem__)
+    return tried[best], found
