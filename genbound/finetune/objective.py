@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from genbound.finetune.consistent_loss import ConsistentLoss, cross_entropy
