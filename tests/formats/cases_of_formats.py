@@ -355,7 +355,7 @@ def family(folder, name, base, head, **config):
     import transformers
 
     found = getattr(transformers, f"{name}Config")(**{**SMALL, "num_labels": 3, **config})
-    return hugging_face(folder, f"{name}{head}", f"{name}{base}", found, tokens())
+    return hugging_face(folder, f"{name}{head}", f"{name}{base}", found, tokens(3))
 
 
 def gpt2(folder, head):
@@ -365,11 +365,10 @@ def gpt2(folder, head):
         vocab_size=50, n_embd=8, n_layer=2, n_head=2, n_positions=16, num_labels=3, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     if head == "LMHeadModel":
-        labels = torch.roll(tokens()["input_ids"], -1, 1)
-        labels[:, -1] = -100
-        case = hugging_face(folder, "GPT2LMHeadModel", "GPT2Model", config, tokens(labels=labels), says=())
         # Files hold labels as transformers wants them, beside their tokens; the truth has them where they are predicted.
-        return case
+        labels = torch.roll(tokens(2)["input_ids"], -1, 1)
+        labels[:, -1] = -100
+        return hugging_face(folder, "GPT2LMHeadModel", "GPT2Model", config, tokens(2, labels=labels), says=())
     return hugging_face(folder, f"GPT2{head}", "GPT2Model", config, tokens())
 
 
@@ -377,7 +376,7 @@ def llama(folder, head, base):
     import transformers
 
     config = transformers.LlamaConfig(**SMALL, num_labels=3, num_key_value_heads=1)
-    data = tokens(labels=tokens()["input_ids"].roll(-1, 1)) if head == "LlamaForCausalLM" else tokens()
+    data = tokens(2, labels=tokens(2)["input_ids"].roll(-1, 1)) if head == "LlamaForCausalLM" else tokens(3)
     return hugging_face(folder, head, base, config, data, says=() if head == base else ("counts as zero",))
 
 
@@ -403,13 +402,13 @@ def convnext(folder):
     import transformers
 
     config = transformers.ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2, num_labels=3)
-    pixels = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     return hugging_face(
         folder,
         "ConvNextForImageClassification",
         "ConvNextModel",
         config,
-        {"pixel_values": pixels, "labels": torch.arange(6) % 3},
+        {"pixel_values": pixels, "labels": torch.arange(3)},
     )
 
 

@@ -19,7 +19,7 @@ def test_format(name, tmp_path):
     data = case.data
     if type(case.model).__name__.endswith(("CausalLM", "LMHeadModel")):
         # A data set keeps labels beside their tokens, where transformers wants them.
-        data = {**data, "labels": torch.cat([torch.full((6, 1), -100), data["labels"][:, :-1]], 1)}
+        data = {**data, "labels": torch.cat([torch.full((len(data["labels"]), 1), -100), data["labels"][:, :-1]], 1)}
         case.data["labels"][:, -1] = -100
     found = genbound.load(case.ckpt, case.init, data=data, **case.options)
     truth = genbound.Problem(case.model, case.start, case.data, loss=case.loss)
