@@ -137,6 +137,8 @@ def _factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         ):
             continue
         for adapter in module.lora_A:
+            if not isinstance(module.lora_A[adapter], nn.Module):
+                continue  # AdaLoRA has a third factor
             a, b = module.lora_A[adapter].weight.detach(), module.lora_B[adapter].weight.detach()
             if a.ndim != 2 or b.ndim != 2 or getattr(module.lora_B[adapter], "bias", None) is not None:
                 continue  # convolutions and biased factors are measured from their dense difference

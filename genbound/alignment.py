@@ -237,6 +237,10 @@ def _require(signature, lookup, tensors, side: str, optional: Iterable[str], hea
             mend += f" If fine-tuning added them, say so with --head-weights '{patterns}'"
     else:
         mend = "choose the architecture that CKPT was saved from with --model"
+    if missing and not other and all(_last(name) in STATISTICS for name in missing):
+        raise GenboundError(
+            f"{side} has no running statistics of batch norm ({_some(missing, 'buffer')}); save model.state_dict(), which has them"
+        )
     if missing and len(missing) >= len(other):
         raise GenboundError(f"{side} is of another architecture: it lacks {_some(missing)}; {mend}")
     if other:

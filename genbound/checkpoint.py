@@ -98,6 +98,15 @@ def read_state(path: str | os.PathLike, entry: str | None = None, ignore: Iterab
     described = path.is_dir() or path.name in HF_WEIGHTS or path.name in ADAPTER_WEIGHTS
     folder = path if path.is_dir() else path.parent
     config, adapter = (_read_json(folder / name) if described else None for name in ("config.json", ADAPTER_CONFIG))
+    if (
+        adapter is None
+        and any(".base_layer." in name for name in tensors)
+        and any(".lora_" in name for name in tensors)
+    ):
+        raise GenboundError(
+            f"checkpoint {str(path)!r} holds an adapter beside its base and not the adapter's scaling; save the PEFT model with "
+            "save_pretrained(DIR), or merge it with merge_and_unload(), and give that"
+        )
     if path.is_dir():
         files = [*files, *(folder / name for name in ("config.json", ADAPTER_CONFIG) if (folder / name).is_file())]
     return StateFile(
@@ -221,14 +230,10 @@ def _measurable(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tenso
     """The tensors as finite floating-point weights, and what was done to them."""
     if not tensors:
         raise GenboundError(f"checkpoint {str(path)!r} holds no tensors; save a state dict")
-    # The file of an adapter may hold the biases of the layers it adapts, never their weights.
-    if any(".base_layer.weight" in name for name in tensors) and any(".lora_" in name for name in tensors):
-        raise GenboundError(
-            f"checkpoint {str(path)!r} holds an adapter beside its base and not the adapter's scaling; save the PEFT model with "
-            "save_pretrained(DIR), or merge it with merge_and_unload(), and give that"
-        )
     for name in tensors:
         kind = next((what for ending, what in QUANTISED.items() if name.endswith(ending)), None)
+        if kind is None and name.endswith(".zero_point") and name.removesuffix("zero_point") + "scale" in tensors:
+            kind = "torch.ao.quantization"
         if kind is None and name.endswith(".weight_scale") and name.removesuffix("_scale") in tensors:
             kind = "weights with scales" if tensors[name.removesuffix("_scale")].element_size() == 1 else None
         if kind is not None:

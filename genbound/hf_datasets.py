@@ -100,13 +100,16 @@ def _from_cache(datasets: Any, name: str, streaming: bool) -> Any:
 
 @contextlib.contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Offline and without progress bars."""
+    """Offline, without progress bars and without a log of what is refused in our own words."""
     offline, bars = datasets.config.HF_HUB_OFFLINE, datasets.are_progress_bars_disabled()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.config.HF_HUB_OFFLINE = True
     datasets.disable_progress_bars()
     try:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
+        datasets.logging.set_verbosity(verbosity)
         if not bars:
             datasets.enable_progress_bars()

@@ -124,7 +124,11 @@ def load_through(
     absent = set(info["missing_keys"])
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
     prefix = f"{model.base_model_prefix}." if getattr(model, "base_model_prefix", "") else ""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, shape, _ in info["mismatched_keys"]:
+        # Weights tied to one that did not fit hold random numbers as well, though no key of theirs is missing.
+        for other in [other for other in state if parameters.get(other, 0) is parameters.get(name)]:
+            del state[other]
         own = next((key for key in strip_prefixes(tensors, [name], prefix)), None)
         fits = own is not None and tuple(tensors[own].shape) == tuple(shape)
         state[name] = tensors[own] if fits else torch.empty(tuple(shape), device="meta")

@@ -251,7 +251,12 @@ class Problem:
         except Exception as error:
             raise GenboundError(
                 f"the model cannot run on the data: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} "
-                f"(inputs {describe(batch.inputs)}); check that data and model belong together"
+                f"(inputs {describe(batch.inputs)}); "
+                + (
+                    "this model has a decoder of its own: give decoder_input_ids as well, with --data FILE.py:function"
+                    if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+                    else "check that data and model belong together"
+                )
             ) from error
         drew = not torch.equal(state, torch.get_rng_state())
         torch.set_rng_state(state)
@@ -287,7 +292,8 @@ class Problem:
         if any(x.shape == y.shape and not torch.allclose(x, y, rtol=1e-3, atol=size) for x, y in pairs):
             raise GenboundError(
                 "the samples of a batch influence each other (a sample alone gives another output): "
-                "per-sample quantities do not exist for such a model; is a BatchNorm layer kept in training mode?"
+                "per-sample quantities do not exist for such a model; is a BatchNorm layer kept in training mode? If it is the padding "
+                "that the model does not mask, measure with --batch-size 1"
             )
         self._check_loss(a, batch.targets)
         self.num_outputs = a[0].numel()

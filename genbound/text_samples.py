@@ -52,7 +52,10 @@ class TokenSamples(Samples):
         label = self._labels[i] if self._labels is not None else None
         where = f"sample {i} of {self.spec or 'the texts'}"
         if self._next_token:
-            label = row["input_ids"] if label is None or isinstance(label, int) else label
+            label = label.tolist() if isinstance(label, Tensor) else label
+            label = (
+                label if isinstance(label, list) else row["input_ids"]
+            )  # a class of the whole text says nothing here
             if len(label) < 2:
                 raise GenboundError(f"{where} has one token and so no next one to predict; remove it")
             label = [*label[1:], IGNORED]

@@ -190,6 +190,8 @@ def read_structure(problem) -> Structure:
     The tree is that of the fine-tuned model. Scale steps whose constant is another one at the initialisation (a batch
     norm that is not folded, a learned factor) carry it as ``init_lipschitz``.
     """
+    if problem.data is None:
+        return Structure(reason="there is no network to run", _problem=problem)  # every weight is its stored matrix
     reader = _Reader(problem, problem.params, problem.buffers)
     structure = reader.read()
     if structure.tree is not None and count(structure.tree, "scale"):

@@ -16,7 +16,7 @@ A row of M at the border of a zero-padded map has fewer taps than one inside; al
 entries. A layer applied to T tokens has T copies of its matrix in M. ``bias_norm`` is the Euclidean norm of what the bias
 adds to the whole output (every position), ``bias_vector_norm`` that of the vector. ``stride``, ``kernel_side`` and
 ``input_resolution`` are geometric means over the axes. A layer that is used at several sizes has the sizes of its largest
-input and the largest of each norm.
+input and the largest of each norm. Where there is no network M is the stored matrix, flattened behind the first axis.
 
 Cost: six products with each layer on one input. Exact up to rounding in float64.
 
@@ -85,6 +85,7 @@ QUANTITY = Quantity(
     "Frobenius, MARS and (2,1) norms of each layer's operator, of its initialisation and of the difference",
     measure,
     LayerNormsOptions,
+    needs_data=False,
     gradients=lambda problem, options: 6.0 / problem.num_samples,
     reference="Gouk et al. 2021; Bartlett et al. 2017",
 )

@@ -3,7 +3,8 @@ r"""The 2-norm of each layer as the linear map that it is: :math:`\|\mathrm{op}(
 A convolution is the operator on maps of the size that the network feeds it, with its stride, padding, dilation and groups;
 a linear layer that is applied to every token is its matrix. Batch norm right behind a layer is folded in, for each model
 with its own statistics, before the difference is taken. A layer that is used at several sizes has the largest of its norms.
-A weight whose use is not recognised as linear has the norm of its stored matrix (``kind`` is ``matrix``).
+A weight whose use is not recognised as linear has the norm of its stored matrix, flattened behind the first axis (``kind`` is
+``matrix``); so have all weights where there is no network.
 
 ``lower <= norm <= upper`` with ``upper <= 1.01 lower``; ``value`` is ``upper``. Small operators are exact up to rounding
 (``svd``). Others come from Lanczos with a random start: there ``upper`` fails with a probability of at most 1e-9 for all
@@ -73,6 +74,7 @@ QUANTITY = Quantity(
     measure,
     SpectralNormOptions,
     # Some 190 products for three operators, each the cost of a forward pass of its layer.
+    needs_data=False,
     gradients=lambda problem, options: 190.0 / problem.num_samples,
     reference="Kuczynski & Wozniakowski 1992",
 )

@@ -105,6 +105,10 @@ CHECKPOINTS = {
     "GPTQ": ("bad.safetensors", lambda: save_file(state(**{"0.qweight": torch.ones(2, dtype=torch.int32)}), "bad.safetensors"), ["GPTQ", "dequantise"]),
     "bitsandbytes": ("bad.pt", lambda: torch.save(state(**{"0.SCB": torch.ones(2)}), "bad.pt"), ["bitsandbytes", "dequantise"]),
     "torch.ao": ("bad.pt", lambda: torch.save(state(**{"0._packed_params": torch.ones(2)}), "bad.pt"), ["torch.ao", "dequantise"]),
+    "torch.ao, dynamic": (
+        "bad.pt", lambda: torch.save(state(**{"0.scale": torch.ones(()), "0.zero_point": torch.zeros(())}), "bad.pt"),
+        ["torch.ao", "dequantise"],
+    ),
     "unmerged adapter": (
         "bad.pt", lambda: torch.save({"0.base_layer.weight": torch.ones(5, 4), "0.lora_A.default.weight": torch.ones(2, 4)}, "bad.pt"),
         ["scaling", "save_pretrained"],
@@ -292,6 +296,44 @@ def test_missing_libraries(library, spec, folder, capsys, monkeypatch):
     refused(
         capsys, *given, "--data", spec, words=[rf"pip install genbound\[{'images' if library == 'PIL' else library}\]"]
     )
+
+
+STRANGE = {
+    "statistics": (
+        "torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))",
+        lambda model: dict(model.named_parameters()),
+        ["running statistics", "model.state_dict"],
+    ),
+    "padding": ("Mixing()", lambda model: model.state_dict(), ["influence each other", "--batch-size 1"]),
+    "decoder": ("Decoder()", lambda model: model.state_dict(), ["decoder_input_ids", "FILE.py:function"]),
+}
+STRANGE_NETS = """
+import types, torch
+class Mixing(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+    def forward(self, x):
+        return super().forward(x) + x.sum()
+class Decoder(torch.nn.Linear):
+    config = types.SimpleNamespace(is_encoder_decoder=True)
+    def __init__(self):
+        super().__init__(4, 3)
+    def forward(self, x, decoder_input_ids):
+        return super().forward(x)
+def net():
+    return NET
+"""
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_networks(name, folder, capsys):
+    expression, saved, words = STRANGE[name]
+    make("strange.py", STRANGE_NETS.replace("NET", expression))
+    space: dict = {}
+    exec(Path("strange.py").read_text(), space)
+    torch.save(saved(space["net"]()), "bad.pt")
+    given = ["evaluate", "bad.pt", "bad.pt", "--model", "strange.py:net", "--measures", "losses"]
+    refused(capsys, *given, "--data", "npz:good.npz", words=words)
 
 
 LOSSES = {

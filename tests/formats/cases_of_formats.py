@@ -318,7 +318,7 @@ def tokens(n=6, labels=None):
 
 
 def hugging_face(
-    folder, head, base, config, data, save=None, loss="cross_entropy", says=("counts as zero",), **options
+    folder, head, base, config, data, save=None, loss="cross_entropy", says=("counts as zero",), scale=0.05, **options
 ):
     """A model with a head, fine-tuned from its base model's checkpoint, which lacks the head."""
     import transformers
@@ -331,7 +331,7 @@ def hugging_face(
     loaded = {inside + name: value for name, value in bottom.state_dict().items() if inside + name in top.state_dict()}
     top.load_state_dict(loaded, strict=False)
     start = {n: v if n in loaded else torch.zeros_like(v) for n, v in start_of(top).items()}
-    tuned = nudge(top, scale=0.005 if says[:1] == ("resized",) else 0.05)
+    tuned = nudge(top, scale=0.005 if says[:1] == ("resized",) else scale)
     (save or (lambda model, path: model.save_pretrained(path)))(tuned, folder / "tuned")
     return Case(folder / "tuned", folder / "base", tuned, start, data, options, loss, says)
 
@@ -368,7 +368,8 @@ def gpt2(folder, head):
         # Files hold labels as transformers wants them, beside their tokens; the truth has them where they are predicted.
         labels = torch.roll(tokens(2)["input_ids"], -1, 1)
         labels[:, -1] = -100
-        return hugging_face(folder, "GPT2LMHeadModel", "GPT2Model", config, tokens(2, labels=labels), says=())
+        data = tokens(2, labels=labels)
+        return hugging_face(folder, "GPT2LMHeadModel", "GPT2Model", config, data, says=(), scale=0.005)
     return hugging_face(folder, f"GPT2{head}", "GPT2Model", config, tokens())
 
 
@@ -446,6 +447,17 @@ def resized(folder):
     return Case(folder / "tuned", folder / "base", model, start, case.data, {}, says=case.says)
 
 
+def resized_language_model(folder):
+    """One matrix is both table and output layer: its new rows count from zero once."""
+    case = gpt2(folder, "LMHeadModel")
+    case.model.resize_token_embeddings(53)
+    case.model.eval().save_pretrained(folder / "tuned")
+    name = "transformer.wte.weight"
+    case.start[name] = torch.cat([case.start[name], torch.zeros(3, 8)])
+    case.says = ("resized",)
+    return case
+
+
 def in_lightning(folder):
     """A transformers model as an attribute of a training class, saved by Lightning, described by the base's config."""
     case = bert(folder)
@@ -460,7 +472,7 @@ def in_lightning(folder):
 # adapters
 
 
-def lora(folder, save, kind="bert", target=("query", "value"), **config):
+def lora(folder, save, kind="bert", target=("query", "value"), method=None, **config):
     peft = pytest.importorskip("peft", reason="peft is not installed")
     import transformers
 
@@ -468,6 +480,9 @@ def lora(folder, save, kind="bert", target=("query", "value"), **config):
     if kind == "bert":
         found = transformers.BertConfig(**SMALL, num_labels=3)
         bottom, head, inside = transformers.BertModel(found), "BertForSequenceClassification", "bert."
+    elif kind == "llama":
+        found = transformers.LlamaConfig(**SMALL, num_labels=3, num_key_value_heads=1)
+        bottom, head, inside = transformers.LlamaModel(found), "LlamaForSequenceClassification", "model."
     else:
         found = transformers.GPT2Config(
             vocab_size=50,
@@ -486,14 +501,21 @@ def lora(folder, save, kind="bert", target=("query", "value"), **config):
     loaded = {inside + name: value for name, value in bottom.state_dict().items() if inside + name in top.state_dict()}
     top.load_state_dict(loaded, strict=False)
     start = {n: v if n in loaded else torch.zeros_like(v) for n, v in start_of(top).items()}
-    settings = peft.LoraConfig(
+    settings = method or peft.LoraConfig(
         task_type="SEQ_CLS", r=2, lora_alpha=6, target_modules=list(target), fan_in_fan_out=kind == "gpt2", **config
     )
     adapted = nudge(peft.get_peft_model(top, settings), scale=0.1)
     merged = copy.deepcopy(adapted).merge_and_unload().eval()
     (merged if save == "merged" else adapted).save_pretrained(folder / "tuned")
-    says = () if save == "merged" else ("two factors" if not config.get("use_dora") else "adapter",)
+    says = () if save == "merged" else ("two factors" if method is None and not config.get("use_dora") else "adapter",)
     return Case(folder / "tuned", folder / "base", merged, start, tokens(), says=says)
+
+
+def adaptive(folder):
+    """Three factors, of which the middle one is diagonal."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    method = peft.AdaLoraConfig(task_type="SEQ_CLS", target_modules=["query"], total_step=10)
+    return lora(folder, "adapter", method=method)
 
 
 def lora_on_a_net(folder):
@@ -568,6 +590,7 @@ CASES = {
     "ELECTRA": lambda f: family(f, "Electra", "Model", "ForSequenceClassification", embedding_size=8),
     "ALBERT": lambda f: family(f, "Albert", "Model", "ForSequenceClassification", embedding_size=8),
     "GPT-2, causal language model": lambda f: gpt2(f, "LMHeadModel"),
+    "GPT-2, more tokens": resized_language_model,
     "GPT-2, classification": lambda f: gpt2(f, "ForSequenceClassification"),
     "Llama, causal language model": lambda f: llama(f, "LlamaForCausalLM", "LlamaForCausalLM"),
     "Llama, classification": lambda f: llama(f, "LlamaForSequenceClassification", "LlamaModel"),
@@ -577,6 +600,8 @@ CASES = {
     "LoRA, merged": lambda f: lora(f, "merged"),
     "LoRA on GPT-2, ranks stabilised": lambda f: lora(f, "adapter", "gpt2", ("c_attn",), use_rslora=True),
     "LoRA, ranks and biases": lambda f: lora(f, "adapter", rank_pattern={"query": 3}, alpha_pattern={"value": 2}, bias="lora_only"),
+    "LoRA on the table of tokens": lambda f: lora(f, "adapter", "llama", ("q_proj", "embed_tokens")),
+    "AdaLoRA": adaptive,
     "DoRA": lambda f: lora(f, "adapter", use_dora=True),
     "LoRA on a network of the user's": lora_on_a_net,
 }  # fmt: skip
