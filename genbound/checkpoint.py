@@ -23,7 +23,7 @@ HF_WEIGHTS = (
 )
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")  # no tar, whatever the name says
 # What the Trainer and accelerate put beside the weights.
 NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args", "init.", "custom_")
 OTHER_KINDS = {
@@ -171,7 +171,7 @@ def _shards(folder: Path, index: Path) -> list[Path]:
 
 def _read_other(file: Path) -> Any:
     _not_empty(file)
-    if file.suffix in SUFFIXES:
+    if file.name.endswith(SUFFIXES):
         return read_torch(file)
     kind = OTHER_KINDS.get(file.suffix.lower())
     raise GenboundError(

@@ -550,6 +550,9 @@ CASES = {
     "directory with one file": lambda f: plain(f, lambda m: (tensors_save(f / "d" / "w.safetensors")(m), f / "d")[1] if (f / "d").mkdir() is None else None, torch_save(f / "b.pt")),
     "whole module": lambda f: plain(f, whole(f / P), whole(f / "b.pt")),
     "training checkpoint": lambda f: plain(f, torch_save(f / P, training), torch_save(f / "b.pt"), says=("entry 'model'",)),
+    "scripts of torch and timm": lambda f: plain(
+        f, torch_save(f / "best.pth.tar", lambda s: {"epoch": 1, "arch": "net", "state_dict": prefixed("module.")(s)}), torch_save(f / "b.pt")
+    ),
     "DeepSpeed": lambda f: plain(f, torch_save(f / P, lambda s: {"module": s, "optimizer": None, "ds_version": "0"}), torch_save(f / "b.pt")),
     "DDP": lambda f: plain(f, torch_save(f / P, prefixed("module.")), torch_save(f / "b.pt")),
     "torch.compile": lambda f: plain(f, tensors_save(f / "a.safetensors", prefix="_orig_mod."), torch_save(f / "b.pt")),
