@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import numpy as np
 import tables
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
 from tables import Row, gap, select
 
 NAMES = {
@@ -26,7 +27,8 @@ def figures(rows: list[Row], out: Path) -> list[Path]:
     """Draw all of them; the small task of the tests is drawn where there is no other."""
     tasks = [task for task in SHOWN if any(row["task"] == task for row in rows)] or ["digits"]
     wanted: dict[str, tuple[Callable, Callable]] = {
-        "study_gap": (lambda task: len(related(rows, task)) >= 5, draw_gap),
+        "study_gap": (lambda task: len(related(rows, task)) >= 5, draw_gap("bounds", "training samples")),
+        "study_gap_held_out": (lambda task: len(related(rows, task)) >= 5, draw_gap("held_out", "held-out samples")),
         "study_correlation": (lambda task: len(related(rows, task)) >= 5, draw_correlations),
         "study_stability": (lambda task: bool(select(rows, task, "stability")), draw_stability),
         "study_noise": (lambda task: bool(select(rows, task, "symmetric40")), draw_noise),
@@ -53,16 +55,27 @@ def related(rows: list[Row], task: str) -> list[Row]:
     return [row for row in select(rows, task, "clean") if row.get("losses") and row.get("bounds")]
 
 
-def draw_gap(axis, rows: list[Row], task: str) -> None:
-    cells = related(rows, task)
-    for index, method in enumerate(dict.fromkeys(row["method"] for row in cells)):
-        own = [row for row in cells if row["method"] == method]
-        axis.plot(
-            [row["bounds"]["hessian_distance"] for row in own], [gap(row, "loss") for row in own], MARKERS[index],
-            color=COLOURS[index % len(COLOURS)], ms=5, label=method.replace("_", " "),
-        )  # fmt: skip
-    axis.set(xlabel="Hessian measure", ylabel="generalization gap (nats)", xscale="log")
-    axis.legend(fontsize=6, ncols=2, frameon=False)
+def draw_gap(where: str, samples: str) -> Callable:
+    """The gap in the loss over the Hessian measure on training or on held-out samples."""
+
+    def draw(axis, rows: list[Row], task: str) -> None:
+        cells = [row for row in related(rows, task) if row.get(where)]
+        for index, method in enumerate(sorted({row["method"] for row in cells})):
+            own = [row for row in cells if row["method"] == method and row[where]["hessian_distance"] > 0]
+            axis.plot(
+                [row[where]["hessian_distance"] for row in own], [gap(row, "loss") for row in own], MARKERS[index],
+                color=COLOURS[index % len(COLOURS)], ms=5, ls="", label=method.replace("_", " "),
+            )  # fmt: skip
+        axis.set(xlabel=f"Hessian measure, {samples}", ylabel="generalization gap (nats)", xscale="log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        below(axis, 4)
+
+    return draw
+
+
+def below(axis, columns: int) -> None:
+    """The legend under the axes, where no point is."""
+    axis.legend(fontsize=6.5, ncols=columns, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def draw_correlations(axis, rows: list[Row], task: str) -> None:
@@ -77,7 +90,7 @@ def draw_correlations(axis, rows: list[Row], task: str) -> None:
     axis.axvline(0, color="#999999", lw=0.8)
     axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axis.set(xlabel="Kendall's τ, 95 % interval", xlim=(-1, 1))
-    axis.legend(fontsize=6, frameon=False)
+    below(axis, 2)
 
 
 def draw_stability(axis, rows: list[Row], task: str) -> None:
@@ -89,6 +102,7 @@ def draw_stability(axis, rows: list[Row], task: str) -> None:
     )  # fmt: skip
     axis.plot(sigma, [s["hessian_approximation"] for s in found], "-", color=COLOURS[3], label="½σ² Tr H")
     axis.set(xlabel="σ", ylabel="rise of the loss (nats)")
+    axis.set_xticks(sigma)
     axis.legend(fontsize=7, frameon=False)
 
 
@@ -106,4 +120,4 @@ def draw_noise(axis, rows: list[Row], task: str) -> None:
     axis.set(ylabel="test accuracy (%)")
     low = min(100 * r["accuracy"]["test"] for g in groups for r in select(rows, task, g))
     axis.set_ylim(max(0, low - 10), None)
-    axis.legend(fontsize=6, ncols=2, frameon=False)
+    below(axis, 4)

@@ -12,7 +12,6 @@ page everything between ``<!-- NAME -->`` and ``<!-- end -->`` is replaced by th
 import argparse
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,9 @@ def store(rows: list[dict[str, Any]], out: Path) -> None:
         kept["measures"] = tables.values_of(row)
         (target / "cell.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         if row["group"] in ("stability", "bounds"):
-            shutil.copy(row["path"] / "results.json", target)
+            text = (row["path"] / "results.json").read_text(encoding="utf-8")
+            place = str(row["path"].parent.parent)  # where the study ran is nobody's business
+            (target / "results.json").write_text(text.replace(place, "runs/study"), encoding="utf-8")
 
 
 def blocks(rows: list[dict[str, Any]]) -> dict[str, str]:

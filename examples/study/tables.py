@@ -12,7 +12,7 @@ import genbound
 from genbound.correlation import Correlations
 
 Row = dict[str, Any]
-METHODS = ("plain", "constraint", "consistent", "both")
+METHODS = ("plain", "consistent", "constraint", "both")
 RESAMPLES = 1999
 
 
@@ -164,8 +164,10 @@ def reduction(rows: list[Row], task: str) -> str | None:
             line = [group, method.replace("_", " "), str(len(own))]
             for where in ("bounds", "held_out"):
                 pairs = [(same[row["seed"]], row) for row in own if row["seed"] in same and row.get(where)]
-                pairs = [(plain[where], row[where]) for plain, row in pairs if plain.get(where)]
-                ratios = [math.log(plain["hessian_distance"] / row["hessian_distance"]) for plain, row in pairs]
+                values = [
+                    (p[where]["hessian_distance"], r[where]["hessian_distance"]) for p, r in pairs if p.get(where)
+                ]
+                ratios = [math.log(p / r) for p, r in values if p > 0 and r > 0]  # 0: predicts one class for all
                 line.append(f"{math.exp(np.mean(ratios)):.2g}" if ratios else "/")
             if line[3] != "/":
                 lines.append(line)
