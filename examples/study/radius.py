@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cells import RATE
+from cells import CONVENTION, RATE
 from tasks import TASKS
 
 from genbound.finetune import Settings, finetune, flip_labels, symmetric_noise
 from genbound.finetune.training_data import Relabelled, all_labels
 
 SEED = 10
-HELD_OUT = 300
+HELD_OUT = 2500
 
 
 def main() -> None:
@@ -32,19 +32,19 @@ def main() -> None:
     torch.set_num_threads(1)
     task = TASKS[args.task]
     init = task.initial(args.out / "init")
-    train = task.split("train", init)
+    train = task.split("noisy", init)
     labels = task.labels("train")
-    rest = np.random.default_rng(0).permutation(len(labels))[
-        -HELD_OUT:
-    ]  # the training samples are at the front of each class
+    # The training samples are at the front of each class.
+    rest = np.random.default_rng(0).permutation(len(labels))[-min(HELD_OUT, len(labels) // 2) :]
     held_out = task.samples("train", np.sort(rest), init)
     truth = all_labels(held_out)
-    noise = symmetric_noise(RATE, int(labels.max()) + 1)
-    noisy = Relabelled(held_out, torch.from_numpy(flip_labels(truth.numpy(), noise, SEED)))
+    noise = CONVENTION[task.name]
+    flips = symmetric_noise(RATE, int(labels.max()) + 1, redraw=noise.endswith("redraw"))
+    noisy = Relabelled(held_out, torch.from_numpy(flip_labels(truth.numpy(), flips, SEED + 1)))
     for candidate in args.candidates:
         radius, _, head = candidate.partition(":")
         settings = Settings(
-            epochs=task.noisy_epochs, batch_size=10, lr=task.lr, schedule=task.schedule, warmup=task.warmup, seed=SEED, noise=f"symmetric:{RATE}",
+            epochs=task.noisy_epochs, batch_size=task.batch_size, lr=task.lr, schedule=task.schedule, warmup=task.warmup, seed=SEED, noise=f"{noise}:{RATE}",
             radius=radius, head_radius=float(head or "inf"),
         )  # fmt: skip
         folder = args.out / args.task / candidate.replace("%", "pc").replace(":", "-")
