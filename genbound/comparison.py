@@ -320,7 +320,7 @@ _SPECIAL = {
     "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "σ": r"$\sigma$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\varepsilon$", "±": r"$\pm$", "½": r"$\tfrac12$",
     "‖": r"$\|$", "√": r"$\sqrt{}$", "Σ": r"$\Sigma$", "×": r"$\times$", "–": "--", "⁺": r"$^+$", "ᵀ": r"$^\top$", "≥": r"$\ge$",
-    "≤": r"$\le$",
+    "≤": r"$\le$", "…": r"\ldots{}", "→": r"$\to$", "·": r"$\cdot$", "²": r"$^2$", "−": r"$-$", "∞": r"$\infty$", "λ": r"$\lambda$",
 }  # fmt: skip
 
 

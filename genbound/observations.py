@@ -26,8 +26,8 @@ TWO_SEM = ("trace_distance", "noisy_label_distance")
 # The largest of noisy estimates, where ``exact`` does not say otherwise: which samples become candidates is itself a draw, and
 # moves the value by tens of per cent, which the sem does not cover.
 SELECTED = "max_positive_trace"
-# The most extreme of a few random draws: likewise.
-EXTREME = {("compression", "smoothness")}
+# The most extreme of a few random draws, or of candidates that they choose: likewise.
+EXTREME = {("compression", "smoothness"), ("compression", "beta")}
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _bound(name: str, row: Mapping[str, Any], results: Results) -> Iterator[Obse
         sem, lower, upper = (upper - lower) / 4 / row["value"] / math.log(10), None, None
     flatness = results.quantities.get("flatness", {})
     traces = results.quantities.get(SELECTED, {}).get("layers", {}).values() if SELECTED in requires else ()
-    selected = any(not row.get("exact", True) for row in traces)
+    selected = "compression" in requires or any(not row.get("exact", True) for row in traces)
     for form, log10 in values.items():
         if log10 is None and form:
             continue

@@ -160,13 +160,14 @@ def test_a_dropped_layer_is_named():
 def test_extremes_over_random_draws_are_compared_at_equal_seed_only():
     def drawn(value, **config):
         results = run(samples_sha256="x", **config)
-        rows = {n: {"smoothness": value, "cushion": 0.3} for n in ("a.weight", "b.weight")}
+        rows = {n: {"smoothness": value, "beta": value, "cushion": 0.3} for n in ("a.weight", "b.weight")}
         results.quantities["compression"] = {"layers": rows, "smoothness": value}
+        results.bounds["arora2018"] = bound(value)
         return results
 
     found = check(drawn(5.0, seed=1), drawn(3.0))
     assert found.passed and "another seed takes the extreme over other draws" in found.to_markdown()
-    assert len(check(drawn(5.0), drawn(3.0)).failures) == 3
+    assert len(check(drawn(5.0), drawn(3.0)).failures) == 6
 
 
 def test_a_run_that_was_measured_differently():
