@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study-small test test-slow lint clean
+.PHONY: help setup demo study-small bench test test-slow lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ demo: $(STAMP)  ## Bound a small fine-tuned network; results in runs/demo
 study-small: $(STAMP)  ## Run the study on its smallest task; results in runs/study-small
 	PYTHONPATH=. $(BIN)/python examples/study/run.py --out runs/study-small --cells ci
 	PYTHONPATH=. $(BIN)/python examples/study/report.py runs/study-small --results runs/study-small/kept --images runs/study-small --page runs/study-small/page.md
+
+bench: $(STAMP)  ## Compare costs with the peers' (docs/performance.md says what it needs)
+	$(BIN)/pip install -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.scaling
 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/pytest -n 2

@@ -42,7 +42,7 @@ def fitted(num: int, epochs: int = 12, batch_size: int = 16) -> Problem:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += float(loss) * len(batch)
+            total += float(loss.detach()) * len(batch)
         if total / num < 0.005:
             break
     model.zero_grad()

@@ -325,7 +325,8 @@ _SPECIAL = {
 
 
 def latex_text(text: str) -> str:
-    return "".join(_SPECIAL.get(character, character) for character in text)
+    parts = ["".join(_SPECIAL.get(character, character) for character in part) for part in text.split("--")]
+    return "-{}-".join(parts)  # two hyphens of an option are no dash
 
 
 def latex_number(text: str) -> str:
@@ -333,4 +334,5 @@ def latex_number(text: str) -> str:
     if not re.search(r"\d", text):
         return latex_text(text)
     inner = re.sub(r"([\d.]+)e([+-]?)0*(\d[\d.]*)", lambda m: f"{m[1]} \\times 10^{{{m[2].strip('+')}{m[3]}}}", text)
+    inner = re.sub(r" (?=\[)", r"\\ ", inner)  # mathematics drops plain spaces
     return f"${inner.replace('%', chr(92) + '%')}$"

@@ -284,3 +284,8 @@ def test_allocation_without_targets_or_spread(targets):
     assert (allocate(np.zeros((5, 2)), np.array(targets), minimum=4, budget=8) == 4).all()
     found = allocate(rng(0).exponential(size=(5, 2)), np.array(targets), minimum=4, budget=8)
     assert found.shape == (5,) and (found >= 4).all()
+
+
+def test_a_small_budget_leaves_every_stratum_its_minimum():
+    counts = allocate(np.array([[1.0], [1e8], [1e-8]]), np.array([1e-9]), minimum=2, budget=2)
+    assert counts.min() == 2 and counts[1] > 2

@@ -125,6 +125,16 @@ def test_a_weight_on_the_left_of_a_batch_of_products_is_moved_itself():
         assert abs(row["value"] - row["hessian_approximation"]) <= 4 * (row["sem"] + row["hessian_approximation_sem"])
 
 
+def test_the_fused_encoder_layer_is_taken_apart_and_left_as_it_was():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(block, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(24, 3))
+    init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    problem = Problem(model, init, (torch.randn(20, 3, 8), torch.arange(20) % 3))
+    assert can_move_rows(problem)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()

@@ -105,6 +105,16 @@ class NoisyForward(TorchDispatchMode):
         self._factor: Tensor | None = None
         self.moved: list[str] = []
 
+    def __enter__(self):
+        # torch's fused encoder layer hides the products that are watched for.
+        self._fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.backends.mha.set_fastpath_enabled(self._fused)
+        return super().__exit__(*error)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         kind = func.overloadpacket.__name__

@@ -32,6 +32,6 @@ def allocate(
     spread = np.maximum(spread, 0.1 * spread.mean())  # few pilot draws can miss a spread altogether
     needed = (scaled / spread[:, None]).sum(0).max() / strata**2
     wanted = np.maximum(spread * needed, 1)
-    wanted = wanted * min(1.0, budget / wanted.mean())
+    wanted = np.maximum(wanted * min(1.0, budget / wanted.mean()), 1)
     rounded = granularity ** np.ceil(np.log(wanted) / np.log(granularity) - 1e-9).astype(int)
     return np.maximum(rounded, minimum).astype(int)

@@ -145,6 +145,7 @@ def test_latex(pair):
     assert latex_number("8.28e+36") == r"$8.28 \times 10^{36}$" and latex_number("1e-07") == r"$1 \times 10^{-7}$"
     assert latex_number("1e412.3") == r"$1 \times 10^{412.3}$" and latex_number("/") == "/"
     assert latex_text("a_b & 5 %") == r"a\_b \& 5 \%"
+    assert latex_text("give --confusion") == "give -{}-confusion"
 
 
 def test_names_tell_runs_apart(tmp_path):

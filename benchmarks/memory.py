@@ -1,0 +1,54 @@
+"""``python -m benchmarks.memory WHAT``: peak memory of one thing in a process of its own, in bytes, above what the loaded problem holds."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import torch
+
+import genbound
+from benchmarks import models
+
+QUANTITIES = ("losses", "hessian_trace", "max_quadratic_form", "max_positive_trace", "noise_stability")
+SAMPLES = 32
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def training_step(problem) -> None:
+    """Forward, backward and AdamW on one batch, as fine-tuning does."""
+    model = problem.model.train()
+    for p in model.parameters():
+        p.requires_grad_()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    batch = problem.batch(list(range(problem.num_samples))[-problem.batch_size :])  # the longest sentences
+    for _ in range(2):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(**batch.inputs).logits, batch.targets).backward()
+        optimizer.step()
+
+
+def in_process(what: str) -> int:
+    """Start another process, so that the peak of one thing does not hide that of the next."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.memory", what], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    problem = models.minilm(SAMPLES)
+    with torch.no_grad():  # the libraries' own buffers
+        problem.forward(problem.params, problem.batch([0]).inputs)
+    before, what = _peak(), sys.argv[1]
+    if what == "training_step":
+        training_step(problem)
+    else:
+        genbound.evaluate(problem, [what])
+    print(_peak() - before)
+
+
+if __name__ == "__main__":
+    main()
