@@ -161,7 +161,7 @@ def reduction(rows: list[Row], task: str) -> str | None:
         for method in dict.fromkeys(row["method"] for row in cells if row["method"] != "plain"):
             own = [row for row in cells if row["method"] == method]
             same = {row["seed"]: row for row in cells if row["method"] == "plain" and not row["strength"]}
-            line = [group, method.replace("_", " "), str(len(own))]
+            line = [group, method.replace("_", " "), "0"]
             for where in ("bounds", "held_out"):
                 pairs = [(same[row["seed"]], row) for row in own if row["seed"] in same and row.get(where)]
                 values = [
@@ -169,6 +169,7 @@ def reduction(rows: list[Row], task: str) -> str | None:
                 ]
                 ratios = [math.log(p / r) for p, r in values if p > 0 and r > 0]  # 0: predicts one class for all
                 line.append(f"{math.exp(np.mean(ratios)):.2g}" if ratios else "/")
+                line[2] = str(max(int(line[2]), len(ratios)))
             if line[3] != "/":
                 lines.append(line)
     headers = ["labels", "method", "checkpoints", "times smaller, training samples", "times smaller, held-out samples"]
