@@ -95,6 +95,8 @@ def plot(rows: dict) -> None:
                           color=COLORS[what], fontsize=8)  # fmt: skip
         axis.set_xlabel({"length": "sequence length"}.get(name, name))
         axis.set_xlim(right=x[-1] * 1.6)
+        axis.set_xticks(x, [str(size) for size in x], fontsize=7)
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.25, which="both", lw=0.5)
     axes[0].set_ylabel("processor seconds")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=4, frameon=False)
