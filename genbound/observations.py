@@ -76,6 +76,9 @@ def _quantity(name: str, summary: Mapping[str, Any]) -> Iterator[Observation]:
     if name == "flatness":
         yield from _flatness(summary)
         return
+    if name == "sharpness":
+        yield from _sharpness(summary)
+        return
     for layer, row in (summary.get("layers") or {}).items():
         yield from _walk(name, layer, row)
     for row in summary.get("sigmas") or ():
@@ -134,6 +137,17 @@ def _flatness(summary: Mapping[str, Any]) -> Iterator[Observation]:
     for key in ("norm_displacement", "norm_weights"):
         if summary.get(key) is not None:
             yield Observation("flatness", key, summary[key])
+
+
+def _sharpness(summary: Mapping[str, Any]) -> Iterator[Observation]:
+    """The brackets that the searches ended with; what else is measured follows from them and from the weights."""
+    for key in ("alpha", "magnitude_alpha"):
+        if summary.get(key) is not None:
+            alpha = summary[key]
+            yield Observation("sharpness", key, alpha, 0.0, None, lower=alpha, upper=summary[f"{key}_above"])
+    for key in ("norm_displacement", "norm_weights"):
+        if summary.get(key) is not None:
+            yield Observation("sharpness", key, summary[key])
 
 
 def _bound(name: str, row: Mapping[str, Any], results: Results) -> Iterator[Observation]:

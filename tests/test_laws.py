@@ -21,7 +21,9 @@ from genbound.quantities import QUANTITIES
 # quantity -> power in which it grows with the displacement, the network fixed (the initialisation moves away)
 HOMOGENEOUS = {"displacement_norm": 1, "max_quadratic_form": 2}
 # these depend on the initialisation, but not on it alone through a power
-USE_THE_INITIALISATION = {"structure", "spectral_norm", "layer_norms", "flatness", "path_norm", "init_activations"}
+USE_THE_INITIALISATION = {
+    "structure", "spectral_norm", "layer_norms", "flatness", "sharpness", "path_norm", "init_activations",
+}  # fmt: skip
 # these look at the fine-tuned weights and the data alone
 OF_THE_NETWORK = {
     "losses", "hessian_trace", "noise_stability", "max_positive_trace", "input_norm", "margin", "compression", "fisher_rao",
@@ -31,12 +33,14 @@ POWER_OF_N = {
     **dict.fromkeys(["hessian_distance", "trace_distance", "noisy_label_distance"], -0.5),
     **dict.fromkeys(["pitas2017", "arora2018", "long2020", "gouk2021", "neyshabur2018", "bartlett2017"], -0.5),
     **dict.fromkeys(["jiang2020_flatness", "jiang2020_magnitude", "path_norm", "fisher_rao"], -0.5),
+    **dict.fromkeys(["jiang2020_sharpness", "jiang2020_sharpness_magnitude"], -0.5),
     "li2021": -0.25,
     **dict.fromkeys(["distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one"], 0.0),
 }  # fmt: skip
 # bound -> power of the displacement in its main term, where there is one
 POWER_OF_DISPLACEMENT = {
     **dict.fromkeys(["hessian_distance", "trace_distance", "noisy_label_distance"], 1.0),
+    "jiang2020_sharpness": 1.0,
     **dict.fromkeys(["distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one"], 1.0),
 }  # fmt: skip
 CHEAP = {

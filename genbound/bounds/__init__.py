@@ -6,7 +6,12 @@ from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.distance import DISTANCE_FROBENIUS, DISTANCE_MARS, DISTANCE_SPECTRAL, DISTANCE_TWO_ONE
 from genbound.bounds.fisher_rao import FISHER_RAO
 from genbound.bounds.gouk2021distance import GOUK2021
-from genbound.bounds.jiang2020fantastic import JIANG2020_FLATNESS, JIANG2020_MAGNITUDE
+from genbound.bounds.jiang2020fantastic import (
+    JIANG2020_FLATNESS,
+    JIANG2020_MAGNITUDE,
+    JIANG2020_SHARPNESS,
+    JIANG2020_SHARPNESS_MAGNITUDE,
+)
 from genbound.bounds.ju2022hessian import HESSIAN_DISTANCE, NOISY_LABEL_DISTANCE, TRACE_DISTANCE
 from genbound.bounds.li2021improved import LI2021
 from genbound.bounds.long2020sharp import LONG2020
@@ -29,6 +34,8 @@ BOUNDS: dict[str, Bound] = {
         BARTLETT2017,
         JIANG2020_FLATNESS,
         JIANG2020_MAGNITUDE,
+        JIANG2020_SHARPNESS,
+        JIANG2020_SHARPNESS_MAGNITUDE,
         PATH_NORM,
         FISHER_RAO,
         DISTANCE_FROBENIUS,

@@ -25,8 +25,26 @@ Forms:
     exact (flatness only): :math:`\sqrt{(\|v\|^2/(2\sigma^2)+\ln(2\sqrt n/\delta)+\ln((j+1)(j+2)))/(2n)}` with σ rounded down to :math:`2^{-j/4}`.
 
 They bound the mean error of the *perturbed* network beyond 0.1 plus the training error, not that of the network itself; σ is searched on
-the training data. All are measures. The sharpness measures of the same paper need a worst-case perturbation, which is not measured here; with
-:math:`\alpha = \sigma\sqrt{2\ln(2\omega)}`, the size that the noise rarely exceeds, they would be ``jiang2020_flatness`` again.
+the training data. All are measures.
+
+``jiang2020_sharpness``: α is the largest size at which the *worst* perturbation with all :math:`|u_i|\le\alpha` raises the training error by at
+most 0.1. Noise of standard deviation :math:`\sigma=\alpha/\sqrt{2\ln 2\omega}` stays in that box with probability 1/2 at least, which turns the
+first term into
+
+.. math:: \frac{\|v\|^2\ln(2\omega)}{2\alpha^2}.
+
+``jiang2020_sharpness_magnitude``: the box is :math:`|u_i|\le b_i=\alpha|w_i|+\varepsilon` and the noise has the standard deviations
+:math:`b_i/\sqrt{2\ln 2\omega}`:
+
+.. math:: \tfrac14\sum_i\ln\frac{\|b\|^2/\omega+2\ln(2\omega)\|v\|^2/\omega}{b_i^2}.
+
+Both are derived here; ``paper`` is null, since the paper's constants could not be confirmed. Their forms:
+    main_term, main_term_origin: the first term with the displacement, with the weights.
+    exact (sharpness only): :math:`\sqrt{(\|v\|^2\ln(2\omega)/\alpha^2+\ln 2+\ln(2\sqrt n/\delta)+\ln((j+1)(j+2)))/(2n)}`, the noise cut off at the
+    box, α rounded down to :math:`2^{-j/4}`.
+    quoted (sharpness only): the first term as it is remembered, :math:`\|v\|^2\ln(2\omega)/(4\alpha^2)`, unverified.
+
+The α that ascent finds is an upper estimate of the true one, so that these values are lower estimates.
 """
 
 from __future__ import annotations
@@ -39,6 +57,8 @@ from genbound.bounds.composition import add, bound_value, log
 REFERENCE = "Jiang et al. 2020"
 UNION = 10.0  # the paper's allowance for the search of σ
 NOTE = "bounds the mean error of the perturbed network"
+LOWER = "alpha is an upper estimate (a worse perturbation may exist), the value a lower one"
+UNCONFIRMED = "the paper's constants could not be confirmed; the other forms are derived here"
 STEPS = 4
 SIGMAS = {"init": "magnitude_sigma", "origin": "magnitude_sigma_origin"}
 REASONS = {
@@ -63,9 +83,21 @@ def with_terms(first: float, sigma: float, num_data: int) -> float:
 
 def exact(square: float, sigma: float, num_data: int, delta: float) -> float:
     r"""Log10 of the bound with σ on the grid :math:`2^{-j/4}`, j ≥ 0, and weights 1/((j+1)(j+2))."""
-    j = max(0, math.ceil(-STEPS * math.log2(sigma) - 1e-12))
-    union = log(math.log(2 * math.sqrt(num_data) / delta) + math.log((j + 1) * (j + 2)))
-    return 0.5 * (add(square - log(2.0) + 2 * j / STEPS * math.log10(2), union) - log(2 * num_data))
+    j, rest = _on_grid(sigma, num_data, delta)
+    return 0.5 * (add(square - log(2.0) + 2 * j / STEPS * math.log10(2), log(rest)) - log(2 * num_data))
+
+
+def exact_sharpness(square: float, alpha: float, num_parameters: float, num_data: int, delta: float) -> float:
+    r"""Log10 of the bound with noise cut off at the box, α on the same grid; cutting costs ln 2 at most."""
+    j, rest = _on_grid(alpha, num_data, delta)
+    first = square + log(math.log(2 * num_parameters)) + 2 * j / STEPS * math.log10(2)
+    return 0.5 * (add(first, log(math.log(2) + rest)) - log(2 * num_data))
+
+
+def _on_grid(size: float, num_data: int, delta: float) -> tuple[int, float]:
+    r"""j of the next smaller :math:`2^{-j/4}`, and :math:`\ln(2\sqrt n/\delta) + \ln((j+1)(j+2))`."""
+    j = max(0, math.ceil(-STEPS * math.log2(size) - 1e-12))
+    return j, math.log(2 * math.sqrt(num_data) / delta) + math.log((j + 1) * (j + 2))
 
 
 def _sigma(evidence: Evidence, key: str) -> float:
@@ -113,6 +145,37 @@ def _magnitude(evidence: Evidence) -> BoundValue:
     return bound_value(lambda side: 0.5 * (first("init") - log(n)), forms, NOTE)
 
 
+def _unconfirmed() -> float:
+    raise NotAvailable(UNCONFIRMED)
+
+
+def _sharpness(evidence: Evidence) -> BoundValue:
+    alpha, size, n = (*(evidence.number("sharpness", key) for key in ("alpha", "num_parameters")), evidence.num_data)
+    moved, weights = (2 * log(evidence.number("sharpness", f"norm_{key}")) for key in ("displacement", "weights"))
+
+    def leading(square: float, constant: float) -> float:
+        return 0.5 * (square + log(math.log(2 * size)) - log(constant * alpha**2) - log(n))
+
+    forms = {
+        "paper": _unconfirmed,
+        "main_term_origin": lambda: leading(weights, 2),
+        "exact": (lambda: exact_sharpness(moved, alpha, size, n, evidence.delta), f"{NOTE}; {LOWER}"),
+        "quoted": (
+            lambda: leading(moved, 4),
+            "as remembered, unverified: half of what the derivation has under the root",
+        ),
+    }
+    return bound_value(lambda side: leading(moved, 2), forms, f"{NOTE}; {LOWER}")
+
+
+def _sharpness_magnitude(evidence: Evidence) -> BoundValue:
+    def leading(which: str) -> float:
+        return 0.5 * (log(evidence.number("sharpness", f"log_sum_{which}") / 4) - log(evidence.num_data))
+
+    forms = {"paper": _unconfirmed, "main_term_origin": lambda: leading("origin")}
+    return bound_value(lambda side: leading("init"), forms, f"{NOTE}; {LOWER}")
+
+
 JIANG2020_FLATNESS = Bound(
     "jiang2020_flatness",
     "PAC-Bayes flatness: the displacement over the noise that the training error stands, leading term",
@@ -127,5 +190,21 @@ JIANG2020_MAGNITUDE = Bound(
     REFERENCE,
     ("flatness", "losses"),
     _magnitude,
+    bounds="error",
+)
+JIANG2020_SHARPNESS = Bound(
+    "jiang2020_sharpness",
+    "PAC-Bayes sharpness: the displacement over the worst perturbation that the training error stands, leading term",
+    REFERENCE,
+    ("sharpness", "losses"),
+    _sharpness,
+    bounds="error",
+)
+JIANG2020_SHARPNESS_MAGNITUDE = Bound(
+    "jiang2020_sharpness_magnitude",
+    "magnitude-aware PAC-Bayes sharpness: perturbations in proportion to each parameter, leading term",
+    REFERENCE,
+    ("sharpness", "losses"),
+    _sharpness_magnitude,
     bounds="error",
 )

@@ -15,6 +15,7 @@ from genbound.quantities import (
     max_quadratic_form,
     noise_stability,
     path_norm,
+    sharpness,
     spectral_norm,
     structure,
 )
@@ -37,6 +38,7 @@ QUANTITIES: dict[str, Quantity] = {
         max_positive_trace,
         compression,
         flatness,
+        sharpness,
         path_norm,
         fisher_rao,
     )

@@ -40,17 +40,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from genbound.errors import GenboundError
 from genbound.estimators.random import normal
+from genbound.quantities import perturbed_error
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack, stream
+from genbound.quantities.perturbed_error import GROUP, check_loss, flat, names
 
 NAME = "flatness"
 START, STEP = 2.0**-6, 4.0  # first trial, and the factor of the trials until the rise is bracketed
 SMALLEST, LARGEST = 2.0**-40, 2.0**20
-GROUP = 64  # samples that share a draw
 
 
 @dataclass(frozen=True)
@@ -80,35 +80,12 @@ class FlatnessOptions:
             raise GenboundError("2 <= num_coarse <= num_draws is needed: a mean of one draw has no standard error")
 
 
-def _groups(problem) -> list[range]:
-    """The samples dealt out in turn, so that neither size nor order (by class, say) tells the groups apart."""
-    count = math.ceil(problem.num_samples / GROUP)
-    return [range(start, problem.num_samples, count) for start in range(count)]
-
-
-def _error(problem, params, positions) -> float:
-    wrong = 0.0
-    for run in problem.batches(positions):
-        batch = problem.batch(run)
-        with torch.no_grad():
-            outputs = problem.forward(params, batch.inputs)
-        # Noise can make the outputs overflow, which no prediction survives.
-        finite = torch.isfinite(outputs).flatten(1).all(1)
-        errors = problem.loss.error(outputs.nan_to_num(), batch.targets).double()
-        wrong += float(torch.where(finite, errors, torch.ones_like(errors)).sum())
-    return wrong / len(positions)
-
-
-def _names(problem) -> list[str]:
-    return [name for name, p in problem.params.items() if p.is_floating_point()]
-
-
 def _deviations(problem, kind: str, sigma: float, epsilon: float) -> dict[str, Tensor | float]:
     if kind == "sigma":
-        return {name: sigma for name in _names(problem)}
+        return {name: sigma for name in names(problem)}
     reference = {
         name: problem.params[name] - (problem.init[name] if kind == "magnitude_sigma" else 0.0)
-        for name in _names(problem)
+        for name in names(problem)
     }
     return {name: (sigma**2 * v.square() + epsilon**2).sqrt() for name, v in reference.items()}
 
@@ -125,7 +102,7 @@ class _Trial:
 def _search(problem, context: Context, kind: str, bases: list[float]) -> dict[str, float | str | None]:
     """The largest sigma, with the rise there and its standard error; or a null and why."""
     options: FlatnessOptions = context.options
-    groups, target = _groups(problem), options.displacement
+    groups, target = perturbed_error.groups(problem), options.displacement
     trials = 0
 
     def trial(sigma: float, num_draws: int) -> _Trial:
@@ -140,7 +117,7 @@ def _search(problem, context: Context, kind: str, bases: list[float]) -> dict[st
                 if name in scale
             }
             group = index % len(groups)
-            error = _error(problem, {**problem.params, **moved}, groups[group])
+            error = perturbed_error.error(problem, {**problem.params, **moved}, groups[group])
             return {"rise": np.array([error - bases[group]])}
 
         rises = stack(context.map(f"{kind}-{trials}", range(num_draws), draw), "rise")
@@ -219,12 +196,14 @@ def log_sum(reference: Tensor, sigma: float, epsilon: float) -> float:
 
 def measure(problem, context: Context) -> Measured:
     options: FlatnessOptions = context.options
-    groups = _groups(problem)
-    parts = context.map("base", groups, lambda group: {"error": np.array([_error(problem, problem.params, group)])})
+    groups = perturbed_error.groups(problem)
+    parts = context.map(
+        "base", groups, lambda group: {"error": np.array([perturbed_error.error(problem, problem.params, group)])}
+    )
     bases = stack(parts, "error").tolist()
     base = sum(error * len(group) for error, group in zip(bases, groups, strict=True)) / problem.num_samples
-    weights = torch.cat([problem.params[name].flatten().double() for name in _names(problem)])
-    displacement = weights - torch.cat([problem.init[name].flatten().double() for name in _names(problem)])
+    weights = flat(problem, problem.params)
+    displacement = weights - flat(problem, problem.init)
     summary: dict[str, float | int | str | None] = {}
     for kind, prefix in (
         ("sigma", ""),
@@ -256,12 +235,6 @@ def measure(problem, context: Context) -> Measured:
     )
 
 
-def applies_to(problem) -> str | None:
-    if problem.loss.error is None:
-        return f"sigma is searched for a rise of the 0-1 error, which {problem.loss.name} does not have"
-    return None
-
-
 def forecast(problem, options: FlatnessOptions) -> float:
     """Three searches of four coarse and three fine trials, and two floors; a forward pass is a third of a gradient."""
     draws = 3 * (4 * options.num_coarse + 3 * options.num_draws) + 2 * options.num_draws
@@ -274,6 +247,6 @@ QUANTITY = Quantity(
     measure,
     FlatnessOptions,
     gradients=forecast,
-    applies_to=applies_to,
+    applies_to=lambda problem: check_loss("sigma", problem),
     reference="Jiang et al. 2020",
 )

@@ -111,6 +111,11 @@ def evidence(
             "sem_error": 0.0, "log_sum_init": log_sum(layers, moved, False),
             "log_sum_origin": log_sum(layers, size, True),
         },
+        "sharpness": {
+            "alpha": 0.1, "alpha_above": 0.11, "magnitude_alpha": 0.1, "magnitude_alpha_above": 0.11, "epsilon": 1e-3,
+            "displacement": 0.1, "num_parameters": 12, "norm_displacement": math.sqrt(moved), "norm_weights": math.sqrt(size),
+            "log_sum_init": log_sum_of_box(layers, moved), "log_sum_origin": log_sum_of_box(layers, size),
+        },
         "path_norm": {"log10_squared": math.log10(67), "value": math.sqrt(67)},
         "fisher_rao": {"value": 3.0, "parametric": 3.0, "identity_holds": True, "num_samples": 100},
         "displacement_norm": {"layers": distances},
@@ -142,6 +147,13 @@ def log_sum(layers, square, origin, sigma=0.1, epsilon=1e-3):
     values = np.concatenate([(w if origin else w - s).ravel() for w, s in layers.values()])
     top = epsilon**2 + (sigma**2 + 1) * square / len(values)
     return float(np.log(top / (epsilon**2 + sigma**2 * values**2)).sum())
+
+
+def log_sum_of_box(layers, square, alpha=0.1, epsilon=1e-3):
+    """The same with the box alpha |w| + epsilon, sqrt(2 ln(2 omega)) standard deviations wide."""
+    sizes = alpha * np.abs(np.concatenate([w.ravel() for w, _ in layers.values()])) + epsilon
+    top = (sizes**2).mean() + 2 * math.log(2 * len(sizes)) * square / len(sizes)
+    return float(np.log(top / sizes**2).sum())
 
 
 NET = {"1": (W1, W1_INIT), "2": (W2, W2_INIT)}

@@ -293,6 +293,54 @@ def test_jiang_exact():
     assert on_grid == pytest.approx(math.sqrt((6 + math.log(400) + math.log(12)) / 200), rel=1e-12)
 
 
+def test_jiang_sharpness():
+    """alpha = .1, omega = 12: 6 ln 24 / .02 / 100 = 3 ln 24, the weights 38 ln 24 / 2; quoted: 1.5 ln 24."""
+    assert number(jiang.JIANG2020_SHARPNESS) == pytest.approx(math.sqrt(9.534161), rel=1e-7)  # ln 24 = 3.1780538
+    assert number(jiang.JIANG2020_SHARPNESS, "main_term_origin") == pytest.approx(math.sqrt(60.383023), rel=1e-7)
+    assert number(jiang.JIANG2020_SHARPNESS, "quoted") == pytest.approx(math.sqrt(4.767081), rel=1e-7)
+
+
+def test_jiang_sharpness_exact():
+    """1 / alpha^2 is 128 on the grid: (6 * 128 ln 24 + ln 2 + ln(20 / .05) + ln(15 * 16)) / 200 = 2452.9105 / 200."""
+    assert number(jiang.JIANG2020_SHARPNESS, "exact") == pytest.approx(math.sqrt(2452.9105 / 200), rel=1e-7)
+
+
+def test_jiang_sharpness_of_magnitudes():
+    """Boxes .1 |w| + .001 of |w| = 0, six 1, four 2 and a 4: squares 1e-6, .010201, .040401, .160801, in all .383612.
+
+    The prior's variance times 2 ln 24 is .383612 / 12 + 6.3561077 * 6 / 12 = 3.2100215, whose logarithm is 1.1662777:
+    12 of it and 13.8155106, 6 * 4.5852695, 4 * 3.2089007, 1.8275877, in all 69.9856500; the weights 3 * 38 / 6 for 3 * 6 / 6.
+    """
+    assert number(jiang.JIANG2020_SHARPNESS_MAGNITUDE) == pytest.approx(math.sqrt(69.985650 / 400), rel=1e-7)
+    top = math.log(0.383612 / 12 + 2 * math.log(24) * 38 / 12)
+    expected = math.sqrt((12 * top + 69.985650 - 12 * 1.1662777) / 400)
+    assert number(jiang.JIANG2020_SHARPNESS_MAGNITUDE, "main_term_origin") == pytest.approx(expected, rel=1e-7)
+
+
+def test_jiang_sharpness_says_what_it_is():
+    for bound in (jiang.JIANG2020_SHARPNESS, jiang.JIANG2020_SHARPNESS_MAGNITUDE):
+        row = bound.evaluate(net())
+        assert row["bounds"] == "error" and row["kind"] == "measure"
+        assert row["vacuous"] is (bound is jiang.JIANG2020_SHARPNESS)  # 3.09 and 0.418 against chance, 0.5
+        assert "upper estimate" in row["note"] and "perturbed" in row["note"]
+        assert row["forms"]["paper"]["log10"] is None and "could not be confirmed" in row["forms"]["paper"]["note"]
+    assert "unverified" in jiang.JIANG2020_SHARPNESS.evaluate(net())["forms"]["quoted"]["note"]
+    for key in ("alpha", "log_sum_init"):
+        given = net(sharpness={key: None, f"{key}_reason": "no box is small enough"})
+        bound = jiang.JIANG2020_SHARPNESS if key == "alpha" else jiang.JIANG2020_SHARPNESS_MAGNITUDE
+        row = bound.evaluate(given)
+        assert row["value"] is None and row["note"].endswith(": no box is small enough")
+
+
+def test_noise_stays_in_the_box_half_of_the_time():
+    """What the factor ln(2 omega) stands for: P(max |u_i| <= alpha) >= 1/2, and a narrower box would not do for many."""
+    for size in (1, 12, 10**4, 10**8):
+        deviations = math.sqrt(2 * math.log(2 * size))
+        stays = math.exp(size * math.log1p(-math.erfc(deviations / math.sqrt(2))))
+        assert stays >= 0.5
+    assert stays < 0.95 and math.exp(size * math.log1p(-math.erfc(0.9 * deviations / math.sqrt(2)))) < 0.5
+
+
 def test_jiang_gives_the_reason_of_the_search():
     given = net(flatness={"log_sum_init": None, "magnitude_sigma": None, "magnitude_reason": "too much noise"})
     row = jiang.JIANG2020_MAGNITUDE.evaluate(given)

@@ -1,0 +1,73 @@
+"""What ``flatness`` and ``sharpness`` share: the error at perturbed weights, and the groups of samples it is taken on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+GROUP = 64  # samples that share a perturbation
+
+
+def groups(problem, size: int = GROUP) -> list[range]:
+    """The samples dealt out in turn, so that neither size nor order (by class, say) tells the groups apart."""
+    count = math.ceil(problem.num_samples / size)
+    return [range(start, problem.num_samples, count) for start in range(count)]
+
+
+def names(problem) -> list[str]:
+    """The parameters that are perturbed: all of them, with biases and the affine parameters of normalisations."""
+    return [name for name, p in problem.params.items() if p.is_floating_point()]
+
+
+def flat(problem, weights: Mapping[str, Tensor]) -> Tensor:
+    """These parameters in double precision, one after another: ``[omega]``."""
+    return torch.cat([weights[name].flatten().double() for name in names(problem)])
+
+
+def num_wrong(problem, outputs: Tensor, targets: Tensor) -> float:
+    """Sum of the errors in a batch; outputs that overflow, which a perturbation can make them do, are wrong."""
+    finite = torch.isfinite(outputs).flatten(1).all(1)
+    errors = problem.loss.error(outputs.nan_to_num(), targets).double()
+    return float(torch.where(finite, errors, torch.ones_like(errors)).sum())
+
+
+def error(problem, params: Mapping[str, Tensor], positions: Sequence[int]) -> float:
+    """Mean error at the given weights. Cost: a forward pass of the samples."""
+    wrong = 0.0
+    for run in problem.batches(positions):
+        batch = problem.batch(run)
+        with torch.no_grad():
+            outputs = problem.forward(params, batch.inputs)
+        wrong += num_wrong(problem, outputs, batch.targets)
+    return wrong / len(positions)
+
+
+def error_and_gradient(
+    problem, params: Mapping[str, Tensor], positions: Sequence[int]
+) -> tuple[float, dict[str, Tensor]]:
+    """Mean error, and the gradient of the summed loss in the perturbed parameters; zero where it is not a number."""
+    leaves = {name: params[name].detach().requires_grad_() for name in names(problem)}
+    total = {name: torch.zeros_like(p) for name, p in leaves.items()}
+    wrong = 0.0
+    for run in problem.batches(positions):
+        batch = problem.batch(run)
+        with torch.enable_grad():
+            outputs = problem.forward({**params, **leaves}, batch.inputs)
+            loss = problem.loss.per_sample(outputs, batch.targets).sum()
+        wrong += num_wrong(problem, outputs.detach(), batch.targets)
+        if loss.requires_grad:
+            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            for name, gradient in zip(leaves, found, strict=True):
+                if gradient is not None:
+                    total[name] += gradient.nan_to_num()
+    return wrong / len(positions), total
+
+
+def check_loss(what: str, problem) -> str | None:
+    """Why the quantity does not exist for the problem, if it does not."""
+    if problem.loss.error is None:
+        return f"{what} is searched for a rise of the 0-1 error, which {problem.loss.name} does not have"
+    return None
