@@ -20,6 +20,7 @@ NAMES = {
 }
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X<>dh"
+HEIGHTS = {"study_correlation": 5.5}  # inches; it has a line a measure
 SHOWN = ("cifar10", "sst2", "mrpc")
 
 
@@ -40,7 +41,7 @@ def figures(rows: list[Row], out: Path) -> list[Path]:
             if not panels:
                 continue
             figure, axes = plt.subplots(
-                1, len(panels), figsize=(4.3 * len(panels), 3.3), layout="constrained", squeeze=False
+                1, len(panels), figsize=(4.3 * len(panels), HEIGHTS.get(name, 3.3)), layout="constrained", squeeze=False
             )
             for axis, task in zip(axes[0], panels, strict=True):
                 draw(axis, rows, task)
@@ -75,7 +76,13 @@ def draw_gap(where: str, samples: str) -> Callable:
 
 def below(axis, columns: int) -> None:
     """The legend under the axes, where no point is."""
-    axis.legend(fontsize=6.5, ncols=columns, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    axis.legend(
+        fontsize=6.5,
+        ncols=columns,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.5 / axis.figure.get_figheight()),
+    )
 
 
 def draw_correlations(axis, rows: list[Row], task: str) -> None:
