@@ -238,8 +238,7 @@ def minilm_noise() -> Iterator[Row]:
             rows = [(p, ("row", p // 16), p % 16) for p in range(start, start + problem.batch_size)]
             normals = Normals(rows, 0, problem.params[problem.layers[0].name])
             for s in (0.001, 0.002, 0.005, 0.01, 0.02):
-                for sign in (s, -s):
-                    noisy_losses(problem, rows, normals, sign)
+                noisy_losses(problem, rows, normals, (s, -s))
 
     each = typical(draws, 1) / unit / 10
     yield row(

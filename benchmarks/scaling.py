@@ -64,7 +64,7 @@ def costs(problem: genbound.Problem) -> dict[str, float]:
     def draw() -> None:
         for start in range(0, problem.num_samples, problem.batch_size):
             rows = [(p, ("scaling", p // 16), p % 16) for p in range(start, start + problem.batch_size)]
-            noisy_losses(problem, rows, Normals(rows, 0, next(iter(problem.params.values()))), 0.01)
+            noisy_losses(problem, rows, Normals(rows, 0, next(iter(problem.params.values()))), (0.01, -0.01))
 
     fixed = {
         "hessian_trace": {"num_pilot": 2, "max_probes": 2, "exact_products": 0, "layer_sem": 1e-9, "total_sem": 1e-9}

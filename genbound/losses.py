@@ -70,6 +70,13 @@ class Loss:
             return self.factor(outputs, targets)
         return _numerical_factor(self.per_sample, outputs, targets)
 
+    def output_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Gradient of every sample's loss in its own output, ``[N, ...]``, detached."""
+        outputs = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = self.per_sample(outputs, targets)
+        return torch.autograd.grad(losses.sum(), outputs)[0]
+
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse labels that the output has no class for."""
         if not self.classes:

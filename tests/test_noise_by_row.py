@@ -66,7 +66,7 @@ def test_rise_of_a_quadratic_loss_is_half_the_variance_times_the_trace(name):
     for draw in range(draws):
         rows = [(p, ("test", draw, copy), 5 * copy + p) for copy in range(3) for p in range(3)]
         normals = Normals(rows, 0, problem.params[problem.layers[0].name])
-        pair = [noisy_losses(problem, rows, normals, sign) for sign in (sigma, -sigma)]
+        pair = noisy_losses(problem, rows, normals, (sigma, -sigma))
         rises.append((0.5 * (pair[0] + pair[1]) - base.repeat(3)).detach().view(3, 3))
     rises = torch.cat(rises).numpy()  # [draws, samples]
     trace = np.array([_trace(problem, p) for p in range(3)])
@@ -104,7 +104,7 @@ def test_pair_has_the_same_noise_but_for_its_sign():
 
     problem.forward = watched
     for sigma in (0.0, 0.3, -0.3):
-        noisy_losses(problem, rows, normals, sigma)
+        noisy_losses(problem, rows, normals, (sigma,))
     torch.testing.assert_close(outputs[1] + outputs[2], 2 * outputs[0], rtol=0, atol=1e-12)
     assert not torch.allclose(outputs[1], outputs[0], atol=1e-2)
 

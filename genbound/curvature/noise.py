@@ -5,7 +5,7 @@ For :math:`z = W\tilde x` on the T positions of a sample, noise U with independe
 Where T is smaller than the number of inputs, the same distribution is :math:`\sigma R g` with
 :math:`RR^\top = \tilde X\tilde X^\top` (Cholesky) and ``T x out`` normals instead of ``in x out``. :math:`\tilde X` are the inputs that the
 noise in earlier layers has already moved. Both R and g are continuous functions of what they come from, so that an antithetic pair
-:math:`\pm\sigma` sees the same noise but for the sign, up to the small change of R.
+:math:`\pm\sigma` sees the same noise but for the sign, up to the small change of R. The pair shares one pass.
 
 The forward pass is watched at the level of executed operations; a weight that is used otherwise than once, by a linear map or
 a convolution, is not handled here (see :func:`can_move_rows`).
@@ -40,7 +40,7 @@ def can_move_rows(problem) -> bool:
         for layer in problem.layers
     ):
         return False
-    noise = NoisyForward(problem, 2, _zeros(problem, 2), 0.0)
+    noise = NoisyForward(problem, 2, _zeros(problem, 2), [0.0])
     batch = problem.batch([0, 0])
     with torch.no_grad(), noise:
         problem.forward(problem.params, batch.inputs)
@@ -85,22 +85,23 @@ class Normals:
 
 
 class NoisyForward(TorchDispatchMode):
-    """Adds ``sigma`` times its own noise to what each row's weights make.
+    """Adds its own noise to what each row's weights make, in a batch of some rows repeated once for every sigma.
 
     Args:
         problem: whose layers are moved.
-        num: rows of the batch.
-        normals: ``(layer, positions, width) -> [rows, positions, width]``.
-        sigma: standard deviation, with a sign.
+        num: rows, before they are repeated.
+        normals: ``(layer, positions, width) -> [num, positions, width]``.
+        sigmas: standard deviations, with signs, one for each repetition.
 
     Attributes:
         moved: names of the layers that were met, once for each time.
     """
 
-    def __init__(self, problem, num: int, normals: Callable[[str, int, int], Tensor], sigma: float):
+    def __init__(self, problem, num: int, normals: Callable[[str, int, int], Tensor], sigmas: Sequence[float]):
         super().__init__()
         self._weights = {problem.params[layer.name].untyped_storage().data_ptr(): layer for layer in problem.layers}
-        self._params, self._num, self._normals, self._sigma = problem.params, num, normals, sigma
+        self._params, self._normals, self._sigmas = problem.params, normals, list(sigmas)
+        self._rows, self._num = num, num * len(self._sigmas)
         self._inputs: Tensor | None = None  # of the last factor: queries, keys and values share theirs
         self._factor: Tensor | None = None
         self.moved: list[str] = []
@@ -144,24 +145,29 @@ class NoisyForward(TorchDispatchMode):
     def _move_linear(self, layer, use: LinearUse, out: Tensor) -> None:
         positions, inputs = use.inputs.shape[1:]
         if positions >= inputs:
-            noise = self._normals(layer.name, 1, math.prod(layer.shape)).view(self._num, *layer.shape)
-            noise = noise if use.transposed else noise.mT
-            use.per_position(out).baddbmm_(use.inputs, noise, alpha=self._sigma)
+            noise = self._normals(layer.name, 1, math.prod(layer.shape)).view(self._rows, *layer.shape)
+            left, right = use.inputs, noise if use.transposed else noise.mT
         else:
-            g = self._normals(layer.name, positions, out.shape[-1])
-            use.per_position(out).baddbmm_(self._root(use.inputs), g, alpha=self._sigma)
+            left, right = self._root(use.inputs), self._normals(layer.name, positions, out.shape[-1])
+        out = use.per_position(out)
+        for i, sigma in enumerate(self._sigmas):
+            rows = slice(i * self._rows, (i + 1) * self._rows)
+            out[rows].baddbmm_(left[rows], right, alpha=sigma)
 
     def _move_convolution(self, layer, use: ConvolutionUse, out: Tensor) -> None:
         per_group, positions = math.prod(layer.shape[1:]), math.prod(out.shape[2:]) * (len(out) // self._num)
         if use.transposed or out.dim() != 4 or len(out) != self._num or positions >= per_group:
-            noise = self._normals(layer.name, 1, math.prod(layer.shape)).view(self._num, *layer.shape)
-            out.add_(use.perturb(noise), alpha=self._sigma)
+            noise = self._normals(layer.name, 1, math.prod(layer.shape)).view(self._rows, *layer.shape)
+            out.add_(use.perturb(torch.cat([sigma * noise for sigma in self._sigmas])))
             return
         patches = F.unfold(use.inputs, layer.shape[2:], use.dilation, use.padding, use.stride)
         patches = patches.unflatten(1, (use.groups, -1)).mT  # [N, groups, T, in / groups * taps]
         g = self._normals(layer.name, positions, layer.shape[0])
         g = g.unflatten(2, (use.groups, -1)).transpose(1, 2)  # [N, groups, T, out / groups]
-        out.add_((self._root(patches) @ g).mT.reshape(out.shape), alpha=self._sigma)
+        root = self._root(patches)
+        for i, sigma in enumerate(self._sigmas):
+            rows = slice(i * self._rows, (i + 1) * self._rows)
+            out[rows].add_((root[rows] @ g).mT.reshape(out[rows].shape), alpha=sigma)
 
     def _root(self, x: Tensor) -> Tensor:
         """``R`` with ``R R^T = X X^T``, lower triangular, ``[..., T, T]``."""
@@ -181,15 +187,15 @@ class NoisyForward(TorchDispatchMode):
         return self._factor
 
 
-def noisy_losses(problem, rows: Sequence[Row], normals: Normals, sigma: float) -> Tensor:
-    """Loss of every row at its own ``W + sigma U``, ``[rows]``.
+def noisy_losses(problem, rows: Sequence[Row], normals: Normals, sigmas: Sequence[float]) -> Tensor:
+    """Loss of every row at its own ``W + sigma U`` for every sigma, ``[sigmas, rows]``, in one pass.
 
-    Cost: a forward pass, and for each linear layer on T positions about T / in of one more.
+    Cost: a forward pass for each sigma, and for each linear layer on T positions about T / in of one more.
     """
-    batch = problem.batch([position for position, _, _ in rows])
-    noise = NoisyForward(problem, len(rows), normals, sigma)
+    batch = problem.batch([position for position, _, _ in rows] * len(sigmas))
+    noise = NoisyForward(problem, len(rows), normals, sigmas)
     with torch.no_grad(), noise:
         outputs = problem.forward(problem.params, batch.inputs)
     if missed := _missed(problem, noise):
         raise RuntimeError(f"the noise was not added once to each layer: {', '.join(missed)}")
-    return problem.loss.per_sample(outputs, batch.targets)
+    return problem.loss.per_sample(outputs, batch.targets).view(len(sigmas), len(rows))

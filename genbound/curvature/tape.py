@@ -84,10 +84,7 @@ class Tape:
 
     def output_gradient(self) -> Tensor:
         """Gradient of every sample's loss in its own output, ``[N, ...]``, detached."""
-        outputs = self.outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            losses = self.problem.loss.per_sample(outputs, self.targets)
-        return torch.autograd.grad(losses.sum(), outputs)[0]
+        return self.problem.loss.output_gradient(self.outputs, self.targets)
 
     def gradients(self, part: str = "hessian") -> dict[str, list[Tensor | None]]:
         """Gradients at every use, themselves on the graph, taken once for all layers and kept.

@@ -34,7 +34,7 @@ from genbound.curvature.traces import (
     remainder_dimension,
     sampled_gauss_newton_trace,
 )
-from genbound.estimators.allocation import allocate
+from genbound.estimators.allocation import allocate, shrink
 from genbound.estimators.estimate import data_sem, stratified_mean
 from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, per_layer, stack
 
@@ -135,12 +135,13 @@ def measure(problem, context: Context) -> Measured:
 
     def gauss_newton(positions: range) -> Part:
         values, curved = np.zeros((len(positions), len(problem.layers))), np.zeros(len(problem.layers), bool)
-        products = 0
+        products, sizes = 0, np.zeros(len(positions))
         for tape in problem.tapes(positions):
             rows = np.array([p - positions[0] for p in tape.positions])
             columns = _columns(problem, tape)
             curved[columns] |= [name not in tape.piecewise_linear for name in tape.layers]
             products += len(tape) * remainder_dimension(tape)
+            sizes[rows] = tape.output_gradient().flatten(1).norm(dim=1).double().cpu().numpy()
             if exact:
                 values[np.ix_(rows, columns)] = gauss_newton_trace(tape).cpu().numpy()
         if exact:
@@ -150,7 +151,7 @@ def measure(problem, context: Context) -> Measured:
                 problem, positions, {options.num_factors: list(positions)},
                 lambda tape, draws: sampled_gauss_newton_trace(tape, seed, draws),
             )  # fmt: skip
-        return {"mean": drawn["mean"], "squares": drawn["squares"], "curved": curved, "products": np.array(products)}
+        return {"mean": drawn["mean"], "squares": drawn["squares"], "curved": curved, "products": np.array(products), "sizes": sizes}
 
     def dense_remainder(positions: range) -> Part:
         values = np.zeros((len(positions), len(problem.layers)))
@@ -180,7 +181,9 @@ def measure(problem, context: Context) -> Measured:
         )  # fmt: skip
         weights = sum(layer.num_weights for layer in problem.layers)
         budget = max(options.max_probes, min(512, SMALL // (problem.num_samples * weights)))
-        num_probes = _allocation(options, budget, value + stack(pilot, "mean").mean(0), stack(pilot, "squares"), sem)
+        num_probes = _allocation(
+            options, budget, value + stack(pilot, "mean").mean(0), stack(pilot, "squares"), stack(parts, "sizes"), sem
+        )
 
         def draws(positions: range) -> Part:
             groups: dict[int, list[int]] = {}
@@ -210,8 +213,9 @@ def measure(problem, context: Context) -> Measured:
 
 
 def _allocation(
-    options: HessianTraceOptions, budget: int, value: np.ndarray, squares: np.ndarray, have: np.ndarray
-) -> np.ndarray:
+    options: HessianTraceOptions, budget: int, value: np.ndarray, squares: np.ndarray, sizes: np.ndarray,
+    have: np.ndarray,
+) -> np.ndarray:  # fmt: skip
     """Probes per sample from the pilot's spread; enough of them that the standard errors are themselves reliable."""
     magnitude = np.abs(value)
     layer_targets = options.layer_sem * np.maximum(magnitude[:-1], 0.01 * magnitude[:-1].max())
@@ -221,7 +225,7 @@ def _allocation(
     targets = np.sqrt(np.maximum(targets**2 - have**2, (0.5 * targets) ** 2))
     num = len(squares)
     return allocate(
-        squares / (options.num_pilot - 1), targets,
+        shrink(squares / (options.num_pilot - 1), sizes, options.num_pilot), targets,
         minimum=max(4, -(-128 // num)), budget=budget,
     )  # fmt: skip
 

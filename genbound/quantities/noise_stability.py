@@ -35,7 +35,7 @@ import torch
 
 from genbound.curvature.noise import Normals, can_move_rows, noisy_losses
 from genbound.errors import GenboundError
-from genbound.estimators.allocation import allocate
+from genbound.estimators.allocation import allocate, shrink
 from genbound.estimators.estimate import data_sem, stratified_mean
 from genbound.estimators.random import normal
 from genbound.problem import BLOCK
@@ -138,22 +138,24 @@ class _MovedRows:
             rows = [(p, (NAME, *key[:-1]), key[-1]) for p, (_, key) in zip(run, draws[done:], strict=False)]
             normals = Normals(rows, self.context.seed, problem.params[problem.layers[0].name])
             for s, sigma in enumerate(sigmas):
-                for sign, scale in ((0, sigma), (1, -sigma)):
-                    losses = noisy_losses(problem, rows, normals, scale)
-                    values[done : done + len(run), s, sign] = losses.double().cpu().numpy() - base[run]
+                losses = noisy_losses(problem, rows, normals, (sigma, -sigma))
+                values[done : done + len(run), s] = losses.double().cpu().numpy().T - base[run][:, None]
             done += len(run)
         return values
 
 
 def _base(problem, positions) -> Part:
-    base, row = np.zeros(len(positions)), {p: i for i, p in enumerate(positions)}
+    base, sizes, row = np.zeros(len(positions)), np.zeros(len(positions)), {p: i for i, p in enumerate(positions)}
     for run in problem.batches(positions):
         batch = problem.batch(run)
         with torch.no_grad():
             outputs = problem.forward(problem.params, batch.inputs)
             losses = problem.loss.per_sample(outputs, batch.targets)
-        base[[row[p] for p in run]] = losses.double().cpu().numpy()
-    return {"loss": base}
+        rows = [row[p] for p in run]
+        base[rows] = losses.double().cpu().numpy()
+        gradient = problem.loss.output_gradient(outputs, batch.targets)
+        sizes[rows] = gradient.flatten(1).norm(dim=1).double().cpu().numpy()
+    return {"loss": base, "size": sizes}
 
 
 def _moments(context: Context, name: str, noise, counts, base: np.ndarray, sigmas) -> tuple[np.ndarray, np.ndarray]:
@@ -180,7 +182,8 @@ def _moments(context: Context, name: str, noise, counts, base: np.ndarray, sigma
 def measure(problem, context: Context) -> Measured:
     options: NoiseStabilityOptions = context.options
     sigmas = options.sigmas
-    base = stack(context.map("base", problem.shards(), lambda positions: _base(problem, positions)), "loss")
+    parts = context.map("base", problem.shards(), lambda positions: _base(problem, positions))
+    base, gradients = stack(parts, "loss"), stack(parts, "size")
     noise = (_MovedRows if can_move_rows(problem) else _MovedWeights)(problem, context)
     sizes = np.array([len(members) for members in noise.strata])
 
@@ -202,8 +205,9 @@ def measure(problem, context: Context) -> Measured:
     )
     # In the quadratic regime the spread of a draw and the value both grow as sigma^2: one sigma decides for all.
     size = 0.5 * middle**2 * abs(trace["value"]) * problem.num_samples / len(sizes)
+    expected = np.array([np.linalg.norm(gradients[members]) for members in noise.strata])
     counts = allocate(
-        pilot, np.array([SAFETY * options.relative_sem * size]), minimum=max(2, -(-128 // len(sizes))), budget=budget
+        shrink(pilot, expected, num_pilot), np.array([SAFETY * options.relative_sem * size]), minimum=max(2, -(-128 // len(sizes))), budget=budget
     )
 
     mean, squares = _moments(context, "draws", noise, counts.tolist(), base, sigmas)
