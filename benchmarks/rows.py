@@ -213,10 +213,8 @@ def exact_quadratic_form(network: str) -> Callable[[], Iterator[Row]]:
 # -- noise_stability ----------------------------------------------------------------------------------------------
 
 
-def minilm_noise() -> Iterator[Row]:
-    from genbound.curvature.noise import Normals, noisy_losses
-
-    problem = models.minilm(256)
+def minilm_noise(num: int = 256) -> Iterator[Row]:
+    problem = models.minilm(num)
     sigma, unit = 0.005, typical(forward(problem), 3)
     genbound.evaluate(problem, ["losses"])
     trace = seconds(lambda: genbound.evaluate(problem, ["hessian_trace"]))
@@ -228,10 +226,21 @@ def minilm_noise() -> Iterator[Row]:
     passes = (np.std(shared, ddof=1) / (ERROR * entry["value"])) ** 2
     peer = passes * typical(lambda: peers.shared_one_sided(problem, sigma, 0), 3)
     yield row(
-        f"noise_stability: MiniLM/SST-2, 256 samples, sigma {sigma:g}, mean to 1 %", f"{peer / spent:.0f}x", ">= 100x",
+        f"noise_stability: MiniLM/SST-2, {num} samples, sigma {sigma:g}, mean to 1 %", f"{peer / spent:.0f}x", ">= 100x",
         peer / spent >= 100, f"genbound {spent / unit:.0f} forward passes of time; one shared one-sided draw a pass: {passes:.0f} passes, "
         "extrapolated by 1/m", ratio=peer / spent, passes=spent / unit, peer_passes=float(passes),
     )  # fmt: skip
+
+
+def minilm_noise_1024() -> Iterator[Row]:
+    yield from minilm_noise(1024)
+
+
+def minilm_draw() -> Iterator[Row]:
+    from genbound.curvature.noise import Normals, noisy_losses
+
+    problem = models.minilm(256)
+    unit = typical(forward(problem), 3)
 
     def draws() -> None:
         for start in range(0, problem.num_samples, problem.batch_size):
@@ -295,6 +304,8 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "resnet20_quadratic_form": exact_quadratic_form("resnet20"),
     "efficientnet_quadratic_form": exact_quadratic_form("efficientnet_lite0"),
     "minilm_noise": minilm_noise,
+    "minilm_noise_1024": minilm_noise_1024,
+    "minilm_draw": minilm_draw,
     "minilm_trace_128": minilm_trace_128,
     "minilm_trace": minilm_trace,
     "fitted_trace": fitted_trace,
