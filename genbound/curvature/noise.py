@@ -32,6 +32,8 @@ Row = tuple[int, tuple, int]
 # positions make it singular. It adds that fraction of variance, 1e-4 at most in float32.
 JITTER = 16
 
+LINEAR = frozenset({torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm})
+
 
 def can_move_rows(problem) -> bool:
     """Whether every layer acts once, as a linear map or a convolution on samples that share a pass; tried on a few."""
@@ -76,11 +78,17 @@ class Normals:
     def __call__(self, name: str, positions: int, width: int) -> Tensor:
         """``[rows, positions, width]``."""
         if name not in self._known:
-            drawn = torch.empty(self._num, positions, width)
-            for key, (places, members) in self._groups.items():
-                stream = generator(self._seed, *key, name)
-                drawn[places] = torch.randn(positions, BLOCK, width, generator=stream)[:, members].transpose(0, 1)
-            self._known[name] = drawn.to(device=self._like.device, dtype=self._like.dtype)
+            drawn = [
+                (places, members, torch.randn(positions, BLOCK, width, generator=generator(self._seed, *key, name)))
+                for key, (places, members) in self._groups.items()
+            ]
+            if len(drawn) == 1 and drawn[0][1] == list(range(BLOCK)):  # a whole group in its order, the common case
+                found = drawn[0][2].transpose(0, 1)
+            else:
+                found = torch.empty(self._num, positions, width)
+                for places, members, normals in drawn:
+                    found[places] = normals[:, members].transpose(0, 1)
+            self._known[name] = found.to(device=self._like.device, dtype=self._like.dtype)
         return self._known[name]
 
 
@@ -117,9 +125,9 @@ class NoisyForward(TorchDispatchMode):
         return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        kind = func.overloadpacket.__name__
-        if kind in ("mm", "addmm", "bmm"):
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        kind = func.overloadpacket
+        if kind in LINEAR:
             inputs, weight = args[-2:]
             layer = self._weights.get(weight.untyped_storage().data_ptr())
             if layer is not None and (weight.dim() == 2 or weight.stride(0) == 0):
@@ -130,7 +138,7 @@ class NoisyForward(TorchDispatchMode):
                 use = LinearUse(None, rows if layer.samples_first else rows.transpose(0, 1), weight.stride() == own.stride()
                                 and weight.shape == own.shape, layer.samples_first)  # fmt: skip
                 self._move_linear(layer, use, out.view(-1, out.shape[-1]))
-        elif kind == "convolution":
+        elif kind is torch.ops.aten.convolution:
             layer = self._weights.get(args[1].untyped_storage().data_ptr())
             if layer is not None:
                 self.moved.append(layer.name)

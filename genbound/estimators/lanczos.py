@@ -35,6 +35,9 @@ from torch import Tensor
 ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-5}
 
 
+BLOCK = 16  # basis vectors that are stored together
+
+
 def rounding(dtype: torch.dtype) -> float:
     return ROUNDING.get(dtype, 5e-2)
 
@@ -55,7 +58,8 @@ class Lanczos:
         self._product = product
         start = start.double()
         self.norm = start.norm(dim=1)
-        self._basis = [start / self.norm.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(1)]
+        self._last = start / self.norm.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(1)
+        self._blocks: list[Tensor] = []  # of at most BLOCK basis vectors each, [N, BLOCK, d]: products with them are matrix products
         self.alpha: list[np.ndarray] = []
         self.beta: list[np.ndarray] = []
         self._scale = torch.zeros_like(self.norm)
@@ -66,18 +70,25 @@ class Lanczos:
 
     def step(self, precision: float) -> None:
         """One more product. A residual below ``precision`` times the largest norm seen ends that row's recursion."""
-        q = self._basis[-1]
+        q, place = self._last, self.num_products % BLOCK
+        if place == 0:
+            self._blocks.append(q.new_zeros(len(q), BLOCK, q.shape[1]))
+        self._blocks[-1][:, place] = q
         w = self._product(q).double()
         self._scale = torch.maximum(self._scale, w.norm(dim=1))
         alpha = (q * w).sum(1)
-        for _ in range(2):  # once is not enough in floating point
-            for b in self._basis:
-                w = w - (b * w).sum(1, keepdim=True) * b
+        w = torch.addcmul(w, q, alpha.unsqueeze(1), value=-1)
         beta = w.norm(dim=1)
+        for _ in range(3):
+            before = beta
+            for block in self._blocks:
+                w = torch.baddbmm(w.unsqueeze(1), (block @ w.unsqueeze(2)).mT, block, alpha=-1).squeeze(1)
+            beta = w.norm(dim=1)
+            # Where a sweep takes much away, its own rounding is not small beside what is left.
+            if bool((beta > 0.7 * before).all()):
+                break
         beta = torch.where(beta > precision * self._scale, beta, torch.zeros_like(beta))
-        self._basis.append(
-            w / torch.where(beta > 0, beta, torch.ones_like(beta)).unsqueeze(1) * (beta > 0).unsqueeze(1)
-        )
+        self._last = w / torch.where(beta > 0, beta, torch.ones_like(beta)).unsqueeze(1) * (beta > 0).unsqueeze(1)
         self.alpha.append(alpha.cpu().numpy())
         self.beta.append(beta.cpu().numpy())
 
@@ -85,7 +96,7 @@ class Lanczos:
         """The same recursion for some of the rows only, continued with a product for them."""
         kept = object.__new__(Lanczos)
         kept._product, kept.norm, kept._scale = product, self.norm[rows], self._scale[rows]
-        kept._basis = [b[rows] for b in self._basis]
+        kept._last, kept._blocks = self._last[rows], [block[rows] for block in self._blocks]
         kept.alpha, kept.beta = [a[rows] for a in self.alpha], [b[rows] for b in self.beta]
         return kept
 
