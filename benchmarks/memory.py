@@ -1,4 +1,4 @@
-"""``python -m benchmarks.memory WHAT``: peak memory of one thing in a process of its own, in bytes, above what the loaded problem holds."""
+"""``python -m benchmarks.memory WHAT [HEAD]``: peak memory of one thing in a process of its own, in bytes, above what the loaded problem holds."""
 
 from __future__ import annotations
 
@@ -28,18 +28,21 @@ def training_step(problem) -> None:
     batch = problem.batch(list(range(problem.num_samples))[-problem.batch_size :])  # the longest sentences
     for _ in range(2):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(**batch.inputs).logits, batch.targets).backward()
+        problem.loss.per_sample(
+            problem.forward(dict(model.named_parameters()), batch.inputs), batch.targets
+        ).mean().backward()
         optimizer.step()
 
 
-def in_process(what: str) -> int:
+def in_process(what: str, *head: str) -> int:
     """Start another process, so that the peak of one thing does not hide that of the next."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.memory", what], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.memory", what, *head]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
 def main() -> None:
-    problem = models.minilm(SAMPLES)
+    problem = models.large_head(sys.argv[2]) if len(sys.argv) > 2 else models.minilm(SAMPLES)
     with torch.no_grad():  # the libraries' own buffers
         problem.forward(problem.params, problem.batch([0]).inputs)
     before, what = _peak(), sys.argv[1]

@@ -20,11 +20,11 @@ def folder(variable: str) -> Path:
     return Path(os.environ[variable])
 
 
-def minilm(num: int, batch_size: int = 16) -> Problem:
+def minilm(num: int, batch_size: int = 16, **options) -> Problem:
     """MiniLM fine-tuned on SST-2 for two epochs: the output of examples/minilm_sst2.py."""
     pair = folder("GENBOUND_MINILM")
     data = f"csv:{folder('GENBOUND_SHARED') / 'data' / 'sst2_train.csv'}?text=sentence&label=label"
-    return load(pair / "finetuned", pair / "pretrained", data=data, num_samples=num, batch_size=batch_size)
+    return load(pair / "finetuned", pair / "pretrained", data=data, num_samples=num, batch_size=batch_size, **options)
 
 
 def fitted(num: int, epochs: int = 12, batch_size: int = 16) -> Problem:
@@ -47,6 +47,40 @@ def fitted(num: int, epochs: int = 12, batch_size: int = 16) -> Problem:
             break
     model.zero_grad()
     return Problem(model, problem.init, problem.data, num_samples=num, num_data=problem.num_data, batch_size=batch_size)
+
+
+class Head(nn.Module):
+    """A small text network with one output for every word: of the whole text, or of each of its positions."""
+
+    def __init__(self, num_outputs: int, by_token: bool, width: int = 64):
+        super().__init__()
+        self.words, self.hidden, self.head = (
+            nn.Embedding(num_outputs, width),
+            nn.Linear(width, width),
+            nn.Linear(width, num_outputs),
+        )
+        self.by_token = by_token
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.hidden(self.words(x)))
+        return self.head(h if self.by_token else h.mean(1))
+
+
+HEADS = {
+    "1000 classes": (1000, False),
+    "30522 classes": (30522, False),
+    "30522 words at each of 32 positions": (30522, True),
+}
+
+
+def large_head(kind: str, num: int = 32, length: int = 32) -> Problem:
+    """Random weights near their initialisation: what is measured is memory."""
+    torch.manual_seed(0)
+    num_outputs, by_token = HEADS[kind]
+    model = Head(num_outputs, by_token)
+    init = {name: p.detach() + 0.01 * torch.randn_like(p) for name, p in model.named_parameters()}
+    words = torch.randint(0, num_outputs, (num, length))
+    return Problem(model, init, (words, words if by_token else words[:, 0]), batch_size=16)
 
 
 def cifar(network: str, num: int, batch_size: int = 16) -> Problem:

@@ -298,6 +298,98 @@ def memory() -> Iterator[Row]:
         )  # fmt: skip
 
 
+def large_outputs() -> Iterator[Row]:
+    for kind in models.HEADS:
+        step = peak.in_process("training_step", kind)
+        used = {name: peak.in_process(name, kind) for name in peak.QUANTITIES}
+        worst = max(used, key=used.get)
+        yield row(
+            f"peak memory with {kind}, batches of 16", f"{used[worst] / step:.2f} training steps", "<= 2",
+            used[worst] <= 2 * step, f"most of five quantities: {worst}, {used[worst] / 2**20:.0f} MiB; a step of AdamW "
+            f"{step / 2**20:.0f} MiB; above the loaded pair", ratio=used[worst] / step, used=used,
+        )  # fmt: skip
+
+
+# -- is it the same number? ---------------------------------------------------------------------------------------
+
+
+def minilm_agreement(num: int = 16, probes: int = 400) -> Iterator[Row]:
+    problem = models.minilm(num)
+    options = {"layer_sem": 0.01, "total_sem": 0.005, "max_probes": 512}
+    ours = genbound.evaluate(problem, ["hessian_trace"], options={"hessian_trace": options}).quantities["hessian_trace"]
+    _, values = _plain_probes(problem, probes)
+    values = np.column_stack([values, values.sum(1)])
+    entries = [*ours["layers"].values(), ours["total"]]
+    mean, sem = values.mean(0), values.std(0, ddof=1) / np.sqrt(probes)
+    z = (mean - [e["value"] for e in entries]) / np.hypot(sem, [e["sem"] for e in entries])
+    yield row(
+        f"hessian_trace: MiniLM/SST-2, {num} samples, every layer against {probes} probes of curvlinops",
+        f"{np.abs(z).max():.1f} errors at most", "<= 4", np.abs(z).max() <= 4, f"mean square {np.mean(z[:-1] ** 2):.2f} over {len(z) - 1} layers, total "
+        f"{z[-1]:+.1f}; relative error of the total {100 * sem[-1] / mean[-1]:.1f} % there, {100 * entries[-1]['sem'] / entries[-1]['value']:.1f} % here",
+        z=z.tolist(),
+    )  # fmt: skip
+    sigma = 0.005
+    noise = genbound.evaluate(
+        problem,
+        ["noise_stability"],
+        options={"noise_stability": {"sigmas": (sigma,), "relative_sem": 0.02, "max_perturbations": 512}},
+    )
+    entry = noise.quantities["noise_stability"]["sigmas"][0]
+    with torch.no_grad():
+        base = float(torch.cat([
+            problem.loss.per_sample(problem.forward(problem.params, b.inputs), b.targets)
+            for b in map(problem.batch, problem.batches(range(num)))
+        ]).double().mean())  # fmt: skip
+    plain = np.array([peers.shared_one_sided(problem, sigma, draw) for draw in range(probes)]) - base
+    sem = plain.std(ddof=1) / np.sqrt(probes)
+    z = (plain.mean() - entry["value"]) / np.hypot(sem, entry["sem"])
+    yield row(
+        f"noise_stability: MiniLM/SST-2, {num} samples, against {probes} shared one-sided draws", f"{abs(z):.1f} errors",
+        "<= 4", abs(z) <= 4, f"{entry['value']:.5f} +- {entry['sem']:.5f} here, {plain.mean():.5f} +- {sem:.5f} there", z=float(z),
+    )  # fmt: skip
+
+
+# -- precision and compilation ------------------------------------------------------------------------------------
+
+
+def minilm_precision(num: int = 32) -> Iterator[Row]:
+    options = {"hessian_trace": {"num_pilot": 2, "max_probes": 4, "layer_sem": 1e-9, "total_sem": 1e-9}}
+    found = {}
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        problem = models.minilm(num, dtype=dtype)
+        spent, ours = _ours_to_error(problem, "hessian_trace", **options["hessian_trace"])
+        found[dtype] = spent, ours["total"]["value"], [e["value"] for e in ours["layers"].values()]
+    seconds32, exact = found[torch.float32][0], found[torch.float64]
+    for dtype in (torch.float32, torch.bfloat16):
+        spent, total, layers = found[dtype]
+        error = abs(total - exact[1]) / abs(exact[1])
+        worst = np.max(np.abs(np.subtract(layers, exact[2])) / np.max(np.abs(exact[2])))
+        yield row(
+            f"hessian_trace: MiniLM/SST-2 in {str(dtype).removeprefix('torch.')} against float64, same probes",
+            f"{error:.1e} relative error", "<= 1e-3", error <= 1e-3, f"layers to {worst:.1e} of the largest; time {spent / seconds32:.2f} of float32's, float64 "
+            f"{exact[0] / seconds32:.2f}", error=error, time=spent / seconds32,
+        )  # fmt: skip
+
+
+def minilm_compiled(num: int = 64) -> Iterator[Row]:
+    problem = models.minilm(num)
+    batch = problem.batch(list(range(num - 16, num)))
+    compiled = torch.compile(problem.model, dynamic=False)
+
+    def run(model: torch.nn.Module) -> None:
+        with torch.no_grad(), peers.plain_attention():
+            model(**batch.inputs)
+
+    start = time.perf_counter()
+    run(compiled)
+    waited = time.perf_counter() - start
+    ratio = typical(lambda: run(compiled), 9) / typical(lambda: run(problem.model), 9)
+    yield row(
+        "torch.compile: MiniLM/SST-2, a forward pass", f"{ratio:.2f} of the time", "< 1", ratio < 1,
+        f"compilation takes {waited:.0f} s for each shape of a batch", ratio=ratio, compilation=waited,
+    )  # fmt: skip
+
+
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "resnet20_trace": exact_trace("resnet20"),
     "efficientnet_trace": exact_trace("efficientnet_lite0"),
@@ -312,4 +404,8 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "minilm_quadratic_form": minilm_quadratic_form,
     "minilm_evaluate": minilm_evaluate,
     "memory": memory,
+    "large_outputs": large_outputs,
+    "minilm_agreement": minilm_agreement,
+    "minilm_precision": minilm_precision,
+    "minilm_compiled": minilm_compiled,
 }

@@ -73,7 +73,9 @@ def pair_options(command):
             click.option("--measures", type=Names(), default=None, help="Quantities and bounds (default: all)."),
             click.option("--samples", type=int, default=256, show_default=True, help="Training samples to measure on."),
             click.option("--num-data", type=int, default=None, help="Size n of the training set, if the data are a part."),
-            click.option("--batch-size", type=int, default=16, show_default=True, help="Samples in a forward pass."),
+            click.option("--batch-size", type=int, default=16, show_default=True, help="Most samples in a forward pass."),
+            click.option("--memory", type=float, default=None, metavar="GIB",
+                         help="Memory that a pass may take; smaller batches hold it (default: half of the machine's)."),
             click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
             click.option("--device", default="cpu", show_default=True, help="Where to measure."),
             click.option("--dtype", default=None, help="float32 or float64 (default: the checkpoint's)."),
@@ -123,6 +125,7 @@ def _problem(pair: Any, given: dict[str, Any]) -> Any:
     return from_pair(
         pair, given["data"], given["test_data"], num_samples=given["samples"], sample_seed=given["seed"],
         trust_remote_code=given["trust_remote_code"],
+        memory_budget=None if given["memory"] is None else int(given["memory"] * 2**30),
         **{name: given[name] for name in names},
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from genbound.evaluation import get_options
+from genbound.memory import graph_bytes, weight_bytes
 from genbound.quantities import QUANTITIES
 
 
@@ -33,27 +34,15 @@ class Forecast:
 
 
 def forecast(problem, names: list[str], options: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """Time a gradient on one batch (the faster of two) and add up what the quantities will need.
-
-    The memory is that of the tensors autograd keeps for one batch, three times over for a double backward pass, beside
-    the weights, their initial values, displacements and one perturbed copy.
-    """
+    """Time a gradient on one batch (the faster of two) and add up what the quantities will need."""
     run = next(problem.batches(range(problem.num_samples)))
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     times = []
     for _ in range(2):
         begin = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            tape = problem.tape(run)
+        tape = problem.tape(run)
         used = [w for name, w in tape.weights.items() if tape.uses[name]]
         torch.autograd.grad(tape.losses.sum(), used)
         times.append(time.perf_counter() - begin)
-    weights = sum(p.numel() * p.element_size() for p in problem.params.values())
+    peak = weight_bytes(problem) + graph_bytes(problem, run)
     gradients = {name: QUANTITIES[name].gradients(problem, get_options(name, options.get(name, {}))) for name in names}
-    return Forecast(min(times) / len(run) * problem.num_samples, gradients, 4 * weights + 3 * sum(kept.values()))
+    return Forecast(min(times) / len(run) * problem.num_samples, gradients, peak)

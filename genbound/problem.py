@@ -29,6 +29,7 @@ from genbound.forward import (
 )
 from genbound.layers import Layer, select_layers
 from genbound.losses import Loss, bounded_cross_entropy, clipped, counted, get_loss
+from genbound.memory import largest_batch
 
 BLOCK = 16  # samples that share a stream of random numbers: fixed, so that the batch size changes nothing
 SHARD = 64  # samples whose statistics are stored together
@@ -53,7 +54,9 @@ class Problem:
         head: names of the parameters that form the output head (for tables, and for ``paper_code``).
         dtype: floating-point type to measure in; ``None`` keeps the model's.
         device: where to measure.
-        batch_size: samples in one forward pass. Changes results by rounding only.
+        batch_size: most samples in one forward pass. Changes results by rounding only.
+        memory_budget: bytes that a pass and the weights may take: the batch size is reduced to what they hold. ``None`` means
+            half of the machine's (the accelerator's) memory.
         provenance: what the numbers belong to, copied into the results.
         init_buffers: the pretrained model's buffers (running statistics), those it has; the model's own stand in for
             the others.
@@ -89,6 +92,7 @@ class Problem:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         batch_size: int = BLOCK,
+        memory_budget: int | None = None,
         provenance: Mapping[str, Any] | None = None,
         init_buffers: Mapping[str, Tensor] | None = None,
         factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
@@ -129,6 +133,7 @@ class Problem:
             },
             {layer.name: known[layer.name] for layer in found if layer.name in known},
         )
+        self.batch_size = largest_batch(self, self.batch_size, memory_budget)
 
     # -- samples ----------------------------------------------------------------------------------------------
 

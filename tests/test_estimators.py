@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from genbound.estimators.allocation import allocate
+from genbound.estimators.allocation import allocate, shrink
 from genbound.estimators.estimate import data_sem, stratified_mean
 from genbound.estimators.lanczos import Lanczos
 from genbound.estimators.probes import RANK, draw_probe
@@ -284,6 +284,37 @@ def test_allocation_without_targets_or_spread(targets):
     assert (allocate(np.zeros((5, 2)), np.array(targets), minimum=4, budget=8) == 4).all()
     found = allocate(rng(0).exponential(size=(5, 2)), np.array(targets), minimum=4, budget=8)
     assert found.shape == (5,) and (found >= 4).all()
+
+
+def _waste(variances, used):
+    """Draws that an allocation in proportion to the square roots of ``used`` takes, of what the best one takes."""
+    weight = np.maximum(np.sqrt(used), 0.1 * np.sqrt(used).mean())
+    return (variances / weight).mean() * weight.mean() / np.sqrt(variances).mean() ** 2
+
+
+@pytest.mark.parametrize("num", [2, 4])
+def test_sizes_that_explain_the_spread_mend_a_short_pilot(num):
+    generator = rng(5)
+    sizes = generator.exponential(size=400) ** 2
+    truth = (sizes * np.exp(0.2 * generator.normal(size=400)))[:, None] ** 2
+    pilot = truth * generator.chisquare(num - 1, size=truth.shape) / (num - 1)
+    assert _waste(truth, shrink(pilot, sizes, num)) < 1.08
+    assert _waste(truth, pilot) > 1.2
+
+
+@pytest.mark.parametrize("num", [2, 4, 16])
+def test_sizes_that_explain_nothing_do_little_harm(num):
+    generator = rng(6)
+    truth = generator.exponential(size=(400, 1)) ** 4
+    pilot = truth * generator.chisquare(num - 1, size=truth.shape) / (num - 1)
+    assert _waste(truth, shrink(pilot, generator.exponential(size=400), num)) < 1.06 * _waste(truth, pilot)
+
+
+def test_shrinking_without_sizes_or_with_few_strata_is_none():
+    variances = rng(7).exponential(size=(20, 3))
+    assert (shrink(variances, np.zeros(20), 4) == variances).all()
+    assert (shrink(variances[:4], np.ones(4), 4) == variances[:4]).all()
+    assert shrink(np.zeros((20, 3)), np.ones(20), 4).max() == 0
 
 
 def test_a_small_budget_leaves_every_stratum_its_minimum():

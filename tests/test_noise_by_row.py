@@ -109,6 +109,22 @@ def test_pair_has_the_same_noise_but_for_its_sign():
     assert not torch.allclose(outputs[1], outputs[0], atol=1e-2)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_stacked_pass_is_the_single_passes(name):
+    problem = single(*LAYERS[name])
+    rows, sigmas = [(p, ("stack", 1), 2 * p) for p in range(3)], (0.3, -0.3, 0.1)
+    normals = Normals(rows, 0, problem.params[problem.layers[0].name])
+    alone = torch.cat([noisy_losses(problem, rows, normals, (sigma,)) for sigma in sigmas])
+    torch.testing.assert_close(noisy_losses(problem, rows, normals, sigmas), alone, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+
+
+def test_a_whole_group_of_normals_is_the_same_as_its_members():
+    like, rows = torch.zeros(1), [(p, ("stream", 0), p) for p in range(16)]
+    whole = Normals(rows, 3, like)("layer", 4, 6)
+    torch.testing.assert_close(Normals(rows[5:9], 3, like)("layer", 4, 6), whole[5:9], rtol=0, atol=0)
+
+
 def test_normals_of_a_longer_padding_continue_those_of_a_shorter_one():
     rows = [(7, ("stream", 2), 3), (9, ("stream", 2), 5)]
     like = torch.zeros(1, dtype=torch.float64)

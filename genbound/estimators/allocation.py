@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-
-LEAST_TRUST, MOST_TRUST = 0.5, 64.0  # draws that the sizes may count for
+MOST_TRUST = 64.0  # draws that the sizes may count for
 
 
 def shrink(variances: np.ndarray, sizes: np.ndarray, num: int) -> np.ndarray:
@@ -37,8 +36,7 @@ def shrink(variances: np.ndarray, sizes: np.ndarray, num: int) -> np.ndarray:
     ratio = np.divide(variances, expected, out=np.zeros_like(variances), where=expected > 0)
     scatter = (weight * (ratio - 1) ** 2).sum(0)
     own = num - 1
-    true = np.maximum((scatter - 2 / own) / (1 + 2 / own), 2 / MOST_TRUST)
-    trust = np.maximum(2 / true, LEAST_TRUST)
+    trust = 2 / np.maximum((scatter - 2 / own) / (1 + 2 / own), 2 / MOST_TRUST)
     return (own * variances + trust * expected) / (own + trust)
 
 

@@ -59,7 +59,9 @@ class Lanczos:
         start = start.double()
         self.norm = start.norm(dim=1)
         self._last = start / self.norm.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(1)
-        self._blocks: list[Tensor] = []  # of at most BLOCK basis vectors each, [N, BLOCK, d]: products with them are matrix products
+        self._blocks: list[
+            Tensor
+        ] = []  # of at most BLOCK basis vectors each, [N, BLOCK, d]: products with them are matrix products
         self.alpha: list[np.ndarray] = []
         self.beta: list[np.ndarray] = []
         self._scale = torch.zeros_like(self.norm)

@@ -151,7 +151,13 @@ def measure(problem, context: Context) -> Measured:
                 problem, positions, {options.num_factors: list(positions)},
                 lambda tape, draws: sampled_gauss_newton_trace(tape, seed, draws),
             )  # fmt: skip
-        return {"mean": drawn["mean"], "squares": drawn["squares"], "curved": curved, "products": np.array(products), "sizes": sizes}
+        return {
+            "mean": drawn["mean"],
+            "squares": drawn["squares"],
+            "curved": curved,
+            "products": np.array(products),
+            "sizes": sizes,
+        }
 
     def dense_remainder(positions: range) -> Part:
         values = np.zeros((len(positions), len(problem.layers)))

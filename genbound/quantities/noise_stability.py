@@ -207,7 +207,10 @@ def measure(problem, context: Context) -> Measured:
     size = 0.5 * middle**2 * abs(trace["value"]) * problem.num_samples / len(sizes)
     expected = np.array([np.linalg.norm(gradients[members]) for members in noise.strata])
     counts = allocate(
-        shrink(pilot, expected, num_pilot), np.array([SAFETY * options.relative_sem * size]), minimum=max(2, -(-128 // len(sizes))), budget=budget
+        shrink(pilot, expected, num_pilot),
+        np.array([SAFETY * options.relative_sem * size]),
+        minimum=max(2, -(-128 // len(sizes))),
+        budget=budget,
     )
 
     mean, squares = _moments(context, "draws", noise, counts.tolist(), base, sigmas)

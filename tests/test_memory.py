@@ -1,0 +1,76 @@
+"""The batch size that a memory budget holds."""
+
+import pytest
+import torch
+from torch import nn
+
+import genbound
+from genbound.cli import main
+from genbound.memory import graph_bytes, largest_batch, weight_bytes
+
+torch.manual_seed(0)
+MODEL = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3))
+INIT = {name: torch.zeros_like(p) for name, p in MODEL.named_parameters()}
+DATA = (torch.randn(40, 6), torch.arange(40) % 3)
+
+
+def problem(**options):
+    return genbound.Problem(MODEL, INIT, DATA, **options)
+
+
+def test_a_graph_grows_with_its_samples():
+    one, eight = (graph_bytes(problem(), range(n)) for n in (1, 8))
+    assert 6 * one < eight <= 8 * one
+
+
+def test_the_saved_activations_are_counted():
+    """Tanh keeps its output of 32 numbers, the layer behind it the same tensor; the first layer its 6 inputs: at least 4 x 38 bytes."""
+    assert graph_bytes(problem(), [0]) >= 3 * 4 * 38
+
+
+@pytest.mark.parametrize(("room", "expected"), [(0, 1), (1, 1), (3.5, 3), (16, 16), (1000, 16)])
+def test_as_many_samples_as_the_budget_holds(room, expected):
+    free = problem()
+    each = graph_bytes(free, [39])
+    budget = weight_bytes(free) + int(room * each)
+    assert largest_batch(free, 16, budget) == expected
+    assert problem(memory_budget=budget).batch_size == expected
+
+
+def test_by_default_a_small_model_keeps_its_batches():
+    assert problem().batch_size == 16
+    assert problem(batch_size=5).batch_size == 5
+
+
+def test_a_smaller_batch_changes_values_by_rounding_only():
+    names = ["hessian_trace", "max_quadratic_form", "noise_stability"]
+    wide, narrow = (genbound.evaluate(problem(memory_budget=b), names).quantities for b in (None, 1))
+    for name in ("hessian_trace", "max_quadratic_form"):
+        for layer, entry in wide[name]["layers"].items():
+            assert narrow[name]["layers"][layer]["value"] == pytest.approx(entry["value"], rel=1e-4, abs=1e-6)
+    for a, b in zip(wide["noise_stability"]["sigmas"], narrow["noise_stability"]["sigmas"], strict=True):
+        assert b["value"] == pytest.approx(a["value"], rel=1e-2, abs=1e-7)
+
+
+@pytest.mark.parametrize("budget", [0, -1])
+def test_a_budget_that_holds_nothing_is_refused(budget):
+    with pytest.raises(genbound.GenboundError, match="memory budget"):
+        problem(memory_budget=budget)
+
+
+def test_the_command_line_passes_it_on(tmp_path, capsys):
+    script = tmp_path / "user.py"
+    script.write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build():\n    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))\n"
+        "def train():\n    return torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3\n"
+    )
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    torch.save(model.state_dict(), tmp_path / "after.pt")
+    torch.save({name: torch.zeros_like(p) for name, p in model.state_dict().items()}, tmp_path / "before.pt")
+    common = ["inspect", str(tmp_path / "after.pt"), str(tmp_path / "before.pt")]
+    common += ["--model", f"{script}:build", "--data", f"{script}:train"]
+    assert main([*common, "--memory", "1e-7"]) == 0
+    assert "at batch size 1." in capsys.readouterr().out
+    assert main([*common, "--memory", "-1"]) != 0
+    assert "memory budget of -1 GiB" in capsys.readouterr().err
