@@ -49,9 +49,7 @@ class Lanczos:
         product: maps ``[N, d]`` to ``[N, d]``, each row through its own operator.
         start: ``[N, d]``, not zero.
 
-    Attributes:
-        alpha: diagonals, one ``[N]`` array a step.
-        beta: off-diagonals; ``beta[-1]`` is the norm of the residual after the last step.
+    The numbers stay where the vectors are until they are asked for: no step waits for an accelerator.
     """
 
     def __init__(self, product: Callable[[Tensor], Tensor], start: Tensor):
@@ -62,13 +60,29 @@ class Lanczos:
         self._blocks: list[
             Tensor
         ] = []  # of at most BLOCK basis vectors each, [N, BLOCK, d]: products with them are matrix products
-        self.alpha: list[np.ndarray] = []
-        self.beta: list[np.ndarray] = []
+        self._alphas: list[Tensor] = []
+        self._betas: list[Tensor] = []
+        self._read: tuple[np.ndarray, np.ndarray] | None = None
         self._scale = torch.zeros_like(self.norm)
 
     @property
     def num_products(self) -> int:
-        return len(self.alpha)
+        return len(self._alphas)
+
+    def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._read is None or len(self._read[0]) < self.num_products:
+            self._read = torch.stack(self._alphas).cpu().numpy(), torch.stack(self._betas).cpu().numpy()
+        return self._read
+
+    @property
+    def alpha(self) -> np.ndarray:
+        """Diagonals, ``[steps, N]``."""
+        return self._numbers()[0]
+
+    @property
+    def beta(self) -> np.ndarray:
+        """Off-diagonals, ``[steps, N]``; ``beta[-1]`` is the norm of the residual after the last step."""
+        return self._numbers()[1]
 
     def step(self, precision: float) -> None:
         """One more product. A residual below ``precision`` times the largest norm seen ends that row's recursion."""
@@ -81,35 +95,37 @@ class Lanczos:
         alpha = (q * w).sum(1)
         w = torch.addcmul(w, q, alpha.unsqueeze(1), value=-1)
         beta = w.norm(dim=1)
-        for _ in range(3):
+        for _ in range(2):
             before = beta
             for block in self._blocks:
                 w = torch.baddbmm(w.unsqueeze(1), (block @ w.unsqueeze(2)).mT, block, alpha=-1).squeeze(1)
             beta = w.norm(dim=1)
-            # Where a sweep takes much away, its own rounding is not small beside what is left.
-            if bool((beta > 0.7 * before).all()):
+            # Once is enough where a sweep takes little away; an accelerator would have to be waited for to know.
+            if beta.device.type == "cpu" and bool((beta > 0.7 * before).all()):
                 break
         beta = torch.where(beta > precision * self._scale, beta, torch.zeros_like(beta))
         self._last = w / torch.where(beta > 0, beta, torch.ones_like(beta)).unsqueeze(1) * (beta > 0).unsqueeze(1)
-        self.alpha.append(alpha.cpu().numpy())
-        self.beta.append(beta.cpu().numpy())
+        self._alphas.append(alpha)
+        self._betas.append(beta)
 
     def select(self, rows: list[int], product: Callable[[Tensor], Tensor]) -> Lanczos:
         """The same recursion for some of the rows only, continued with a product for them."""
         kept = object.__new__(Lanczos)
         kept._product, kept.norm, kept._scale = product, self.norm[rows], self._scale[rows]
         kept._last, kept._blocks = self._last[rows], [block[rows] for block in self._blocks]
-        kept.alpha, kept.beta = [a[rows] for a in self.alpha], [b[rows] for b in self.beta]
+        kept._alphas, kept._betas = [a[rows] for a in self._alphas], [b[rows] for b in self._betas]
+        kept._read = None
         return kept
 
     def _steps(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """The row's diagonal and off-diagonal up to where its recursion ended; the last beta is the residual."""
-        steps = next((i + 1 for i, b in enumerate(self.beta) if b[row] == 0), len(self.alpha))
-        return np.array([a[row] for a in self.alpha[:steps]]), np.array([b[row] for b in self.beta[:steps]])
+        alpha, beta = self.alpha[:, row], self.beta[:, row]
+        steps = next((i + 1 for i, b in enumerate(beta) if b == 0), len(alpha))
+        return alpha[:steps], beta[:steps]
 
     def ended(self, row: int) -> bool:
         """The start vector's Krylov space is exhausted: functions of the tridiagonal matrix are exact."""
-        return any(b[row] == 0 for b in self.beta)
+        return bool((self.beta[:, row] == 0).any())
 
     def bracket(self, row: int) -> tuple[float, float]:
         r"""``[lower, upper]`` of :math:`v^\top H^+ v` for one row, without any allowance for rounding."""

@@ -26,6 +26,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from genbound.curvature.traces import (
     dense_remainder_trace,
@@ -121,9 +122,11 @@ def _draws(problem, positions, groups, function) -> Part:
             for p in tape.positions:
                 first.append(met[columns[0], p])
                 met[columns[0], p] += 1
-            for draw in range(0, num, copies):
-                draws = draw + np.array(first)
-                values[rows[:, None], draws[:, None], columns] = function(tape, draws.tolist()).cpu().numpy()
+            numbers = [draw + np.array(first) for draw in range(0, num, copies)]
+            # Read back together: an accelerator is waited for once a tape.
+            found = torch.stack([function(tape, draws.tolist()) for draws in numbers]).cpu().numpy()
+            for draws, drawn in zip(numbers, found, strict=True):
+                values[rows[:, None], draws[:, None], columns] = drawn
         for draw in range(num):
             moments.add(np.array([p - start for p in members]), values[:, draw])
     return moments.part()

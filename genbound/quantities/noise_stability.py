@@ -137,9 +137,9 @@ class _MovedRows:
         for run in problem.batches([positions[0] for positions, _ in draws]):
             rows = [(p, (NAME, *key[:-1]), key[-1]) for p, (_, key) in zip(run, draws[done:], strict=False)]
             normals = Normals(rows, self.context.seed, problem.params[problem.layers[0].name])
-            for s, sigma in enumerate(sigmas):
-                losses = noisy_losses(problem, rows, normals, (sigma, -sigma))
-                values[done : done + len(run), s] = losses.double().cpu().numpy().T - base[run][:, None]
+            # Read back together: an accelerator is waited for once a batch.
+            losses = torch.stack([noisy_losses(problem, rows, normals, (sigma, -sigma)) for sigma in sigmas])
+            values[done : done + len(run)] = losses.double().permute(2, 0, 1).cpu().numpy() - base[run][:, None, None]
             done += len(run)
         return values
 
