@@ -261,8 +261,8 @@ def test_allocation():
     counts = allocate(variances, targets, minimum=4, budget=10**6)
     reached = np.sqrt((variances / counts[:, None]).sum(0)) / 40
     assert (reached <= targets).all()
-    assert reached.max() > 0  # and it is not wasteful: within the rounding up to powers of two
-    assert (reached / targets).max() > 0.5
+    assert reached.max() > 0  # and it is not wasteful, although it rounds up to powers of two
+    assert (reached / targets).max() > 0.93
     assert counts.min() >= 4 and all(c & (c - 1) == 0 for c in counts.tolist())
     assert counts[variances.sum(1).argmax()] > counts[variances.sum(1).argmin()]
 
@@ -270,7 +270,7 @@ def test_allocation():
 def test_allocation_scales_with_the_target():
     variances, minimum = rng(1).exponential(size=(30, 2)), 1
     a, b = (allocate(variances, np.full(2, t), minimum=minimum, budget=10**9).mean() for t in (0.01, 0.005))
-    assert b == pytest.approx(4 * a, rel=0.01)
+    assert b == pytest.approx(4 * a, rel=0.05)
 
 
 def test_allocation_keeps_to_its_budget():
