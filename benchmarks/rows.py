@@ -31,6 +31,11 @@ def _ours_to_error(problem, name: str, **options) -> tuple[float, dict]:
     return time.process_time() - start, results.quantities[name]
 
 
+def _known_to(num: int) -> str:
+    """Relative standard error of a cost that is proportional to a variance measured with ``num`` normal draws."""
+    return f"+- {100 * np.sqrt(2 / (num - 1)):.0f} %"
+
+
 def _plain_probes(problem, num: int) -> tuple[float, np.ndarray]:
     """Seconds for a product with curvlinops' Hessian, and ``z_i^T (H z)_i`` for ``num`` Rademacher z, ``[num, L]``."""
     generator = torch.Generator().manual_seed(0)
@@ -44,7 +49,7 @@ def _plain_probes(problem, num: int) -> tuple[float, np.ndarray]:
     return statistics.median(spent), np.array(found)
 
 
-def _best_hutchpp(problem, trace: float, largest: int = 24, probes: int = 12) -> tuple[float, int]:
+def _best_hutchpp(problem, trace: float, largest: int, probes: int) -> tuple[float, int]:
     """Fewest products for the wanted error with Hutch++, at its best split between sketch and probes, and that sketch's rank.
 
     A sketch of k products and k products with its basis leave probes of variance ``var_k``, measured here on one nested
@@ -66,7 +71,7 @@ def _best_hutchpp(problem, trace: float, largest: int = 24, probes: int = 12) ->
         image, z = apply(basis), signs(probes)
         image_z = apply(z)
     best = (np.inf, 0)
-    for k in (k for k in (0, 2, 4, 8, 16, 24) if k <= largest):
+    for k in (k for k in (0, 2, 4, 8, 16) if k <= largest):
         q, hq = basis[:, :k], image[:, :k]
         inside = q.T @ z
         left = (z * image_z).sum(0) - 2 * (inside * (hq.T @ z)).sum(0) + (inside * (q.T @ hq @ inside)).sum(0)
@@ -75,7 +80,7 @@ def _best_hutchpp(problem, trace: float, largest: int = 24, probes: int = 12) ->
 
 
 def trace_rows(
-    problem, label: str, target: float, layer_target: float, probes: int = 16, largest: int = 24
+    problem, label: str, target: float, layer_target: float, probes: int = 32, largest: int = 16
 ) -> Iterator[Row]:
     unit = typical(gradient(problem), 2)
     spent, ours = _ours_to_error(problem, "hessian_trace", total_sem=ERROR, layer_sem=10.0, max_probes=4096)
@@ -84,13 +89,14 @@ def trace_rows(
     spent *= max(1.0, (reached / ERROR) ** 2)
     product, values = _plain_probes(problem, probes)
     plain = values.sum(1).var(ddof=1) / (ERROR * total["value"]) ** 2
-    deflated, rank = _best_hutchpp(problem, total["value"], largest)
+    deflated, rank = _best_hutchpp(problem, total["value"], largest, probes)
     best = min(plain, deflated)
     ratio = best * product / spent
     yield row(
         f"hessian_trace, total: {label}, {problem.num_samples} samples", f"{ratio:.0f}x", f">= {target:g}x", ratio >= target,
         f"genbound {spent / unit:.1f} gradients for 1 % (obtained {100 * reached:.2f} %); best peer {best:.0f} products of "
-        f"{product / unit:.1f} gradients (Hutchinson {plain:.0f}, Hutch++ {deflated:.0f} at rank {rank}); extrapolated by 1/m",
+        f"{product / unit:.1f} gradients (Hutchinson {plain:.0f}, Hutch++ {deflated:.0f} at rank {rank}), known to {_known_to(probes)}, "
+        "extrapolated by 1/m",
         ratio=ratio, gradients=spent / unit, peer_products=best, product_gradients=product / unit, hutchinson=plain,
         hutchpp=deflated, value=total["value"], sem=total["sem"], peer_mean=float(values.sum(1).mean()),
         peer_sem=float(values.sum(1).std(ddof=1) / np.sqrt(probes)), seconds=spent, gradient_seconds=unit,
@@ -215,7 +221,7 @@ def exact_quadratic_form(network: str) -> Callable[[], Iterator[Row]]:
 # -- noise_stability ----------------------------------------------------------------------------------------------
 
 
-def minilm_noise(num: int = 256) -> Iterator[Row]:
+def minilm_noise(num: int = 256, draws: int = 64) -> Iterator[Row]:
     problem = models.minilm(num)
     sigma, unit = 0.005, typical(forward(problem), 3)
     genbound.evaluate(problem, ["losses"])
@@ -224,13 +230,13 @@ def minilm_noise(num: int = 256) -> Iterator[Row]:
     spent -= trace  # which it needs for the comparison only
     entry = ours["sigmas"][0]
     spent *= (entry["sem"] / entry["value"] / ERROR) ** 2
-    shared = [peers.shared_one_sided(problem, sigma, draw) for draw in range(12)]
+    shared = [peers.shared_one_sided(problem, sigma, draw) for draw in range(draws)]
     passes = (np.std(shared, ddof=1) / (ERROR * entry["value"])) ** 2
     peer = passes * typical(lambda: peers.shared_one_sided(problem, sigma, 0), 3)
     yield row(
         f"noise_stability: MiniLM/SST-2, {num} samples, sigma {sigma:g}, mean to 1 %", f"{peer / spent:.0f}x", ">= 100x",
         peer / spent >= 100, f"genbound {spent / unit:.0f} forward passes of time; one shared one-sided draw a pass: {passes:.0f} passes, "
-        "extrapolated by 1/m", ratio=peer / spent, passes=spent / unit, peer_passes=float(passes),
+        f"known to {_known_to(draws)}, extrapolated by 1/m", ratio=peer / spent, passes=spent / unit, peer_passes=float(passes),
     )  # fmt: skip
 
 
