@@ -101,6 +101,16 @@ class Loss:
             )
 
 
+def output_form(loss: Loss, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+    """``u^T (Hessian of the loss in the output) u`` per sample, in float64, as a sum of squares that loses no digits."""
+    outputs = outputs.detach().double()
+    factor = loss.output_factor(outputs, targets)
+    # S^T u subtracts the mean before it squares: the two-term form of a variance loses half the digits.
+    transposed = torch.autograd.functional.vjp(factor.columns, torch.zeros_like(outputs), u.double())[1]
+    squares = transposed.square()
+    return (squares if factor.signs is None else squares * factor.signs).flatten(1).sum(1)
+
+
 def counted(output: Tensor, targets: Tensor) -> Tensor:
     """One sample's scores at its labelled positions; all of them where its label is no sequence."""
     if targets.is_floating_point() or targets.dim() == 0 or output.shape[: targets.dim()] != targets.shape:

@@ -18,6 +18,7 @@ from genbound.curvature.tape import Tape
 from genbound.data import Batch, Samples, as_samples
 from genbound.displacement import Displacement
 from genbound.errors import GenboundError
+from genbound.estimators.random import BLOCK
 from genbound.forward import (
     PlainWeightNorm,
     call_arguments,
@@ -31,7 +32,6 @@ from genbound.layers import Layer, select_layers
 from genbound.losses import Loss, bounded_cross_entropy, clipped, counted, get_loss
 from genbound.memory import largest_batch
 
-BLOCK = 16  # samples that share a stream of random numbers: fixed, so that the batch size changes nothing
 SHARD = 64  # samples whose statistics are stored together
 
 

@@ -21,19 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genbound.curvature.uses import ConvolutionUse, LinearUse
+from genbound.curvature.uses import ConvolutionUse, LinearUse, gram_root
+from genbound.curvature.watch import LayerWatch
 from genbound.estimators.random import generator
 from genbound.problem import BLOCK
 
 # A row of a noisy batch: which sample, and which member of which stream of normals moves its weights.
 Row = tuple[int, tuple, int]
-
-# Added to the diagonal of X X^T, relative to its largest entry and in units of the rounding of a sum over T positions: duplicate
-# positions make it singular. It adds that fraction of variance, 1e-4 at most in float32.
-JITTER = 16
-
-LINEAR = frozenset({torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm})
-
 
 def can_move_rows(problem) -> bool:
     """Whether every layer acts once, as a linear map or a convolution on samples that share a pass; tried on a few."""
@@ -107,46 +101,30 @@ class NoisyForward(TorchDispatchMode):
 
     def __init__(self, problem, num: int, normals: Callable[[str, int, int], Tensor], sigmas: Sequence[float]):
         super().__init__()
-        self._weights = {problem.params[layer.name].untyped_storage().data_ptr(): layer for layer in problem.layers}
-        self._params, self._normals, self._sigmas = problem.params, normals, list(sigmas)
+        self._normals, self._sigmas = normals, list(sigmas)
         self._rows, self._num = num, num * len(self._sigmas)
+        self._watch = LayerWatch(problem, self._num)
         self._inputs: Tensor | None = None  # of the last factor: queries, keys and values share theirs
         self._factor: Tensor | None = None
         self.moved: list[str] = []
 
     def __enter__(self):
-        # torch's fused encoder layer hides the products that are watched for.
-        self._fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
+        self._watch.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error):
-        torch.backends.mha.set_fastpath_enabled(self._fused)
+        self._watch.__exit__(*error)
         return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs) if kwargs else func(*args)
-        kind = func.overloadpacket
-        if kind in LINEAR:
-            inputs, weight = args[-2:]
-            layer = self._weights.get(weight.untyped_storage().data_ptr())
-            if layer is not None and (weight.dim() == 2 or weight.stride(0) == 0):
-                self.moved.append(layer.name)
-                own, weight = self._params[layer.name], weight if weight.dim() == 2 else weight[0]
-                rows, num = inputs.reshape(-1, inputs.shape[-1]), self._num  # what is not contiguous goes through bmm
-                rows = rows.unflatten(0, (num, -1) if layer.samples_first else (-1, num))
-                use = LinearUse(None, rows if layer.samples_first else rows.transpose(0, 1), weight.stride() == own.stride()
-                                and weight.shape == own.shape, layer.samples_first)  # fmt: skip
+        found = self._watch.find(func, args)
+        if found is not None:
+            layer, use = found
+            self.moved.append(layer.name)
+            if isinstance(use, LinearUse):
                 self._move_linear(layer, use, out.view(-1, out.shape[-1]))
-        elif kind is torch.ops.aten.convolution:
-            layer = self._weights.get(args[1].untyped_storage().data_ptr())
-            if layer is not None:
-                self.moved.append(layer.name)
-                stride, padding, dilation, transposed, output_padding, groups = args[3:9]
-                use = ConvolutionUse(
-                    None, args[0], self._num, layer.samples_first, layer.shape, stride, padding, dilation, transposed,
-                    output_padding, groups,
-                )  # fmt: skip
+            else:
                 self._move_convolution(layer, use, out)
         return out
 
@@ -187,11 +165,7 @@ class NoisyForward(TorchDispatchMode):
             and last.stride() == x.stride()
         ):
             return self._factor
-        gram = x @ x.mT
-        diagonal = gram.diagonal(dim1=-2, dim2=-1)
-        scale = diagonal.amax(-1, keepdim=True)
-        diagonal.add_(scale * (JITTER * torch.finfo(x.dtype).eps * x.shape[-2]) + torch.finfo(x.dtype).tiny)
-        self._inputs, self._factor = x, torch.linalg.cholesky_ex(gram)[0]
+        self._inputs, self._factor = x, gram_root(x)
         return self._factor
 
 

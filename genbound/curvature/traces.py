@@ -2,6 +2,7 @@ r"""Traces of every layer's block, sample by sample: the exact Gauss-Newton part
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from genbound.curvature.krylov import LayerOperator
 from genbound.curvature.tape import Tape, basis
-from genbound.estimators.probes import make_probe, num_signs
-from genbound.estimators.random import generator, rademacher
-from genbound.problem import BLOCK
+from genbound.curvature.taylor import Sweep
+from genbound.estimators.probes import probe_directions
+from genbound.estimators.random import Row, row_signs
 
 
 def gauss_newton_trace(tape: Tape) -> Tensor:
@@ -27,18 +28,15 @@ def gauss_newton_trace(tape: Tape) -> Tensor:
     return total
 
 
-def sampled_gauss_newton_trace(tape: Tape, seed: int, draws: Sequence[int]) -> Tensor:
+def sampled_gauss_newton_trace(tape: Tape, rows: Sequence[Row], seed: int) -> Tensor:
     r"""One unbiased draw of the same, from a random combination of the columns for each sample, ``[N, L]``.
-
-    ``draws`` numbers each row's draw: rows that are copies of a sample take different ones.
 
     Cost: one backward pass (two where the loss is not convex), whatever the number of outputs.
     """
     factor = tape.problem.loss.output_factor(tape.outputs.detach(), tape.targets)
-    like, size = tape.outputs.detach(), tuple(tape.outputs.shape[1:])
-    # One stream a sample: padding a batch to another length leaves the earlier positions' signs as they were.
-    keys = zip(draws, tape.positions, strict=True)
-    signs = torch.stack([rademacher(size, generator(seed, "gauss_newton", draw, p), like) for draw, p in keys])
+    like = tape.outputs.detach()
+    *positions, width = like.shape[1:]
+    signs = row_signs(rows, seed, "output", math.prod(positions), width, like).view(like.shape)
     if factor.signs is None:
         return _squared_norms(tape, factor.columns(signs))
     positive = _squared_norms(tape, factor.columns(signs * (factor.signs > 0)))
@@ -71,37 +69,50 @@ def dense_remainder_trace(tape: Tape) -> Tensor:
     return result
 
 
-def probe_trace(tape: Tape, part: str, seed: int, key: tuple, draws: Sequence[int]) -> Tensor:
+def probe_trace(tape: Tape, part: str, rows: Sequence[Row], seed: int) -> Tensor:
     r"""One draw of :math:`z_i^\top (P z)_i` for every layer and sample, P the Hessian or its remainder, ``[N, L]``.
 
     The layers are probed together, so a draw holds zero-mean cross-layer terms. Layers that the part vanishes on
-    (piecewise linear ones, for the remainder) are skipped and exactly 0. ``draws`` numbers each row's draw: rows that are
-    copies of a sample take different ones.
+    (piecewise linear ones, for the remainder) are skipped and exactly 0. ``rows`` say where each row's random numbers come from:
+    rows that are copies of a sample take different ones.
 
     Cost: one double backward pass to the activations for all layers and samples together.
     """
-    names = list(tape.layers)
-    active = [n for n in names if tape.uses[n] and (part == "hessian" or n not in tape.piecewise_linear)]
+    active = [n for n in tape.layers if tape.uses[n] and (part == "hessian" or n not in tape.piecewise_linear)]
     result = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
     if not active:
         return result
-    # One stream a block of samples holds the signs of all its samples and layers, whichever of them are on this tape.
-    sizes = [num_signs(tuple(tape.weights[name].shape)) for name in names]
-    like = tape.outputs.detach()
-    signs = torch.empty(len(tape), sum(sizes), dtype=like.dtype, device=like.device)
-    blocks: dict[tuple[int, int], list[int]] = {}
-    for row, (position, draw) in enumerate(zip(tape.positions, draws, strict=True)):
-        blocks.setdefault((draw, position // BLOCK), []).append(row)
-    for (draw, block), rows in blocks.items():
-        members = [tape.positions[row] % BLOCK for row in rows]
-        signs[rows] = rademacher((BLOCK, sum(sizes)), generator(seed, *key, draw, block), like, members)
-    directions: dict[str, list[Tensor]] = {}
-    for name, own in zip(names, signs.split(sizes, 1), strict=True):
-        if name in active:
-            probe = make_probe(tuple(tape.weights[name].shape), own)
-            directions[name] = [probe.perturb(use) for use in tape.uses[name]]
+    layers = {name: (tuple(tape.weights[name].shape), tape.uses[name]) for name in active}
+    directions = probe_directions(layers, rows, seed, tape.outputs.detach())
     products = tape.activation_products(directions, active, part)
     for i, name in enumerate(tape.layers):
         if name in directions:
             result[:, i] = tape.inner(name, directions[name], products[name])
+    return result
+
+
+def sweep_directions(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> dict[str, Tensor]:
+    """Random perturbations of the layers' results on a sweep, as :func:`probe_trace` draws them."""
+    layers = {name: (sweep.problem.params[name].shape, [sweep.uses[name]]) for name in names if name in sweep.uses}
+    directions = probe_directions(layers, rows, seed, sweep.outputs)
+    return {name: own[0] for name, own in directions.items()}
+
+
+def joint_trace(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> Tensor:
+    r"""One draw of :math:`z^\top R z` with the layers probed together: of the sum of their traces alone, ``[N]``.
+
+    Cost: about a forward pass.
+    """
+    return sweep.remainder(sweep_directions(sweep, names, rows, seed))
+
+
+def separate_traces(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> Tensor:
+    r"""One draw of :math:`z_i^\top R_i z_i` for every layer on its own, ``[N, len(names)]``: no cross-layer terms.
+
+    Cost: a forward pass from each layer to the output; half a pass a layer.
+    """
+    result = torch.zeros(len(sweep), len(names), dtype=torch.float64, device=sweep.outputs.device)
+    for i, name in enumerate(names):  # a layer's directions at a time: they are as large as its result
+        for own, u in sweep_directions(sweep, [name], rows, seed).items():
+            result[:, i] = sweep.remainder({own: u})
     return result

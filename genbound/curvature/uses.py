@@ -31,6 +31,20 @@ def _is_transposition(node) -> bool:
     return name == "T"
 
 
+# Added to the diagonal of X X^T, relative to its largest entry and in units of the rounding of a sum over T positions: duplicate
+# positions make it singular. It adds that fraction of variance, 1e-4 at most in float32.
+JITTER = 16
+
+
+def gram_root(x: Tensor) -> Tensor:
+    """``R`` with ``R R^T = X X^T``, lower triangular, ``[..., T, T]``: a continuous function of X."""
+    gram = x @ x.mT
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    scale = diagonal.amax(-1, keepdim=True)
+    diagonal.add_(scale * (JITTER * torch.finfo(x.dtype).eps * x.shape[-2]) + torch.finfo(x.dtype).tiny)
+    return torch.linalg.cholesky_ex(gram)[0]
+
+
 @dataclass
 class LeafUse:
     """The weight itself as the place of perturbation: any operation, one sample at a time."""
@@ -76,6 +90,17 @@ class LinearUse:
     def _rows(self, z: Tensor) -> Tensor:
         """``[N, T, out]`` to the row order of the operation."""
         return (z if self.samples_first else z.transpose(0, 1)).reshape(-1, z.shape[-1])
+
+    def spread(self, g: Tensor) -> Tensor:
+        """Perturb by weights of which only the action on the samples' own inputs X is drawn: ``R g`` with ``R R^T = X X^T``.
+
+        ``g [N, T, out]`` are independent numbers of variance 1; the result has the covariance that independent weights give.
+        """
+        if self._root is None:
+            self._root = gram_root(self.inputs)
+        return self._rows(self._root @ g)
+
+    _root = None
 
     def per_position(self, z: Tensor) -> Tensor:
         """``[rows, out]`` to ``[N, T, out]``."""

@@ -10,13 +10,14 @@ signs by a term that falls as ``1/s``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from genbound.curvature.uses import LinearUse, Use
-from genbound.estimators.random import rademacher
+from genbound.estimators.random import Row, row_signs
 
 RANK = 8
 
@@ -61,6 +62,28 @@ def make_probe(shape: tuple[int, ...], signs: Tensor) -> Probe:
     return Probe(shape, None, a, signs[:, RANK * columns :].reshape(-1, RANK, shape[0]))
 
 
-def draw_probe(shape: tuple[int, ...], num: int, stream: torch.Generator, like: Tensor) -> Probe:
-    """One probe for each of ``num`` samples of a layer of this shape."""
-    return make_probe(shape, rademacher((num, num_signs(shape)), stream, like))
+def probe_directions(
+    layers: Mapping[str, tuple[tuple[int, ...], Sequence[Use]]], rows: Sequence[Row], seed: int, like: Tensor
+) -> dict[str, list[Tensor]]:
+    """Perturbations of the layers' results by random weights of every row's own.
+
+    A layer that acts once, as a linear map on fewer positions than it has inputs, gets exact independent signs where they act
+    (:meth:`~genbound.curvature.uses.LinearUse.spread`); any other a :class:`Probe`.
+
+    Args:
+        layers: name -> (shape of the weight, its uses in the pass).
+        rows: where each row's random numbers come from.
+
+    Returns:
+        name -> a perturbation for each use, in the order of the rows of its operation.
+    """
+    found = {}
+    for name, (shape, uses) in layers.items():
+        use = uses[0]
+        if len(uses) == 1 and isinstance(use, LinearUse) and use.num_positions < use.inputs.shape[-1]:
+            outputs = shape[1] if use.transposed else shape[0]
+            found[name] = [use.spread(row_signs(rows, seed, name, use.num_positions, outputs, like))]
+        else:
+            probe = make_probe(shape, row_signs(rows, seed, name, 1, num_signs(shape), like)[:, 0])
+            found[name] = [probe.perturb(use) for use in uses]
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +15,44 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
     """The stream that belongs to a key. Streams of different keys are independent."""
     digest = hashlib.sha256(repr((int(seed), *key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+# Members of a group of random numbers that share a stream: fixed, so that the batch size changes nothing.
+BLOCK = 16
+
+# A row of a pass that has random numbers of its own: the key of a stream, and which of its BLOCK members.
+Row = tuple[tuple, int]
+
+
+def row_of(kind: str, position: int, draw: int, num: int) -> Row:
+    """Where the random numbers of a sample's draw come from, one of ``num``: the same for every batch.
+
+    Groups are the same draw of 16 neighbouring samples, or 16 draws of a sample that gets many.
+    """
+    if num < BLOCK:
+        return (kind, position // BLOCK, draw), position % BLOCK
+    return (kind, "many", position, draw // BLOCK), draw % BLOCK
+
+
+def grouped(rows: Sequence[Row]) -> dict[tuple, tuple[list[int], list[int]]]:
+    """Stream's key -> which rows it serves, and as which members."""
+    groups: dict[tuple, tuple[list[int], list[int]]] = {}
+    for place, (key, member) in enumerate(rows):
+        places, members = groups.setdefault(key, ([], []))
+        places.append(place)
+        members.append(member)
+    return groups
+
+
+def row_signs(rows: Sequence[Row], seed: int, name: str, positions: int, width: int, like: Tensor) -> Tensor:
+    """Independent signs ``[rows, positions, width]``, position by position: more of them only continue the earlier ones."""
+    found = torch.empty(len(rows), positions, width, dtype=torch.uint8)
+    for key, (places, members) in grouped(rows).items():
+        words = torch.empty((positions, BLOCK, -(-width // 64)), dtype=torch.int64)
+        words.random_(-(2**63), None, generator=generator(seed, *key, name))
+        bits = np.unpackbits(words[:, members].numpy().view(np.uint8), axis=2, count=width)
+        found[places] = torch.from_numpy(bits).transpose(0, 1)
+    return found.to(device=like.device, dtype=like.dtype).mul_(2).sub_(1)
 
 
 def rademacher(shape: tuple[int, ...], stream: torch.Generator, like: Tensor, rows: list[int] | None = None) -> Tensor:

@@ -67,16 +67,6 @@ class MaxQuadraticFormOptions:
             raise GenboundError(f"convention {self.convention!r} is unknown: use {' or '.join(CONVENTIONS)}")
 
 
-def output_form(tape, u: torch.Tensor) -> torch.Tensor:
-    """``u^T (Hessian of the loss in the output) u`` per sample, as a sum of squares that loses no digits."""
-    outputs = tape.outputs.detach().double()
-    factor = tape.problem.loss.output_factor(outputs, tape.targets)
-    # S^T u subtracts the mean before it squares: the two-term form of a variance loses half the digits.
-    transposed = torch.autograd.functional.vjp(factor.columns, torch.zeros_like(outputs), u.double())[1]
-    squares = transposed.square()
-    return (squares if factor.signs is None else squares * factor.signs).flatten(1).sum(1)
-
-
 def screen(problem, positions: range) -> Part:
     """One bracket for every sample and layer."""
     lower = np.zeros((len(positions), len(problem.layers)))
@@ -88,7 +78,7 @@ def screen(problem, positions: range) -> Part:
         certain = [n for n in moved if n in tape.positive_semidefinite]
         allowance = rounding(problem.dtype)
         for name, u in tape.output_derivatives({n: problem.displacement[n] for n in certain}).items():
-            value = output_form(tape, u).cpu().numpy()
+            value = output_form(problem.loss, tape.outputs, tape.targets, u).cpu().numpy()
             lower[rows, column[name]], upper[rows, column[name]] = value * (1 - allowance), value * (1 + allowance)
         for name in moved:
             if name in certain:

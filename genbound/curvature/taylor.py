@@ -1,0 +1,233 @@
+r"""Second directional derivatives of the output from tangents alone: no backward pass for each direction.
+
+Along :math:`W + \varepsilon U` the remainder of a sample's Hessian is a sum over the executed operations n,
+
+.. math:: U^\top R\, U = \sum_n g_n \cdot F_n''(x_n)[t_n, t_n],
+
+where :math:`t_n` are the tangents of the operation's inputs, which one forward sweep carries from the layers to the output,
+:math:`F_n''` is the operation's own second derivative, and :math:`g_n = \partial(g_f \cdot f) / \partial(\text{result of } n)`, taken once for all
+directions. A direction costs about one forward pass, where a double backward pass costs four; affine and piecewise linear operations add
+nothing to the sum.
+
+A forward pass is recorded at the level of executed operations, and the part of it that depends on a layer is kept as a list of steps
+(:mod:`genbound.curvature.operations` knows their derivatives). Layers must act once each, as a linear map or a convolution on
+samples that come first in every result; :func:`can_sweep` tries it against the double backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from genbound.curvature.operations import Rule, at, find_rule
+from genbound.curvature.uses import Use
+from genbound.curvature.watch import LayerWatch
+from genbound.estimators.probes import probe_directions
+from genbound.estimators.random import row_of
+from genbound.losses import output_form
+
+
+class Unsupported(Exception):
+    """The forward pass holds something that tangents are not carried through; the message says what."""
+
+
+@dataclass
+class Step:
+    """One executed operation: the numbers of its moving inputs and of its result, and its rule.
+
+    ``layer`` is the layer whose weight it applies, if any. ``last`` are the inputs that no later step needs.
+    """
+
+    rule: Rule | None
+    inputs: tuple[int, ...]
+    output: int
+    shape: torch.Size
+    layer: str | None
+    last: tuple[int, ...] = ()
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the operations of a forward pass that depend on a layer's result."""
+
+    def __init__(self, problem, num: int):
+        super().__init__()
+        self._watch = LayerWatch(problem, num)
+        self._results: list[Tensor] = []  # kept, so that no identity is given twice
+        self.numbers: dict[int, int] = {}
+        self.calls: list[tuple] = []
+        self.uses: dict[str, Use] = {}
+
+    def __enter__(self):
+        self._watch.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self._watch.__exit__(*error)
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, func.overloadpacket.__name__
+        places = [(i,) for i, a in enumerate(args) if isinstance(a, Tensor) and id(a) in self.numbers]
+        for i, a in enumerate(args):
+            if isinstance(a, list | tuple):
+                places += [(i, j) for j, b in enumerate(a) if isinstance(b, Tensor) and id(b) in self.numbers]
+        inputs = tuple(self.numbers[id(at(args, place))] for place in places)
+        found, own = self._watch.find(func, args), args
+        if places and func._schema.is_mutable:
+            if not name.endswith("_") or (0,) not in places:
+                raise Unsupported(f"{name} writes into its arguments")
+            own = (args[0].clone(), *args[1:])
+        out = func(*args, **kwargs)
+        if found is not None:
+            if found[0].name in self.uses:
+                raise Unsupported(f"{found[0].name} acts more than once")
+            self.uses[found[0].name] = found[1]
+        if places or found is not None:
+            layer = None if found is None else found[0].name
+            for part, result in enumerate(out if isinstance(out, list | tuple) else [out]):
+                if isinstance(result, Tensor) and result.is_floating_point():
+                    self.numbers[id(result)] = len(self._results)
+                    self._results.append(result)
+                    part = part if isinstance(out, list | tuple) else None
+                    self.calls.append((func, own, kwargs, places, part, result, inputs, len(self._results) - 1, layer))
+        return out
+
+
+class Sweep:
+    """A recorded forward pass of some samples, for tangents.
+
+    Args:
+        problem: what is measured.
+        positions: which of its samples, one row each.
+
+    Attributes:
+        outputs: the network's output ``[N, ...]``.
+        uses: layer -> how its weight acts.
+
+    Raises:
+        Unsupported: a layer acts more than once, or an operation writes into its arguments.
+    """
+
+    def __init__(self, problem, positions: Sequence[int]):
+        self.problem, self.positions = problem, list(positions)
+        batch = problem.batch(self.positions)
+        recorder = _Recorder(problem, len(self.positions))
+        with torch.no_grad(), recorder:
+            self.outputs = problem.forward(problem.params, batch.inputs)
+        self.targets, self.uses, calls = batch.targets, recorder.uses, recorder.calls
+        self._end = recorder.numbers.get(id(self.outputs))
+        del recorder
+        self.steps: list[Step] = []
+        later = {self._end}
+        while calls:  # from the end: only what leads to the output is kept, the rest is forgotten one by one
+            func, args, kwargs, places, part, result, inputs, number, layer = calls.pop()
+            if number in later:
+                rule = find_rule(func, args, kwargs, places, result, part) if places else None
+                self.steps.append(Step(rule, inputs, number, result.shape, layer, tuple(set(inputs) - later)))
+                later.update(inputs)
+        self.steps.reverse()
+        self._start = {step.layer: i for i, step in enumerate(self.steps) if step.layer is not None}
+        self._weigh()
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def _weigh(self) -> None:
+        """Every curved operation learns the adjoint of its result: one sweep, transposed."""
+        marked = [step for step in self.steps if step.rule is not None and step.rule.curved]
+        if not marked:
+            return
+        with torch.enable_grad():
+            marks = {step.output: self.outputs.new_zeros(step.shape).requires_grad_() for step in marked}
+            moved = self._carry(marks)
+            adjoints = torch.autograd.grad(
+                moved, list(marks.values()), self.problem.loss.output_gradient(self.outputs, self.targets), allow_unused=True
+            )
+        for step, adjoint in zip(marked, adjoints, strict=True):
+            step.rule.weigh(self.outputs.new_zeros(step.shape) if adjoint is None else adjoint)
+
+    def _carry(self, added: Mapping[int, Tensor], visit: Callable | None = None) -> Tensor | None:
+        """Carry tangents to the output; ``added`` are put in at results by their numbers. ``visit`` sees every step's inputs."""
+        tangents: dict[int, Tensor] = {}
+        first = next((i for i, step in enumerate(self.steps) if step.output in added), len(self.steps))
+        for step in self.steps[first:]:
+            moving = [tangents.get(i) for i in step.inputs]
+            t = None
+            if any(m is not None for m in moving):
+                if visit is not None and step.rule.curved:
+                    visit(step, moving)
+                t = step.rule.tangent(moving)
+            if step.output in added:
+                t = added[step.output] if t is None else t + added[step.output]
+            for i in step.last:
+                tangents.pop(i, None)
+            if t is not None:
+                tangents[step.output] = t
+        return tangents.get(self._end)
+
+    def remainder(self, perturbations: Mapping[str, Tensor]) -> Tensor:
+        """``u^T R u`` of every sample, ``[N]`` in float64, for the joint direction that moves the layers' results by these.
+
+        Cost: a forward pass from the first of the layers on.
+        """
+        return self._curvature(perturbations)[0]
+
+    def hessian(self, perturbations: Mapping[str, Tensor]) -> Tensor:
+        """``u^T H u`` of every sample likewise, with the Gauss-Newton part of the outputs' own tangent."""
+        remainder, moved = self._curvature(perturbations)
+        return (
+            remainder
+            if moved is None
+            else remainder + output_form(self.problem.loss, self.outputs, self.targets, moved)
+        )
+
+    def _curvature(self, perturbations: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        total = torch.zeros(len(self), dtype=torch.float64, device=self.outputs.device)
+
+        def visit(step: Step, moving: list) -> None:
+            entries = step.rule.curvature(moving)
+            if entries is not None:
+                total.add_(entries.reshape(len(self), -1).sum(1))
+
+        added = {}
+        for name, u in perturbations.items():
+            if name in self._start:  # others do not reach the output
+                step = self.steps[self._start[name]]
+                added[step.output] = u.view(step.shape)
+        with torch.no_grad():
+            moved = self._carry(added, visit)
+        return total, moved
+
+
+def can_sweep(problem) -> bool:
+    """Whether tangents give what a double backward pass does; tried on a few samples along one random direction."""
+    if not hasattr(problem, "_can_sweep"):
+        problem._can_sweep = _try(problem)
+    return problem._can_sweep
+
+
+def _try(problem) -> bool:
+    if not all(
+        layer.kind == "unused" or (layer.by_batch and layer.num_uses == 1 and layer.kind in ("linear", "convolution"))
+        for layer in problem.layers
+    ):
+        return False
+    positions = problem.shared_run(4)
+    tape = problem.tape(positions)
+    names = [name for name in tape.layers if tape.uses[name] and name not in tape.piecewise_linear]
+    like = tape.outputs.detach()
+    rows = [row_of("try", position, 0, 1) for position in positions]
+    directions = probe_directions({name: (tape.weights[name].shape, tape.uses[name]) for name in names}, rows, 0, like)
+    products = tape.activation_products(directions, names, "remainder")
+    wanted = sum((tape.inner(name, directions[name], products[name]) for name in names), torch.zeros(len(tape)).to(like))
+    try:
+        sweep = Sweep(problem, positions)
+        found = sweep.remainder({name: own[0] for name, own in directions.items()})
+    except (Unsupported, NotImplementedError, RuntimeError):
+        return False
+    tolerance = 1e-3 if like.dtype == torch.float32 else 1e-8 if like.dtype == torch.float64 else 0.1
+    return bool(((found - wanted).abs() <= tolerance * wanted.abs().max()).all())
