@@ -7,8 +7,8 @@ import torch
 from genbound.estimators.allocation import allocate, shrink
 from genbound.estimators.estimate import data_sem, stratified_mean
 from genbound.estimators.lanczos import Lanczos
-from genbound.estimators.probes import RANK, draw_probe
-from genbound.estimators.random import generator, normal, rademacher
+from genbound.estimators.probes import RANK, make_probe, num_signs
+from genbound.estimators.random import generator, normal, rademacher, row_of, row_signs
 
 D = torch.float64
 
@@ -173,7 +173,7 @@ def test_small_eigenvalues_under_a_large_one():
 @pytest.mark.parametrize("shape", [(4, 3), (5, 2, 2, 1), (40, 60)])
 def test_probes_have_identity_covariance(shape):
     num, like = 20000 if shape[0] < 40 else 4000, torch.zeros(1, dtype=D)
-    probe = draw_probe(shape, num, generator(0, "test"), like)
+    probe = make_probe(shape, rademacher((num, num_signs(shape)), generator(0, "test"), like))
     assert (probe.full is None) == (shape == (40, 60))
     z = probe.weight().flatten(1)
     if shape == (40, 60):
@@ -186,7 +186,7 @@ def test_probes_have_identity_covariance(shape):
 
 def test_low_rank_probe_acts_as_its_weight():
     like = torch.zeros(1, dtype=D)
-    probe = draw_probe((40, 60), 3, generator(0, "test"), like)
+    probe = make_probe((40, 60), rademacher((3, num_signs((40, 60))), generator(0, "test"), like))
     assert torch.linalg.matrix_rank(probe.weight()).tolist() == [RANK] * 3
 
 
@@ -216,9 +216,10 @@ def test_streams():
 
 def test_signs_do_not_depend_on_which_samples_share_a_pass():
     """A block's signs are drawn whole, so the same sample meets the same probe in any batch."""
-    like = torch.zeros(1, dtype=D)
-    whole = rademacher((16, 70), generator(1, "x"), like)
-    assert torch.equal(rademacher((16, 70), generator(1, "x"), like, [7, 3]), whole[[7, 3]])
+    like, rows = torch.zeros(1, dtype=D), [row_of("x", p, 0, 4) for p in range(16)]
+    whole = row_signs(rows, 1, "layer", 3, 70, like)
+    assert set(whole.unique().tolist()) == {-1.0, 1.0}
+    assert torch.equal(row_signs([rows[7], rows[3]], 1, "layer", 3, 70, like), whole[[7, 3]])
     assert abs(float(rademacher((1000, 1000), generator(2, "x"), like).mean())) < 4e-3
 
 

@@ -130,7 +130,7 @@ class Sweep:
                 self.steps.append(Step(rule, inputs, number, result.shape, layer, tuple(set(inputs) - later)))
                 later.update(inputs)
         self.steps.reverse()
-        self._start = {step.layer: i for i, step in enumerate(self.steps) if step.layer is not None}
+        self.starts = {step.layer: i for i, step in enumerate(self.steps) if step.layer is not None}
         self._weigh()
 
     def __len__(self) -> int:
@@ -195,8 +195,8 @@ class Sweep:
 
         added = {}
         for name, u in perturbations.items():
-            if name in self._start:  # others do not reach the output
-                step = self.steps[self._start[name]]
+            if name in self.starts:  # others do not reach the output
+                step = self.steps[self.starts[name]]
                 added[step.output] = u.view(step.shape)
         with torch.no_grad():
             moved = self._carry(added, visit)
@@ -208,6 +208,12 @@ def can_sweep(problem) -> bool:
     if not hasattr(problem, "_can_sweep"):
         problem._can_sweep = _try(problem)
     return problem._can_sweep
+
+
+def separate_cost(problem) -> float:
+    """Forward passes that a sweep for every layer on its own takes, counted in executed operations."""
+    sweep = Sweep(problem, problem.shared_run(1))
+    return sum(1 - start / len(sweep.steps) for start in sweep.starts.values())
 
 
 def _try(problem) -> bool:

@@ -28,16 +28,44 @@ def shrink(variances: np.ndarray, sizes: np.ndarray, num: int) -> np.ndarray:
     Returns:
         ``[S, L]``.
     """
+    return _shrink(variances, sizes, num)[0]
+
+
+def _shrink(variances: np.ndarray, sizes: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mixture, and the draws ``[L]`` that the sizes count for."""
     squares = np.square(sizes, dtype=float)[:, None]
     if num < 2 or len(variances) < 8 or not squares.any():
-        return variances
+        return variances, np.zeros(variances.shape[1])
     weight = squares / squares.sum()
     expected = weight * variances.sum(0)
     ratio = np.divide(variances, expected, out=np.zeros_like(variances), where=expected > 0)
     scatter = (weight * (ratio - 1) ** 2).sum(0)
     own = num - 1
     trust = 2 / np.maximum((scatter - 2 / own) / (1 + 2 / own), 2 / MOST_TRUST)
-    return (own * variances + trust * expected) / (own + trust)
+    return (own * variances + trust * expected) / (own + trust), trust
+
+
+def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: int) -> np.ndarray:
+    """Variance of a draw in every stratum from a pilot round in some of them.
+
+    Args:
+        variances: pilot variance of one draw in the piloted strata ``[P, L]``.
+        piloted: their numbers ``[P]``.
+        sizes: expected standard deviations of all strata, up to a factor, ``[S]``.
+        num: draws of the pilot in each of its strata.
+
+    Returns:
+        ``[S, L]``: in the piloted strata as :func:`shrink` says, elsewhere what the sizes let expect, mixed with the mean where they
+        explain little.
+    """
+    own = sizes[piloted]
+    shrunk, trust = _shrink(variances, own, num)
+    square = np.square(own, dtype=float).sum()
+    slope = variances.sum(0) / square if square else np.zeros(variances.shape[1])
+    share = trust / (trust + num - 1)
+    found = share * slope * np.square(sizes, dtype=float)[:, None] + (1 - share) * variances.mean(0)
+    found[piloted] = shrunk
+    return found
 
 
 def allocate(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 
 def generator(seed: int, *key: str | int) -> torch.Generator:
@@ -19,6 +20,9 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
 
 # Members of a group of random numbers that share a stream: fixed, so that the batch size changes nothing.
 BLOCK = 16
+
+# The eight signs that the bits of a byte stand for: one look-up instead of a chain of conversions.
+SIGNS_OF_BYTE = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float().mul_(2).sub_(1)
 
 # A row of a pass that has random numbers of its own: the key of a stream, and which of its BLOCK members.
 Row = tuple[tuple, int]
@@ -46,25 +50,26 @@ def grouped(rows: Sequence[Row]) -> dict[tuple, tuple[list[int], list[int]]]:
 
 def row_signs(rows: Sequence[Row], seed: int, name: str, positions: int, width: int, like: Tensor) -> Tensor:
     """Independent signs ``[rows, positions, width]``, position by position: more of them only continue the earlier ones."""
-    found = torch.empty(len(rows), positions, width, dtype=torch.uint8)
+    found = None
     for key, (places, members) in grouped(rows).items():
         words = torch.empty((positions, BLOCK, -(-width // 64)), dtype=torch.int64)
         words.random_(-(2**63), None, generator=generator(seed, *key, name))
-        bits = np.unpackbits(words[:, members].numpy().view(np.uint8), axis=2, count=width)
-        found[places] = torch.from_numpy(bits).transpose(0, 1)
-    return found.to(device=like.device, dtype=like.dtype).mul_(2).sub_(1)
+        bytes_ = words[:, members].view(torch.uint8).transpose(0, 1).int()
+        signs = embedding(bytes_, SIGNS_OF_BYTE).flatten(2)[..., :width]
+        if len(places) == len(rows):
+            found = signs
+        else:
+            found = torch.empty(len(rows), positions, width) if found is None else found
+            found[places] = signs
+    return found.to(device=like.device, dtype=like.dtype)
 
 
-def rademacher(shape: tuple[int, ...], stream: torch.Generator, like: Tensor, rows: list[int] | None = None) -> Tensor:
-    """Independent signs, drawn on the CPU so that every device sees the same ones.
-
-    Only the given rows of the first axis are unpacked from the stream's bits; they are what they would be among all.
-    """
+def rademacher(shape: tuple[int, ...], stream: torch.Generator, like: Tensor) -> Tensor:
+    """Independent signs, drawn on the CPU so that every device sees the same ones."""
     num, columns = shape[0], math.prod(shape[1:])
     words = torch.empty((num, -(-columns // 64)), dtype=torch.int64).random_(-(2**63), None, generator=stream)
-    words = words if rows is None else words[rows]
-    bits = torch.from_numpy(np.unpackbits(words.numpy().view(np.uint8), axis=1, count=columns))
-    return bits.to(device=like.device, dtype=like.dtype).mul_(2).sub_(1).view(len(words), *shape[1:])
+    signs = embedding(words.view(torch.uint8).int(), SIGNS_OF_BYTE).flatten(1)[:, :columns]
+    return signs.to(device=like.device, dtype=like.dtype).reshape(num, *shape[1:])
 
 
 def normal(shape: tuple[int, ...], stream: torch.Generator, like: Tensor) -> Tensor:

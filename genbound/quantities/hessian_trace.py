@@ -24,22 +24,30 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
+from genbound.curvature.taylor import Sweep, can_sweep, separate_cost
 from genbound.curvature.traces import (
     dense_remainder_trace,
     gauss_newton_trace,
+    joint_trace,
     probe_trace,
     remainder_dimension,
     sampled_gauss_newton_trace,
+    separate_traces,
 )
-from genbound.estimators.allocation import allocate, shrink
+from genbound.estimators.allocation import predict
 from genbound.estimators.estimate import data_sem, stratified_mean
+from genbound.estimators.random import row_of
+from genbound.estimators.trace_plan import Plan, plan_probes
+from genbound.problem import SHARD
 from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, per_layer, stack
 
 NAME = "hessian_trace"
+PILOT = 128  # most samples of the pilot round; a quarter of them those with the largest gradients in the output
 SMALL = 2**28  # samples x weights x probes that take no more than about half a minute: small problems get better errors
 
 
@@ -74,15 +82,14 @@ def _with_total(values: np.ndarray) -> np.ndarray:
 
 
 class Moments:
-    """Running mean and sum of squared deviations of per-sample draws ``[N, L + 1]``, the last column their sum."""
+    """Running mean and sum of squared deviations of per-sample draws ``[N, columns]``."""
 
-    def __init__(self, num: int, layers: int):
+    def __init__(self, num: int, columns: int):
         self.count = np.zeros(num, dtype=int)
-        self.mean = np.zeros((num, layers + 1))
-        self.squares = np.zeros((num, layers + 1))
+        self.mean = np.zeros((num, columns))
+        self.squares = np.zeros((num, columns))
 
     def add(self, rows: np.ndarray, values: np.ndarray) -> None:
-        values = _with_total(values)
         self.count[rows] += 1
         delta = values - self.mean[rows]
         self.mean[rows] += delta / self.count[rows, None]
@@ -92,9 +99,9 @@ class Moments:
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
 
-def _columns(problem, tape) -> np.ndarray:
+def _columns(problem, names) -> np.ndarray:
     order = {layer.name: i for i, layer in enumerate(problem.layers)}
-    return np.array([order[name] for name in tape.layers])
+    return np.array([order[name] for name in names], dtype=int)
 
 
 def _copies(num: int, members: int, room: int) -> int:
@@ -102,57 +109,71 @@ def _copies(num: int, members: int, room: int) -> int:
     return max(c for c in range(1, num + 1) if num % c == 0 and (c == 1 or c * members <= room))
 
 
-def _draws(problem, positions, groups, function) -> Part:
-    """Draw repeatedly on shared tapes.
+def _tapes(problem, positions):
+    return ((tape, _columns(problem, tape.layers)) for tape in problem.tapes(positions))
 
-    ``groups`` maps a number of draws to the positions that get so many; ``function(tape, draws) -> [N, L]`` takes the number of
-    each row's draw. Few samples with many draws fill their batch with copies of each. A layer whose samples cannot share
-    a pass comes on a tape of its own, so the draws of the two kinds are added up per sample.
+
+def _sweeps(problem, positions, columns: int = 0):
+    filled = np.arange(columns or len(problem.layers))
+    return ((Sweep(problem, run), filled) for run in problem.batches(positions))
+
+
+def _draws(problem, kind: str, positions, counts, passes, function, width: int, finish=lambda values, p: values) -> Part:
+    """Draw repeatedly on shared passes; mean and spread of every sample's draws.
+
+    ``counts`` are the draws of each position; ``passes(problem, positions)`` gives tapes or sweeps with the columns that they fill;
+    ``function(pass, rows) -> [N, filled]`` takes where each row's random numbers come from. Few samples with many draws fill
+    their batch with copies of each. A layer whose samples cannot share a pass comes on a tape of its own, so the draws of
+    the two are added up per sample before ``finish(values [draws, width], position)`` has them.
     """
-    start, layers = positions[0], len(problem.layers)
-    moments = Moments(len(positions), layers)
-    for num, members in groups.items():
-        values = np.zeros((len(members), num, layers))
-        row = {p: i for i, p in enumerate(members)}
-        copies = _copies(num, len(members), problem.batch_size)
-        met: Counter = Counter()
-        for tape in problem.tapes([p for p in members for _ in range(copies)]):
-            rows, columns = np.array([row[p] for p in tape.positions]), _columns(problem, tape)
-            first = []
-            for p in tape.positions:
-                first.append(met[columns[0], p])
-                met[columns[0], p] += 1
+    moments, groups = Moments(len(positions), finish(np.zeros((1, width)), positions[0]).shape[1]), {}
+    for i, (position, num) in enumerate(zip(positions, counts, strict=True)):
+        if num:
+            groups.setdefault(int(num), []).append((i, position))
+    for num, group in sorted(groups.items()):
+        members = [position for _, position in group]
+        values, row = np.zeros((len(members), num, width)), {p: i for i, p in enumerate(members)}
+        copies, met = _copies(num, len(members), problem.batch_size), Counter()
+        for one, filled in passes(problem, [p for p in members for _ in range(copies)]):
+            rows, first = np.array([row[p] for p in one.positions]), []
+            for p in one.positions:
+                first.append(met[filled[0], p])
+                met[filled[0], p] += 1
             numbers = [draw + np.array(first) for draw in range(0, num, copies)]
-            # Read back together: an accelerator is waited for once a tape.
-            found = torch.stack([function(tape, draws.tolist()) for draws in numbers]).cpu().numpy()
+            # Read back together: an accelerator is waited for once a pass.
+            found = torch.stack([
+                function(one, [row_of(kind, p, int(d), num) for p, d in zip(one.positions, draws, strict=True)])
+                for draws in numbers
+            ]).cpu().numpy()  # fmt: skip
             for draws, drawn in zip(numbers, found, strict=True):
-                values[rows[:, None], draws[:, None], columns] = drawn
+                values[rows[:, None], draws[:, None], filled] = drawn
+        values = np.stack([finish(own, position) for own, position in zip(values, members, strict=True)])
         for draw in range(num):
-            moments.add(np.array([p - start for p in members]), values[:, draw])
+            moments.add(np.array([i for i, _ in group]), values[:, draw])
     return moments.part()
 
 
 def measure(problem, context: Context) -> Measured:
     options, seed = context.options, context.seed
-    exact = problem.num_outputs <= options.exact_outputs
+    exact, layers = problem.num_outputs <= options.exact_outputs, len(problem.layers)
+    names = [layer.name for layer in problem.layers]
 
     def gauss_newton(positions: range) -> Part:
-        values, curved = np.zeros((len(positions), len(problem.layers))), np.zeros(len(problem.layers), bool)
+        values, curved = np.zeros((len(positions), layers)), np.zeros(layers, bool)
         products, sizes = 0, np.zeros(len(positions))
-        for tape in problem.tapes(positions):
+        for tape, columns in _tapes(problem, positions):
             rows = np.array([p - positions[0] for p in tape.positions])
-            columns = _columns(problem, tape)
             curved[columns] |= [name not in tape.piecewise_linear for name in tape.layers]
             products += len(tape) * remainder_dimension(tape)
             sizes[rows] = tape.output_gradient().flatten(1).norm(dim=1).double().cpu().numpy()
             if exact:
                 values[np.ix_(rows, columns)] = gauss_newton_trace(tape).cpu().numpy()
         if exact:
-            drawn = {"mean": _with_total(values), "squares": np.zeros((len(positions), len(problem.layers) + 1))}
+            drawn = {"mean": _with_total(values), "squares": np.zeros((len(positions), layers + 1))}
         else:
             drawn = _draws(
-                problem, positions, {options.num_factors: list(positions)},
-                lambda tape, draws: sampled_gauss_newton_trace(tape, seed, draws),
+                problem, "gauss_newton", positions, [options.num_factors] * len(positions), _tapes,
+                lambda tape, rows: sampled_gauss_newton_trace(tape, rows, seed), layers, lambda x, p: _with_total(x),
             )  # fmt: skip
         return {
             "mean": drawn["mean"],
@@ -163,10 +184,10 @@ def measure(problem, context: Context) -> Measured:
         }
 
     def dense_remainder(positions: range) -> Part:
-        values = np.zeros((len(positions), len(problem.layers)))
-        for tape in problem.tapes(positions):
+        values = np.zeros((len(positions), layers))
+        for tape, columns in _tapes(problem, positions):
             rows = np.array([p - positions[0] for p in tape.positions])
-            values[np.ix_(rows, _columns(problem, tape))] = dense_remainder_trace(tape).cpu().numpy()
+            values[np.ix_(rows, columns)] = dense_remainder_trace(tape).cpu().numpy()
         return {"mean": _with_total(values)}
 
     shards = problem.shards()
@@ -181,62 +202,102 @@ def measure(problem, context: Context) -> Measured:
         remainder = stack(context.map("dense_remainder", shards, dense_remainder), "mean")
         value, sample_values = value + remainder.mean(0), sample_values + remainder
     elif curved.any():
-        pilot = context.map(
-            "pilot", shards,
-            lambda positions: _draws(
-                problem, positions, {options.num_pilot: list(positions)},
-                lambda tape, draws: probe_trace(tape, "remainder", seed, (NAME, "pilot"), draws),
-            ),
-        )  # fmt: skip
-        weights = sum(layer.num_weights for layer in problem.layers)
-        budget = max(options.max_probes, min(512, SMALL // (problem.num_samples * weights)))
-        num_probes = _allocation(
-            options, budget, value + stack(pilot, "mean").mean(0), stack(pilot, "squares"), stack(parts, "sizes"), sem
-        )
+        plan = _plan(problem, context, value, sem, stack(parts, "sizes"))
+
+        def finish(values, position):
+            """The draws of the layers, free of the share that the joint draws take over."""
+            return _with_total(
+                values - plan.weight[position] * plan.shares * values.sum(-1, keepdims=True)
+            )
+
+        def backward(tape, rows):
+            return probe_trace(tape, "remainder", rows, seed)
+
+        def separate(sweep, rows):
+            return separate_traces(sweep, names, rows, seed)
+
+        def joint(sweep, rows):
+            return joint_trace(sweep, names, rows, seed)[:, None]
 
         def draws(positions: range) -> Part:
-            groups: dict[int, list[int]] = {}
-            for p in positions:
-                groups.setdefault(int(num_probes[p]), []).append(p)
-            return _draws(
-                problem, positions, dict(sorted(groups.items())),
-                lambda tape, draws: probe_trace(tape, "remainder", seed, (NAME, "draws"), draws),
-            )  # fmt: skip
+            at = list(positions)
+            apart, together = plan.separate[at], plan.joint[at]
+            own = {key: 0.0 for key in ("mean", "squares", "joint_mean", "joint_squares")}
+            for chosen, passes, function in ((~apart, _tapes, backward), (apart, _sweeps, separate)):
+                drawn = _draws(problem, f"{NAME} draws", positions, plan.counts[at] * chosen, passes, function, layers, finish)
+                own["mean"], own["squares"] = own["mean"] + drawn["mean"], own["squares"] + drawn["squares"]
+            drawn = _draws(problem, f"{NAME} joint", positions, together, partial(_sweeps, columns=1), joint, 1)
+            own["joint_mean"], own["joint_squares"] = drawn["mean"][:, 0], drawn["squares"][:, 0]
+            return own
 
         drawn = context.map("draws", shards, draws)
-        means, squares = stack(drawn, "mean"), stack(drawn, "squares")
-        remainder, remainder_sem = stratified_mean(num_probes, means, squares)
-        value, sem = value + remainder, np.hypot(sem, remainder_sem)
-        noise = noise + squares / (num_probes - 1)[:, None] / num_probes[:, None]
-        sample_values = sample_values + means
+        shares = np.append(plan.shares, 1.0)
+        remainder = stack(drawn, "mean") + (plan.weight * stack(drawn, "joint_mean"))[:, None] * shares
+        spread = stack(drawn, "squares") / (plan.counts * (plan.counts - 1))[:, None]
+        pairs = np.maximum(plan.joint * (plan.joint - 1), 1)
+        spread += (plan.weight**2 * stack(drawn, "joint_squares") / pairs)[:, None] * shares**2
+        value, sem = value + remainder.mean(0), np.hypot(sem, np.sqrt(spread.sum(0)) / problem.num_samples)
+        noise, sample_values = noise + spread, sample_values + remainder
+        num_probes = plan.counts + plan.joint
     spread = data_sem(sample_values, noise, problem.num_data)
-    names = {"value": value, "sem": sem, "data_sem": spread}
-    layers = per_layer(problem, names)
-    for entry in layers.values():
+    summary = {"value": value, "sem": sem, "data_sem": spread}
+    entries = per_layer(problem, summary)
+    for entry in entries.values():
         entry["num_samples"] = problem.num_samples
-    total = {key: float(array[-1]) for key, array in names.items()} | {"num_samples": problem.num_samples}
+    total = {key: float(array[-1]) for key, array in summary.items()} | {"num_samples": problem.num_samples}
     return Measured(
-        {"layers": layers, "total": total, "num_probes": int(num_probes.sum())},
+        {"layers": entries, "total": total, "num_probes": int(num_probes.sum())},
         {"value": sample_values[:, :-1], "sem": np.sqrt(noise[:, :-1]), "num_probes": num_probes},
     )
 
 
-def _allocation(
-    options: HessianTraceOptions, budget: int, value: np.ndarray, squares: np.ndarray, sizes: np.ndarray,
-    have: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """Probes per sample from the pilot's spread; enough of them that the standard errors are themselves reliable."""
-    magnitude = np.abs(value)
+def _plan(problem, context: Context, value: np.ndarray, have: np.ndarray, sizes: np.ndarray) -> Plan:
+    """Pilot rounds, on the samples with the largest gradients in the output and on some of the others, and what follows from them."""
+    options, seed, num = context.options, context.seed, problem.num_samples
+    names, layers = [layer.name for layer in problem.layers], len(problem.layers)
+    # Coarse, so that rounding does not change who comes first.
+    order = sorted(range(num), key=lambda p: (-round(2 * np.log2(max(sizes[p], 1e-30))), p))
+    hard = order[: PILOT // 4]
+    piloted = sorted({*hard, *range(0, num, max(1, num // (PILOT - len(hard)))), *(order if num <= PILOT else [])})
+    items = [piloted[i : i + SHARD] for i in range(0, len(piloted), SHARD)]
+    pilot = context.map(
+        "pilot", items,
+        lambda positions: _draws(
+            problem, f"{NAME} pilot", positions, [options.num_pilot] * len(positions), _tapes,
+            lambda tape, rows: probe_trace(tape, "remainder", rows, seed), layers, lambda x, p: _with_total(x),
+        ),
+    )  # fmt: skip
+    found = stack(pilot, "squares") / (options.num_pilot - 1)
+    variances = predict(found, np.array(piloted), sizes, options.num_pilot)
+    means = stack(pilot, "mean")
+    middle = np.array([p not in set(hard) for p in piloted])
+    rest = means[middle].mean(0) if middle.any() else 0.0
+    remainder = (means[~middle].sum(0) + (num - len(hard)) * rest) / num
+    ratios, cost = None, np.inf
+    if can_sweep(problem):
+        apart = context.map(
+            "pilot_separate", [sorted(hard[:8])],
+            lambda positions: _draws(
+                problem, f"{NAME} pilot apart", positions, [options.num_pilot] * len(positions), _sweeps,
+                lambda sweep, rows: separate_traces(sweep, names, rows, seed), layers,
+            ),
+        )  # fmt: skip
+        row = {p: i for i, p in enumerate(piloted)}
+        before = found[[row[p] for p in sorted(hard[:8])], :-1].sum(0)
+        after = stack(apart, "squares").sum(0) / (options.num_pilot - 1)
+        ratios = np.divide(after, before, out=np.ones(layers), where=before > 0)
+        cost = separate_cost(problem)
+    magnitude = np.abs(value + remainder)
     layer_targets = options.layer_sem * np.maximum(magnitude[:-1], 0.01 * magnitude[:-1].max())
     # Layers of opposite sign may cancel in the total: then it is the layers that set the scale.
     total_target = max(options.total_sem * magnitude[-1], 0.25 * options.total_sem * magnitude[:-1].sum())
     targets = np.append(layer_targets, total_target)
     targets = np.sqrt(np.maximum(targets**2 - have**2, (0.5 * targets) ** 2))
-    num = len(squares)
-    return allocate(
-        shrink(squares / (options.num_pilot - 1), sizes, options.num_pilot), targets,
-        minimum=max(4, -(-128 // num)), budget=budget,
-    )  # fmt: skip
+    weights = sum(layer.num_weights for layer in problem.layers)
+    budget = max(options.max_probes, min(512, SMALL // (num * weights)))
+    return plan_probes(
+        variances, targets, minimum=max(2, -(-128 // num)), budget=budget, ratios=ratios, separate_cost=cost
+    )
 
 
 def forecast(problem, options: HessianTraceOptions) -> float:
