@@ -325,7 +325,8 @@ def test_noise_stability_of_a_quadratic_loss_is_its_hessian_approximation(seed):
     summary = results.quantities["noise_stability"]
     for row, sigma in zip(summary["sigmas"], sigmas, strict=True):
         assert row["hessian_approximation"] == pytest.approx(3 * sigma**2 * square, rel=1e-12)
-        assert abs(row["value"] - row["hessian_approximation"]) <= 4 * row["sem"]
+        # A quadratic loss is its own second-order term: what is left of the spread is rounding.
+        assert abs(row["value"] - row["hessian_approximation"]) <= 4 * row["sem"] + 1e-13 * row["value"]
         assert 0 < row["sem"] <= 0.06 * row["value"]
         assert row["quadratic_regime"]
     assert summary["leaves_quadratic_regime_at"] is None

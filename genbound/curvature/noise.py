@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from genbound.curvature.taylor import Sweep
 from genbound.curvature.uses import ConvolutionUse, LinearUse, gram_root
 from genbound.curvature.watch import LayerWatch
 from genbound.estimators.random import generator
@@ -122,11 +123,15 @@ class NoisyForward(TorchDispatchMode):
         if found is not None:
             layer, use = found
             self.moved.append(layer.name)
-            if isinstance(use, LinearUse):
-                self._move_linear(layer, use, out.view(-1, out.shape[-1]))
-            else:
-                self._move_convolution(layer, use, out)
+            self.move(layer, use, out)
         return out
+
+    def move(self, layer, use: LinearUse | ConvolutionUse, out: Tensor) -> None:
+        """Add the layer's noise to what its weight has made of ``use.inputs``, in place."""
+        if isinstance(use, LinearUse):
+            self._move_linear(layer, use, out.view(-1, out.shape[-1]))
+        else:
+            self._move_convolution(layer, use, out)
 
     def _move_linear(self, layer, use: LinearUse, out: Tensor) -> None:
         positions, inputs = use.inputs.shape[1:]
@@ -181,3 +186,13 @@ def noisy_losses(problem, rows: Sequence[Row], normals: Normals, sigmas: Sequenc
     if missed := _missed(problem, noise):
         raise RuntimeError(f"the noise was not added once to each layer: {', '.join(missed)}")
     return problem.loss.per_sample(outputs, batch.targets).view(len(sigmas), len(rows))
+
+
+def noise_directions(sweep: Sweep, normals: Normals) -> dict[str, Tensor]:
+    """What the same normals at sigma = 1 add to the layers' results on a sweep, where no earlier layer has moved."""
+    noise = NoisyForward(sweep.problem, len(sweep), normals, [1.0])
+    layers, found = {layer.name: layer for layer in sweep.problem.layers}, {}
+    for name in sweep.starts:
+        found[name] = sweep.outputs.new_zeros(sweep.shape(name))
+        noise.move(layers[name], sweep.uses[name], found[name])
+    return found

@@ -136,6 +136,10 @@ class Sweep:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def shape(self, name: str) -> torch.Size:
+        """Of the layer's result, over all samples of the pass."""
+        return self.steps[self.starts[name]].shape
+
     def _weigh(self) -> None:
         """Every curved operation learns the adjoint of its result: one sweep, transposed."""
         marked = [step for step in self.steps if step.rule is not None and step.rule.curved]

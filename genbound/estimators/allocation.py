@@ -45,6 +45,20 @@ def _shrink(variances: np.ndarray, sizes: np.ndarray, num: int) -> tuple[np.ndar
     return (own * variances + trust * expected) / (own + trust), trust
 
 
+def choose_pilot(sizes: np.ndarray, most: int) -> tuple[list[int], list[int]]:
+    """Which strata a pilot round visits, and which of them are there for their size.
+
+    A third of them have the largest sizes, where most of the spread is; the others stand at equal distances among all. Sizes are
+    compared coarsely, so that rounding does not change the choice.
+    """
+    num = len(sizes)
+    order = sorted(range(num), key=lambda s: (-round(2 * np.log2(max(sizes[s], 1e-30))), s))
+    large = order[: most // 3]
+    if num <= most:
+        return list(range(num)), large
+    return sorted({*large, *range(0, num, -(-num // (most - len(large))))}), large
+
+
 def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: int) -> np.ndarray:
     """Variance of a draw in every stratum from a pilot round in some of them.
 

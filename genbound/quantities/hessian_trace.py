@@ -39,7 +39,7 @@ from genbound.curvature.traces import (
     sampled_gauss_newton_trace,
     separate_traces,
 )
-from genbound.estimators.allocation import predict
+from genbound.estimators.allocation import choose_pilot, predict
 from genbound.estimators.estimate import data_sem, stratified_mean
 from genbound.estimators.random import row_of
 from genbound.estimators.trace_plan import Plan, plan_probes
@@ -47,7 +47,7 @@ from genbound.problem import SHARD
 from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, per_layer, stack
 
 NAME = "hessian_trace"
-PILOT = 128  # most samples of the pilot round; a quarter of them those with the largest gradients in the output
+PILOT = 128  # most samples of the pilot round
 SMALL = 2**28  # samples x weights x probes that take no more than about half a minute: small problems get better errors
 
 
@@ -255,10 +255,7 @@ def _plan(problem, context: Context, value: np.ndarray, have: np.ndarray, sizes:
     """Pilot rounds, on the samples with the largest gradients in the output and on some of the others, and what follows from them."""
     options, seed, num = context.options, context.seed, problem.num_samples
     names, layers = [layer.name for layer in problem.layers], len(problem.layers)
-    # Coarse, so that rounding does not change who comes first.
-    order = sorted(range(num), key=lambda p: (-round(2 * np.log2(max(sizes[p], 1e-30))), p))
-    hard = order[: PILOT // 4]
-    piloted = sorted({*hard, *range(0, num, max(1, num // (PILOT - len(hard)))), *(order if num <= PILOT else [])})
+    piloted, hard = choose_pilot(sizes, PILOT)
     items = [piloted[i : i + SHARD] for i in range(0, len(piloted), SHARD)]
     pilot = context.map(
         "pilot", items,

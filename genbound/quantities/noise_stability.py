@@ -7,20 +7,25 @@ loss; that Hessian approximation is reported beside it, with the relative residu
 :math:`\sum_\sigma (I - \tfrac12\sigma^2\mathrm{Tr}H)^2 / \sum_\sigma I^2`, and with a statement, for every sigma, whether the loss is
 still quadratic at that distance.
 
-The value is Monte Carlo alone: antithetic pairs (the odd orders cancel), an independent U for every sample, drawn in activation
-space (:mod:`genbound.curvature.noise`), and more draws for the samples with the larger spread. A pilot round at one sigma finds
+The value is Monte Carlo: antithetic pairs (the odd orders cancel), an independent U for every sample, drawn in activation
+space (:mod:`genbound.curvature.noise`), and more draws for the samples with the larger spread. A pilot round finds
 that spread; its values do not enter the mean. The same standard normals serve the whole grid. A network with a layer that
 cannot be moved row by row (a weight used twice, or by an operation that is not recognised) has an independent U for every
 block of 16 samples instead, added to the weights.
+
+Near W most of a draw's spread is that of its second-order term :math:`c = \tfrac12 U^\top H U`, which tangents give exactly for the same
+noise (:mod:`genbound.curvature.taylor`) and whose mean :math:`\tfrac12 \mathrm{Tr}\,H` is measured by ``hessian_trace`` with draws of its own. So c is a
+control variate: the mean of :math:`y - \beta_\sigma c` plus :math:`\beta_\sigma\,\tfrac12\mathrm{Tr}\,H` is unbiased for any slope fixed beforehand; it comes from the
+pilot. ``sem`` holds both errors. Far from W the slope falls, and with it what is saved.
 
 ``std`` is another number: the spread over draws *shared* by all samples, what papers print after a plus-minus sign, of one-sided
 draws on at most ``max_shared_samples`` samples.
 
 Cost:
-    Two forward passes for each sigma and draw, ``2 x 5`` for one draw on the default grid.
+    Two forward passes for each sigma and draw, ``2 x 5`` for one draw on the default grid; one to two more for c.
 Variance:
     ``sem`` is the standard error of the mean over the draws: per sample, ``sigma^4 ||H||_F^2 / 2`` for a pair in the quadratic
-    regime.
+    regime, without the part that c explains.
 
 References:
     Ju, Li & Zhang, ICML 2022. Neyman, On the two different aspects of the representative method, JRSS, 1934 (allocation).
@@ -33,16 +38,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.curvature.noise import Normals, can_move_rows, noisy_losses
+from genbound.curvature.noise import Normals, can_move_rows, noise_directions, noisy_losses
+from genbound.curvature.taylor import Sweep, can_sweep
 from genbound.errors import GenboundError
-from genbound.estimators.allocation import allocate, shrink
+from genbound.estimators.allocation import allocate, choose_pilot, predict
 from genbound.estimators.estimate import data_sem, stratified_mean
-from genbound.estimators.random import normal
-from genbound.problem import BLOCK
+from genbound.estimators.random import BLOCK, normal, row_of
 from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, stack, stream
 
 NAME = "noise_stability"
 DRAWS = 128  # whose results are stored together
+PILOT = 96  # most samples of the pilot round
+PAYS = 0.6  # part of a draw's variance that a control may leave
 SAFETY = 0.8  # the spread is known from a small pilot only
 SMALL = 2**26  # samples x weights x draws that take seconds: small problems get better errors
 
@@ -78,7 +85,7 @@ class NoiseStabilityOptions:
             raise GenboundError(f"num_shared {self.num_shared} must be at least 2: one draw has no spread")
 
 
-# A draw of the noise: the positions it moves, and the key of its random numbers.
+# A draw of the noise: the positions it moves, and the key of its random numbers (for one sample, a stream and its member).
 Draw = tuple[list[int], tuple]
 
 
@@ -86,6 +93,7 @@ class _MovedWeights:
     """The same noise on the weights of all samples of a draw."""
 
     most_draws = 2**11  # each takes two forward passes for every sigma, however few its samples
+    controlled = False
 
     def __init__(self, problem, context: Context):
         self.problem, self.context = problem, context
@@ -94,9 +102,10 @@ class _MovedWeights:
     def draws(self, stratum: int, num: int, kind: str) -> list[Draw]:
         return [(self.strata[stratum], (kind, stratum, draw)) for draw in range(num)]
 
-    def rises(self, draws: list[Draw], base: np.ndarray, sigmas) -> np.ndarray:
-        """Sum over each draw's positions of ``l(W +- sigma U) - l(W)``, ``[draws, S, 2]``."""
-        return np.stack([self.each(*draw, base, sigmas).sum(0) for draw in draws])
+    def rises(self, draws: list[Draw], base: np.ndarray, sigmas) -> tuple[np.ndarray, np.ndarray]:
+        """Sum over each draw's positions of the mean of ``l(W +- sigma U) - l(W)``, ``[draws, S]``, and its control ``[draws]``."""
+        rises = np.stack([self.each(*draw, base, sigmas).sum(0).mean(1) for draw in draws])
+        return rises, np.zeros(len(draws))
 
     def each(self, positions: list[int], key: tuple, base: np.ndarray, sigmas) -> np.ndarray:
         """The same of each sample of one draw, ``[N, S, 2]``."""
@@ -125,23 +134,28 @@ class _MovedRows:
     def __init__(self, problem, context: Context):
         self.problem, self.context = problem, context
         self.strata = [[p] for p in range(problem.num_samples)]
+        self.controlled = can_sweep(problem)
+        self._sweep: Sweep | None = None
 
     def draws(self, stratum: int, num: int, kind: str) -> list[Draw]:
-        # Normals come in groups of 16: the first draws of 16 samples, or 16 draws of a sample that gets many.
-        if num < BLOCK:
-            return [([stratum], (kind, stratum // BLOCK, draw, stratum % BLOCK)) for draw in range(num)]
-        return [([stratum], (kind, "many", stratum, draw // BLOCK, draw % BLOCK)) for draw in range(num)]
+        return [([stratum], row_of(kind, stratum, draw, num)) for draw in range(num)]
 
-    def rises(self, draws: list[Draw], base: np.ndarray, sigmas) -> np.ndarray:
-        problem, values, done = self.problem, np.zeros((len(draws), len(sigmas), 2)), 0
+    def rises(self, draws: list[Draw], base: np.ndarray, sigmas) -> tuple[np.ndarray, np.ndarray]:
+        problem, values, done = self.problem, np.zeros((len(draws), len(sigmas))), 0
+        control = np.zeros(len(draws))
         for run in problem.batches([positions[0] for positions, _ in draws]):
-            rows = [(p, (NAME, *key[:-1]), key[-1]) for p, (_, key) in zip(run, draws[done:], strict=False)]
+            rows = [(p, (NAME, *key), member) for p, (_, (key, member)) in zip(run, draws[done:], strict=False)]
             normals = Normals(rows, self.context.seed, problem.params[problem.layers[0].name])
+            now = slice(done, done + len(run))
             # Read back together: an accelerator is waited for once a batch.
-            losses = torch.stack([noisy_losses(problem, rows, normals, (sigma, -sigma)) for sigma in sigmas])
-            values[done : done + len(run)] = losses.double().permute(2, 0, 1).cpu().numpy() - base[run][:, None, None]
+            losses = torch.stack([noisy_losses(problem, rows, normals, (sigma, -sigma)).mean(0) for sigma in sigmas], 1)
+            values[now] = losses.double().cpu().numpy() - base[run][:, None]
+            if self.controlled:
+                if self._sweep is None or self._sweep.positions != run:
+                    self._sweep = Sweep(problem, run)
+                control[now] = 0.5 * self._sweep.hessian(noise_directions(self._sweep, normals)).cpu().numpy()
             done += len(run)
-        return values
+        return values, control
 
 
 def _base(problem, positions) -> Part:
@@ -158,25 +172,48 @@ def _base(problem, positions) -> Part:
     return {"loss": base, "size": sizes}
 
 
-def _moments(context: Context, name: str, noise, counts, base: np.ndarray, sigmas) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sum of squared deviations of the antithetic rises of every stratum, ``[strata, S]``."""
-    # Strata with equal counts side by side, so that batches are full and their normals come from the same streams.
-    order = sorted(range(len(counts)), key=lambda s: (counts[s], s))
-    draws = [draw for s in order for draw in ([] if counts[s] < BLOCK else noise.draws(s, counts[s], name))]
+def _drawn(context: Context, name: str, noise, counts, base: np.ndarray, sigmas) -> tuple[np.ndarray, ...]:
+    """Every draw's antithetic rise ``[D, S]``, its control ``[D]`` and its stratum ``[D]``."""
+    # Strata with equal counts side by side, so that batches are full and their normals come from the same streams; a batch's
+    # draws one after another, so that what is recorded of it serves them all.
+    order = [s for s in sorted(range(len(counts)), key=lambda s: (counts[s], s)) if counts[s]]
     few = [[(s, draw) for draw in noise.draws(s, counts[s], name)] for s in order if counts[s] < BLOCK]
-    deepest = max(map(len, few), default=0)
-    pairs = [own[d] for d in range(deepest) for own in few if d < len(own)]
-    owner = [s for s, _ in pairs] + [s for s in order if counts[s] >= BLOCK for _ in range(counts[s])]
-    draws = [draw for _, draw in pairs] + draws
-    items = [draws[i : i + DRAWS] for i in range(0, len(draws), DRAWS)]
-    parts = context.map(name, items, lambda some: {"rise": noise.rises(some, base, sigmas).mean(2)})
-    rises, owner = stack(parts, "rise"), np.array(owner)
-    counts = np.asarray(counts)
-    mean, squares = np.zeros((len(counts), len(sigmas))), np.zeros((len(counts), len(sigmas)))
-    np.add.at(mean, owner, rises)
-    mean /= counts[:, None]
-    np.add.at(squares, owner, (rises - mean[owner]) ** 2)
+    pairs = []
+    for start in range(0, len(few), BLOCK):
+        group = few[start : start + BLOCK]
+        pairs += [own[d] for d in range(max(map(len, group))) for own in group if d < len(own)]
+    pairs += [(s, draw) for s in order if counts[s] >= BLOCK for draw in noise.draws(s, counts[s], name)]
+    items = [[draw for _, draw in pairs[i : i + DRAWS]] for i in range(0, len(pairs), DRAWS)]
+
+    def part(draws) -> Part:
+        rise, control = noise.rises(draws, base, sigmas)
+        return {"rise": rise, "control": control}
+
+    parts = context.map(name, items, part)
+    return stack(parts, "rise"), stack(parts, "control"), np.array([s for s, _ in pairs])
+
+
+def _moments(values: np.ndarray, owner: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sum of squared deviations of every stratum's draws, ``[strata, S]``."""
+    mean, squares = np.zeros((len(counts), *values.shape[1:])), np.zeros((len(counts), *values.shape[1:]))
+    np.add.at(mean, owner, values)
+    mean /= np.maximum(counts, 1)[:, None]
+    np.add.at(squares, owner, (values - mean[owner]) ** 2)
     return mean, squares
+
+
+def _slopes(rises: np.ndarray, control: np.ndarray, owner: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Best slope of the rise in the control for each sigma ``[S]``; 0 where the control explains less than it costs."""
+    both, _ = _moments(np.column_stack([rises, control]), owner, counts)
+    y, c = rises - both[owner, :-1], control - both[owner, -1]
+    # Draws are given in proportion to a stratum's spread: its variance counts by the inverse of that.
+    spread = np.sqrt(np.bincount(owner, c**2, len(counts)) / np.maximum(counts - 1, 1))[owner]
+    weight = np.divide(1.0, spread, out=np.zeros_like(c), where=spread > 0)
+    if not weight.any():
+        return np.zeros(rises.shape[1])
+    slope = (weight[:, None] * y * c[:, None]).sum(0) / (weight * c**2).sum()
+    left = (weight[:, None] * (y - slope * c[:, None]) ** 2).sum(0)
+    return np.where(left <= PAYS * (weight[:, None] * y**2).sum(0), slope, 0.0)
 
 
 def measure(problem, context: Context) -> Measured:
@@ -194,30 +231,40 @@ def measure(problem, context: Context) -> Measured:
     )  # fmt: skip
     std = _std_over_shared_draws(np.stack([part["rise"].mean(0) for part in shared]))
 
-    # Few strata: each one's spread must be known better.
-    num_pilot = max(options.num_pilot, -(-128 // len(sizes)))
-    middle = sigmas[len(sigmas) // 2]
-    pilot = _moments(context, "pilot", noise, [num_pilot] * len(sizes), base, (middle,))[1] / (num_pilot - 1)
     trace = context.measured["hessian_trace"].summary["total"]
+    expected = np.array([np.linalg.norm(gradients[members]) for members in noise.strata])
+    middle, scale = len(sigmas) // 2, len(sizes) / problem.num_samples
+    piloted, _ = choose_pilot(expected, PILOT)
+    # Few strata: each one's spread must be known better.
+    num_pilot = max(options.num_pilot, -(-128 // len(piloted)))
+    counts = np.zeros(len(sizes), dtype=int)
+    counts[piloted] = num_pilot
+    rises, control, owner = _drawn(context, "pilot", noise, counts.tolist(), base, sigmas)
+    slopes = _slopes(rises, control, owner, counts)
+    # In the quadratic regime the spread of a draw and the value both grow as sigma^2: one sigma decides for all.
+    target = SAFETY * options.relative_sem * 0.5 * sigmas[middle] ** 2 * abs(trace["value"])
+    if 0.5 * slopes[middle] * trace["sem"] > 0.7 * target:
+        slopes[:] = 0.0  # the mean of the control is not known well enough
+    target = np.sqrt(target**2 - (0.5 * slopes[middle] * trace["sem"]) ** 2)
+    pilot = _moments((rises - slopes * control[:, None])[:, middle : middle + 1], owner, counts)[1][piloted] / (num_pilot - 1)
     weights = sum(layer.num_weights for layer in problem.layers)
     budget = max(
         options.max_perturbations, min(noise.most_draws // len(sizes), SMALL // (problem.num_samples * weights))
     )
-    # In the quadratic regime the spread of a draw and the value both grow as sigma^2: one sigma decides for all.
-    size = 0.5 * middle**2 * abs(trace["value"]) * problem.num_samples / len(sizes)
-    expected = np.array([np.linalg.norm(gradients[members]) for members in noise.strata])
     counts = allocate(
-        shrink(pilot, expected, num_pilot),
-        np.array([SAFETY * options.relative_sem * size]),
-        minimum=max(2, -(-128 // len(sizes))),
-        budget=budget,
-    )
+        predict(pilot, np.array(piloted), expected, num_pilot), np.array([target / scale]),
+        minimum=max(2, -(-128 // len(sizes))), budget=budget,
+    )  # fmt: skip
 
-    mean, squares = _moments(context, "draws", noise, counts.tolist(), base, sigmas)
-    value, sem = stratified_mean(counts, mean, squares)
-    scale = len(sizes) / problem.num_samples  # from the mean over strata of sums to the mean over the samples
-    value, sem = value * scale, sem * scale
+    if not slopes.any():
+        noise.controlled = False
+    rises, control, owner = _drawn(context, "draws", noise, counts.tolist(), base, sigmas)
+    value, sem = stratified_mean(counts, *_moments(rises - slopes * control[:, None], owner, counts))
+    # From the mean over strata of sums to the mean over the samples, and the control's mean put back.
+    value = value * scale + slopes * 0.5 * trace["value"]
+    sem = np.hypot(sem * scale, slopes * 0.5 * trace["sem"])
     # The choice of samples, from the spread of the strata's means.
+    mean, squares = _moments(rises, owner, counts)
     spread = data_sem(
         mean / sizes[:, None], squares / (counts - 1)[:, None] / counts[:, None] / sizes[:, None] ** 2,
         max(len(sizes), round(problem.num_data * scale)),
@@ -236,6 +283,7 @@ def measure(problem, context: Context) -> Measured:
                 "hessian_approximation": 0.5 * sigma**2 * trace["value"],
                 "hessian_approximation_sem": 0.5 * sigma**2 * trace["sem"],
                 "quadratic_regime": is_quadratic(float(value[i]), float(sem[i]), sigma, trace["value"], trace["sem"]),
+                "control_slope": float(slopes[i] / sigma**2),
                 "num_perturbations": int(2 * counts.sum()),
                 "num_samples": problem.num_samples,
             }
