@@ -35,6 +35,7 @@ study-small: $(STAMP)  ## Run the study on its smallest task; results in runs/st
 
 bench: $(STAMP)  ## Compare costs with the peers' (docs/performance.md says what it needs)
 	$(BIN)/pip install -c constraints.txt -e '.[bench]'
+	$(BIN)/pip uninstall -y torchvision  # which a peer brings along, and which breaks transformers beside a CPU torch
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.scaling
 

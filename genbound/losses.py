@@ -74,8 +74,8 @@ class Loss:
         """Gradient of every sample's loss in its own output, ``[N, ...]``, detached."""
         outputs = outputs.detach().requires_grad_()
         with torch.enable_grad():
-            losses = self.per_sample(outputs, targets)
-        return torch.autograd.grad(losses.sum(), outputs)[0]
+            total = self.per_sample(outputs, targets).sum()
+        return torch.autograd.grad(total, outputs)[0]
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse labels that the output has no class for."""

@@ -23,19 +23,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbound.curvature.taylor import Sweep
 from genbound.curvature.uses import ConvolutionUse, LinearUse, gram_root
-from genbound.curvature.watch import LayerWatch
+from genbound.curvature.watch import LayerWatch, act_once
 from genbound.estimators.random import generator
 from genbound.problem import BLOCK
 
 # A row of a noisy batch: which sample, and which member of which stream of normals moves its weights.
 Row = tuple[int, tuple, int]
 
+
 def can_move_rows(problem) -> bool:
     """Whether every layer acts once, as a linear map or a convolution on samples that share a pass; tried on a few."""
-    if not all(
-        layer.kind == "unused" or (layer.by_batch and layer.num_uses == 1 and layer.kind in ("linear", "convolution"))
-        for layer in problem.layers
-    ):
+    if not act_once(problem):
         return False
     noise = NoisyForward(problem, 2, _zeros(problem, 2), [0.0])
     batch = problem.batch([0, 0])

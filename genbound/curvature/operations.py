@@ -1,10 +1,10 @@
 r"""First and second derivatives of single executed operations, for :mod:`genbound.curvature.taylor`.
 
 A *rule* belongs to one executed operation at its own inputs. It carries tangents (:meth:`Rule.tangent`) and, once it knows the
-adjoint g of its result, gives the entries of :math:`g \odot F''(x)[t, t]` (:meth:`Rule.curvature`). Operations that are affine in what
+adjoint g of its result, gives :math:`g \cdot F''(x)[t, t]` of every sample (:meth:`Rule.curvature`). Operations that are affine in what
 depends on the layers only carry tangents. Elementwise functions are differentiated twice once and then cost a product;
-an operation without a rule of its own is differentiated by nested forward-mode derivatives, which is right for every
-operation that has them and slower.
+an operation without a rule of its own is differentiated by nested forward-mode derivatives, which is slower and as right as torch's
+(that of a layer norm is not); whoever sweeps compares first (:func:`genbound.curvature.taylor.can_sweep`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ aten = torch.ops.aten
 AFFINE = frozenset(
     {
         aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.transpose, aten.permute, aten.t, aten.expand,
-        aten.select, aten.slice, aten.unsqueeze, aten.squeeze, aten.clone, aten.contiguous, aten._to_copy, aten.alias, aten.detach,
-        aten.neg, aten.sum, aten.mean, aten.flatten, aten.index, aten.index_select, aten.gather, aten.constant_pad_nd, aten.unfold,
+        aten.select, aten.slice, aten.unsqueeze, aten.squeeze, aten.clone, aten.contiguous, aten._to_copy, aten.alias,
+        aten.neg, aten.sum, aten.mean, aten.flatten, aten.index, aten.index_select, aten.gather, aten.unfold,
         aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.avg_pool1d, aten.movedim, aten.roll, aten.flip, aten.narrow, aten.diagonal,
         aten.cat, aten.stack, aten.lift_fresh, aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.pixel_shuffle, aten.repeat,
     }
@@ -53,9 +53,14 @@ class Rule:
         """Learn the adjoint of the result, once for all directions."""
         self.adjoint = adjoint
 
-    def curvature(self, tangents: Sequence[Tensor | None]) -> Tensor | None:
-        """Entries of ``g * F''[t, t]`` in the shape of the result; ``None`` where that vanishes."""
+    def curvature(self, tangents: Sequence[Tensor | None], num: int) -> Tensor | None:
+        """``g . F''[t, t]`` of each of ``num`` samples, ``[num]``; ``None`` where that vanishes."""
         return None
+
+
+def _dot(a: Tensor, b: Tensor, num: int) -> Tensor:
+    """Inner products of the samples' parts."""
+    return torch.linalg.vecdot(a.reshape(num, -1), b.reshape(num, -1))
 
 
 class Affine(Rule):
@@ -108,9 +113,9 @@ class Product(Rule):
             return self.apply(self.a, t)
         return self.apply(s, self.b) if t is None else self.apply(s, self.b) + self.apply(self.a, t)
 
-    def curvature(self, tangents):
+    def curvature(self, tangents, num):
         s, t = tangents
-        return None if s is None or t is None else 2 * self.adjoint * self.apply(s, t)
+        return None if s is None or t is None else 2 * _dot(self.adjoint, self.apply(s, t), num)
 
 
 class Elementwise(Rule):
@@ -132,8 +137,8 @@ class Elementwise(Rule):
     def weigh(self, adjoint):
         self.second = self.second * adjoint
 
-    def curvature(self, tangents):
-        return self.second * tangents[0].square()
+    def curvature(self, tangents, num):
+        return _dot(self.second * tangents[0], tangents[0], num)
 
 
 class Softmax(Rule):
@@ -144,17 +149,21 @@ class Softmax(Rule):
     def __init__(self, y: Tensor, axis: int):
         self.y, self.axis = y, axis
 
+    def _parts(self, t):
+        moved = self.y * t
+        return moved, moved.sum(self.axis, keepdim=True)
+
     def tangent(self, tangents):
-        moved = self.y * tangents[0]
-        return moved - self.y * moved.sum(self.axis, keepdim=True)
+        moved, mean = self._parts(tangents[0])
+        return torch.addcmul(moved, self.y, mean, value=-1)
 
     def weigh(self, adjoint):
         # Sum over the axis of g y ((t - m)^2 - v): the adjoint's own mean under y takes the place of v.
         self.weight = self.y * (adjoint - (self.y * adjoint).sum(self.axis, keepdim=True))
 
-    def curvature(self, tangents):
-        t = tangents[0]
-        return self.weight * (t - (self.y * t).sum(self.axis, keepdim=True)).square()
+    def curvature(self, tangents, num):
+        centred = tangents[0] - self._parts(tangents[0])[1]
+        return _dot(self.weight * centred, centred, num)
 
 
 class LayerNorm(Rule):
@@ -185,10 +194,11 @@ class LayerNorm(Rule):
         self.adjoint = adjoint if self.weight is None else adjoint * self.weight
         self.projected = (self.adjoint * self.normal).sum(self.axes, keepdim=True)
 
-    def curvature(self, tangents):
+    def curvature(self, tangents, num):
         u, a = self._parts(tangents[0])
         c = u.square().mean(self.axes, keepdim=True)
-        return self.projected * (3 * a.square() - c) - 2 * a * (self.adjoint * u).sum(self.axes, keepdim=True)
+        each = self.projected * (3 * a.square() - c) - 2 * a * (self.adjoint * u).sum(self.axes, keepdim=True)
+        return each.reshape(num, -1).sum(1)
 
 
 class Nested(Rule):
@@ -205,10 +215,10 @@ class Nested(Rule):
     def tangent(self, tangents):
         return jvp(self.apply, tuple(self.inputs), self._filled(tangents))[1]
 
-    def curvature(self, tangents):
+    def curvature(self, tangents, num):
         ts = self._filled(tangents)
         second = jvp(lambda *xs: jvp(self.apply, xs, ts)[1], tuple(self.inputs), ts)[1]
-        return self.adjoint * second
+        return _dot(self.adjoint, second, num)
 
 
 def at(args: Sequence, place: tuple[int, ...]):
@@ -216,7 +226,9 @@ def at(args: Sequence, place: tuple[int, ...]):
     return args[place[0]] if len(place) == 1 else args[place[0]][place[1]]
 
 
-def find_rule(func, args: Sequence, kwargs: dict, places: Sequence[tuple[int, ...]], out: Tensor, part: int | None) -> Rule:
+def find_rule(
+    func, args: Sequence, kwargs: dict, places: Sequence[tuple[int, ...]], out: Tensor, part: int | None
+) -> Rule:
     """The rule of an executed operation.
 
     Args:
@@ -224,9 +236,9 @@ def find_rule(func, args: Sequence, kwargs: dict, places: Sequence[tuple[int, ..
         places: which arguments depend on a layer, see :func:`at`.
         out: its result, or the one numbered ``part`` if it has several.
     """
-    if func._schema.is_mutable:  # the same without writing
-        func = getattr(getattr(aten, func.overloadpacket.__name__.removesuffix("_")), func._overloadname)
     kind = func.overloadpacket
+    if func._schema.is_mutable:  # the same without writing
+        func = kind = getattr(aten, kind.__name__.removesuffix("_"))
 
     def apply(*values):
         given = list(args)
@@ -277,7 +289,12 @@ def find_rule(func, args: Sequence, kwargs: dict, places: Sequence[tuple[int, ..
     if kind is aten.where and single and places != [(0,)]:
         here = args[0] if places == [(1,)] else ~args[0]
         return Affine(lambda t: torch.where(here, t, torch.zeros((), dtype=t.dtype, device=t.device)))
-    if kind in (aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm) and places == [(0,)]:
+    if kind is aten.constant_pad_nd:
+        return Affine(lambda t: func(t, args[1]))
+    evaluating = kind is aten._native_batch_norm_legit_no_training or (
+        kind in (aten.native_batch_norm, aten.cudnn_batch_norm) and not args[5]
+    )
+    if evaluating and places == [(0,)]:
         ones = torch.ones_like(values[0])
         slope = jvp(apply, (values[0].detach(),), (ones,))[1]  # in evaluation mode it is diagonal
         return Affine(lambda t: slope * t)
@@ -288,8 +305,8 @@ def find_rule(func, args: Sequence, kwargs: dict, places: Sequence[tuple[int, ..
         return LayerNorm(values[0], len(args[1]), args[2], args[4])
     if kind in (aten._softmax, aten._safe_softmax, aten.softmax) and places == [(0,)]:
         return Softmax(out, args[1])
-    if kind in ELEMENTWISE and places == [(0,)]:
+    if kind in ELEMENTWISE and places == [(0,)] and out.shape == values[0].shape:
         return Elementwise(apply, values[0], True)
-    if kind in PIECEWISE and places == [(0,)]:
+    if kind in PIECEWISE and places == [(0,)] and out.shape == values[0].shape:
         return Elementwise(apply, values[0], False)
     return Nested(apply, values)

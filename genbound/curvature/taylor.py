@@ -1,13 +1,14 @@
 r"""Second directional derivatives of the output from tangents alone: no backward pass for each direction.
 
-Along :math:`W + \varepsilon U` the remainder of a sample's Hessian is a sum over the executed operations n,
+Along a direction that moves the layers' results by u (for one layer, :math:`W + \varepsilon U` with u = U x) the remainder of a sample's Hessian is a sum over the executed operations n,
 
 .. math:: U^\top R\, U = \sum_n g_n \cdot F_n''(x_n)[t_n, t_n],
 
 where :math:`t_n` are the tangents of the operation's inputs, which one forward sweep carries from the layers to the output,
 :math:`F_n''` is the operation's own second derivative, and :math:`g_n = \partial(g_f \cdot f) / \partial(\text{result of } n)`, taken once for all
 directions. A direction costs about one forward pass, where a double backward pass costs four; affine and piecewise linear operations add
-nothing to the sum.
+nothing to the sum. Where several layers move, what a layer's own U makes of its input's tangent is left out, as it is by
+double backward passes here: it belongs to the cross-layer blocks, and has mean zero for directions that are independent.
 
 A forward pass is recorded at the level of executed operations, and the part of it that depends on a layer is kept as a list of steps
 (:mod:`genbound.curvature.operations` knows their derivatives). Layers must act once each, as a linear map or a convolution on
@@ -25,9 +26,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbound.curvature.operations import Rule, at, find_rule
 from genbound.curvature.uses import Use
-from genbound.curvature.watch import LayerWatch
+from genbound.curvature.watch import LayerWatch, act_once
 from genbound.estimators.probes import probe_directions
-from genbound.estimators.random import row_of
+from genbound.estimators.random import row_of, row_signs
 from genbound.losses import output_form
 
 
@@ -76,6 +77,8 @@ class _Recorder(TorchDispatchMode):
             if isinstance(a, list | tuple):
                 places += [(i, j) for j, b in enumerate(a) if isinstance(b, Tensor) and id(b) in self.numbers]
         inputs = tuple(self.numbers[id(at(args, place))] for place in places)
+        if func.overloadpacket is torch.ops.aten.detach:
+            return func(*args, **kwargs)  # a constant to every derivative
         found, own = self._watch.find(func, args), args
         if places and func._schema.is_mutable:
             if not name.endswith("_") or (0,) not in places:
@@ -89,6 +92,8 @@ class _Recorder(TorchDispatchMode):
         if places or found is not None:
             layer = None if found is None else found[0].name
             for part, result in enumerate(out if isinstance(out, list | tuple) else [out]):
+                if isinstance(result, Tensor) and result.is_complex():
+                    raise Unsupported(f"{name} gives complex numbers")
                 if isinstance(result, Tensor) and result.is_floating_point():
                     self.numbers[id(result)] = len(self._results)
                     self._results.append(result)
@@ -103,16 +108,18 @@ class Sweep:
     Args:
         problem: what is measured.
         positions: which of its samples, one row each.
+        cotangent: of the outputs, in place of the loss's gradient in them.
 
     Attributes:
         outputs: the network's output ``[N, ...]``.
         uses: layer -> how its weight acts.
+        starts: layer -> its step.
 
     Raises:
         Unsupported: a layer acts more than once, or an operation writes into its arguments.
     """
 
-    def __init__(self, problem, positions: Sequence[int]):
+    def __init__(self, problem, positions: Sequence[int], cotangent: Tensor | None = None):
         self.problem, self.positions = problem, list(positions)
         batch = problem.batch(self.positions)
         recorder = _Recorder(problem, len(self.positions))
@@ -131,7 +138,7 @@ class Sweep:
                 later.update(inputs)
         self.steps.reverse()
         self.starts = {step.layer: i for i, step in enumerate(self.steps) if step.layer is not None}
-        self._weigh()
+        self._weigh(problem.loss.output_gradient(self.outputs, self.targets) if cotangent is None else cotangent)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -140,7 +147,7 @@ class Sweep:
         """Of the layer's result, over all samples of the pass."""
         return self.steps[self.starts[name]].shape
 
-    def _weigh(self) -> None:
+    def _weigh(self, cotangent: Tensor) -> None:
         """Every curved operation learns the adjoint of its result: one sweep, transposed."""
         marked = [step for step in self.steps if step.rule is not None and step.rule.curved]
         if not marked:
@@ -148,9 +155,7 @@ class Sweep:
         with torch.enable_grad():
             marks = {step.output: self.outputs.new_zeros(step.shape).requires_grad_() for step in marked}
             moved = self._carry(marks)
-            adjoints = torch.autograd.grad(
-                moved, list(marks.values()), self.problem.loss.output_gradient(self.outputs, self.targets), allow_unused=True
-            )
+            adjoints = torch.autograd.grad(moved, list(marks.values()), cotangent, allow_unused=True)
         for step, adjoint in zip(marked, adjoints, strict=True):
             step.rule.weigh(self.outputs.new_zeros(step.shape) if adjoint is None else adjoint)
 
@@ -193,9 +198,9 @@ class Sweep:
         total = torch.zeros(len(self), dtype=torch.float64, device=self.outputs.device)
 
         def visit(step: Step, moving: list) -> None:
-            entries = step.rule.curvature(moving)
-            if entries is not None:
-                total.add_(entries.reshape(len(self), -1).sum(1))
+            found = step.rule.curvature(moving, len(self))
+            if found is not None:
+                total.add_(found)
 
         added = {}
         for name, u in perturbations.items():
@@ -221,23 +226,38 @@ def separate_cost(problem) -> float:
 
 
 def _try(problem) -> bool:
-    if not all(
-        layer.kind == "unused" or (layer.by_batch and layer.num_uses == 1 and layer.kind in ("linear", "convolution"))
-        for layer in problem.layers
-    ):
+    """First and second derivatives of a random combination of the outputs: the loss may have none on the samples tried."""
+    if not act_once(problem):
         return False
     positions = problem.shared_run(4)
-    tape = problem.tape(positions)
-    names = [name for name in tape.layers if tape.uses[name] and name not in tape.piecewise_linear]
-    like = tape.outputs.detach()
     rows = [row_of("try", position, 0, 1) for position in positions]
-    directions = probe_directions({name: (tape.weights[name].shape, tape.uses[name]) for name in names}, rows, 0, like)
-    products = tape.activation_products(directions, names, "remainder")
-    wanted = sum((tape.inner(name, directions[name], products[name]) for name in names), torch.zeros(len(tape)).to(like))
     try:
-        sweep = Sweep(problem, positions)
-        found = sweep.remainder({name: own[0] for name, own in directions.items()})
+        tape = problem.tape(positions)
+        used = [name for name in tape.layers if tape.uses[name]]
+        curved = [name for name in used if name not in tape.piecewise_linear]
+        like = tape.outputs.detach()
+        cotangent = row_signs(rows, 0, "outputs", 1, like[0].numel(), like).view(like.shape)
+        layers = {name: (tape.weights[name].shape, tape.uses[name]) for name in used}
+        directions = probe_directions(layers, rows, 0, like)
+        moved = {name: directions[name] for name in curved}
+        wanted = torch.zeros(2, len(tape), dtype=torch.float64, device=like.device)
+        gradients = tape.backward(cotangent, used)
+        for name in used:
+            wanted[0] += tape.inner(
+                name,
+                directions[name],
+                [0.0 * u if g is None else g for g, u in zip(gradients[name], directions[name], strict=True)],
+            )
+        tape.output_gradient = lambda: cotangent
+        products = tape.activation_products(moved, curved, "remainder")
+        for name in curved:
+            wanted[1] += tape.inner(name, moved[name], products[name])
+        sweep = Sweep(problem, positions, cotangent)
+        _, tangent = sweep._curvature({name: own[0] for name, own in directions.items()})
+        found = torch.zeros_like(wanted)
+        found[0] = 0.0 if tangent is None else (tangent * cotangent).flatten(1).sum(1)
+        found[1] = sweep.remainder({name: own[0] for name, own in moved.items()})
     except (Unsupported, NotImplementedError, RuntimeError):
         return False
-    tolerance = 1e-3 if like.dtype == torch.float32 else 1e-8 if like.dtype == torch.float64 else 0.1
-    return bool(((found - wanted).abs() <= tolerance * wanted.abs().max()).all())
+    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(like.dtype, 0.1)
+    return bool(((found - wanted).abs() <= tolerance * wanted.abs().amax(1, keepdim=True)).all())

@@ -7,7 +7,6 @@ it checks that every layer was.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from genbound.curvature.uses import ConvolutionUse, LinearUse
 
@@ -55,3 +54,11 @@ class LayerWatch:
                 output_padding, groups,
             )  # fmt: skip
         return None
+
+
+def act_once(problem) -> bool:
+    """Whether every layer of a problem acts once, as a linear map or a convolution on samples that share the pass."""
+    return all(
+        layer.kind == "unused" or (layer.by_batch and layer.num_uses == 1 and layer.kind in ("linear", "convolution"))
+        for layer in problem.layers
+    )

@@ -83,11 +83,12 @@ def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: 
 
 
 def allocate(
-    variances: np.ndarray, targets: np.ndarray, *, minimum: int, budget: int, granularity: int = 2
-) -> np.ndarray:
+    variances: np.ndarray, targets: np.ndarray, *, minimum: int, budget: float, granularity: int = 2,
+    costs: np.ndarray | float = 1.0,
+) -> np.ndarray:  # fmt: skip
     r"""Draws per stratum so that every column of the stratified mean reaches its standard error.
 
-    Neyman's allocation, :math:`m_s \propto a_s` with :math:`a_s^2 = \sum_l s_{sl}^2 / t_l^2`, scaled until the worst
+    Neyman's allocation, :math:`m_s \propto a_s / \sqrt{c_s}` with :math:`a_s^2 = \sum_l s_{sl}^2 / t_l^2`, scaled until the worst
     column just meets its target after rounding up to powers of ``granularity``: coarse, so that rounding errors in the
     pilot rarely change a decision, and that strata with equal counts fill batches.
 
@@ -95,7 +96,8 @@ def allocate(
         variances: pilot variance of one draw ``[S, L]``.
         targets: wanted standard error of each column's mean over strata ``[L]``; columns with 0 are ignored.
         minimum: least number of draws in a stratum.
-        budget: cap on the mean number of draws per stratum.
+        budget: cap on the mean cost of a stratum's draws.
+        costs: of one draw in each stratum.
 
     Returns:
         ``[S]`` integers.
@@ -105,11 +107,11 @@ def allocate(
     if not use.any() or not variances[:, use].any():
         return np.full(strata, minimum, dtype=int)
     scaled = variances[:, use] / targets[use] ** 2
-    spread = np.sqrt(scaled.sum(1))
+    spread = np.sqrt(scaled.sum(1) / costs)
     spread = np.maximum(spread, 0.1 * spread.mean())  # few pilot draws can miss a spread altogether
     needed = (scaled / spread[:, None]).sum(0).max() / strata**2
     wanted = np.maximum(spread * needed, 1)
-    affordable = min(1.0, budget / wanted.mean())
+    affordable = min(1.0, budget / (wanted * costs).mean())
 
     def rounded(factor: float) -> np.ndarray:
         powers = np.ceil(np.log(np.maximum(factor * wanted, 1)) / np.log(granularity) - 1e-9).astype(int)

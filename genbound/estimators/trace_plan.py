@@ -45,7 +45,7 @@ def plan_probes(
         variances: of one double backward probe ``[S, L + 1]``, the last column that of the sum over the layers.
         targets: wanted standard errors of the means over the samples ``[L + 1]``; columns with 0 are ignored.
         minimum: least number of probes of a sample.
-        budget: cap on the mean number of probes of a kind.
+        budget: cap on a sample's mean number of double backward probes, or as much time in sweeps.
         ratios: each layer's variance in separate sweeps over that in double backward probes ``[L]``; ``None`` where there are no
             sweeps at all.
         separate_cost: of one separate probe of all layers, in forward passes.
@@ -57,16 +57,15 @@ def plan_probes(
     if ratios is None:
         counts = allocate(variances, targets, minimum=minimum, budget=budget)
         return Plan(counts, nothing.astype(bool), nothing, np.zeros(num), shares)
-    wanted = allocate(variances[:, :-1], targets[:-1], minimum=minimum, budget=budget)
-    # What separate sweeps save where it is needed most.
+    # Separate sweeps for the samples of which they save time, at the gain where it is needed most.
+    counts = allocate(variances[:, :-1], targets[:-1], minimum=minimum, budget=budget)
     need = np.divide(variances[:, :-1].sum(0), targets[:-1] ** 2, out=np.zeros(layers), where=targets[:-1] > 0)
     gain = float((need * ratios).sum() / need.sum()) if need.any() else 1.0
-    separate = np.zeros(num, dtype=bool)
-    counts = wanted.copy()
-    if gain * separate_cost < BACKWARD:
-        fewer = 2 ** np.ceil(np.log2(np.maximum(wanted * gain, 1)) - 1e-9).astype(int)
-        separate = fewer >= 2
-        counts = np.where(separate, fewer, wanted)
+    cost = separate_cost / BACKWARD
+    separate = (counts * gain >= 2) & (gain * cost < 1)
+    if separate.any():
+        mixed = np.where(separate[:, None], variances[:, :-1] * ratios, variances[:, :-1])
+        counts = allocate(mixed, targets[:-1], minimum=minimum, budget=budget, costs=np.where(separate, cost, 1.0))
     # In units of joint draws, what the sum over the layers knows already.
     alone = (variances[:, :-1] * ratios).sum(1)
     have = np.where(separate, variances[:, -1] / np.maximum(alone, 1e-300), 1.0) * counts

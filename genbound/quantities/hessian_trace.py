@@ -8,11 +8,12 @@ coordinates gives it for all layers and samples at once. The remainder
 elsewhere it is probed, independently for every sample.
 
 Cost:
-    k backward passes to the activations, then for curved layers a pilot of ``num_pilot`` probes and as many probes as the
-    requested standard errors need (one double backward pass to the activations each, all layers together).
+    k backward passes to the activations, then for curved layers a pilot of ``num_pilot`` probes of at most ``PILOT`` samples and as many probes as
+    the requested standard errors need: :mod:`genbound.estimators.trace_plan` says of which kinds, and what they cost.
 Variance:
-    Only the remainder's: ``2 (||R_s||_F^2 - sum_j R_jj^2)`` for independent signs, plus the cross-layer blocks. The draws go
-    where the pilot found the spread; the pilot's own draws are not used again, so that the estimate stays unbiased.
+    Only the remainder's: ``2 (||R_s||_F^2 - sum_j R_jj^2)`` for independent signs, plus the cross-layer blocks where layers are probed
+    together. The draws go where the pilot found the spread; the pilot's own draws are not used again, so that the estimate stays
+    unbiased.
 
 References:
     Hutchinson, A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines,
@@ -24,7 +25,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -59,7 +59,8 @@ class HessianTraceOptions:
         layer_sem: wanted standard error of each layer, relative to its trace (or to 1 % of the largest layer's).
         total_sem: wanted standard error of the total, relative to it.
         num_pilot: probes per sample in the pilot round.
-        max_probes: cap on the mean number of probes per sample; a small problem may take up to 512, see SMALL.
+        max_probes: cap on the mean number of double backward probes per sample, or as much time in sweeps, for the layers and
+            again for the total; a small problem may take up to 512, see SMALL.
         exact_outputs: most output coordinates for which the Gauss-Newton part is computed exactly.
         num_factors: random combinations per sample beyond that.
         exact_products: the remainder too is computed exactly if that takes no more Hessian products on single samples.
@@ -113,12 +114,13 @@ def _tapes(problem, positions):
     return ((tape, _columns(problem, tape.layers)) for tape in problem.tapes(positions))
 
 
-def _sweeps(problem, positions, columns: int = 0):
-    filled = np.arange(columns or len(problem.layers))
-    return ((Sweep(problem, run), filled) for run in problem.batches(positions))
+def _sweeps(columns):
+    return lambda problem, positions: ((Sweep(problem, run), np.array(columns)) for run in problem.batches(positions))
 
 
-def _draws(problem, kind: str, positions, counts, passes, function, width: int, finish=lambda values, p: values) -> Part:
+def _draws(
+    problem, kind: str, positions, counts, passes, function, width: int, finish=lambda values, p: values
+) -> Part:
     """Draw repeatedly on shared passes; mean and spread of every sample's draws.
 
     ``counts`` are the draws of each position; ``passes(problem, positions)`` gives tapes or sweeps with the columns that they fill;
@@ -156,7 +158,6 @@ def _draws(problem, kind: str, positions, counts, passes, function, width: int, 
 def measure(problem, context: Context) -> Measured:
     options, seed = context.options, context.seed
     exact, layers = problem.num_outputs <= options.exact_outputs, len(problem.layers)
-    names = [layer.name for layer in problem.layers]
 
     def gauss_newton(positions: range) -> Part:
         values, curved = np.zeros((len(positions), layers)), np.zeros(layers, bool)
@@ -202,13 +203,14 @@ def measure(problem, context: Context) -> Measured:
         remainder = stack(context.map("dense_remainder", shards, dense_remainder), "mean")
         value, sample_values = value + remainder.mean(0), sample_values + remainder
     elif curved.any():
-        plan = _plan(problem, context, value, sem, stack(parts, "sizes"))
+        # A layer that the output is piecewise linear in has no remainder, but cross-layer blocks with the others: it stays out.
+        columns = np.flatnonzero(curved)
+        names = [problem.layers[i].name for i in columns]
+        plan = _plan(problem, context, value, sem, stack(parts, "sizes"), columns)
 
         def finish(values, position):
             """The draws of the layers, free of the share that the joint draws take over."""
-            return _with_total(
-                values - plan.weight[position] * plan.shares * values.sum(-1, keepdims=True)
-            )
+            return _with_total(values - plan.weight[position] * plan.shares * values.sum(-1, keepdims=True))
 
         def backward(tape, rows):
             return probe_trace(tape, "remainder", rows, seed)
@@ -223,10 +225,12 @@ def measure(problem, context: Context) -> Measured:
             at = list(positions)
             apart, together = plan.separate[at], plan.joint[at]
             own = {key: 0.0 for key in ("mean", "squares", "joint_mean", "joint_squares")}
-            for chosen, passes, function in ((~apart, _tapes, backward), (apart, _sweeps, separate)):
-                drawn = _draws(problem, f"{NAME} draws", positions, plan.counts[at] * chosen, passes, function, layers, finish)
+            for chosen, passes, function in ((~apart, _tapes, backward), (apart, _sweeps(columns), separate)):
+                drawn = _draws(
+                    problem, f"{NAME} draws", positions, plan.counts[at] * chosen, passes, function, layers, finish
+                )
                 own["mean"], own["squares"] = own["mean"] + drawn["mean"], own["squares"] + drawn["squares"]
-            drawn = _draws(problem, f"{NAME} joint", positions, together, partial(_sweeps, columns=1), joint, 1)
+            drawn = _draws(problem, f"{NAME} joint", positions, together, _sweeps([0]), joint, 1)
             own["joint_mean"], own["joint_squares"] = drawn["mean"][:, 0], drawn["squares"][:, 0]
             return own
 
@@ -251,10 +255,12 @@ def measure(problem, context: Context) -> Measured:
     )
 
 
-def _plan(problem, context: Context, value: np.ndarray, have: np.ndarray, sizes: np.ndarray) -> Plan:
+def _plan(
+    problem, context: Context, value: np.ndarray, have: np.ndarray, sizes: np.ndarray, columns: np.ndarray
+) -> Plan:
     """Pilot rounds, on the samples with the largest gradients in the output and on some of the others, and what follows from them."""
     options, seed, num = context.options, context.seed, problem.num_samples
-    names, layers = [layer.name for layer in problem.layers], len(problem.layers)
+    names, layers = [problem.layers[i].name for i in columns], len(problem.layers)
     piloted, hard = choose_pilot(sizes, PILOT)
     items = [piloted[i : i + SHARD] for i in range(0, len(piloted), SHARD)]
     pilot = context.map(
@@ -275,7 +281,7 @@ def _plan(problem, context: Context, value: np.ndarray, have: np.ndarray, sizes:
         apart = context.map(
             "pilot_separate", [sorted(hard[:8])],
             lambda positions: _draws(
-                problem, f"{NAME} pilot apart", positions, [options.num_pilot] * len(positions), _sweeps,
+                problem, f"{NAME} pilot apart", positions, [options.num_pilot] * len(positions), _sweeps(columns),
                 lambda sweep, rows: separate_traces(sweep, names, rows, seed), layers,
             ),
         )  # fmt: skip
@@ -298,10 +304,11 @@ def _plan(problem, context: Context, value: np.ndarray, have: np.ndarray, sizes:
 
 
 def forecast(problem, options: HessianTraceOptions) -> float:
-    """Gradients over the measured samples: a backward pass to the activations is about 0.4 of one."""
+    """Gradients over the measured samples: a backward pass to the activations is about 0.4 of one, a probe of all layers 1.2."""
     outputs = problem.num_outputs if problem.num_outputs <= options.exact_outputs else options.num_factors
     curved = any(layer.curved_by for layer in problem.layers)
-    return 0.5 + 0.4 * outputs + (1.2 * (options.num_pilot + options.max_probes) if curved else 0.0)
+    pilot = options.num_pilot * min(1.0, PILOT / problem.num_samples)
+    return 0.5 + 0.4 * outputs + (1.2 * (pilot + options.max_probes) if curved else 0.0)
 
 
 QUANTITY = Quantity(

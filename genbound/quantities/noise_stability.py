@@ -243,10 +243,12 @@ def measure(problem, context: Context) -> Measured:
     slopes = _slopes(rises, control, owner, counts)
     # In the quadratic regime the spread of a draw and the value both grow as sigma^2: one sigma decides for all.
     target = SAFETY * options.relative_sem * 0.5 * sigmas[middle] ** 2 * abs(trace["value"])
-    if 0.5 * slopes[middle] * trace["sem"] > 0.7 * target:
+    if 0.5 * slopes[middle] * trace["sem"] > target / SAFETY:
         slopes[:] = 0.0  # the mean of the control is not known well enough
-    target = np.sqrt(target**2 - (0.5 * slopes[middle] * trace["sem"]) ** 2)
-    pilot = _moments((rises - slopes * control[:, None])[:, middle : middle + 1], owner, counts)[1][piloted] / (num_pilot - 1)
+    target = np.sqrt(max(target**2 - (0.5 * slopes[middle] * trace["sem"]) ** 2, 0.2 * target**2))
+    pilot = _moments((rises - slopes * control[:, None])[:, middle : middle + 1], owner, counts)[1][piloted] / (
+        num_pilot - 1
+    )
     weights = sum(layer.num_weights for layer in problem.layers)
     budget = max(
         options.max_perturbations, min(noise.most_draws // len(sizes), SMALL // (problem.num_samples * weights))
