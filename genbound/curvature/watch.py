@@ -6,11 +6,15 @@ it checks that every layer was.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 
 from genbound.curvature.uses import ConvolutionUse, LinearUse
 
-LINEAR = frozenset({torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm})
+aten = torch.ops.aten
+LINEAR = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default})
 
 
 class LayerWatch:
@@ -31,10 +35,13 @@ class LayerWatch:
     def __exit__(self, *error):
         torch.backends.mha.set_fastpath_enabled(self._fused)
 
+    def touches(self, values: Iterable) -> bool:
+        """A layer's weight, or a view of it, is among the values."""
+        return any(isinstance(v, Tensor) and v.untyped_storage().data_ptr() in self._weights for v in values)
+
     def find(self, func, args):
         """``(layer, use)`` of the layer whose weight the operation applies, or ``None``."""
-        kind = func.overloadpacket
-        if kind in LINEAR:
+        if func in LINEAR:
             inputs, weight = args[-2:]
             layer = self._weights.get(weight.untyped_storage().data_ptr())
             if layer is None or not (weight.dim() == 2 or weight.stride(0) == 0):
@@ -44,7 +51,7 @@ class LayerWatch:
             rows = rows.unflatten(0, (num, -1) if layer.samples_first else (-1, num))
             stored_transposed = weight.stride() == own.stride() and weight.shape == own.shape
             return layer, LinearUse(None, rows if layer.samples_first else rows.transpose(0, 1), stored_transposed, layer.samples_first)  # fmt: skip
-        if kind is torch.ops.aten.convolution:
+        if func is aten.convolution.default:
             layer = self._weights.get(args[1].untyped_storage().data_ptr())
             if layer is None:
                 return None
