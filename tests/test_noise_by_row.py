@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import genbound
-from genbound.curvature.noise import Normals, can_move_rows, noisy_losses
+from genbound.curvature.noise import Normals, can_move_rows, noise_directions, noisy_losses
+from genbound.curvature.taylor import Sweep, can_sweep
 from genbound.problem import Problem
 
 
@@ -170,3 +171,31 @@ def test_a_weight_that_is_used_twice_is_moved_itself():
     assert summary["noise"] == "per block of 16 samples"
     for row in summary["sigmas"][:2]:
         assert abs(row["value"] - row["hessian_approximation"]) <= 4 * (row["sem"] + row["hessian_approximation_sem"])
+
+
+@pytest.mark.parametrize("positions", [4, 9])  # below and above the number of inputs: Cholesky, and full weights
+def test_the_second_order_term_of_a_draw_is_what_tangents_give(positions):
+    """(l(W + sU) + l(W - sU)) / 2 - l(W) = s^2 c + O(s^4) for the same normals, with the noise drawn at the moved inputs."""
+    generator = torch.Generator().manual_seed(2)
+    model = nn.Sequential(
+        nn.Linear(6, 7), nn.GELU(), nn.Linear(7, 6), nn.LayerNorm(6), nn.Linear(6, 8), nn.Tanh(), nn.Flatten(),
+        nn.Linear(8 * positions, 3),
+    ).double()  # fmt: skip
+    for p in model.parameters():
+        p.data = 0.4 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    x = torch.randn(5, positions, 6, generator=generator, dtype=torch.float64)
+    init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    problem = Problem(model, init, (x, torch.arange(5) % 3))
+    assert can_sweep(problem)
+    rows = [(p, ("test", 0), p) for p in range(5)]
+    normals = Normals(rows, 0, problem.params["0.weight"])
+    sweep = Sweep(problem, range(5))
+    term = 0.5 * sweep.hessian(*noise_directions(sweep, normals))
+    base = problem.loss.per_sample(sweep.outputs, sweep.targets)
+
+    def error(sigma):
+        rise = noisy_losses(problem, rows, normals, (sigma, -sigma)).mean(0) - base
+        return (rise / sigma**2 - term).abs().max()
+
+    assert error(3e-4) < 1e-4 * term.abs().max()
+    assert float(error(6e-4)) == pytest.approx(4 * float(error(3e-4)), rel=0.05)  # the next order is the fourth

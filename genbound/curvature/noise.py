@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbound.curvature.taylor import Sweep
-from genbound.curvature.uses import ConvolutionUse, LinearUse, gram_root
+from genbound.curvature.uses import ConvolutionUse, LinearUse, gram_root, gram_root_derivative
 from genbound.curvature.watch import LayerWatch, act_once
 from genbound.estimators.random import generator
 from genbound.problem import BLOCK
@@ -207,11 +208,42 @@ def noisy_losses(problem, rows: Sequence[Row], normals: Normals, sigmas: Sequenc
     return problem.loss.per_sample(outputs, batch.targets).view(len(sigmas), len(rows))
 
 
-def noise_directions(sweep: Sweep, normals: Normals) -> dict[str, Tensor]:
-    """What the same normals at sigma = 1 add to the layers' results on a sweep, where no earlier layer has moved."""
+def noise_directions(sweep: Sweep, normals: Normals) -> tuple[dict[str, Tensor], dict[str, Callable[[Tensor], Tensor]]]:
+    """What the same normals at sigma = 1 add to the layers' results on a sweep, and how that changes with the layers' inputs.
+
+    The second, for linear layers, are functions from the tangent of the inputs to the derivative of what is added: the noise that
+    :class:`NoisyForward` adds is drawn at the inputs that earlier layers have already moved. Its mean effect is zero.
+    """
     noise = NoisyForward(sweep.problem, len(sweep), normals, [1.0])
-    layers, found = {layer.name: layer for layer in sweep.problem.layers}, {}
+    layers, found, bends, known = {layer.name: layer for layer in sweep.problem.layers}, {}, {}, _Roots()
     for name in sweep.starts:
+        use = sweep.uses[name]
         found[name] = sweep.outputs.new_zeros(sweep.shape(name))
-        noise.move(layers[name], sweep.uses[name], found[name])
-    return found
+        noise.move(layers[name], use, found[name])
+        if isinstance(use, LinearUse):
+            bends[name] = partial(_bend, use, layers[name], normals, known)
+    return found, bends
+
+
+class _Roots:
+    """The last derivative of a Cholesky factor: queries, keys and values share theirs."""
+
+    def __init__(self):
+        self._tangent, self._derivative = None, None
+
+    def __call__(self, use: LinearUse, tangent: Tensor) -> Tensor:
+        last = self._tangent
+        if last is None or last.data_ptr() != tangent.data_ptr() or last.shape != tangent.shape:
+            moved = use.per_position(tangent.reshape(-1, tangent.shape[-1]))
+            self._tangent, self._derivative = tangent, gram_root_derivative(use.root(), use.inputs, moved)
+        return self._derivative
+
+
+def _bend(use: LinearUse, layer, normals: Normals, roots: _Roots, tangent: Tensor) -> Tensor:
+    rows, positions, inputs = use.inputs.shape
+    if positions >= inputs:
+        weights = normals(layer.name, 1, math.prod(layer.shape)).view(rows, *layer.shape)
+        moved = use.per_position(tangent.reshape(-1, inputs))
+        return use._rows(moved @ (weights if use.transposed else weights.mT))
+    outputs = layer.shape[1] if use.transposed else layer.shape[0]
+    return use.spread(normals(layer.name, positions, outputs), roots(use, tangent))

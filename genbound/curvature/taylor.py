@@ -40,7 +40,8 @@ class Unsupported(Exception):
 class Step:
     """One executed operation: the numbers of its moving inputs and of its result, and its rule.
 
-    ``layer`` is the layer whose weight it applies, if any. ``last`` are the inputs that no later step needs.
+    ``layer`` is the layer whose weight it applies, if any, and ``adjoint`` then that of its result. ``last`` are the inputs that
+    no later step needs.
     """
 
     rule: Rule | None
@@ -49,6 +50,7 @@ class Step:
     shape: torch.Size
     layer: str | None
     last: tuple[int, ...] = ()
+    adjoint: Tensor | None = None
 
 
 class _Recorder(TorchDispatchMode):
@@ -148,8 +150,8 @@ class Sweep:
         return self.steps[self.starts[name]].shape
 
     def _weigh(self, cotangent: Tensor) -> None:
-        """Every curved operation learns the adjoint of its result: one sweep, transposed."""
-        marked = [step for step in self.steps if step.rule is not None and step.rule.curved]
+        """Every curved operation and every layer learns the adjoint of its result: one sweep, transposed."""
+        marked = [s for s in self.steps if s.layer is not None or s.rule is not None and s.rule.curved]
         if not marked:
             return
         with torch.enable_grad():
@@ -157,7 +159,11 @@ class Sweep:
             moved = self._carry(marks)
             adjoints = torch.autograd.grad(moved, list(marks.values()), cotangent, allow_unused=True)
         for step, adjoint in zip(marked, adjoints, strict=True):
-            step.rule.weigh(self.outputs.new_zeros(step.shape) if adjoint is None else adjoint)
+            adjoint = self.outputs.new_zeros(step.shape) if adjoint is None else adjoint
+            if step.layer is not None:
+                step.adjoint = adjoint
+            if step.rule is not None and step.rule.curved:
+                step.rule.weigh(adjoint)
 
     def _carry(self, added: Mapping[int, Tensor], visit: Callable | None = None) -> Tensor | None:
         """Carry tangents to the output; ``added`` are put in at results by their numbers. ``visit`` sees every step's inputs."""
@@ -167,7 +173,7 @@ class Sweep:
             moving = [tangents.get(i) for i in step.inputs]
             t = None
             if any(m is not None for m in moving):
-                if visit is not None and step.rule.curved:
+                if visit is not None and (step.rule.curved or step.layer is not None):
                     visit(step, moving)
                 t = step.rule.tangent(moving)
             if step.output in added:
@@ -183,24 +189,33 @@ class Sweep:
 
         Cost: a forward pass from the first of the layers on.
         """
-        return self._curvature(perturbations)[0]
+        return self._curvature(perturbations, {})[0]
 
-    def hessian(self, perturbations: Mapping[str, Tensor]) -> Tensor:
-        """``u^T H u`` of every sample likewise, with the Gauss-Newton part of the outputs' own tangent."""
-        remainder, moved = self._curvature(perturbations)
+    def hessian(self, perturbations: Mapping[str, Tensor], bends: Mapping[str, Callable] | None = None) -> Tensor:
+        """``u^T H u`` of every sample likewise, with the Gauss-Newton part of the outputs' own tangent.
+
+        ``bends`` tell how the perturbations themselves change with the layers' inputs: layer -> function from the tangent of its
+        input to the derivative of ``u``. They add ``2 g . u'``, the second order of ``epsilon u(x + epsilon x')``.
+        """
+        remainder, moved = self._curvature(perturbations, bends or {})
         return (
             remainder
             if moved is None
             else remainder + output_form(self.problem.loss, self.outputs, self.targets, moved)
         )
 
-    def _curvature(self, perturbations: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def _curvature(
+        self, perturbations: Mapping[str, Tensor], bends: Mapping[str, Callable]
+    ) -> tuple[Tensor, Tensor | None]:
         total = torch.zeros(len(self), dtype=torch.float64, device=self.outputs.device)
 
         def visit(step: Step, moving: list) -> None:
             found = step.rule.curvature(moving, len(self))
             if found is not None:
                 total.add_(found)
+            if step.layer in bends:
+                bent = bends[step.layer](moving[0])
+                total.add_((2 * step.adjoint * bent.view(step.shape)).reshape(len(self), -1).sum(1))
 
         added = {}
         for name, u in perturbations.items():
@@ -253,7 +268,7 @@ def _try(problem) -> bool:
         for name in curved:
             wanted[1] += tape.inner(name, moved[name], products[name])
         sweep = Sweep(problem, positions, cotangent)
-        _, tangent = sweep._curvature({name: own[0] for name, own in directions.items()})
+        _, tangent = sweep._curvature({name: own[0] for name, own in directions.items()}, {})
         found = torch.zeros_like(wanted)
         found[0] = 0.0 if tangent is None else (tangent * cotangent).flatten(1).sum(1)
         found[1] = sweep.remainder({name: own[0] for name, own in moved.items()})

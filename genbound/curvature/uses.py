@@ -45,6 +45,17 @@ def gram_root(x: Tensor) -> Tensor:
     return torch.linalg.cholesky_ex(gram)[0]
 
 
+def gram_root_derivative(root: Tensor, x: Tensor, moved: Tensor) -> Tensor:
+    r"""Derivative of :func:`gram_root` along ``moved``: :math:`R' = R\,\Phi(R^{-1}(X'X^\top + XX'^\top)R^{-\top})`.
+
+    :math:`\Phi` takes the lower triangle with half of the diagonal (Smith, Differentiation of the Cholesky algorithm, 1995); R is the root at x.
+    """
+    change = moved @ x.mT
+    change = torch.linalg.solve_triangular(root, change + change.mT, upper=False)
+    change = torch.linalg.solve_triangular(root, change.mT, upper=False)
+    return root @ (change.tril() - 0.5 * torch.diag_embed(change.diagonal(dim1=-2, dim2=-1)))
+
+
 @dataclass
 class LeafUse:
     """The weight itself as the place of perturbation: any operation, one sample at a time."""
@@ -91,16 +102,20 @@ class LinearUse:
         """``[N, T, out]`` to the row order of the operation."""
         return (z if self.samples_first else z.transpose(0, 1)).reshape(-1, z.shape[-1])
 
-    def spread(self, g: Tensor) -> Tensor:
+    def root(self) -> Tensor:
+        """``R [N, T, T]`` with ``R R^T = X X^T``, taken once."""
+        if self._root is None:
+            self._root = gram_root(self.inputs)
+        return self._root
+
+    _root = None
+
+    def spread(self, g: Tensor, root: Tensor | None = None) -> Tensor:
         """Perturb by weights of which only the action on the samples' own inputs X is drawn: ``R g`` with ``R R^T = X X^T``.
 
         ``g [N, T, out]`` are independent numbers of variance 1; the result has the covariance that independent weights give.
         """
-        if self._root is None:
-            self._root = gram_root(self.inputs)
-        return self._rows(self._root @ g)
-
-    _root = None
+        return self._rows((self.root() if root is None else root) @ g)
 
     def per_position(self, z: Tensor) -> Tensor:
         """``[rows, out]`` to ``[N, T, out]``."""

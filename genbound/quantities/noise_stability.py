@@ -153,7 +153,7 @@ class _MovedRows:
             if self.controlled:
                 if self._sweep is None or self._sweep.positions != run:
                     self._sweep = Sweep(problem, run)
-                control[now] = 0.5 * self._sweep.hessian(noise_directions(self._sweep, normals)).cpu().numpy()
+                control[now] = 0.5 * self._sweep.hessian(*noise_directions(self._sweep, normals)).cpu().numpy()
             done += len(run)
         return values, control
 
