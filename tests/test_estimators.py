@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from genbound.estimators.allocation import allocate, shrink
+from genbound.estimators.allocation import allocate, choose_pilot, predict, shrink
 from genbound.estimators.estimate import data_sem, stratified_mean
 from genbound.estimators.lanczos import Lanczos
 from genbound.estimators.probes import RANK, make_probe, num_signs
 from genbound.estimators.random import generator, normal, rademacher, row_of, row_signs
+from genbound.estimators.trace_plan import plan_probes
 
 D = torch.float64
 
@@ -299,7 +300,7 @@ def test_sizes_that_explain_the_spread_mend_a_short_pilot(num):
     sizes = generator.exponential(size=400) ** 2
     truth = (sizes * np.exp(0.2 * generator.normal(size=400)))[:, None] ** 2
     pilot = truth * generator.chisquare(num - 1, size=truth.shape) / (num - 1)
-    assert _waste(truth, shrink(pilot, sizes, num)) < 1.08
+    assert _waste(truth, shrink(pilot, sizes, num)[0]) < 1.08
     assert _waste(truth, pilot) > 1.2
 
 
@@ -308,16 +309,82 @@ def test_sizes_that_explain_nothing_do_little_harm(num):
     generator = rng(6)
     truth = generator.exponential(size=(400, 1)) ** 4
     pilot = truth * generator.chisquare(num - 1, size=truth.shape) / (num - 1)
-    assert _waste(truth, shrink(pilot, generator.exponential(size=400), num)) < 1.06 * _waste(truth, pilot)
+    assert _waste(truth, shrink(pilot, generator.exponential(size=400), num)[0]) < 1.06 * _waste(truth, pilot)
 
 
 def test_shrinking_without_sizes_or_with_few_strata_is_none():
     variances = rng(7).exponential(size=(20, 3))
-    assert (shrink(variances, np.zeros(20), 4) == variances).all()
-    assert (shrink(variances[:4], np.ones(4), 4) == variances[:4]).all()
-    assert shrink(np.zeros((20, 3)), np.ones(20), 4).max() == 0
+    assert (shrink(variances, np.zeros(20), 4)[0] == variances).all()
+    assert (shrink(variances[:4], np.ones(4), 4)[0] == variances[:4]).all()
+    assert shrink(np.zeros((20, 3)), np.ones(20), 4)[0].max() == 0
 
 
 def test_a_small_budget_leaves_every_stratum_its_minimum():
     counts = allocate(np.array([[1.0], [1e8], [1e-8]]), np.array([1e-9]), minimum=2, budget=2)
     assert counts.min() == 2 and counts[1] > 2
+
+
+def test_a_pilot_visits_the_largest_and_some_of_the_others():
+    sizes = rng(0).exponential(size=1000)
+    chosen, large = choose_pilot(sizes, 96)
+    assert len(chosen) <= 96 and chosen == sorted(set(chosen)) and set(large) <= set(chosen)
+    # Coarsely: sizes within a quarter of an octave count as equal.
+    assert sizes[large].min() >= 0.8 * np.sort(sizes)[-32]
+    assert choose_pilot(sizes * (1 + 1e-7), 96) == (chosen, large)
+    assert choose_pilot(sizes[:50], 96)[0] == list(range(50))
+
+
+def test_spread_beyond_the_pilot_is_what_the_sizes_let_expect():
+    generator, num = rng(1), 4
+    sizes = generator.exponential(size=2000)
+    truth = np.stack([(3 * sizes) ** 2, sizes**2], 1)
+    piloted, _ = choose_pilot(sizes, 128)
+    pilot = truth[piloted] * generator.chisquare(num - 1, size=(len(piloted), 2)) / (num - 1)
+    found = predict(pilot, np.array(piloted), sizes, num)
+    assert _waste(truth[:, :1], found[:, :1]) < 1.2  # a tenth goes to the mixture with the mean
+    # Sizes that say nothing: the mean, not zero and not the size.
+    flat = np.ones((2000, 1))
+    pilot = generator.chisquare(num - 1, size=(len(piloted), 1)) / (num - 1)
+    assert _waste(flat, predict(pilot, np.array(piloted), generator.lognormal(sigma=2, size=2000), num)) < 1.5
+
+
+def test_costly_draws_are_fewer():
+    variances, costs = np.ones((64, 1)), np.repeat([1.0, 16.0], 32)
+    counts = allocate(variances, np.array([0.02]), minimum=2, budget=1e9, costs=costs)
+    assert (counts[:32] == 4 * counts[32:]).all()
+    assert (1 / counts).sum() / 64**2 <= 0.02**2
+
+
+# -- which probes -------------------------------------------------------------------------------------------------
+
+
+def probes(layer_target, total_target, ratio=0.05, cost=20.0, budget=1e9):
+    """A hundred samples, ten of them hard, eight layers whose joint probes have mostly cross-layer noise."""
+    spread = np.where(np.arange(100) < 10, 100.0, 1.0)[:, None]
+    variances = np.concatenate([np.ones((1, 8)), [[8.0]]], 1) * spread**2
+    targets = np.append(np.full(8, layer_target), total_target)
+    ratios = None if ratio is None else np.full(8, ratio)
+    return variances, targets, plan_probes(
+        variances, targets, minimum=2, budget=budget, ratios=ratios, separate_cost=cost
+    )  # fmt: skip
+
+
+def test_hard_samples_are_swept_layer_by_layer():
+    variances, targets, plan = probes(0.2, 1e9)
+    assert plan.separate[:10].all() and not plan.separate[10:].any() and not plan.joint.any()
+    each = variances[:, 0] * np.where(plan.separate, 0.05, 1.0) / plan.counts
+    assert np.sqrt(each.sum()) / 100 <= targets[0]
+    assert not probes(0.2, 1e9, ratio=0.5)[2].separate.any()  # where that saves nothing
+    assert not probes(0.2, 1e9, ratio=None)[2].separate.any()  # and where there are no sweeps
+
+
+def test_what_the_total_lacks_is_swept_jointly():
+    variances, targets, plan = probes(1e9, 0.2)
+    assert (plan.counts == 2).all() and plan.joint[:10].min() > plan.joint[10:].max()
+    # The mean of both with these weights, for the samples where there are both.
+    w, joint = plan.weight, np.maximum(plan.joint, 1)
+    each = variances[:, -1] * (w**2 / joint + (1 - w) ** 2 / plan.counts)
+    assert np.sqrt(each.sum()) / 100 <= 1.05 * targets[-1]
+    assert plan.shares.sum() == pytest.approx(1)
+    assert not probes(1e9, 0.2, ratio=None)[2].joint.any()
+    assert probes(1e9, 0.2, budget=4)[2].joint.mean() <= 2 * 4 * 3.5 / 1.3

@@ -158,6 +158,42 @@ def test_hessian_trace_stochastic(name, problems, truths):
         assert (total["sem"] > 0) == ((curved and name != "embedding") or "exact_outputs" in options)
 
 
+@pytest.mark.parametrize("targets", [{"layer_sem": 0.02, "total_sem": 0.5}, {"layer_sem": 5.0, "total_sem": 0.002}])
+def test_hessian_trace_by_sweeps(targets, monkeypatch):
+    """Separate sweeps for hard samples, joint ones for the total: unbiased, with right errors, and the layers add up."""
+    from genbound.quantities import hessian_trace
+
+    plans, original = [], hessian_trace.plan_probes
+
+    def spy(*args, **kwargs):
+        plans.append(original(*args, **kwargs))
+        return plans[-1]
+
+    monkeypatch.setattr(hessian_trace, "plan_probes", spy)
+    monkeypatch.setattr(hessian_trace, "SMALL", 0)  # no more probes than the cap, however small the problem
+    problem = CASES["mlp_gelu"].problem()
+    exact = genbound.evaluate(problem, ["hessian_trace"]).quantities["hessian_trace"]
+    z = []
+    for seed in range(20):
+        options = {"exact_products": 0, "max_probes": 32, **targets}
+        found = genbound.evaluate(problem, ["hessian_trace"], seed, options={"hessian_trace": options})
+        found = found.quantities["hessian_trace"]
+        rows = [found["layers"][name] for name in found["layers"]]
+        assert sum(row["value"] for row in rows) == pytest.approx(found["total"]["value"], rel=1e-10)
+        pairs = [*zip(rows, exact["layers"].values(), strict=True), (found["total"], exact["total"])]
+        # A block whose own signs have no cross terms is exact in a separate sweep.
+        certain = [abs(a["value"] - b["value"]) <= 1e-10 for a, b in pairs]
+        z.append(
+            [np.nan if c else (a["value"] - b["value"]) / a["sem"] for c, (a, b) in zip(certain, pairs, strict=True)]
+        )
+    z = np.array(z)
+    z = z[:, (~np.isnan(z)).sum(0) > 5]
+    used = [plan.separate if targets["layer_sem"] < 1 else plan.joint for plan in plans]
+    assert sum(kind.any() for kind in used) > 5
+    assert (np.abs(np.nanmean(z, 0)) < 4 / np.sqrt((~np.isnan(z)).sum(0))).all()
+    assert 0.6 < np.sqrt(np.nanmean(z**2)) < 1.4
+
+
 def test_hessian_trace_of_softmax_regression():
     """Tr H = |x|^2 sum_c p_c (1 - p_c)."""
     x = torch.tensor([[1.0, 2.0], [0.5, -1.0], [0.0, 0.0]], dtype=D)

@@ -13,7 +13,7 @@ import numpy as np
 MOST_TRUST = 64.0  # draws that the sizes may count for
 
 
-def shrink(variances: np.ndarray, sizes: np.ndarray, num: int) -> np.ndarray:
+def shrink(variances: np.ndarray, sizes: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
     r"""Pilot variances pulled towards what the sizes let expect.
 
     With :math:`\sigma_s^2 = c\,a_s^2\,(1 + \text{spread } \tau^2)` the best linear mixture of the pilot's :math:`s^2` and the expected
@@ -26,13 +26,8 @@ def shrink(variances: np.ndarray, sizes: np.ndarray, num: int) -> np.ndarray:
         num: draws of the pilot in each stratum.
 
     Returns:
-        ``[S, L]``.
+        ``[S, L]``, and how many draws the sizes count for, ``[L]``.
     """
-    return _shrink(variances, sizes, num)[0]
-
-
-def _shrink(variances: np.ndarray, sizes: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """The mixture, and the draws ``[L]`` that the sizes count for."""
     squares = np.square(sizes, dtype=float)[:, None]
     if num < 2 or len(variances) < 8 or not squares.any():
         return variances, np.zeros(variances.shape[1])
@@ -73,7 +68,7 @@ def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: 
         explain little.
     """
     own = sizes[piloted]
-    shrunk, trust = _shrink(variances, own, num)
+    shrunk, trust = shrink(variances, own, num)
     square = np.square(own, dtype=float).sum()
     slope = variances.sum(0) / square if square else np.zeros(variances.shape[1])
     share = trust / (trust + num - 1)

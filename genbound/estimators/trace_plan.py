@@ -26,13 +26,22 @@ WORTH = 3  # joint draws of a sample for which recording a sweep pays
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of probes ``[S]``, which samples take separate sweeps, and the weights of the joint draws."""
+    """How the probes of ``S`` samples and ``L`` layers are spent.
+
+    Attributes:
+        counts: probes of the layers ``[S]``, separate sweeps where ``separate [S]``, else double backward ones.
+        joint: joint sweeps ``[S]``.
+        weight: of the joint draws of each sample ``[S]``.
+        shares: of the layers in what the joint draws correct ``[L]``.
+        deviation: expected standard deviation of a probe of each layer ``[S, L]``, of its own block alone where that is known.
+    """
 
     counts: np.ndarray
     separate: np.ndarray
     joint: np.ndarray
     weight: np.ndarray
     shares: np.ndarray
+    deviation: np.ndarray
 
 
 def plan_probes(
@@ -56,7 +65,7 @@ def plan_probes(
     nothing = np.zeros(num, dtype=int)
     if ratios is None:
         counts = allocate(variances, targets, minimum=minimum, budget=budget)
-        return Plan(counts, nothing.astype(bool), nothing, np.zeros(num), shares)
+        return Plan(counts, nothing.astype(bool), nothing, np.zeros(num), shares, np.sqrt(variances[:, :-1]))
     # Separate sweeps for the samples of which they save time, at the gain where it is needed most.
     counts = allocate(variances[:, :-1], targets[:-1], minimum=minimum, budget=budget)
     need = np.divide(variances[:, :-1].sum(0), targets[:-1] ** 2, out=np.zeros(layers), where=targets[:-1] > 0)
@@ -67,11 +76,12 @@ def plan_probes(
         mixed = np.where(separate[:, None], variances[:, :-1] * ratios, variances[:, :-1])
         counts = allocate(mixed, targets[:-1], minimum=minimum, budget=budget, costs=np.where(separate, cost, 1.0))
     # In units of joint draws, what the sum over the layers knows already.
-    alone = (variances[:, :-1] * ratios).sum(1)
+    own = np.sqrt(variances[:, :-1] * ratios)
+    alone = (own**2).sum(1)
     have = np.where(separate, variances[:, -1] / np.maximum(alone, 1e-300), 1.0) * counts
     if targets[-1] <= 0 or (variances[:, -1] / have).sum() <= (targets[-1] * num) ** 2:
-        return Plan(counts, separate, nothing, np.zeros(num), shares)
+        return Plan(counts, separate, nothing, np.zeros(num), shares, own)
     best = allocate(variances[:, -1:], targets[-1:], minimum=1, budget=budget * BACKWARD / JOINT)
     lacking = np.maximum(best - have, 0)
     joint = np.where(lacking >= WORTH, 2 ** np.ceil(np.log2(np.maximum(lacking, 1)) - 1e-9), 0).astype(int)
-    return Plan(counts, separate, joint, joint / (joint + have), shares)
+    return Plan(counts, separate, joint, joint / (joint + have), shares, own)

@@ -198,6 +198,7 @@ def measure(problem, context: Context) -> Measured:
     value, sem = stratified_mean(counts, flat, flat_squares)
     noise = flat_squares / (counts - 1)[:, None] / counts[:, None]
     sample_values, num_probes = flat, np.zeros(problem.num_samples, dtype=int)
+    deviation = np.zeros((problem.num_samples, layers))
     curved = np.logical_or.reduce([part["curved"] for part in parts])
     if curved.any() and sum(int(part["products"]) for part in parts) <= options.exact_products:
         remainder = stack(context.map("dense_remainder", shards, dense_remainder), "mean")
@@ -242,7 +243,7 @@ def measure(problem, context: Context) -> Measured:
         spread += (plan.weight**2 * stack(drawn, "joint_squares") / pairs)[:, None] * shares**2
         value, sem = value + remainder.mean(0), np.hypot(sem, np.sqrt(spread.sum(0)) / problem.num_samples)
         noise, sample_values = noise + spread, sample_values + remainder
-        num_probes = plan.counts + plan.joint
+        num_probes, deviation = plan.counts + plan.joint, plan.deviation
     spread = data_sem(sample_values, noise, problem.num_data)
     summary = {"value": value, "sem": sem, "data_sem": spread}
     entries = per_layer(problem, summary)
@@ -251,7 +252,12 @@ def measure(problem, context: Context) -> Measured:
     total = {key: float(array[-1]) for key, array in summary.items()} | {"num_samples": problem.num_samples}
     return Measured(
         {"layers": entries, "total": total, "num_probes": int(num_probes.sum())},
-        {"value": sample_values[:, :-1], "sem": np.sqrt(noise[:, :-1]), "num_probes": num_probes},
+        {
+            "value": sample_values[:, :-1],
+            "sem": np.sqrt(noise[:, :-1]),
+            "num_probes": num_probes,
+            "probe_std": deviation,
+        },
     )
 
 

@@ -173,8 +173,8 @@ def measure(problem, context: Context) -> Measured:
         if problem.num_samples * dimension <= options.dense_products:
             values = dense(i, range(problem.num_samples))
             return _part(values.max(), 0.0, int(values.argmax()), "dense", True)
-        value, draws = trace.samples["value"][:, i], np.maximum(trace.samples["num_probes"], 1)
-        score = value + trace.samples["sem"][:, i] * np.sqrt(draws)
+        # A probe's spread is about the Frobenius norm of the remainder, which bounds its trace from neither side but grows with it.
+        score = trace.samples["value"][:, i] + trace.samples["probe_std"][:, i]
         likely = sorted(int(p) for p in np.argsort(-score, kind="stable")[: options.candidates])
         if len(likely) * dimension <= options.dense_products:
             values = dense(i, likely)
