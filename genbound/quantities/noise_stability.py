@@ -16,7 +16,7 @@ block of 16 samples instead, added to the weights.
 Near W most of a draw's spread is that of its second-order term :math:`c = \tfrac12 U^\top H U`, which tangents give exactly for the same
 noise (:mod:`genbound.curvature.taylor`) and whose mean :math:`\tfrac12 \mathrm{Tr}\,H` is measured by ``hessian_trace`` with draws of its own. So c is a
 control variate: the mean of :math:`y - \beta_\sigma c` plus :math:`\beta_\sigma\,\tfrac12\mathrm{Tr}\,H` is unbiased for any slope fixed beforehand; it comes from the
-pilot. ``sem`` holds both errors. Far from W the slope falls, and with it what is saved.
+pilot. ``sem`` holds both errors. Far from W the slope falls, and with it what is saved: each sigma gets as many draws as it needs.
 
 ``std`` is another number: the spread over draws *shared* by all samples, what papers print after a plus-minus sign, of one-sided
 draws on at most ``max_shared_samples`` samples.
@@ -93,7 +93,6 @@ class _MovedWeights:
     """The same noise on the weights of all samples of a draw."""
 
     most_draws = 2**11  # each takes two forward passes for every sigma, however few its samples
-    controlled = False
 
     def __init__(self, problem, context: Context):
         self.problem, self.context = problem, context
@@ -102,7 +101,7 @@ class _MovedWeights:
     def draws(self, stratum: int, num: int, kind: str) -> list[Draw]:
         return [(self.strata[stratum], (kind, stratum, draw)) for draw in range(num)]
 
-    def rises(self, draws: list[Draw], base: np.ndarray, sigmas) -> tuple[np.ndarray, np.ndarray]:
+    def rises(self, draws: list[Draw], base: np.ndarray, sigmas, controlled: bool) -> tuple[np.ndarray, np.ndarray]:
         """Sum over each draw's positions of the mean of ``l(W +- sigma U) - l(W)``, ``[draws, S]``, and its control ``[draws]``."""
         rises = np.stack([self.each(*draw, base, sigmas).sum(0).mean(1) for draw in draws])
         return rises, np.zeros(len(draws))
@@ -140,7 +139,7 @@ class _MovedRows:
     def draws(self, stratum: int, num: int, kind: str) -> list[Draw]:
         return [([stratum], row_of(kind, stratum, draw, num)) for draw in range(num)]
 
-    def rises(self, draws: list[Draw], base: np.ndarray, sigmas) -> tuple[np.ndarray, np.ndarray]:
+    def rises(self, draws: list[Draw], base: np.ndarray, sigmas, controlled: bool) -> tuple[np.ndarray, np.ndarray]:
         problem, values, done = self.problem, np.zeros((len(draws), len(sigmas))), 0
         control = np.zeros(len(draws))
         for run in problem.batches([positions[0] for positions, _ in draws]):
@@ -150,7 +149,7 @@ class _MovedRows:
             # Read back together: an accelerator is waited for once a batch.
             losses = torch.stack([noisy_losses(problem, rows, normals, (sigma, -sigma)).mean(0) for sigma in sigmas], 1)
             values[now] = losses.double().cpu().numpy() - base[run][:, None]
-            if self.controlled:
+            if controlled and self.controlled:
                 if self._sweep is None or self._sweep.positions != run:
                     self._sweep = Sweep(problem, run)
                 control[now] = 0.5 * self._sweep.hessian(*noise_directions(self._sweep, normals)).cpu().numpy()
@@ -172,8 +171,21 @@ def _base(problem, positions) -> Part:
     return {"loss": base, "size": sizes}
 
 
-def _drawn(context: Context, name: str, noise, counts, base: np.ndarray, sigmas) -> tuple[np.ndarray, ...]:
-    """Every draw's antithetic rise ``[D, S]``, its control ``[D]`` and its stratum ``[D]``."""
+def _alike(totals: list[int]) -> list[list[int]]:
+    """Neighbouring sigmas that take about as many draws, within a factor of two, and so share them."""
+    groups: list[list[int]] = []
+    for i, total in enumerate(totals):
+        if groups and max(total, *(totals[j] for j in groups[-1])) <= 2 * min(total, *(totals[j] for j in groups[-1])):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _drawn(
+    context: Context, name: str, noise, counts, base: np.ndarray, sigmas, controlled: bool = True
+) -> tuple[np.ndarray, ...]:
+    """Every draw's antithetic rise ``[D, S]``, its control ``[D]`` (zero if it is not asked for) and its stratum ``[D]``."""
     # Strata with equal counts side by side, so that batches are full and their normals come from the same streams; a batch's
     # draws one after another, so that what is recorded of it serves them all.
     order = [s for s in sorted(range(len(counts)), key=lambda s: (counts[s], s)) if counts[s]]
@@ -186,7 +198,7 @@ def _drawn(context: Context, name: str, noise, counts, base: np.ndarray, sigmas)
     items = [[draw for _, draw in pairs[i : i + DRAWS]] for i in range(0, len(pairs), DRAWS)]
 
     def part(draws) -> Part:
-        rise, control = noise.rises(draws, base, sigmas)
+        rise, control = noise.rises(draws, base, sigmas, controlled)
         return {"rise": rise, "control": control}
 
     parts = context.map(name, items, part)
@@ -233,7 +245,7 @@ def measure(problem, context: Context) -> Measured:
 
     trace = context.measured["hessian_trace"].summary["total"]
     expected = np.array([np.linalg.norm(gradients[members]) for members in noise.strata])
-    middle, scale = len(sigmas) // 2, len(sizes) / problem.num_samples
+    scale = len(sizes) / problem.num_samples
     piloted, _ = choose_pilot(expected, PILOT)
     # Few strata: each one's spread must be known better.
     num_pilot = max(options.num_pilot, -(-128 // len(piloted)))
@@ -241,59 +253,67 @@ def measure(problem, context: Context) -> Measured:
     counts[piloted] = num_pilot
     rises, control, owner = _drawn(context, "pilot", noise, counts.tolist(), base, sigmas)
     slopes = _slopes(rises, control, owner, counts)
-    # In the quadratic regime the spread of a draw and the value both grow as sigma^2: one sigma decides for all.
-    target = SAFETY * options.relative_sem * 0.5 * sigmas[middle] ** 2 * abs(trace["value"])
-    if 0.5 * slopes[middle] * trace["sem"] > target / SAFETY:
-        slopes[:] = 0.0  # the mean of the control is not known well enough
-    target = np.sqrt(max(target**2 - (0.5 * slopes[middle] * trace["sem"]) ** 2, 0.2 * target**2))
-    pilot = _moments((rises - slopes * control[:, None])[:, middle : middle + 1], owner, counts)[1][piloted] / (
-        num_pilot - 1
-    )
     weights = sum(layer.num_weights for layer in problem.layers)
     budget = max(
         options.max_perturbations, min(noise.most_draws // len(sizes), SMALL // (problem.num_samples * weights))
     )
-    counts = allocate(
-        predict(pilot, np.array(piloted), expected, num_pilot), np.array([target / scale]),
-        minimum=max(2, -(-128 // len(sizes))), budget=budget,
-    )  # fmt: skip
-
-    if not slopes.any():
-        noise.controlled = False
-    rises, control, owner = _drawn(context, "draws", noise, counts.tolist(), base, sigmas)
-    value, sem = stratified_mean(counts, *_moments(rises - slopes * control[:, None], owner, counts))
-    # From the mean over strata of sums to the mean over the samples, and the control's mean put back.
-    value = value * scale + slopes * 0.5 * trace["value"]
-    sem = np.hypot(sem * scale, slopes * 0.5 * trace["sem"])
-    # The choice of samples, from the spread of the strata's means.
-    mean, squares = _moments(rises, owner, counts)
-    spread = data_sem(
-        mean / sizes[:, None], squares / (counts - 1)[:, None] / counts[:, None] / sizes[:, None] ** 2,
-        max(len(sizes), round(problem.num_data * scale)),
-    )  # fmt: skip
-    if problem.num_samples >= problem.num_data:
-        spread = np.zeros_like(spread)
-    rows = []
+    num_draws = []
     for i, sigma in enumerate(sigmas):
-        rows.append(
-            {
-                "sigma": sigma,
-                "value": float(value[i]),
-                "sem": float(sem[i]),
-                "data_sem": float(spread[i]),
-                "std": float(std[i]),
-                "hessian_approximation": 0.5 * sigma**2 * trace["value"],
-                "hessian_approximation_sem": 0.5 * sigma**2 * trace["sem"],
-                "quadratic_regime": is_quadratic(float(value[i]), float(sem[i]), sigma, trace["value"], trace["sem"]),
-                "control_slope": float(slopes[i] / sigma**2),
-                "num_perturbations": int(2 * counts.sum()),
-                "num_samples": problem.num_samples,
-            }
+        # Beyond the quadratic regime the value is larger than that, or has met its ceiling and spreads less.
+        target = SAFETY * options.relative_sem * 0.5 * sigma**2 * abs(trace["value"])
+        known = 0.5 * slopes[i] * trace["sem"]
+        if known > target / SAFETY:
+            slopes[i] = known = 0.0  # the mean of the control is not known well enough
+        target = np.sqrt(max(target**2 - known**2, 0.2 * target**2))
+        pilot = _moments((rises[:, i] - slopes[i] * control)[:, None], owner, counts)[1][piloted] / (num_pilot - 1)
+        num_draws.append(allocate(
+            predict(pilot, np.array(piloted), expected, num_pilot), np.array([target / scale]),
+            minimum=max(2, -(-128 // len(sizes))), budget=budget,
+        ))  # fmt: skip
+
+    rows = []
+    for group in _alike([int(n.sum()) for n in num_draws]):
+        own, counts = tuple(sigmas[i] for i in group), np.max([num_draws[i] for i in group], axis=0)
+        slope = slopes[list(group)]
+        rises, control, owner = _drawn(
+            context, f"draws {own[0]:g}", noise, counts.tolist(), base, own, controlled=bool(slope.any())
         )
+        value, sem = stratified_mean(counts, *_moments(rises - slope * control[:, None], owner, counts))
+        # From the mean over strata of sums to the mean over the samples, and the control's mean put back.
+        value = value * scale + slope * 0.5 * trace["value"]
+        sem = np.hypot(sem * scale, slope * 0.5 * trace["sem"])
+        # The choice of samples, from the spread of the strata's means.
+        mean, squares = _moments(rises, owner, counts)
+        spread = data_sem(
+            mean / sizes[:, None], squares / (counts - 1)[:, None] / counts[:, None] / sizes[:, None] ** 2,
+            max(len(sizes), round(problem.num_data * scale)),
+        )  # fmt: skip
+        if problem.num_samples >= problem.num_data:
+            spread = np.zeros_like(spread)
+        for k, i in enumerate(group):
+            approximation = 0.5 * sigmas[i] ** 2 * trace["value"]
+            rows.append(
+                {
+                    "sigma": sigmas[i],
+                    "value": float(value[k]),
+                    "sem": float(sem[k]),
+                    "data_sem": float(spread[k]),
+                    "std": float(std[i]),
+                    "hessian_approximation": approximation,
+                    "hessian_approximation_sem": 0.5 * sigmas[i] ** 2 * trace["sem"],
+                    "quadratic_regime": is_quadratic(
+                        float(value[k]), float(sem[k]), sigmas[i], trace["value"], trace["sem"]
+                    ),
+                    "control_slope": float(slope[k] / sigmas[i] ** 2),
+                    "num_perturbations": int(2 * counts.sum()),
+                    "num_samples": problem.num_samples,
+                }
+            )
+    rows.sort(key=lambda row: row["sigma"])
     leaves = next((row["sigma"] for row in rows if not row["quadratic_regime"]), None)
     summary = {
         "sigmas": rows,
-        "relative_rss": relative_rss(value, [row["hessian_approximation"] for row in rows]),
+        "relative_rss": relative_rss([row["value"] for row in rows], [row["hessian_approximation"] for row in rows]),
         "leaves_quadratic_regime_at": leaves,
         "noise": "per sample" if isinstance(noise, _MovedRows) else f"per block of {BLOCK} samples",
         "std_num_samples": len(every),
