@@ -183,25 +183,25 @@ def _alike(totals: list[int]) -> list[list[int]]:
 
 
 def _drawn(
-    context: Context, name: str, noise, counts, base: np.ndarray, sigmas, controlled: bool = True
+    context: Context, stage: str, kind: str, noise, counts, base: np.ndarray, sigmas, controlled: bool = True
 ) -> tuple[np.ndarray, ...]:
     """Every draw's antithetic rise ``[D, S]``, its control ``[D]`` (zero if it is not asked for) and its stratum ``[D]``."""
     # Strata with equal counts side by side, so that batches are full and their normals come from the same streams; a batch's
     # draws one after another, so that what is recorded of it serves them all.
     order = [s for s in sorted(range(len(counts)), key=lambda s: (counts[s], s)) if counts[s]]
-    few = [[(s, draw) for draw in noise.draws(s, counts[s], name)] for s in order if counts[s] < BLOCK]
+    few = [[(s, draw) for draw in noise.draws(s, counts[s], kind)] for s in order if counts[s] < BLOCK]
     pairs = []
     for start in range(0, len(few), BLOCK):
         group = few[start : start + BLOCK]
         pairs += [own[d] for d in range(max(map(len, group))) for own in group if d < len(own)]
-    pairs += [(s, draw) for s in order if counts[s] >= BLOCK for draw in noise.draws(s, counts[s], name)]
+    pairs += [(s, draw) for s in order if counts[s] >= BLOCK for draw in noise.draws(s, counts[s], kind)]
     items = [[draw for _, draw in pairs[i : i + DRAWS]] for i in range(0, len(pairs), DRAWS)]
 
     def part(draws) -> Part:
         rise, control = noise.rises(draws, base, sigmas, controlled)
         return {"rise": rise, "control": control}
 
-    parts = context.map(name, items, part)
+    parts = context.map(stage, items, part)
     return stack(parts, "rise"), stack(parts, "control"), np.array([s for s, _ in pairs])
 
 
@@ -228,6 +228,33 @@ def _slopes(rises: np.ndarray, control: np.ndarray, owner: np.ndarray, counts: n
     return np.where(left <= PAYS * (weight[:, None] * y**2).sum(0), slope, 0.0)
 
 
+def _plan(problem, context: Context, noise, base, expected, trace) -> tuple[np.ndarray, list[np.ndarray]]:
+    """From a pilot round: slope of the control for each sigma ``[S]``, and draws of every stratum for each sigma."""
+    options, num = context.options, len(noise.strata)
+    piloted, _ = choose_pilot(expected, PILOT)
+    # Few strata: each one's spread must be known better.
+    num_pilot = max(options.num_pilot, -(-128 // len(piloted)))
+    counts = np.zeros(num, dtype=int)
+    counts[piloted] = num_pilot
+    rises, control, owner = _drawn(context, "pilot", "pilot", noise, counts.tolist(), base, options.sigmas)
+    slopes, num_draws = _slopes(rises, control, owner, counts), []
+    weights = sum(layer.num_weights for layer in problem.layers)
+    budget = max(options.max_perturbations, min(noise.most_draws // num, SMALL // (problem.num_samples * weights)))
+    for i, sigma in enumerate(options.sigmas):
+        # Beyond the quadratic regime the value is larger than that, or has met its ceiling and spreads less.
+        target = SAFETY * options.relative_sem * 0.5 * sigma**2 * abs(trace["value"])
+        known = 0.5 * slopes[i] * trace["sem"]
+        if known > target / SAFETY:
+            slopes[i] = known = 0.0  # the mean of the control is not known well enough
+        target = np.sqrt(max(target**2 - known**2, 0.2 * target**2))
+        pilot = _moments((rises[:, i] - slopes[i] * control)[:, None], owner, counts)[1][piloted] / (num_pilot - 1)
+        num_draws.append(allocate(
+            predict(pilot, np.array(piloted), expected, num_pilot), np.array([target * problem.num_samples / num]),
+            minimum=max(2, -(-128 // num)), budget=budget,
+        ))  # fmt: skip
+    return slopes, num_draws
+
+
 def measure(problem, context: Context) -> Measured:
     options: NoiseStabilityOptions = context.options
     sigmas = options.sigmas
@@ -245,38 +272,14 @@ def measure(problem, context: Context) -> Measured:
 
     trace = context.measured["hessian_trace"].summary["total"]
     expected = np.array([np.linalg.norm(gradients[members]) for members in noise.strata])
+    slopes, num_draws = _plan(problem, context, noise, base, expected, trace)
     scale = len(sizes) / problem.num_samples
-    piloted, _ = choose_pilot(expected, PILOT)
-    # Few strata: each one's spread must be known better.
-    num_pilot = max(options.num_pilot, -(-128 // len(piloted)))
-    counts = np.zeros(len(sizes), dtype=int)
-    counts[piloted] = num_pilot
-    rises, control, owner = _drawn(context, "pilot", noise, counts.tolist(), base, sigmas)
-    slopes = _slopes(rises, control, owner, counts)
-    weights = sum(layer.num_weights for layer in problem.layers)
-    budget = max(
-        options.max_perturbations, min(noise.most_draws // len(sizes), SMALL // (problem.num_samples * weights))
-    )
-    num_draws = []
-    for i, sigma in enumerate(sigmas):
-        # Beyond the quadratic regime the value is larger than that, or has met its ceiling and spreads less.
-        target = SAFETY * options.relative_sem * 0.5 * sigma**2 * abs(trace["value"])
-        known = 0.5 * slopes[i] * trace["sem"]
-        if known > target / SAFETY:
-            slopes[i] = known = 0.0  # the mean of the control is not known well enough
-        target = np.sqrt(max(target**2 - known**2, 0.2 * target**2))
-        pilot = _moments((rises[:, i] - slopes[i] * control)[:, None], owner, counts)[1][piloted] / (num_pilot - 1)
-        num_draws.append(allocate(
-            predict(pilot, np.array(piloted), expected, num_pilot), np.array([target / scale]),
-            minimum=max(2, -(-128 // len(sizes))), budget=budget,
-        ))  # fmt: skip
-
     rows = []
     for group in _alike([int(n.sum()) for n in num_draws]):
         own, counts = tuple(sigmas[i] for i in group), np.max([num_draws[i] for i in group], axis=0)
         slope = slopes[list(group)]
         rises, control, owner = _drawn(
-            context, f"draws {own[0]:g}", noise, counts.tolist(), base, own, controlled=bool(slope.any())
+            context, f"draws {own[0]:g}", "draws", noise, counts.tolist(), base, own, controlled=bool(slope.any())
         )
         value, sem = stratified_mean(counts, *_moments(rises - slope * control[:, None], owner, counts))
         # From the mean over strata of sums to the mean over the samples, and the control's mean put back.
