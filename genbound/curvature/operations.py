@@ -9,6 +9,7 @@ an operation without a rule of its own is differentiated by nested forward-mode 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -40,14 +41,14 @@ PIECEWISE = frozenset(
 PRODUCTS = frozenset({aten.mul, aten.mm, aten.bmm, aten.matmul})
 
 
-class Rule:
-    """One operation: ``moving`` are the places of its arguments that depend on a layer."""
+class Rule(ABC):
+    """One operation at its own inputs; ``curved`` if its second derivative does not vanish."""
 
     curved = False
 
+    @abstractmethod
     def tangent(self, tangents: Sequence[Tensor | None]) -> Tensor:
         """Tangent of the result from those of the moving arguments; ``None`` is an exact zero, not all are."""
-        raise NotImplementedError
 
     def weigh(self, adjoint: Tensor) -> None:
         """Learn the adjoint of the result, once for all directions."""
