@@ -27,12 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from genbound.curvature.operations import Rule, at, find_rule
 from genbound.curvature.uses import Use
 from genbound.curvature.watch import LayerWatch, act_once
+from genbound.errors import GenboundError
 from genbound.estimators.probes import probe_directions
 from genbound.estimators.random import row_of, row_signs
 from genbound.losses import output_form
 
 
-class Unsupported(Exception):
+class Unsupported(GenboundError):
     """The forward pass holds something that tangents are not carried through; the message says what."""
 
 
