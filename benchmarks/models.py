@@ -49,6 +49,16 @@ def fitted(num: int, epochs: int = 12, batch_size: int = 16) -> Problem:
     return Problem(model, problem.init, problem.data, num_samples=num, num_data=problem.num_data, batch_size=batch_size)
 
 
+def measured_loss(problem: Problem) -> float:
+    """Mean loss over the measured samples alone."""
+    with torch.no_grad():
+        losses = [
+            problem.loss.per_sample(problem.forward(problem.params, batch.inputs), batch.targets)
+            for batch in map(problem.batch, problem.batches(range(problem.num_samples)))
+        ]
+    return float(torch.cat(losses).double().mean())
+
+
 class Head(nn.Module):
     """A small text network with one output for every word: of the whole text, or of each of its positions."""
 

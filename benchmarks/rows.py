@@ -133,7 +133,7 @@ def minilm_trace_128() -> Iterator[Row]:
 
 def fitted_trace() -> Iterator[Row]:
     problem = models.fitted(256)
-    loss = genbound.evaluate(problem, ["losses"]).quantities["losses"]["train_loss"]
+    loss = models.measured_loss(problem)
     yield from trace_rows(problem, f"MiniLM well fitted (loss {loss:.4f})", 1000, 1000)
 
 
@@ -360,11 +360,7 @@ def minilm_agreement(num: int = 16, probes: int = 400) -> Iterator[Row]:
         options={"noise_stability": {"sigmas": (sigma,), "relative_sem": 0.02, "max_perturbations": 512}},
     )
     entry = noise.quantities["noise_stability"]["sigmas"][0]
-    with torch.no_grad():
-        base = float(torch.cat([
-            problem.loss.per_sample(problem.forward(problem.params, b.inputs), b.targets)
-            for b in map(problem.batch, problem.batches(range(num)))
-        ]).double().mean())  # fmt: skip
+    base = models.measured_loss(problem)
     plain = np.array([peers.shared_one_sided(problem, sigma, draw) for draw in range(probes)]) - base
     sem = plain.std(ddof=1) / np.sqrt(probes)
     z = (plain.mean() - entry["value"]) / np.hypot(sem, entry["sem"])
