@@ -215,8 +215,9 @@ class Sweep:
             if found is not None:
                 total.add_(found)
             if step.layer in bends:
-                bent = bends[step.layer](moving[0])
-                total.add_((2 * step.adjoint * bent.view(step.shape)).reshape(len(self), -1).sum(1))
+                use = self.uses[step.layer]  # which knows the order of the operation's rows
+                bent = use.per_sample(bends[step.layer](moving[0]))
+                total.add_(2 * (use.per_sample(step.adjoint) * bent).sum(1))
 
         added = {}
         for name, u in perturbations.items():
