@@ -17,7 +17,9 @@ class Measured:
     Attributes:
         summary: JSON-ready: ``layers``, ``total``, ``sigmas`` or named values.
         samples: per-sample values, name -> ``[N, L]`` or ``[N]`` array in the order of the measured samples.
+        data: values of every training sample, in the order of the data: for other quantities to read.
     """
 
     summary: dict[str, Any]
     samples: dict[str, np.ndarray] = field(default_factory=dict)
+    data: dict[str, np.ndarray] = field(default_factory=dict)

@@ -80,18 +80,18 @@ class DiskStore(MemoryStore):
         path = self.folder / "summary.json"
         if not path.exists():
             return None
-        samples = self._read("samples")
         try:
-            return Measured(json.loads(path.read_text()), samples or {})
+            return Measured(json.loads(path.read_text()), self._read("samples") or {}, self._read("data") or {})
         except ValueError as error:
             raise GenboundError(f"stored summary {path} cannot be read: delete it and run again") from error
 
     def save_measured(self, measured: Measured) -> None:
         """The summary is written last: it says that the quantity is done. Its stages are then not needed any more."""
         self.save_part("samples", measured.samples)
+        self.save_part("data", measured.data)
         write_json(self.folder / "summary.json", measured.summary)
         for path in self.folder.iterdir():
-            if path.name not in ("summary.json", "samples.npz"):
+            if path.name not in ("summary.json", "samples.npz", "data.npz"):
                 path.unlink() if path.is_file() else shutil.rmtree(path)
 
 

@@ -28,6 +28,14 @@ AFFINE = frozenset(
         aten.cat, aten.stack, aten.lift_fresh, aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.pixel_shuffle, aten.repeat,
     }
 )  # fmt: skip
+# Of these, the ones whose every result is one entry of the argument.
+MOVES = frozenset(
+    {
+        aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.transpose, aten.permute, aten.t, aten.expand,
+        aten.select, aten.slice, aten.unsqueeze, aten.squeeze, aten.clone, aten.contiguous, aten._to_copy, aten.alias,
+        aten.flatten, aten.movedim, aten.flip, aten.narrow,
+    }
+)  # fmt: skip
 SEVERAL = frozenset({aten.split, aten.split_with_sizes, aten.unbind, aten.chunk})  # affine, a list of results
 ELEMENTWISE = frozenset(
     {
@@ -58,6 +66,10 @@ class Rule(ABC):
         """``g . F''[t, t]`` of each of ``num`` samples, ``[num]``; ``None`` where that vanishes."""
         return None
 
+    def variance(self, variance: Tensor) -> Tensor | None:
+        """Of the result's entries, if each of them is one entry of the only moving argument times a constant."""
+        return None
+
 
 def _dot(a: Tensor, b: Tensor, num: int) -> Tensor:
     """Inner products of the samples' parts."""
@@ -65,11 +77,18 @@ def _dot(a: Tensor, b: Tensor, num: int) -> Tensor:
 
 
 class Affine(Rule):
-    def __init__(self, apply: Callable[[Tensor], Tensor]):
-        self.apply = apply
+    """``moves`` or ``scales`` tell that each result is one entry of the argument, or such a one times a constant."""
+
+    def __init__(self, apply: Callable[[Tensor], Tensor], moves: bool = False, scales: bool = False):
+        self.apply, self.moves, self.scales = apply, moves, scales
 
     def tangent(self, tangents):
         return self.apply(tangents[0])
+
+    def variance(self, variance):
+        if self.moves:
+            return self.apply(variance)
+        return self.apply(self.apply(variance)) if self.scales else None
 
 
 class Joined(Rule):
@@ -140,6 +159,9 @@ class Elementwise(Rule):
 
     def curvature(self, tangents, num):
         return _dot(self.second * tangents[0], tangents[0], num)
+
+    def variance(self, variance):
+        return None if self.curved else self.first.square() * variance
 
 
 class Softmax(Rule):
@@ -265,18 +287,18 @@ def find_rule(
 
         return Joined(join, values)
     if kind in (aten.view, aten._unsafe_view):  # a tangent may lie in memory otherwise
-        return Affine(lambda t: t.reshape(args[1]))
+        return Affine(lambda t: t.reshape(args[1]), moves=True)
     if kind in (AFFINE | SEVERAL) and single:
-        return Affine(apply)
+        return Affine(apply, moves=kind in MOVES | SEVERAL)
     if kind in (aten.add, aten.sub):
         sign = (kwargs.get("alpha", 1) if len(args) < 3 else args[2]) * (1 if kind is aten.add else -1)
         return Sum(out.shape, [1 if p == (0,) else sign for p in places])
     if kind in PRODUCTS:
         if not single:
             return Product(apply, *values)
-        return Affine(apply)
+        return Affine(apply, scales=kind is aten.mul and out.shape == values[0].shape)
     if kind is aten.div and places == [(0,)] and not kwargs.get("rounding_mode"):
-        return Affine(apply)
+        return Affine(apply, scales=out.shape == values[0].shape)
     if kind is aten.addmm and (0,) not in places and single and kwargs.get("alpha", 1) == 1:
         return Affine(lambda t: torch.mm(t, args[2]) if places == [(1,)] else torch.mm(args[1], t))
     if kind is aten.baddbmm and (0,) not in places and kwargs.get("alpha", 1) == 1:
@@ -298,7 +320,7 @@ def find_rule(
     if evaluating and places == [(0,)]:
         ones = torch.ones_like(values[0])
         slope = jvp(apply, (values[0].detach(),), (ones,))[1]  # in evaluation mode it is diagonal
-        return Affine(lambda t: slope * t)
+        return Affine(lambda t: slope * t, scales=True)
     if kind is aten.max_pool2d_with_indices and places == [(0,)]:
         index = func(*args, **kwargs)[1]
         return Affine(lambda t: t.flatten(2).gather(2, index.flatten(2)).view(index.shape))

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbound.curvature.operations import Rule, at, find_rule
+from genbound.curvature.own_noise import split_own_noise
 from genbound.curvature.uses import Use
 from genbound.curvature.watch import LayerWatch, act_once
 from genbound.errors import GenboundError
@@ -42,7 +43,7 @@ class Step:
     """One executed operation: the numbers of its moving inputs and of its result, and its rule.
 
     ``layer`` is the layer whose weight it applies, if any, and ``adjoint`` then that of its result. ``last`` are the inputs that
-    no later step needs.
+    no later step needs. ``apart`` and ``passes`` are what :mod:`genbound.curvature.own_noise` finds.
     """
 
     rule: Rule | None
@@ -52,6 +53,8 @@ class Step:
     layer: str | None
     last: tuple[int, ...] = ()
     adjoint: Tensor | None = None
+    apart: bool = False
+    passes: bool = False
 
 
 class _Recorder(TorchDispatchMode):
@@ -142,6 +145,7 @@ class Sweep:
         self.steps.reverse()
         self.starts = {step.layer: i for i, step in enumerate(self.steps) if step.layer is not None}
         self._weigh(problem.loss.output_gradient(self.outputs, self.targets) if cotangent is None else cotangent)
+        self._own: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -166,21 +170,34 @@ class Sweep:
             if step.rule is not None and step.rule.curved:
                 step.rule.weigh(adjoint)
 
-    def _carry(self, added: Mapping[int, Tensor], visit: Callable | None = None) -> Tensor | None:
-        """Carry tangents to the output; ``added`` are put in at results by their numbers. ``visit`` sees every step's inputs."""
+    def _carry(
+        self, added: Mapping[int, Tensor], visit: Callable | None = None, apart: bool = False
+    ) -> Tensor | None:
+        """Carry tangents to the output; ``added`` are put in at results by their numbers. ``visit`` sees every step's inputs.
+
+        With ``apart`` the steps that :func:`split_own_noise` marked see them without the noise of the layers just before.
+        """
         tangents: dict[int, Tensor] = {}
+        without: dict[int, Tensor | None] = {}
         first = next((i for i, step in enumerate(self.steps) if step.output in added), len(self.steps))
         for step in self.steps[first:]:
             moving = [tangents.get(i) for i in step.inputs]
+            seen = [without.get(i, m) for i, m in zip(step.inputs, moving, strict=True)] if without else moving
             t = None
             if any(m is not None for m in moving):
                 if visit is not None and (step.rule.curved or step.layer is not None):
-                    visit(step, moving)
+                    visit(step, seen if step.apart else moving)
                 t = step.rule.tangent(moving)
+            before = t
+            if apart and step.passes and step.layer is None and any(i in without for i in step.inputs):
+                before = step.rule.tangent(seen) if any(m is not None for m in seen) else None
             if step.output in added:
                 t = added[step.output] if t is None else t + added[step.output]
             for i in step.last:
                 tangents.pop(i, None)
+                without.pop(i, None)
+            if apart and step.passes and t is not None:
+                without[step.output] = before
             if t is not None:
                 tangents[step.output] = t
         return tangents.get(self._end)
@@ -191,6 +208,21 @@ class Sweep:
         Cost: a forward pass from the first of the layers on.
         """
         return self._curvature(perturbations, {})[0]
+
+    def mean_remainder(self, perturbations: Mapping[str, Tensor]) -> Tensor:
+        """The same for directions that are random, with part of the mean over them taken: of equal mean and less spread.
+
+        What a layer's own noise adds where it is first met is put in by its mean (:mod:`genbound.curvature.own_noise`). The
+        perturbations must be those of independent weights of variance 1, of which every layer has its own.
+        """
+        if self._own is None:
+            with torch.no_grad():
+                self._own = split_own_noise(self.steps, self.uses, len(self))
+        found = self._curvature(perturbations, {}, True)[0]
+        for name in perturbations:
+            if name in self._own:
+                found += self._own[name]
+        return found
 
     def hessian(self, perturbations: Mapping[str, Tensor], bends: Mapping[str, Callable] | None = None) -> Tensor:
         """``u^T H u`` of every sample likewise, with the Gauss-Newton part of the outputs' own tangent.
@@ -206,12 +238,14 @@ class Sweep:
         )
 
     def _curvature(
-        self, perturbations: Mapping[str, Tensor], bends: Mapping[str, Callable]
+        self, perturbations: Mapping[str, Tensor], bends: Mapping[str, Callable], apart: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         total = torch.zeros(len(self), dtype=torch.float64, device=self.outputs.device)
 
         def visit(step: Step, moving: list) -> None:
-            found = step.rule.curvature(moving, len(self))
+            found = None
+            if any(m is not None for m in moving):
+                found = step.rule.curvature(moving, len(self))
             if found is not None:
                 total.add_(found)
             if step.layer in bends:
@@ -225,7 +259,7 @@ class Sweep:
                 step = self.steps[self.starts[name]]
                 added[step.output] = u.view(step.shape)
         with torch.no_grad():
-            moved = self._carry(added, visit)
+            moved = self._carry(added, visit, apart)
         return total, moved
 
 

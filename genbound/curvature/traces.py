@@ -103,7 +103,13 @@ def joint_trace(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: i
 
     Cost: about a forward pass.
     """
-    return sweep.remainder(sweep_directions(sweep, names, rows, seed))
+    return sweep.mean_remainder(sweep_directions(sweep, names, rows, seed))
+
+
+def joint_trace_twice(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> Tensor:
+    """The draw as it is and that of :func:`joint_trace`, ``[N, 2]``: what the mean taken in the latter saves."""
+    directions = sweep_directions(sweep, names, rows, seed)
+    return torch.stack([sweep.remainder(directions), sweep.mean_remainder(directions)], 1)
 
 
 def separate_traces(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> Tensor:
@@ -114,5 +120,5 @@ def separate_traces(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], see
     result = torch.zeros(len(sweep), len(names), dtype=torch.float64, device=sweep.outputs.device)
     for i, name in enumerate(names):  # a layer's directions at a time: they are as large as its result
         for own, u in sweep_directions(sweep, [name], rows, seed).items():
-            result[:, i] = sweep.remainder({own: u})
+            result[:, i] = sweep.mean_remainder({own: u})
     return result

@@ -136,6 +136,10 @@ class LinearUse:
             a, b = b, a
         return self._rows((self.inputs @ a.mT) @ b)
 
+    def variance(self, shape: torch.Size) -> Tensor:
+        """Of the result's entries, in its shape, under independent weights of variance 1."""
+        return self._rows(self.inputs.square().sum(-1, keepdim=True)).expand(-1, shape[-1]).reshape(shape)
+
     def adjoint(self, q: Tensor) -> Tensor:
         q = self.per_position(q)
         return self.inputs.mT @ q if self.transposed else q.mT @ self.inputs
@@ -210,6 +214,14 @@ class ConvolutionUse:
             self.transposed, self.output_padding, self.groups * self.num,
         )  # fmt: skip
         return self._unfold(out)
+
+    def variance(self, shape: torch.Size) -> Tensor:
+        """Of the result's entries, in its shape, under independent weights of variance 1."""
+        ones = self.inputs.new_ones(self.shape)
+        return torch.ops.aten.convolution(
+            self.inputs.square(), ones, None, self.stride, self.padding, self.dilation, self.transposed,
+            self.output_padding, self.groups,
+        ).reshape(shape)  # fmt: skip
 
     def adjoint(self, q: Tensor) -> Tensor:
         weight = torch.empty(1, dtype=q.dtype, device=q.device).expand(self.num * self.shape[0], *self.shape[1:])

@@ -2,8 +2,8 @@ r"""How many draws each stratum gets, decided from a pilot round whose draws are
 
 A pilot of a few draws knows each stratum's spread badly, and what is lost by it is large: with two draws a stratum, draws given in
 proportion to the pilot's spread need a multiple of the best allocation's. What is known of the spread beforehand helps: a
-sample's remainder is its loss's gradient in the output times a curvature that differs much less. :func:`shrink` weighs the two
-against each other by how well they agree.
+sample's remainder is its loss's gradient in the output times a curvature that differs much less. :func:`expect` makes an expectation of
+the two first draws of strata that resemble it, and :func:`shrink` weighs it against a pilot by how well they agree.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ from __future__ import annotations
 import numpy as np
 
 MOST_TRUST = 64.0  # draws that the sizes may count for
+NEAR = 12  # strata on either side that a stratum is compared with
 
 
-def shrink(variances: np.ndarray, sizes: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
-    r"""Pilot variances pulled towards what the sizes let expect.
+def shrink(variances: np.ndarray, expected: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+    r"""Pilot variances pulled towards what is expected.
 
-    With :math:`\sigma_s^2 = c\,a_s^2\,(1 + \text{spread } \tau^2)` the best linear mixture of the pilot's :math:`s^2` and the expected
-    :math:`c\,a_s^2` counts the latter as :math:`2 / \tau^2` draws. :math:`\tau^2` is what the ratios :math:`s_s^2 / c\,a_s^2` scatter beyond the
-    :math:`2 / (m - 1)` of normal draws: sizes that explain nothing get almost no weight.
+    With :math:`\sigma_s^2 = e_s\,(1 + \text{spread } \tau^2)` the best linear mixture of the pilot's :math:`s^2` and the expected
+    :math:`e_s` counts the latter as :math:`2 / \tau^2` draws. :math:`\tau^2` is what the ratios :math:`s_s^2 / e_s` scatter beyond the
+    :math:`2 / (m - 1)` of normal draws: expectations that explain nothing get almost no weight.
 
     Args:
         variances: pilot variance of one draw ``[S, L]``.
-        sizes: expected standard deviations, up to a factor, ``[S]``.
+        expected: what it is expected to be ``[S, L]``.
         num: draws of the pilot in each stratum.
 
     Returns:
-        ``[S, L]``, and how many draws the sizes count for, ``[L]``.
+        ``[S, L]``, and how many draws the expectations count for, ``[L]``.
     """
-    squares = np.square(sizes, dtype=float)[:, None]
-    if num < 2 or len(variances) < 8 or not squares.any():
+    total = expected.sum(0)
+    if num < 2 or len(variances) < 8 or not total.any():
         return variances, np.zeros(variances.shape[1])
-    weight = squares / squares.sum()
-    expected = weight * variances.sum(0)
-    ratio = np.divide(variances, expected, out=np.zeros_like(variances), where=expected > 0)
+    weight = expected / np.maximum(total, 1e-300)
+    factor = np.divide(variances.sum(0), total, out=np.zeros_like(total), where=total > 0)
+    ratio = np.divide(variances, expected * factor, out=np.zeros_like(variances), where=expected * factor > 0)
     scatter = (weight * (ratio - 1) ** 2).sum(0)
     own = num - 1
     trust = 2 / np.maximum((scatter - 2 / own) / (1 + 2 / own), 2 / MOST_TRUST)
@@ -54,6 +55,35 @@ def choose_pilot(sizes: np.ndarray, most: int) -> tuple[list[int], list[int]]:
     return sorted({*large, *range(0, num, -(-num // (most - len(large))))}), large
 
 
+def expect(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values in proportion to the squared size, by the mean factor over the strata next to each in size.
+
+    Each is left out of its own mean: what is decided by it does not depend on its own draws.
+
+    Args:
+        sizes: what strata are compared by ``[S]``.
+        values: variances of each stratum ``[S, L]``.
+
+    Returns:
+        ``[S, L]``; the values themselves if there is one stratum alone.
+    """
+    num = len(sizes)
+    if num == 1:
+        return values
+    order = np.argsort(sizes, kind="stable")
+    largest = float(np.max(sizes)) or 1.0
+    square = np.maximum(np.square(sizes[order] / largest), 1e-12)[:, None]
+    each = values[order] / square
+    sums, neighbours = np.zeros_like(each), np.zeros((num, 1))
+    for shift in range(1, min(NEAR, num - 1) + 1):
+        for to, of in ((slice(shift, None), slice(None, -shift)), (slice(None, -shift), slice(shift, None))):
+            sums[to] += each[of]
+            neighbours[to] += 1
+    found = np.empty_like(each)
+    found[order] = square * sums / neighbours
+    return found
+
+
 def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: int) -> np.ndarray:
     """Variance of a draw in every stratum from a pilot round in some of them.
 
@@ -67,12 +97,12 @@ def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: 
         ``[S, L]``: in the piloted strata as :func:`shrink` says, elsewhere what the sizes let expect, mixed with the mean where they
         explain little.
     """
-    own = sizes[piloted]
-    shrunk, trust = shrink(variances, own, num)
-    square = np.square(own, dtype=float).sum()
-    slope = variances.sum(0) / square if square else np.zeros(variances.shape[1])
+    squares = np.square(sizes, dtype=float)[:, None]
+    total = squares[piloted].sum()
+    expected = squares * (variances.sum(0) / total if total else np.zeros(variances.shape[1]))
+    shrunk, trust = shrink(variances, expected[piloted], num)
     share = trust / (trust + num - 1)
-    found = share * slope * np.square(sizes, dtype=float)[:, None] + (1 - share) * variances.mean(0)
+    found = share * expected + (1 - share) * variances.mean(0)
     found[piloted] = shrunk
     return found
 

@@ -49,19 +49,22 @@ def grouped(rows: Sequence[Row]) -> dict[tuple, tuple[list[int], list[int]]]:
 
 
 def row_signs(rows: Sequence[Row], seed: int, name: str, positions: int, width: int, like: Tensor) -> Tensor:
-    """Independent signs ``[rows, positions, width]``, position by position: more of them only continue the earlier ones."""
-    found = None
-    for key, (places, members) in grouped(rows).items():
-        words = torch.empty((positions, BLOCK, -(-width // 64)), dtype=torch.int64)
-        words.random_(-(2**63), None, generator=generator(seed, *key, name))
-        bytes_ = words[:, members].view(torch.uint8).transpose(0, 1).int()
-        signs = embedding(bytes_, SIGNS_OF_BYTE).flatten(2)[..., :width]
-        if len(places) == len(rows):
-            found = signs
-        else:
-            found = torch.empty(len(rows), positions, width) if found is None else found
-            found[places] = signs
-    return found.to(device=like.device, dtype=like.dtype)
+    """Independent signs ``[rows, positions, width]``, position by position: more of them only continue the earlier ones.
+
+    Every row has a SplitMix64 stream of its own (Steele, Lea & Flood, OOPSLA 2014), whose words are computed where they are needed: all
+    rows at once, and nothing for rows that are not there.
+    """
+    starts = [hashlib.sha256(repr((int(seed), *key, member, name)).encode()).digest()[:8] for key, member in rows]
+    start = np.frombuffer(b"".join(starts), dtype="<u8")
+    num_words = positions * -(-width // 64)
+    words = start[:, None] + np.arange(1, num_words + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        words ^= words >> np.uint64(shift)
+        words *= np.uint64(factor)
+    words ^= words >> np.uint64(31)
+    bytes_ = torch.from_numpy(words.view(np.uint8)).view(len(rows), positions, -1).int()
+    signs = embedding(bytes_, SIGNS_OF_BYTE).flatten(2)[..., :width]
+    return signs.to(device=like.device, dtype=like.dtype)
 
 
 def rademacher(shape: tuple[int, ...], stream: torch.Generator, like: Tensor) -> Tensor:

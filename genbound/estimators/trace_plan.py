@@ -13,6 +13,7 @@ before the draws: unbiased whatever they are, and best if w is T's share of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,22 @@ from genbound.estimators.allocation import allocate
 
 # Time of a probe, in forward passes: a double backward one and a joint sweep.
 BACKWARD, JOINT = 3.5, 1.3
-WORTH = 3  # joint draws of a sample for which recording a sweep pays
+WORTH = 2  # joint draws of a sample for which recording a sweep pays
+FEW = 8  # double backward probes of a sample, up to which nobody asks for separate sweeps
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """What is known of sweeps, measured when it is asked for.
+
+    Attributes:
+        ratios: ``None`` if separate sweeps are not thought of; ``() -> (each layer's variance in separate sweeps over that in double backward probes [L], forward passes that one
+            takes for all layers)``.
+        joint: ``() -> variance of a joint sweep over that of the sum of a double backward probe``.
+    """
+
+    ratios: Callable[[], tuple[np.ndarray, float]] | None
+    joint: Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -43,45 +59,73 @@ class Plan:
     shares: np.ndarray
     deviation: np.ndarray
 
+    def passes(self) -> float:
+        """Time of a sample's double backward probes and joint sweeps in forward passes, on the average."""
+        return float((BACKWARD * self.counts * ~self.separate + JOINT * self.joint).mean())
+
 
 def plan_probes(
-    variances: np.ndarray, targets: np.ndarray, minimum: int, budget: int, *, ratios: np.ndarray | None = None,
-    separate_cost: float = np.inf,
-) -> Plan:  # fmt: skip
+    variances: np.ndarray, targets: np.ndarray, minimum: int, budget: int, sweeps: Sweeps | None = None
+) -> Plan:
     """Probes for the wanted standard errors.
 
     Args:
         variances: of one double backward probe ``[S, L + 1]``, the last column that of the sum over the layers.
         targets: wanted standard errors of the means over the samples ``[L + 1]``; columns with 0 are ignored.
-        minimum: least number of probes of a sample.
+        minimum: number of double backward probes that every sample has had already.
         budget: cap on a sample's mean number of double backward probes, or as much time in sweeps.
-        ratios: each layer's variance in separate sweeps over that in double backward probes ``[L]``; ``None`` where there are no
-            sweeps at all.
-        separate_cost: of one separate probe of all layers, in forward passes.
+        sweeps: ``None`` where there are none.
     """
     num, layers = variances[:, :-1].shape
     shares = variances[:, :-1].sum(0)
     shares = shares / shares.sum() if shares.any() else np.full(layers, 1 / layers)
-    nothing = np.zeros(num, dtype=int)
-    if ratios is None:
+    own, separate, joint, weight = variances[:, :-1], np.zeros(num, bool), np.zeros(num, int), np.zeros(num)
+    if sweeps is None:
         counts = allocate(variances, targets, minimum=minimum, budget=budget)
-        return Plan(counts, nothing.astype(bool), nothing, np.zeros(num), shares, np.sqrt(variances[:, :-1]))
+        return Plan(counts, separate, joint, weight, shares, np.sqrt(own))
     # Separate sweeps for the samples of which they save time, at the gain where it is needed most.
-    counts = allocate(variances[:, :-1], targets[:-1], minimum=minimum, budget=budget)
-    need = np.divide(variances[:, :-1].sum(0), targets[:-1] ** 2, out=np.zeros(layers), where=targets[:-1] > 0)
-    gain = float((need * ratios).sum() / need.sum()) if need.any() else 1.0
-    cost = separate_cost / BACKWARD
-    separate = (counts * gain >= 2) & (gain * cost < 1)
-    if separate.any():
-        mixed = np.where(separate[:, None], variances[:, :-1] * ratios, variances[:, :-1])
-        counts = allocate(mixed, targets[:-1], minimum=minimum, budget=budget, costs=np.where(separate, cost, 1.0))
-    # In units of joint draws, what the sum over the layers knows already.
-    own = np.sqrt(variances[:, :-1] * ratios)
-    alone = (own**2).sum(1)
-    have = np.where(separate, variances[:, -1] / np.maximum(alone, 1e-300), 1.0) * counts
-    if targets[-1] <= 0 or (variances[:, -1] / have).sum() <= (targets[-1] * num) ** 2:
-        return Plan(counts, separate, nothing, np.zeros(num), shares, own)
-    best = allocate(variances[:, -1:], targets[-1:], minimum=1, budget=budget * BACKWARD / JOINT)
-    lacking = np.maximum(best - have, 0)
-    joint = np.where(lacking >= WORTH, 2 ** np.ceil(np.log2(np.maximum(lacking, 1)) - 1e-9), 0).astype(int)
-    return Plan(counts, separate, joint, joint / (joint + have), shares, own)
+    wanted = targets[:-1]
+    counts = allocate(own, wanted, minimum=minimum, budget=budget)
+    alone = variances[:, -1]
+    if sweeps.ratios is not None and counts.max() > max(FEW, minimum):
+        ratios, cost = sweeps.ratios()
+        need = np.divide(own.sum(0), wanted**2, out=np.zeros(layers), where=wanted > 0)
+        gain, cost = float((need * ratios).sum() / need.sum()), cost / BACKWARD
+        separate = (counts * gain >= 2) & (gain * cost < 1)
+        own, before = own * ratios, own
+        if separate.any():
+            mixed = np.where(separate[:, None], own, before)
+            counts = allocate(mixed, wanted, minimum=minimum, budget=budget, costs=np.where(separate, cost, 1.0))
+            alone = np.where(separate, own.sum(1), alone)
+    if targets[-1] > 0 and (alone / counts).sum() > (targets[-1] * num) ** 2:
+        variance = variances[:, -1] * sweeps.joint()
+        # In units of joint draws, what the sum over the layers knows already.
+        have = counts * np.divide(variance, alone, out=np.ones(num), where=alone > 0)
+        joint = _joint_draws(np.sqrt(variance), have, (targets[-1] * num) ** 2, budget * BACKWARD / JOINT)
+        weight = joint / (joint + have)
+    return Plan(counts, separate, joint, weight, shares, np.sqrt(own))
+
+
+def _joint_draws(spread: np.ndarray, have: np.ndarray, wanted: float, most: float) -> np.ndarray:
+    """Powers of two of draws in proportion to the spread, less what there is, for a sum of variances that is wanted; ``[S]``."""
+
+    def counts(factor: float) -> np.ndarray:
+        lacking = np.maximum(factor * spread - have, 0.0)
+        powers = 2.0 ** np.round(np.log2(np.maximum(lacking, 1)))
+        return np.where(lacking >= WORTH, powers, 0).astype(int)
+
+    def reaches(factor: float) -> bool:
+        return (spread**2 / (have + counts(factor))).sum() <= wanted
+
+    high = max(spread.sum() / wanted, 1e-300)
+    while not reaches(high):
+        high *= 1.2
+    low = high / 64
+    for _ in range(20):
+        middle = np.sqrt(low * high)
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    found = counts(high)
+    while found.mean() > most:
+        high *= 0.95
+        found = counts(high)
+    return found

@@ -34,20 +34,23 @@ from genbound.curvature.traces import (
     dense_remainder_trace,
     gauss_newton_trace,
     joint_trace,
+    joint_trace_twice,
     probe_trace,
     remainder_dimension,
     sampled_gauss_newton_trace,
     separate_traces,
 )
-from genbound.estimators.allocation import choose_pilot, predict
+from genbound.estimators.allocation import choose_pilot, expect, shrink
 from genbound.estimators.estimate import data_sem, stratified_mean
 from genbound.estimators.random import row_of
-from genbound.estimators.trace_plan import Plan, plan_probes
+from genbound.estimators.trace_plan import BACKWARD, Plan, Sweeps, plan_probes
 from genbound.problem import SHARD
 from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, per_layer, stack
 
 NAME = "hessian_trace"
 PILOT = 128  # most samples of the pilot round
+DEAR = 10  # times the pilot's own cost: work before which it pays
+TYPICAL = 0.8  # variance of a joint sweep over that of a double backward probe, where nothing is measured
 SMALL = 2**28  # samples x weights x probes that take no more than about half a minute: small problems get better errors
 
 
@@ -56,7 +59,8 @@ class HessianTraceOptions:
     """Options of ``hessian_trace``.
 
     Attributes:
-        layer_sem: wanted standard error of each layer, relative to its trace (or to 1 % of the largest layer's).
+        layer_sem: wanted standard error of each layer, relative to its trace (or to a tenth of its root mean square over the
+            samples, where they cancel, or to 1 % of the largest layer's).
         total_sem: wanted standard error of the total, relative to it.
         num_pilot: probes per sample in the pilot round.
         max_probes: cap on the mean number of double backward probes per sample, or as much time in sweeps, for the layers and
@@ -158,10 +162,11 @@ def _draws(
 def measure(problem, context: Context) -> Measured:
     options, seed = context.options, context.seed
     exact, layers = problem.num_outputs <= options.exact_outputs, len(problem.layers)
+    num_first = max(2, -(-128 // problem.num_samples))
 
     def gauss_newton(positions: range) -> Part:
         values, curved = np.zeros((len(positions), layers)), np.zeros(layers, bool)
-        products, sizes = 0, np.zeros(len(positions))
+        products, sizes, first = 0, np.zeros(len(positions)), np.zeros((len(positions), num_first, layers))
         for tape, columns in _tapes(problem, positions):
             rows = np.array([p - positions[0] for p in tape.positions])
             curved[columns] |= [name not in tape.piecewise_linear for name in tape.layers]
@@ -169,6 +174,9 @@ def measure(problem, context: Context) -> Measured:
             sizes[rows] = tape.output_gradient().flatten(1).norm(dim=1).double().cpu().numpy()
             if exact:
                 values[np.ix_(rows, columns)] = gauss_newton_trace(tape).cpu().numpy()
+            for draw in range(num_first):
+                chosen = [row_of(f"{NAME} first", p, draw, num_first) for p in tape.positions]
+                first[rows[:, None], draw, columns] = probe_trace(tape, "remainder", chosen, seed).cpu().numpy()
         if exact:
             drawn = {"mean": _with_total(values), "squares": np.zeros((len(positions), layers + 1))}
         else:
@@ -182,6 +190,7 @@ def measure(problem, context: Context) -> Measured:
             "curved": curved,
             "products": np.array(products),
             "sizes": sizes,
+            "first": first,
         }
 
     def dense_remainder(positions: range) -> Part:
@@ -207,11 +216,11 @@ def measure(problem, context: Context) -> Measured:
         # A layer that the output is piecewise linear in has no remainder, but cross-layer blocks with the others: it stays out.
         columns = np.flatnonzero(curved)
         names = [problem.layers[i].name for i in columns]
-        plan = _plan(problem, context, value, sem, stack(parts, "sizes"), columns)
+        plan = _plan(problem, context, flat, sem, stack(parts, "sizes"), stack(parts, "first"), columns)
 
-        def finish(values, position):
+        def free(values, weight):
             """The draws of the layers, free of the share that the joint draws take over."""
-            return _with_total(values - plan.weight[position] * plan.shares * values.sum(-1, keepdims=True))
+            return _with_total(values - weight * plan.shares * values.sum(-1, keepdims=True))
 
         def backward(tape, rows):
             return probe_trace(tape, "remainder", rows, seed)
@@ -225,20 +234,30 @@ def measure(problem, context: Context) -> Measured:
         def draws(positions: range) -> Part:
             at = list(positions)
             apart, together = plan.separate[at], plan.joint[at]
-            own = {key: 0.0 for key in ("mean", "squares", "joint_mean", "joint_squares")}
-            for chosen, passes, function in ((~apart, _tapes, backward), (apart, _sweeps(columns), separate)):
+            own = {key: 0.0 for key in ("count", "mean", "squares")}
+            for num, passes, function in (
+                ((plan.counts[at] - num_first) * ~apart, _tapes, backward),
+                (plan.counts[at] * apart, _sweeps(columns), separate),
+            ):
                 drawn = _draws(
-                    problem, f"{NAME} draws", positions, plan.counts[at] * chosen, passes, function, layers, finish
-                )
-                own["mean"], own["squares"] = own["mean"] + drawn["mean"], own["squares"] + drawn["squares"]
+                    problem, f"{NAME} draws", positions, num, passes, function, layers,
+                    lambda values, p: free(values, plan.weight[p]),
+                )  # fmt: skip
+                own = {key: own[key] + drawn[key] for key in own}
             drawn = _draws(problem, f"{NAME} joint", positions, together, _sweeps([0]), joint, 1)
             own["joint_mean"], own["joint_squares"] = drawn["mean"][:, 0], drawn["squares"][:, 0]
             return own
 
         drawn = context.map("draws", shards, draws)
         shares = np.append(plan.shares, 1.0)
-        remainder = stack(drawn, "mean") + (plan.weight * stack(drawn, "joint_mean"))[:, None] * shares
-        spread = stack(drawn, "squares") / (plan.counts * (plan.counts - 1))[:, None]
+        own = Moments(problem.num_samples, layers + 1)
+        own.count, own.mean, own.squares = (stack(drawn, key) for key in ("count", "mean", "squares"))
+        # The probes that every sample had with its Gauss-Newton part are some of the double backward ones.
+        rows, first = np.flatnonzero(~plan.separate), stack(parts, "first")
+        for draw in range(num_first):
+            own.add(rows, free(first[rows, draw], plan.weight[rows, None]))
+        remainder = own.mean + (plan.weight * stack(drawn, "joint_mean"))[:, None] * shares
+        spread = own.squares / (own.count * (own.count - 1))[:, None]
         pairs = np.maximum(plan.joint * (plan.joint - 1), 1)
         spread += (plan.weight**2 * stack(drawn, "joint_squares") / pairs)[:, None] * shares**2
         value, sem = value + remainder.mean(0), np.hypot(sem, np.sqrt(spread.sum(0)) / problem.num_samples)
@@ -262,12 +281,39 @@ def measure(problem, context: Context) -> Measured:
 
 
 def _plan(
-    problem, context: Context, value: np.ndarray, have: np.ndarray, sizes: np.ndarray, columns: np.ndarray
-) -> Plan:
-    """Pilot rounds, on the samples with the largest gradients in the output and on some of the others, and what follows from them."""
+    problem, context: Context, sample_values: np.ndarray, have: np.ndarray, sizes: np.ndarray, first: np.ndarray,
+    columns: np.ndarray,
+) -> Plan:  # fmt: skip
+    """What follows from every sample's first probes, and from pilot rounds where much work is ahead.
+
+    What a sample gets depends on the spread of other samples' first probes and on the pilot, not on its own, except by the size of
+    the values that the wanted errors are relative to: a bias of about twice the squared relative error.
+    """
     options, seed, num = context.options, context.seed, problem.num_samples
     names, layers = [problem.layers[i].name for i in columns], len(problem.layers)
-    piloted, hard = choose_pilot(sizes, PILOT)
+    first = _with_total(first)
+    variances = expect(sizes, first.var(1, ddof=1))
+    found = sample_values + first.mean(1)
+    magnitude = np.abs(found.mean(0))
+    # Of the samples' own values, free of the probes' noise.
+    square = (found**2 - first.var(1, ddof=1) / first.shape[1]).mean(0)
+    typical = np.sqrt(np.maximum(square, 0))[:-1]
+    layer_targets = options.layer_sem * np.maximum.reduce(
+        [magnitude[:-1], 0.1 * typical, np.full(layers, 0.01 * magnitude[:-1].max())]
+    )
+    # Layers of opposite sign may cancel in the total: then it is the layers that set the scale.
+    total_target = max(options.total_sem * magnitude[-1], 0.25 * options.total_sem * magnitude[:-1].sum())
+    targets = np.append(layer_targets, total_target)
+    targets = np.sqrt(np.maximum(targets**2 - have**2, (0.5 * targets) ** 2))
+    weights = sum(layer.num_weights for layer in problem.layers)
+    budget = max(options.max_probes, min(512, SMALL // (num * weights)))
+    swept = can_sweep(problem)
+    plan = plan_probes(
+        variances, targets, first.shape[1], budget, Sweeps(None, lambda: TYPICAL) if swept else None
+    )
+    piloted, hard = choose_pilot(sizes, min(PILOT, max(PILOT // 4, num // 4)))
+    if num * plan.passes() < DEAR * len(piloted) * options.num_pilot * BACKWARD:
+        return plan
     items = [piloted[i : i + SHARD] for i in range(0, len(piloted), SHARD)]
     pilot = context.map(
         "pilot", items,
@@ -277,36 +323,35 @@ def _plan(
         ),
     )  # fmt: skip
     found = stack(pilot, "squares") / (options.num_pilot - 1)
-    variances = predict(found, np.array(piloted), sizes, options.num_pilot)
-    means = stack(pilot, "mean")
-    middle = np.array([p not in set(hard) for p in piloted])
-    rest = means[middle].mean(0) if middle.any() else 0.0
-    remainder = (means[~middle].sum(0) + (num - len(hard)) * rest) / num
-    ratios, cost = None, np.inf
-    if can_sweep(problem):
+    variances[piloted] = shrink(found, variances[piloted], options.num_pilot)[0]
+    hardest = sorted(hard[:8])
+
+    def ratios() -> tuple[np.ndarray, float]:
         apart = context.map(
-            "pilot_separate", [sorted(hard[:8])],
+            "pilot_separate", [hardest],
             lambda positions: _draws(
                 problem, f"{NAME} pilot apart", positions, [options.num_pilot] * len(positions), _sweeps(columns),
                 lambda sweep, rows: separate_traces(sweep, names, rows, seed), layers,
             ),
         )  # fmt: skip
         row = {p: i for i, p in enumerate(piloted)}
-        before = found[[row[p] for p in sorted(hard[:8])], :-1].sum(0)
+        before = found[[row[p] for p in hardest], :-1].sum(0)
         after = stack(apart, "squares").sum(0) / (options.num_pilot - 1)
-        ratios = np.divide(after, before, out=np.ones(layers), where=before > 0)
-        cost = separate_cost(problem)
-    magnitude = np.abs(value + remainder)
-    layer_targets = options.layer_sem * np.maximum(magnitude[:-1], 0.01 * magnitude[:-1].max())
-    # Layers of opposite sign may cancel in the total: then it is the layers that set the scale.
-    total_target = max(options.total_sem * magnitude[-1], 0.25 * options.total_sem * magnitude[:-1].sum())
-    targets = np.append(layer_targets, total_target)
-    targets = np.sqrt(np.maximum(targets**2 - have**2, (0.5 * targets) ** 2))
-    weights = sum(layer.num_weights for layer in problem.layers)
-    budget = max(options.max_probes, min(512, SMALL // (num * weights)))
-    return plan_probes(
-        variances, targets, minimum=max(2, -(-128 // num)), budget=budget, ratios=ratios, separate_cost=cost
-    )
+        return np.divide(after, before, out=np.ones(layers), where=before > 0), separate_cost(problem)
+
+    def joint() -> float:
+        """From the same draws with and without part of their mean taken."""
+        both = context.map(
+            "pilot_joint", [hardest],
+            lambda positions: _draws(
+                problem, f"{NAME} pilot joint", positions, [16] * len(positions), _sweeps([0, 1]),
+                lambda sweep, rows: joint_trace_twice(sweep, names, rows, seed), 2,
+            ),
+        )  # fmt: skip
+        whole, mean = stack(both, "squares").sum(0)
+        return mean / whole if whole > 0 else 1.0
+
+    return plan_probes(variances, targets, first.shape[1], budget, Sweeps(ratios, joint) if swept else None)
 
 
 def forecast(problem, options: HessianTraceOptions) -> float:

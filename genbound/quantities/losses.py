@@ -33,9 +33,11 @@ class LossesOptions:
 
 def _evaluate(problem, samples) -> Callable[[range], Part]:
     def shard(indices: range) -> Part:
-        losses, errors, targets, tokens = [], [], [], []
-        for batch in samples.batches(indices, problem.batch_size):
+        losses, errors, margins, targets, tokens, order = [], [], [], [], [], []
+        # In order of length, so that a batch of sequences is hardly padded.
+        for batch in samples.batches(sorted(indices, key=samples.size), problem.batch_size):
             batch = problem.to_device(batch)
+            order += list(batch.indices)
             with torch.no_grad():
                 outputs = problem.forward(problem.params, batch.inputs)
             problem.loss.check_targets(outputs, batch.targets)
@@ -48,16 +50,30 @@ def _evaluate(problem, samples) -> Callable[[range], Part]:
                 )
             if problem.loss.error is not None:
                 errors.append(problem.loss.error(outputs, batch.targets).double().cpu().numpy())
+            if problem.loss.classes and batch.targets.dim() == 1:
+                margins.append(_margins(outputs, batch.targets).cpu().numpy())
             targets.append(batch.targets.flatten().double().cpu().numpy())
             tokens.append(_tokens(batch.targets).cpu().numpy())
+        back = np.argsort(order, kind="stable")
         return {
-            "loss": np.concatenate(losses),
-            "error": np.concatenate(errors) if errors else np.full(len(indices), np.nan),
+            "loss": np.concatenate(losses)[back],
+            "error": np.concatenate(errors)[back] if errors else np.full(len(indices), np.nan),
+            "margin": np.concatenate(margins)[back] if margins else np.full(len(indices), np.nan),
             "target": np.concatenate(targets),
-            "tokens": np.concatenate(tokens),
+            "tokens": np.concatenate(tokens)[back],
         }
 
     return shard
+
+
+def _margins(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Score of the label less the best other score, ``[N]``; NaN where there is no label or no other class."""
+    scores = outputs.double()
+    if scores.shape[1] < 2:
+        return torch.full_like(scores[:, 0], torch.nan)
+    label = targets.long().clamp(min=0).unsqueeze(1)
+    others = scores.scatter(1, label, -torch.inf).amax(1)
+    return torch.where(targets == IGNORED, torch.nan, scores.gather(1, label).squeeze(1) - others)
 
 
 def _tokens(targets: torch.Tensor) -> torch.Tensor:
@@ -79,7 +95,7 @@ def _ranges(total: int) -> list[range]:
 
 def measure(problem, context: Context) -> Measured:
     parts = context.map("train", _ranges(len(problem.data)), _evaluate(problem, problem.data))
-    train, error = stack(parts, "loss"), stack(parts, "error")
+    train, error, margin = stack(parts, "loss"), stack(parts, "error"), stack(parts, "margin")
     summary: dict[str, float | int | None] = {
         "train_loss": float(train.mean()),
         "train_loss_sem": _sem(train, problem.num_data),
@@ -109,7 +125,7 @@ def measure(problem, context: Context) -> Measured:
         }
         if summary["test_error"] is not None:
             summary["error_gap"] = summary["test_error"] - summary["train_error"]
-    return Measured(summary, {"loss": train[problem.indices]})
+    return Measured(summary, {"loss": train[problem.indices]}, {"margin": margin})
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -7,7 +7,7 @@ negative where more than that part is misclassified, and bounds with :math:`1/\g
 (``inverse_square`` is null). ``margin_loss`` is the fraction of samples with a margin of at most :math:`\gamma`, the empirical
 term that belongs to a margin bound. Unit: that of the scores.
 
-Exact. Cost: one forward pass over the training data.
+Exact. Cost: none beyond that of ``losses``, whose forward passes give the margins too.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from genbound.errors import GenboundError
-from genbound.losses import IGNORED
-from genbound.quantities.base import Context, Measured, Part, Quantity, stack
+from genbound.quantities.base import Context, Measured, Quantity
 
 NAME = "margin"
-SHARD = 512
 
 
 @dataclass(frozen=True)
@@ -41,22 +38,8 @@ class MarginOptions:
 
 
 def measure(problem, context: Context) -> Measured:
-    def shard(indices: range) -> Part:
-        margins = []
-        for batch in problem.data.batches(indices, problem.batch_size):
-            batch = problem.to_device(batch)
-            with torch.no_grad():
-                outputs = problem.forward(problem.params, batch.inputs)
-            problem.loss.check_targets(outputs, batch.targets)
-            counted = batch.targets != IGNORED
-            scores, targets = outputs.double()[counted], batch.targets[counted].long().unsqueeze(1)
-            others = scores.scatter(1, targets, -torch.inf).amax(1)
-            margins.append((scores.gather(1, targets).squeeze(1) - others).cpu().numpy())
-        return {"margin": np.concatenate(margins)}
-
-    total = len(problem.data)
-    ranges = [range(s, min(s + SHARD, total)) for s in range(0, total, SHARD)]
-    margins = stack(context.map("train", ranges, shard), "margin")
+    margins = context.measured["losses"].data["margin"]
+    margins = margins[~np.isnan(margins)]
     gamma = float(np.percentile(margins, context.options.percentile))
     return Measured(
         {
@@ -87,6 +70,6 @@ QUANTITY = Quantity(
     "a low percentile of the training margins",
     measure,
     MarginOptions,
+    requires=("losses",),
     applies_to=applies_to,
-    gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
 )

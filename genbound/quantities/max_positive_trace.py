@@ -165,18 +165,29 @@ def measure(problem, context: Context) -> Measured:
             [_positive_traces(dense_blocks(LayerOperator(tape, name))) for tape in problem.tapes(positions, [name])]
         )
 
+    def affordable(i: int, positions) -> bool:
+        """Whether all products of these samples are few enough; a block's dimension grows with a sequence's length."""
+        name, products = problem.layers[i].name, 0
+        shortest = LayerOperator(next(problem.tapes(positions[:1], [name])), name).dimension
+        if len(positions) * shortest > options.dense_products:
+            return False
+        for tape in problem.tapes(positions, [name]):
+            products += len(tape) * LayerOperator(tape, name).dimension
+            if products > options.dense_products:
+                return False
+        return True
+
     def general(i: int) -> Part:
         layer = problem.layers[i]
         if layer.kind == "unused":
             return _part(0.0, 0.0, 0, "unused", True)
-        dimension = LayerOperator(next(problem.tapes([0], [layer.name])), layer.name).dimension
-        if problem.num_samples * dimension <= options.dense_products:
+        if affordable(i, range(problem.num_samples)):
             values = dense(i, range(problem.num_samples))
             return _part(values.max(), 0.0, int(values.argmax()), "dense", True)
         # A probe's spread is about the Frobenius norm of the remainder, which bounds its trace from neither side but grows with it.
         score = trace.samples["value"][:, i] + trace.samples["probe_std"][:, i]
         likely = sorted(int(p) for p in np.argsort(-score, kind="stable")[: options.candidates])
-        if len(likely) * dimension <= options.dense_products:
+        if affordable(i, likely):
             values = dense(i, likely)
             return _part(values.max(), 0.0, likely[int(values.argmax())], "dense for candidates", False)
         screened, source = [], stream(context, NAME, "screen", i)
