@@ -613,7 +613,17 @@ class Ways(nn.Module):
 
 
 # Operations that see the noise without a's and b's own; another is the tanh behind c.
-APART = {"around": 1, "gate": 1, "square": 0, "product": 1, "late": 1, "added": 1, "twice": 2, "rectified": 1, "meeting": 1}
+APART = {
+    "around": 1,
+    "gate": 1,
+    "square": 0,
+    "product": 1,
+    "late": 1,
+    "added": 1,
+    "twice": 2,
+    "rectified": 1,
+    "meeting": 1,
+}
 
 
 def mean_over_directions(problem, positions):
@@ -641,7 +651,9 @@ def test_the_mean_of_own_noise_is_right_whichever_way_it_comes(kind):
     assert len(marked) == APART[kind] + 1 and constant.any()
 
 
-@pytest.mark.parametrize("name", ["mlp_gelu", "conv_silu", "conv_transposed", "gpt_conv1d", "encoder", "tokens", "time_first"])
+@pytest.mark.parametrize(
+    "name", ["mlp_gelu", "conv_silu", "conv_transposed", "gpt_conv1d", "encoder", "tokens", "time_first"]
+)
 def test_the_mean_of_own_noise_is_right(name, problems):
     problem, positions = problems(name), problems(name).shared_run(3)
     sweep, _, total = mean_over_directions(problem, positions)

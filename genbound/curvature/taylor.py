@@ -170,9 +170,7 @@ class Sweep:
             if step.rule is not None and step.rule.curved:
                 step.rule.weigh(adjoint)
 
-    def _carry(
-        self, added: Mapping[int, Tensor], visit: Callable | None = None, apart: bool = False
-    ) -> Tensor | None:
+    def _carry(self, added: Mapping[int, Tensor], visit: Callable | None = None, apart: bool = False) -> Tensor | None:
         """Carry tangents to the output; ``added`` are put in at results by their numbers. ``visit`` sees every step's inputs.
 
         With ``apart`` the steps that :func:`split_own_noise` marked see them without the noise of the layers just before.

@@ -150,4 +150,8 @@ def allocate(
     for _ in range(12 if affordable == 1.0 else 0):
         middle = np.sqrt(low * high)
         low, high = (low, middle) if reaches(rounded(middle)) else (middle, high)
-    return rounded(high * affordable)
+    counts = rounded(high * affordable)
+    while affordable < 1 and (counts * costs).mean() > budget and (counts > minimum).any():
+        high *= 0.95
+        counts = rounded(high * affordable)
+    return counts

@@ -73,7 +73,7 @@ class HessianTraceOptions:
     layer_sem: float = 0.07
     total_sem: float = 0.02
     num_pilot: int = 4
-    max_probes: int = 16
+    max_probes: int = 8
     exact_outputs: int = 64
     num_factors: int = 16
     exact_products: int = 2**15
@@ -308,9 +308,7 @@ def _plan(
     weights = sum(layer.num_weights for layer in problem.layers)
     budget = max(options.max_probes, min(512, SMALL // (num * weights)))
     swept = can_sweep(problem)
-    plan = plan_probes(
-        variances, targets, first.shape[1], budget, Sweeps(None, lambda: TYPICAL) if swept else None
-    )
+    plan = plan_probes(variances, targets, first.shape[1], budget, Sweeps(None, lambda: TYPICAL) if swept else None)
     piloted, hard = choose_pilot(sizes, min(PILOT, max(PILOT // 4, num // 4)))
     if num * plan.passes() < DEAR * len(piloted) * options.num_pilot * BACKWARD:
         return plan

@@ -48,12 +48,12 @@ class MaxPositiveTraceOptions:
         num_probes: probes outside it.
     """
 
-    dense_products: int = 20_000
-    candidates: int = 12
-    finalists: int = 3
+    dense_products: int = 5_000
+    candidates: int = 8
+    finalists: int = 2
     num_steps: int = 10
-    subspace: int = 24
-    num_probes: int = 12
+    subspace: int = 16
+    num_probes: int = 10
 
     def __post_init__(self):
         check_options(self, candidates=1, finalists=1, num_steps=1, subspace=1, num_probes=2)
@@ -196,12 +196,12 @@ def measure(problem, context: Context) -> Measured:
             starts = _probes(operator, layer.shape, len(tape), source)
             screened += list(zip(tape.positions, _quadratures(operator, starts, options.num_steps), strict=True))
         last = [p for p, _ in sorted(screened, key=lambda pair: -pair[1])[: options.finalists]]
-        chosen = max(
-            last,
-            key=lambda p: _Sample(problem, layer, p, 4).quadratures(
-                _Sample(problem, layer, p, 4).probes(4, stream(context, NAME, "choose", i, p)), options.num_steps
-            ).mean(),
-        )  # fmt: skip
+
+        def again(p: int) -> float:
+            sample = _Sample(problem, layer, p, 4)
+            return sample.quadratures(sample.probes(4, stream(context, NAME, "choose", i, p)), options.num_steps).mean()
+
+        chosen = max(last, key=again) if len(last) > 1 else last[0]
         sample = _Sample(problem, layer, chosen, options.subspace)
         estimate, sem = _hutch_plus_plus(sample, options, stream(context, NAME, "measure", i, chosen))
         return _part(estimate, sem, chosen, "stochastic Lanczos quadrature", False)
