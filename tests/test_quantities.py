@@ -13,6 +13,7 @@ import genbound
 from genbound.errors import GenboundError
 from genbound.problem import Problem
 from genbound.quantities.noise_stability import is_quadratic, relative_rss
+from genbound.samples import ListSamples
 
 # One of each kind; the curvature products of all cases are tested in test_curvature.py.
 CHOSEN = (
@@ -348,6 +349,28 @@ def regression(n=40, seed=0, batch_size=16):
     r = torch.Generator().manual_seed(seed)
     x, y = torch.randn(n, 5, generator=r, dtype=D), torch.randn(n, 3, generator=r, dtype=D)
     return linear(torch.randn(3, 5, generator=r), x, y, loss="squared_error", batch_size=batch_size), x
+
+
+def test_max_positive_trace_counts_the_products_of_long_samples():
+    """A block grows with a sequence's length: what the shortest sample would cost says nothing of the others."""
+
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(32, 3, bias=False), nn.Linear(3, 2, bias=False)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.inner(x)).mean(1))
+
+    torch.manual_seed(0)
+    items = [(torch.randn(length, 32, dtype=D), torch.tensor(i % 2)) for i, length in enumerate([1, 1, 20, 20])]
+    model = Mean().to(D)
+    init = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    problem = Problem(model, init, ListSamples(items), dtype=D)
+    for products, method in ((12, "stochastic Lanczos quadrature"), (2 * 3 + 2 * 60, "dense")):
+        options = {"max_positive_trace": {"dense_products": products}}
+        found = genbound.evaluate(problem, ["max_positive_trace"], options=options)
+        assert found.quantities["max_positive_trace"]["layers"]["inner.weight"]["method"] == method
 
 
 @pytest.mark.parametrize("seed", range(4))
