@@ -15,7 +15,7 @@ from genbound.results import Results
 # follow from noise stability and traces); the standard deviation over a handful of shared draws has no error bar of its own.
 IGNORED = (
     "num_*", "sample", "quantiles", "failure_probability", "std", "relative_rss", "leaves_quadratic_regime_at",
-    "hessian_approximation", "*_sem", "data_sem", "sem", "seed", "seconds",
+    "hessian_approximation", "*_sem", "data_sem", "sem", "seed", "seconds", "control_slope",
 )  # fmt: skip
 # What does not depend on which training samples were drawn for measuring: weights, or the whole training set.
 WHOLE = frozenset(
