@@ -160,7 +160,7 @@ class Sweep:
         if not marked:
             return
         with torch.enable_grad():
-            marks = {step.output: self.outputs.new_zeros(step.shape).requires_grad_() for step in marked}
+            marks = {s.output: self.outputs.new_zeros(()).expand(s.shape).requires_grad_() for s in marked}
             moved = self._carry(marks)
             adjoints = torch.autograd.grad(moved, list(marks.values()), cotangent, allow_unused=True)
         for step, adjoint in zip(marked, adjoints, strict=True):
