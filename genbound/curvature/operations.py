@@ -263,6 +263,13 @@ def find_rule(
     if func._schema.is_mutable:  # the same without writing
         func = kind = getattr(aten, kind.__name__.removesuffix("_"))
 
+    values, original = [at(args, place) for place in places], args
+    # What the rules keep of the arguments is without those that move: they would hold on to every result of the pass.
+    args = [
+        [None if (i, j) in places else b for j, b in enumerate(a)] if isinstance(a, list | tuple) else None if (i,) in places else a
+        for i, a in enumerate(args)
+    ]  # fmt: skip
+
     def apply(*values):
         given = list(args)
         for place, value in zip(places, values, strict=True):
@@ -274,11 +281,10 @@ def find_rule(
         result = func(*given, **kwargs)
         return result if part is None else result[part]
 
-    values = [at(args, place) for place in places]
     single = len(places) == 1
     if kind in (aten.cat, aten.stack):
         axis = [p[1] for p in places]
-        others = [torch.zeros_like(x) for x in args[0]]
+        others = [torch.zeros_like(x) for x in original[0]]
 
         def join(ts):
             for j, t in zip(axis, ts, strict=True):
@@ -322,7 +328,7 @@ def find_rule(
         slope = jvp(apply, (values[0].detach(),), (ones,))[1]  # in evaluation mode it is diagonal
         return Affine(lambda t: slope * t, scales=True)
     if kind is aten.max_pool2d_with_indices and places == [(0,)]:
-        index = func(*args, **kwargs)[1]
+        index = func(*original, **kwargs)[1]
         return Affine(lambda t: t.flatten(2).gather(2, index.flatten(2)).view(index.shape))
     if kind is aten.native_layer_norm and places == [(0,)]:
         return LayerNorm(values[0], len(args[1]), args[2], args[4])
