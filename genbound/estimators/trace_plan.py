@@ -112,13 +112,13 @@ def _joint_draws(spread: np.ndarray, have: np.ndarray, wanted: float, most: floa
     def counts(factor: float) -> np.ndarray:
         lacking = np.maximum(factor * spread - have, 0.0)
         powers = 2.0 ** np.round(np.log2(np.maximum(lacking, 1)))
-        return np.where(lacking >= WORTH, powers, 0).astype(int)
+        return np.where(lacking >= WORTH, powers, 0.0)
 
     def reaches(factor: float) -> bool:
         return (spread**2 / (have + counts(factor))).sum() <= wanted
 
     high = max(spread.sum() / wanted, 1e-300)
-    while not reaches(high):
+    while not reaches(high) and counts(high).mean() <= most:
         high *= 1.2
     low = high / 64
     for _ in range(20):
@@ -128,4 +128,4 @@ def _joint_draws(spread: np.ndarray, have: np.ndarray, wanted: float, most: floa
     while found.mean() > most:
         high *= 0.95
         found = counts(high)
-    return found
+    return found.astype(int)
