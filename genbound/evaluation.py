@@ -25,6 +25,8 @@ from genbound.quantities.base import Part
 from genbound.results import Results, samples_frame, to_plain
 from genbound.store import DiskStore, MemoryStore
 
+PARTS = 2  # of stored parts: raised when a quantity keeps other arrays than before, so that older ones are not read
+
 
 class TimeBudgetSpent(Exception):
     """The time budget ran out between two parts; what is finished is stored."""
@@ -160,7 +162,7 @@ def evaluate(
         if reason is not None:
             notes[name] = f"does not apply: {reason}"
             continue
-        key = (digests[quantity.reads_test_data], name, seed, _asdict(chosen, name))
+        key = (PARTS, digests[quantity.reads_test_data], name, seed, _asdict(chosen, name))
         digest = hashlib.sha256(repr(key).encode()).hexdigest()
         store = MemoryStore() if out is None else DiskStore(Path(out), name, digest)
         begin = time.monotonic()
