@@ -7,7 +7,7 @@ are independent of s. Until the next curved operation F both are only moved abou
 
 and the last term needs no draw: for a function of single entries it is a sum over their variances, the squared norms of the layer's inputs,
 and for a product whose two factors come from different layers it is zero. What is then left to chance is s alone. On
-MiniLM that is 0.5 to 0.8 of the variance of a joint draw; of a layer's own draw it is what happens beyond the first curved operation.
+MiniLM that is 0.65 to 0.8 of the variance of a joint draw; of a layer's own draw it is what happens beyond the first curved operation.
 
 The condition is that s and o are independent: where a layer's noise also arrives by another way (a residual connection around a
 curved operation, a gate by the layer's own result), its part is left as it is.

@@ -353,11 +353,15 @@ def _plan(
 
 
 def forecast(problem, options: HessianTraceOptions) -> float:
-    """Gradients over the measured samples: a backward pass to the activations is about 0.4 of one, a probe of all layers 1.2."""
+    """Gradients over the measured samples: a backward pass to the activations is about 0.4 of one, a probe of all layers 1.2.
+
+    At most: every sample's first probes, then as much time as ``max_probes`` more for the layers and again for the total.
+    """
     outputs = problem.num_outputs if problem.num_outputs <= options.exact_outputs else options.num_factors
     curved = any(layer.curved_by for layer in problem.layers)
     pilot = options.num_pilot * min(1.0, PILOT / problem.num_samples)
-    return 0.5 + 0.4 * outputs + (1.2 * (pilot + options.max_probes) if curved else 0.0)
+    probes = 2 + pilot + 2 * options.max_probes
+    return 0.5 + 0.4 * outputs + (1.2 * probes if curved else 0.0)
 
 
 QUANTITY = Quantity(
