@@ -37,47 +37,52 @@ def _known_to(num: int) -> str:
     return f"+- {100 * np.sqrt(2 / (num - 1)):.0f} %"
 
 
-def _plain_probes(problem, num: int) -> tuple[float, np.ndarray]:
-    """Seconds for a product with curvlinops' Hessian, and ``z_i^T (H z)_i`` for ``num`` Rademacher z, ``[num, L]``."""
-    generator = torch.Generator().manual_seed(0)
-    with peers.plain_attention():
-        hessian, found, spent = peers.curvlinops_hessian(problem), [], []
-        for _ in range(num):
-            z = [torch.randint(0, 2, layer.shape, generator=generator) * 2.0 - 1 for layer in problem.layers]
-            product: list = []
-            spent.append(seconds(lambda z=z, product=product: product.extend(hessian @ z)))
-            found.append([float((a * b).sum()) for a, b in zip(z, product, strict=True)])
-    return statistics.median(spent), np.array(found)
+class _PeerProbes:
+    """Products with curvlinops' Hessian: ``num`` Rademacher probes, and from them what its estimators need for an error.
 
-
-def _best_hutchpp(problem, trace: float, largest: int, probes: int) -> tuple[float, int]:
-    """Fewest products for the wanted error with Hutch++, at its best split between sketch and probes, and that sketch's rank.
-
-    A sketch of k products and k products with its basis leave probes of variance ``var_k``, measured here on one nested
-    sketch: ``2 k + var_k / (error * trace)^2`` products.
+    Attributes:
+        product: seconds for one product.
+        values: ``z_i^T (H z)_i`` of every probe and layer, ``[num, L]``.
     """
-    generator = torch.Generator().manual_seed(1)
-    size = sum(layer.num_weights for layer in problem.layers)
 
-    def signs(num: int) -> torch.Tensor:
-        return torch.randint(0, 2, (size, num), generator=generator) * 2.0 - 1
+    def __init__(self, problem, num: int, keep: bool = False):
+        self._problem, self._generator = problem, torch.Generator().manual_seed(0)
+        self._sizes = [layer.num_weights for layer in problem.layers]
+        self._probes, self._images, values, spent = [], [], [], []
+        with peers.plain_attention():
+            self._hessian = peers.curvlinops_hessian(problem)
+            for _ in range(num):
+                z = self._signs()
+                image: list[torch.Tensor] = []
+                spent.append(seconds(lambda z=z, image=image: image.append(self._hessian @ z)))
+                values.append([float(part.sum()) for part in (z * image[0]).split(self._sizes)])
+                if keep:
+                    self._probes.append(z.to(torch.int8))
+                    self._images.append(image[0])
+        self.product, self.values = statistics.median(spent), np.array(values)
 
-    with peers.plain_attention():
-        hessian = peers.curvlinops_hessian(problem)
+    def _signs(self) -> torch.Tensor:
+        return torch.randint(0, 2, (sum(self._sizes),), generator=self._generator) * 2.0 - 1
 
-        def apply(x: torch.Tensor) -> torch.Tensor:
-            return torch.stack([hessian @ column for column in x.T.contiguous()], 1)
+    def best_hutchpp(self, trace: float, largest: int) -> tuple[float, int]:
+        """Fewest products for the wanted error with Hutch++, at its best split between sketch and probes, and that sketch's rank.
 
-        basis = torch.linalg.qr(apply(signs(largest)))[0]
-        image, z = apply(basis), signs(probes)
-        image_z = apply(z)
-    best = (np.inf, 0)
-    for k in (k for k in (0, 2, 4, 8, 16) if k <= largest):
-        q, hq = basis[:, :k], image[:, :k]
-        inside = q.T @ z
-        left = (z * image_z).sum(0) - 2 * (inside * (hq.T @ z)).sum(0) + (inside * (q.T @ hq @ inside)).sum(0)
-        best = min(best, (2 * k + float(left.var()) / (ERROR * trace) ** 2, k))
-    return best
+        A sketch of k products and k products with its basis leave probes of variance ``var_k``, measured here on one nested
+        sketch and the probes kept: ``2 k + var_k / (error * trace)^2`` products.
+        """
+        with peers.plain_attention():
+            sketch = torch.stack([self._hessian @ self._signs() for _ in range(largest)], 1)
+            basis = torch.linalg.qr(sketch)[0]
+            image = torch.stack([self._hessian @ column for column in basis.T.contiguous()], 1)
+        plain = np.array([float((z * hz).sum()) for z, hz in zip(self._probes, self._images, strict=True)])
+        inside = torch.stack([basis.T @ z.float() for z in self._probes])
+        across = torch.stack([image.T @ z.float() for z in self._probes])
+        core, best = basis.T @ image, (np.inf, 0)
+        for k in (k for k in (0, 2, 4, 8, 16) if k <= largest):
+            q, hq = inside[:, :k], across[:, :k]
+            left = plain - (2 * (q * hq).sum(1) - (q * (q @ core[:k, :k])).sum(1)).numpy()
+            best = min(best, (2 * k + float(left.var(ddof=1)) / (ERROR * trace) ** 2, k))
+        return best
 
 
 def trace_rows(
@@ -85,13 +90,16 @@ def trace_rows(
 ) -> Iterator[Row]:
     unit = typical(gradient(problem), 2)
     spent, ours = _ours_to_error(problem, "hessian_trace", total_sem=ERROR, layer_sem=10.0, max_probes=4096)
-    layers_spent, ours_layers = _ours_to_error(problem, "hessian_trace", total_sem=10.0, layer_sem=LAYER_ERROR)
+    layers_spent, ours_layers = _ours_to_error(
+        problem, "hessian_trace", total_sem=10.0, layer_sem=LAYER_ERROR, max_probes=32
+    )
     total = ours["total"]
     reached = total["sem"] / abs(total["value"])
     spent *= max(1.0, (reached / ERROR) ** 2)
-    product, values = _plain_probes(problem, probes)
+    peer = _PeerProbes(problem, probes, keep=True)
+    product, values = peer.product, peer.values
     plain = values.sum(1).var(ddof=1) / (ERROR * total["value"]) ** 2
-    deflated, rank = _best_hutchpp(problem, total["value"], largest, probes)
+    deflated, rank = peer.best_hutchpp(total["value"], largest)
     best = min(plain, deflated)
     ratio = best * product / spent
     yield row(
@@ -109,22 +117,22 @@ def trace_rows(
     scale = np.maximum(np.abs(value), 0.01 * np.abs(value).max())
     # Probes beyond those of this run would follow the same law; what precedes them is counted in full.
     each = layers_spent * np.maximum((sem / scale / ERROR) ** 2, 0.2)
-    peer = values.var(0, ddof=1) / (ERROR * scale) ** 2 * product
-    median = float(np.median(peer / each))
+    theirs = values.var(0, ddof=1) / (ERROR * scale) ** 2 * product
+    median = float(np.median(theirs / each))
     yield row(
         f"hessian_trace, median layer: {label}, {problem.num_samples} samples", f"{median:.0f}x", f">= {layer_target:g}x",
-        median >= layer_target, f"against Hutchinson's joint probes; layers from {np.min(peer / each):.0f}x to "
-        f"{np.max(peer / each):.0f}x; genbound's layers to {100 * np.median(sem / scale):.1f} % in the median, {layers_spent / unit:.1f} gradients",
+        median >= layer_target, f"against Hutchinson's joint probes; layers from {np.min(theirs / each):.0f}x to "
+        f"{np.max(theirs / each):.0f}x; genbound's layers to {100 * np.median(sem / scale):.1f} % in the median, {layers_spent / unit:.1f} gradients",
         ratio=median, gradients=layers_spent / unit,
     )  # fmt: skip
 
 
 def minilm_trace() -> Iterator[Row]:
-    yield from trace_rows(models.minilm(512), "MiniLM/SST-2", 100, 50, probes=24, largest=16)
+    yield from trace_rows(models.minilm(512), "MiniLM/SST-2", 100, 50, probes=48, largest=16)
 
 
 def minilm_trace_1024() -> Iterator[Row]:
-    yield from trace_rows(models.minilm(1024), "MiniLM/SST-2", 100, 100, probes=16, largest=4)
+    yield from trace_rows(models.minilm(1024), "MiniLM/SST-2", 100, 100, probes=24, largest=4)
 
 
 def minilm_trace_128() -> Iterator[Row]:
@@ -143,7 +151,8 @@ def exact_trace(network: str) -> Callable[[], Iterator[Row]]:
         unit = typical(gradient(problem), 2)
         spent, ours = _ours_to_error(problem, "hessian_trace")
         gradients = spent / unit
-        product, values = _plain_probes(problem, 12)
+        peer = _PeerProbes(problem, 12)
+        product, values = peer.product, peer.values
         mean, sem = values.sum(1).mean(), values.sum(1).std(ddof=1) / np.sqrt(len(values))
         yield row(
             f"hessian_trace: {network}/CIFAR-10, exact, all layers", f"{gradients:.1f} gradients", "<= 12", gradients <= 12,
@@ -342,7 +351,7 @@ def minilm_agreement(num: int = 16, probes: int = 400) -> Iterator[Row]:
     problem = models.minilm(num)
     options = {"layer_sem": 0.01, "total_sem": 0.005, "max_probes": 512}
     ours = genbound.evaluate(problem, ["hessian_trace"], options={"hessian_trace": options}).quantities["hessian_trace"]
-    _, values = _plain_probes(problem, probes)
+    values = _PeerProbes(problem, probes).values
     values = np.column_stack([values, values.sum(1)])
     entries = [*ours["layers"].values(), ours["total"]]
     mean, sem = values.mean(0), values.std(0, ddof=1) / np.sqrt(probes)
