@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from genbound.estimators.allocation import allocate, choose_pilot, expect, predict, shrink
-from genbound.estimators.estimate import data_sem, stratified_mean
+from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, expect, predict, shrink
+from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
 from genbound.estimators.lanczos import Lanczos
 from genbound.estimators.probes import RANK, make_probe, num_signs
 from genbound.estimators.random import generator, normal, rademacher, row_of, row_signs
@@ -230,7 +230,7 @@ def test_signs_do_not_depend_on_which_samples_share_a_pass():
 def test_stratified_mean_by_hand():
     """Strata {1, 3} and {10, 12, 14}: means 2 and 12; variances of the means 2/2 and 4/3."""
     counts, means, squares = np.array([2, 3]), np.array([2.0, 12.0]), np.array([2.0, 8.0])
-    value, sem = stratified_mean(counts, means, squares)
+    value, sem = stratified_mean(counts, means, stratum_variances(counts, squares))
     assert value == 7.0 and sem == pytest.approx(np.sqrt(1 + 4 / 3) / 2)
 
 
@@ -240,13 +240,44 @@ def test_stratified_mean_is_unbiased_and_its_error_right():
     for _ in range(4000):
         draws = [t + s * r.normal(size=c) for t, s, c in zip(truth, scale, counts, strict=True)]
         means = np.array([d.mean() for d in draws])
-        value, sem = stratified_mean(counts, means, np.array([((d - d.mean()) ** 2).sum() for d in draws]))
+        squares = np.array([((d - d.mean()) ** 2).sum() for d in draws])
+        value, sem = stratified_mean(counts, means, stratum_variances(counts, squares))
         found.append(value)
         errors.append(sem**2)
     expected = np.sqrt((scale**2 / counts).sum()) / 6
     assert np.std(found) == pytest.approx(expected, rel=0.05)
     assert np.mean(errors) == pytest.approx(expected**2, rel=0.05)
     assert abs(np.mean(found) - truth.mean()) < 4 * expected / np.sqrt(4000)
+
+
+def test_a_single_draw_takes_its_variance_from_the_doubles():
+    """Doubles {1, 3} and {2, 8}: variances 2 and 18, in the mean 10. A stratum of three draws keeps its own."""
+    counts, doubles = np.array([1, 2, 2, 3]), np.array([False, True, True, False])
+    found = stratum_variances(counts, np.array([0.0, 2.0, 18.0, 6.0]), doubles)
+    assert found == pytest.approx([10.0, 2.0, 18.0, 3.0])
+
+
+def test_error_with_single_draws_is_right_in_the_mean():
+    """Strata whose spread grows with their size over four decades, most of them with one draw."""
+    r, sizes = rng(0), np.exp(rng(1).uniform(-5, 5, size=400))
+    counts = np.where(sizes > np.quantile(sizes, 0.9), 8, 1)
+    doubles = choose_doubles(counts, sizes)
+    assert counts[doubles].tolist() == [1] * doubles.sum() and 64 <= doubles.sum() <= 80
+    counts = counts + doubles
+    expected, found, errors = np.sqrt((sizes**2 / counts).sum()) / 400, [], []
+    for _ in range(2000):
+        draws = [s * r.normal(size=c) for s, c in zip(sizes, counts, strict=True)]
+        squares = np.array([((d - d.mean()) ** 2).sum() for d in draws])
+        value, sem = stratified_mean(counts, np.array([d.mean() for d in draws]), stratum_variances(counts, squares, doubles))
+        found.append(value)
+        errors.append(sem**2)
+    assert np.std(found) == pytest.approx(expected, rel=0.05)
+    assert np.mean(errors) == pytest.approx(expected**2, rel=0.05)
+
+
+def test_few_singles_all_get_a_second_draw():
+    assert choose_doubles(np.array([1, 4, 1, 2]), np.ones(4)).tolist() == [True, False, True, False]
+    assert not choose_doubles(np.array([2, 4]), np.ones(2)).any()
 
 
 def test_data_sem_by_hand():
@@ -353,18 +384,23 @@ def test_a_pilot_visits_the_largest_and_some_of_the_others():
     assert choose_pilot(sizes[:50], 96)[0] == list(range(50))
 
 
-def test_spread_beyond_the_pilot_is_what_the_sizes_let_expect():
+@pytest.mark.parametrize("power", [0.0, 0.7, 1.0, 2.0])
+def test_spread_beyond_the_pilot_is_a_power_of_the_size(power):
+    """Sizes over five decades; 0 is a spread that they say nothing of."""
     generator, num = rng(1), 4
-    sizes = generator.exponential(size=2000)
-    truth = np.stack([(3 * sizes) ** 2, sizes**2], 1)
+    sizes = generator.lognormal(sigma=2, size=2000)
+    truth = np.stack([9 * sizes**power, sizes ** (2 - power)], 1)
     piloted, _ = choose_pilot(sizes, 128)
     pilot = truth[piloted] * generator.chisquare(num - 1, size=(len(piloted), 2)) / (num - 1)
     found = predict(pilot, np.array(piloted), sizes, num)
-    assert _waste(truth[:, :1], found[:, :1]) < 1.2  # a tenth goes to the mixture with the mean
-    # Sizes that say nothing: the mean, not zero and not the size.
-    flat = np.ones((2000, 1))
-    pilot = generator.chisquare(num - 1, size=(len(piloted), 1)) / (num - 1)
-    assert _waste(flat, predict(pilot, np.array(piloted), generator.lognormal(sigma=2, size=2000), num)) < 1.5
+    for column in (slice(0, 1), slice(1, 2)):
+        assert _waste(truth[:, column], found[:, column]) < 1.1
+        beyond = np.setdiff1d(np.arange(2000), piloted)
+        assert found[beyond, column].sum() == pytest.approx(truth[beyond, column].sum(), rel=0.25)
+
+
+def test_a_pilot_without_spread_expects_none():
+    assert predict(np.zeros((3, 1)), np.arange(3), np.array([1.0, 2.0, 0.0, 5.0]), 2).tolist() == [[0.0]] * 4
 
 
 def test_costly_draws_are_fewer():

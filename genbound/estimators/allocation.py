@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 MOST_TRUST = 64.0  # draws that the sizes may count for
+DOUBLES = 64  # strata with two draws that tell the spread of those with one
 NEAR = 12  # strata on either side that a stratum is compared with
 
 
@@ -41,14 +42,18 @@ def shrink(variances: np.ndarray, expected: np.ndarray, num: int) -> tuple[np.nd
     return (own * variances + trust * expected) / (own + trust), trust
 
 
+def _coarse(sizes: np.ndarray) -> np.ndarray:
+    """Sizes to half an octave: comparing them, rounding changes nothing."""
+    return np.round(2 * np.log2(np.maximum(sizes, 1e-30)))
+
+
 def choose_pilot(sizes: np.ndarray, most: int) -> tuple[list[int], list[int]]:
     """Which strata a pilot round visits, and which of them are there for their size.
 
-    A third of them have the largest sizes, where most of the spread is; the others stand at equal distances among all. Sizes are
-    compared coarsely, so that rounding does not change the choice.
+    A third of them have the largest sizes, where most of the spread is; the others stand at equal distances among all.
     """
     num = len(sizes)
-    order = sorted(range(num), key=lambda s: (-round(2 * np.log2(max(sizes[s], 1e-30))), s))
+    order = np.argsort(-_coarse(sizes), kind="stable").tolist()
     large = order[: most // 3]
     if num <= most:
         return list(range(num)), large
@@ -85,26 +90,43 @@ def expect(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: int) -> np.ndarray:
-    """Variance of a draw in every stratum from a pilot round in some of them.
+    r"""Variance of a draw in every stratum from a pilot round in some of them.
+
+    It is expected to be a power of the size, :math:`e_s = c\,a_s^p`, with :math:`0 \le p \le 2` of largest likelihood if the pilot's
+    variances are :math:`\chi^2` around it: 2 where a draw spreads as its sample's gradient, 0 where the sizes explain nothing.
 
     Args:
         variances: pilot variance of one draw in the piloted strata ``[P, L]``.
         piloted: their numbers ``[P]``.
-        sizes: expected standard deviations of all strata, up to a factor, ``[S]``.
+        sizes: what the standard deviations of all strata grow with ``[S]``.
         num: draws of the pilot in each of its strata.
 
     Returns:
-        ``[S, L]``: in the piloted strata as :func:`shrink` says, elsewhere what the sizes let expect, mixed with the mean where they
-        explain little.
+        ``[S, L]``: in the piloted strata as :func:`shrink` says, elsewhere what the sizes let expect.
     """
-    squares = np.square(sizes, dtype=float)[:, None]
-    total = squares[piloted].sum()
-    expected = squares * (variances.sum(0) / total if total else np.zeros(variances.shape[1]))
-    shrunk, trust = shrink(variances, expected[piloted], num)
-    share = trust / (trust + num - 1)
-    found = share * expected + (1 - share) * variances.mean(0)
-    found[piloted] = shrunk
+    sizes = np.maximum(sizes, 1e-6 * np.max(sizes, initial=0) or 1.0)
+    logs = np.log(sizes)[:, None, None]
+    powers = np.linspace(0, 2, 21)[:, None]  # [powers, 1]
+    factors = (variances[:, None] * np.exp(-logs[piloted] * powers)).mean(0)  # [powers, L]
+    with np.errstate(divide="ignore"):  # no spread at all is explained by every power
+        best = np.argmin(np.log(factors) + powers * logs[piloted].mean(0), 0)
+    found = factors[best, np.arange(len(best))] * np.exp(logs[:, 0] * powers[best, 0])
+    found[piloted] = shrink(variances, found[piloted], num)[0]
     return found
+
+
+def choose_doubles(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which of the strata with a single draw get a second, so that the spread of all of them can be known: ``[S]`` booleans.
+
+    Every so many in order of size, an eighth of them and at least DOUBLES. The choice does not look at any draw, so that their mean
+    variance is an unbiased estimate of all singles' mean variance.
+    """
+    chosen = np.zeros(len(counts), dtype=bool)
+    singles = np.flatnonzero(counts == 1)
+    singles = singles[np.argsort(_coarse(sizes[singles]), kind="stable")]
+    every = max(1, min(8, len(singles) // DOUBLES))
+    chosen[singles[every // 2 :: every]] = True
+    return chosen
 
 
 def allocate(

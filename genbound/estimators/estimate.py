@@ -41,23 +41,38 @@ class Interval:
     sample: int | None = None
 
 
-def stratified_mean(counts: np.ndarray, means: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    r"""Mean over equally weighted strata and its standard error.
+def stratum_variances(counts: np.ndarray, squares: np.ndarray, doubles: np.ndarray | None = None) -> np.ndarray:
+    r"""Variance of one draw in every stratum, :math:`s_s^2 = \frac{1}{m_s - 1}\sum_d (y_{sd} - \bar y_s)^2`.
 
-    .. math:: \bar y = \frac1S \sum_s \bar y_s, \qquad \mathrm{sem}^2 = \frac1{S^2}\sum_s \frac{s_s^2}{m_s},
-       \qquad s_s^2 = \frac{1}{m_s - 1}\sum_d (y_{sd} - \bar y_s)^2 .
+    A stratum with a single draw takes the mean of the ``doubles``: right in the mean over all those strata, not for each.
 
     Args:
-        counts: draws per stratum ``[S]``, at least 2 each.
+        counts: draws per stratum ``[S]``; 1 only where there are doubles.
+        squares: sum of squared deviations from the stratum's mean ``[S, ...]``.
+        doubles: strata with two draws that were chosen at random among those that else had one ``[S]``.
+    """
+    single = counts == 1
+    variances = squares / np.maximum(counts - 1, 1).reshape(-1, *[1] * (squares.ndim - 1))
+    if single.any():
+        variances[single] = variances[doubles].mean(0)
+    return variances
+
+
+def stratified_mean(counts: np.ndarray, means: np.ndarray, variances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    r"""Mean over equally weighted strata and its standard error.
+
+    .. math:: \bar y = \frac1S \sum_s \bar y_s, \qquad \mathrm{sem}^2 = \frac1{S^2}\sum_s \frac{s_s^2}{m_s} .
+
+    Args:
+        counts: draws per stratum ``[S]``.
         means: mean of each stratum's draws ``[S, ...]``.
-        squares: sum of squared deviations from that mean ``[S, ...]``.
+        variances: of one draw in each stratum ``[S, ...]`` (:func:`stratum_variances`).
 
     Returns:
         ``(mean [...], sem [...])``. Unbiased for any number of draws per stratum that was fixed beforehand.
     """
     counts = counts.reshape(-1, *[1] * (means.ndim - 1)).astype(float)
-    variance = squares / (counts - 1) / counts
-    return means.mean(0), np.sqrt(variance.sum(0)) / len(means)
+    return means.mean(0), np.sqrt((variances / counts).sum(0)) / len(means)
 
 
 def data_sem(values: np.ndarray, noise: np.ndarray, num_data: int) -> np.ndarray:

@@ -41,7 +41,7 @@ from genbound.curvature.traces import (
     separate_traces,
 )
 from genbound.estimators.allocation import choose_pilot, expect, shrink
-from genbound.estimators.estimate import data_sem, stratified_mean
+from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
 from genbound.estimators.random import row_of
 from genbound.estimators.trace_plan import BACKWARD, Plan, Sweeps, plan_probes
 from genbound.problem import SHARD
@@ -204,8 +204,9 @@ def measure(problem, context: Context) -> Measured:
     parts = context.map("gauss_newton", shards, gauss_newton)
     flat, flat_squares = stack(parts, "mean"), stack(parts, "squares")
     counts = np.full(problem.num_samples, options.num_factors)
-    value, sem = stratified_mean(counts, flat, flat_squares)
-    noise = flat_squares / (counts - 1)[:, None] / counts[:, None]
+    variances = stratum_variances(counts, flat_squares)
+    value, sem = stratified_mean(counts, flat, variances)
+    noise = variances / counts[:, None]
     sample_values, num_probes = flat, np.zeros(problem.num_samples, dtype=int)
     deviation = np.zeros((problem.num_samples, layers))
     curved = np.logical_or.reduce([part["curved"] for part in parts])

@@ -41,8 +41,8 @@ import torch
 from genbound.curvature.noise import Normals, can_move_rows, noise_directions, noisy_losses
 from genbound.curvature.taylor import Sweep, can_sweep
 from genbound.errors import GenboundError
-from genbound.estimators.allocation import allocate, choose_pilot, predict
-from genbound.estimators.estimate import data_sem, stratified_mean
+from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, predict
+from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
 from genbound.estimators.random import BLOCK, normal, row_of
 from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, stack, stream
 
@@ -250,7 +250,7 @@ def _plan(problem, context: Context, noise, base, expected, trace) -> tuple[np.n
         pilot = _moments((rises[:, i] - slopes[i] * control)[:, None], owner, counts)[1][piloted] / (num_pilot - 1)
         num_draws.append(allocate(
             predict(pilot, np.array(piloted), expected, num_pilot), np.array([target * problem.num_samples / num]),
-            minimum=max(2, -(-128 // num)), budget=budget,
+            minimum=-(-128 // num), budget=budget,
         ))  # fmt: skip
     return slopes, num_draws
 
@@ -277,20 +277,23 @@ def measure(problem, context: Context) -> Measured:
     rows = []
     for group in _alike([int(n.sum()) for n in num_draws]):
         own, counts = tuple(sigmas[i] for i in group), np.max([num_draws[i] for i in group], axis=0)
+        doubles = choose_doubles(counts, expected)
+        counts = counts + doubles
         slope = slopes[list(group)]
         rises, control, owner = _drawn(
             context, f"draws {own[0]:g}", "draws", noise, counts.tolist(), base, own, controlled=bool(slope.any())
         )
-        value, sem = stratified_mean(counts, *_moments(rises - slope * control[:, None], owner, counts))
+        mean, squares = _moments(rises - slope * control[:, None], owner, counts)
+        value, sem = stratified_mean(counts, mean, stratum_variances(counts, squares, doubles))
         # From the mean over strata of sums to the mean over the samples, and the control's mean put back.
         value = value * scale + slope * 0.5 * trace["value"]
         sem = np.hypot(sem * scale, slope * 0.5 * trace["sem"])
         # The choice of samples, from the spread of the strata's means.
         mean, squares = _moments(rises, owner, counts)
+        variances = stratum_variances(counts, squares, doubles) / counts[:, None]
         spread = data_sem(
-            mean / sizes[:, None], squares / (counts - 1)[:, None] / counts[:, None] / sizes[:, None] ** 2,
-            max(len(sizes), round(problem.num_data * scale)),
-        )  # fmt: skip
+            mean / sizes[:, None], variances / sizes[:, None] ** 2, max(len(sizes), round(problem.num_data * scale))
+        )
         if problem.num_samples >= problem.num_data:
             spread = np.zeros_like(spread)
         for k, i in enumerate(group):
