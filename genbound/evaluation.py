@@ -25,7 +25,7 @@ from genbound.quantities.base import Part
 from genbound.results import Results, samples_frame, to_plain
 from genbound.store import DiskStore, MemoryStore
 
-PARTS = 2  # of stored parts: raised when a quantity keeps other arrays than before, so that older ones are not read
+PARTS = 3  # of stored parts: raised when a quantity keeps other arrays than before, so that older ones are not read
 
 
 class TimeBudgetSpent(Exception):

@@ -268,7 +268,9 @@ def test_error_with_single_draws_is_right_in_the_mean():
     for _ in range(2000):
         draws = [s * r.normal(size=c) for s, c in zip(sizes, counts, strict=True)]
         squares = np.array([((d - d.mean()) ** 2).sum() for d in draws])
-        value, sem = stratified_mean(counts, np.array([d.mean() for d in draws]), stratum_variances(counts, squares, doubles))
+        value, sem = stratified_mean(
+            counts, np.array([d.mean() for d in draws]), stratum_variances(counts, squares, doubles)
+        )
         found.append(value)
         errors.append(sem**2)
     assert np.std(found) == pytest.approx(expected, rel=0.05)
