@@ -39,7 +39,9 @@ from genbound.quantities.base import Context, Measured, Part, Quantity, check_op
 NAME = "max_quadratic_form"
 QUANTILES = (0.5, 0.9, 0.99)
 # Numbers of products after which brackets are computed and samples dropped.
-CHECKPOINTS = frozenset({2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512})
+CHECKPOINTS = frozenset(
+    {2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, *range(32, 96, 8), *range(96, 256, 16), *range(256, 1025, 64)}
+)
 KRYLOV_BYTES = 2**30
 CONVENTIONS = ("theorem", "paper-code")
 
@@ -56,7 +58,7 @@ class MaxQuadraticFormOptions:
     """
 
     tolerance: float = 0.01
-    max_products: int = 192
+    max_products: int = 256
     convention: str = "theorem"
     paper_batch_size: int = 8
 
