@@ -39,10 +39,11 @@ from genbound.quantities.base import Context, Measured, Part, Quantity, check_op
 NAME = "max_quadratic_form"
 QUANTILES = (0.5, 0.9, 0.99)
 # Numbers of products after which brackets are computed and samples dropped.
-CHECKPOINTS = frozenset(
-    {2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, *range(32, 96, 8), *range(96, 256, 16), *range(256, 1025, 64)}
-)
+CHECKPOINTS = frozenset({
+    2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512,
+})  # fmt: skip
 KRYLOV_BYTES = 2**30
+RECORDING = 8  # products that recording a tape is reckoned at
 CONVENTIONS = ("theorem", "paper-code")
 
 
@@ -130,7 +131,8 @@ def refine(problem, options: MaxQuadraticFormOptions, name: str, lower: np.ndarr
                     lower[p], upper[p] = max(lower[p], low), min(upper[p], high)
                     lower[p] = min(lower[p], upper[p])
                 rows = [i for i, p in enumerate(members) if is_open(p) and not run.ended(i)]
-                if len(rows) <= len(members) // 2:
+                # A smaller tape costs a few products; what is left takes perhaps as many as were needed so far.
+                if (len(members) - len(rows)) * run.num_products >= RECORDING * len(rows):
                     members = [members[i] for i in rows]
                     if members:
                         operator = operator.narrowed(rows)
