@@ -64,11 +64,11 @@ class _PeerProbes:
     def _signs(self) -> torch.Tensor:
         return torch.randint(0, 2, (sum(self._sizes),), generator=self._generator) * 2.0 - 1
 
-    def best_hutchpp(self, trace: float, largest: int) -> tuple[float, int]:
-        """Fewest products for the wanted error with Hutch++, at its best split between sketch and probes, and that sketch's rank.
+    def left_by_sketch(self, trace: float, largest: int) -> dict[int, float]:
+        """Probes that the wanted error takes beside a sketch of rank k, ``var_k / (error * trace)^2``, for some k.
 
-        A sketch of k products and k products with its basis leave probes of variance ``var_k``, measured here on one nested
-        sketch and the probes kept: ``2 k + var_k / (error * trace)^2`` products.
+        ``var_k`` is what k products and k more with the basis of their range leave of a probe's variance, measured on one nested sketch and
+        the probes kept.
         """
         with peers.plain_attention():
             sketch = torch.stack([self._hessian @ self._signs() for _ in range(largest)], 1)
@@ -77,12 +77,12 @@ class _PeerProbes:
         plain = np.array([float((z * hz).sum()) for z, hz in zip(self._probes, self._images, strict=True)])
         inside = torch.stack([basis.T @ z.float() for z in self._probes])
         across = torch.stack([image.T @ z.float() for z in self._probes])
-        core, best = basis.T @ image, (np.inf, 0)
-        for k in (k for k in (0, 2, 4, 8, 16) if k <= largest):
+        core, found = basis.T @ image, {}
+        for k in (k for k in (0, 2, 4, 8, 16, 32, 64) if k <= largest):
             q, hq = inside[:, :k], across[:, :k]
             left = plain - (2 * (q * hq).sum(1) - (q * (q @ core[:k, :k])).sum(1)).numpy()
-            best = min(best, (2 * k + float(left.var(ddof=1)) / (ERROR * trace) ** 2, k))
-        return best
+            found[k] = float(left.var(ddof=1)) / (ERROR * trace) ** 2
+        return found
 
 
 def trace_rows(
@@ -99,16 +99,17 @@ def trace_rows(
     peer = _PeerProbes(problem, probes, keep=True)
     product, values = peer.product, peer.values
     plain = values.sum(1).var(ddof=1) / (ERROR * total["value"]) ** 2
-    deflated, rank = peer.best_hutchpp(total["value"], largest)
+    left = peer.left_by_sketch(total["value"], largest)
+    deflated, rank = min((2 * k + probes_left, k) for k, probes_left in left.items())
     best = min(plain, deflated)
     ratio = best * product / spent
     yield row(
         f"hessian_trace, total: {label}, {problem.num_samples} samples", f"{ratio:.0f}x", f">= {target:g}x", ratio >= target,
         f"genbound {spent / unit:.1f} gradients for 1 % (obtained {100 * reached:.2f} %); best peer {best:.0f} products of "
-        f"{product / unit:.1f} gradients (Hutchinson {plain:.0f}, Hutch++ {deflated:.0f} at rank {rank}), known to {_known_to(probes)}, "
-        "extrapolated by 1/m",
+        f"{product / unit:.1f} gradients (Hutchinson {plain:.0f}, Hutch++ {deflated:.0f} at rank {rank}; "
+        f"rank {largest} leaves {100 * left[largest] / left[0]:.0f} % of the variance), known to {_known_to(probes)}, extrapolated by 1/m",
         ratio=ratio, gradients=spent / unit, peer_products=best, product_gradients=product / unit, hutchinson=plain,
-        hutchpp=deflated, value=total["value"], sem=total["sem"], peer_mean=float(values.sum(1).mean()),
+        hutchpp=deflated, left_by_sketch=left, value=total["value"], sem=total["sem"], peer_mean=float(values.sum(1).mean()),
         peer_sem=float(values.sum(1).std(ddof=1) / np.sqrt(probes)), seconds=spent, gradient_seconds=unit,
     )  # fmt: skip
     names = list(ours_layers["layers"])
@@ -136,7 +137,7 @@ def minilm_trace_1024() -> Iterator[Row]:
 
 
 def minilm_trace_128() -> Iterator[Row]:
-    yield from trace_rows(models.minilm(128), "MiniLM/SST-2", 25, 12)
+    yield from trace_rows(models.minilm(128), "MiniLM/SST-2", 25, 12, largest=64)
 
 
 def fitted_trace() -> Iterator[Row]:
