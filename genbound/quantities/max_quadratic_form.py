@@ -43,6 +43,7 @@ CHECKPOINTS = frozenset({
     2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512,
 })  # fmt: skip
 KRYLOV_BYTES = 2**30
+FIRST = 4  # samples that are refined before the others
 RECORDING = 8  # products that recording a tape is reckoned at
 CONVENTIONS = ("theorem", "paper-code")
 
@@ -59,7 +60,7 @@ class MaxQuadraticFormOptions:
     """
 
     tolerance: float = 0.01
-    max_products: int = 256
+    max_products: int = 320
     convention: str = "theorem"
     paper_batch_size: int = 8
 
@@ -100,8 +101,8 @@ def screen(problem, positions: range) -> Part:
 def refine(problem, options: MaxQuadraticFormOptions, name: str, lower: np.ndarray, upper: np.ndarray) -> Part:
     """Refine the samples that may attain one layer's maximum until it is known to the tolerance.
 
-    The most promising samples go first, a batch at a time; a sample leaves as soon as its upper side falls below the best
-    lower side, or is close enough to it.
+    The most promising samples go first: a few to the end, so that the best lower side is a good one when the others are looked at, a
+    batch at a time. A sample leaves as soon as its upper side falls below the best lower side, or is close enough to it.
     """
     lower, upper = lower.copy(), upper.copy()
     products, visited, by_batch = 0, set(), next(layer.by_batch for layer in problem.layers if layer.name == name)
@@ -114,7 +115,8 @@ def refine(problem, options: MaxQuadraticFormOptions, name: str, lower: np.ndarr
         return upper[p] > lower.max() / (1 - options.tolerance)
 
     while True:
-        pending = [int(p) for p in np.argsort(-upper, kind="stable") if is_open(p) and p not in visited][:size]
+        pending = [int(p) for p in np.argsort(-upper, kind="stable") if is_open(p) and p not in visited]
+        pending = pending[: size if visited else min(size, FIRST)]
         if not pending:
             break  # certified, or every sample left has spent its products
         visited |= set(pending)
