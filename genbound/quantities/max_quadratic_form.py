@@ -43,7 +43,7 @@ CHECKPOINTS = frozenset({
     2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512,
 })  # fmt: skip
 KRYLOV_BYTES = 2**30
-FIRST = 4  # samples that are refined before the others
+FIRST = 4  # samples that are refined to the end before the others
 RECORDING = 8  # products that recording a tape is reckoned at
 CONVENTIONS = ("theorem", "paper-code")
 
