@@ -136,7 +136,7 @@ def minilm_trace_1024() -> Iterator[Row]:
 
 
 def minilm_trace_128() -> Iterator[Row]:
-    yield from trace_rows(models.minilm(128), "MiniLM/SST-2", 25, 12, largest=64)
+    yield from trace_rows(models.minilm(128), "MiniLM/SST-2", 25, 12, probes=128)
 
 
 def fitted_trace() -> Iterator[Row]:
