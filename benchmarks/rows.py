@@ -48,7 +48,7 @@ class _PeerProbes:
     """
 
     def __init__(self, problem, num: int, keep: bool = False):
-        self._problem, self._generator = problem, torch.Generator().manual_seed(0)
+        self._generator = torch.Generator().manual_seed(0)
         self._sizes = [layer.num_weights for layer in problem.layers]
         self._probes, self._images, values, spent = [], [], [], []
         with peers.plain_attention():

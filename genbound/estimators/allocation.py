@@ -118,8 +118,8 @@ def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: 
 def choose_doubles(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Which of the strata with a single draw get a second, so that the spread of all of them can be known: ``[S]`` booleans.
 
-    Every so many in order of size, an eighth of them and at least DOUBLES. The choice does not look at any draw, so that their mean
-    variance is an unbiased estimate of all singles' mean variance.
+    Every so many in order of size, an eighth of them and at least DOUBLES. The choice does not look at any draw, and at equal
+    distances in size they are typical of all: their mean variance stands for the mean over all singles.
     """
     chosen = np.zeros(len(counts), dtype=bool)
     singles = np.flatnonzero(counts == 1)

@@ -49,7 +49,7 @@ def stratum_variances(counts: np.ndarray, squares: np.ndarray, doubles: np.ndarr
     Args:
         counts: draws per stratum ``[S]``; 1 only where there are doubles.
         squares: sum of squared deviations from the stratum's mean ``[S, ...]``.
-        doubles: strata with two draws that were chosen at random among those that else had one ``[S]``.
+        doubles: strata with two draws that stand for those with one, chosen without a look at any draw ``[S]``.
     """
     single = counts == 1
     variances = squares / np.maximum(counts - 1, 1).reshape(-1, *[1] * (squares.ndim - 1))

@@ -10,8 +10,8 @@ still quadratic at that distance.
 The value is Monte Carlo: antithetic pairs (the odd orders cancel), an independent U for every sample, drawn in activation
 space (:mod:`genbound.curvature.noise`), and more draws for the samples with the larger spread. A pilot round finds
 that spread; its values do not enter the mean. Most samples of a large set get a single draw; some of these are chosen beforehand
-for a second one, which tells the variance of all (:func:`genbound.estimators.allocation.choose_doubles`). The same standard normals serve the whole grid. A network with a layer that
-cannot be moved row by row (a weight used twice, or by an operation that is not recognised) has an independent U for every
+for a second one, which tells the variance of all (:func:`genbound.estimators.allocation.choose_doubles`). The same standard
+normals serve the whole grid. A network with a layer that cannot be moved row by row (a weight used twice, or by an operation that is not recognised) has an independent U for every
 block of 16 samples instead, added to the weights.
 
 Near W most of a draw's spread is that of its second-order term :math:`c = \tfrac12 U^\top H U`, which tangents give exactly for the same
