@@ -135,6 +135,10 @@ def minilm_trace_1024() -> Iterator[Row]:
     yield from trace_rows(models.minilm(1024), "MiniLM/SST-2", 100, 100, probes=24, largest=4)
 
 
+def minilm_trace_2048() -> Iterator[Row]:
+    yield from trace_rows(models.minilm(2048), "MiniLM/SST-2", 100, 100, probes=16, largest=4)
+
+
 def minilm_trace_128() -> Iterator[Row]:
     yield from trace_rows(models.minilm(128), "MiniLM/SST-2", 25, 12, probes=128)
 
@@ -431,6 +435,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "minilm_trace_128": minilm_trace_128,
     "minilm_trace": minilm_trace,
     "minilm_trace_1024": minilm_trace_1024,
+    "minilm_trace_2048": minilm_trace_2048,
     "fitted_trace": fitted_trace,
     "minilm_quadratic_form": minilm_quadratic_form,
     "minilm_evaluate": minilm_evaluate,
