@@ -10,7 +10,7 @@ comes from backward passes of the columns of :math:`S`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -99,6 +99,20 @@ class Loss:
                 f"label {wrong} is out of range: the model has {num_classes} classes (0 to {num_classes - 1}); "
                 "check the label column or the checkpoint's head"
             )
+
+
+def check_finite(losses: Tensor, indices: Sequence[int], spec: str) -> None:
+    """Refuse losses ``[N]`` that are not finite: no derivative of them means anything.
+
+    Raises:
+        GenboundError: naming the first such sample, one of ``indices``.
+    """
+    wrong = (~losses.detach().isfinite()).nonzero()
+    if len(wrong):
+        raise GenboundError(
+            f"the loss of sample {indices[int(wrong[0])]} of {spec or 'the data'} is not finite: its inputs or the model's output "
+            "overflow; check that sample, or measure in float64"
+        )
 
 
 def output_form(loss: Loss, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:

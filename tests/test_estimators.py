@@ -333,7 +333,7 @@ def test_sizes_that_explain_the_spread_mend_a_short_pilot(num):
     sizes = generator.exponential(size=400) ** 2
     truth = (sizes * np.exp(0.2 * generator.normal(size=400)))[:, None] ** 2
     pilot = truth * generator.chisquare(num - 1, size=truth.shape) / (num - 1)
-    assert _waste(truth, shrink(pilot, sizes[:, None] ** 2, num)[0]) < 1.08
+    assert _waste(truth, shrink(pilot, sizes[:, None] ** 2, num)) < 1.08
     assert _waste(truth, pilot) > 1.2
 
 
@@ -344,14 +344,14 @@ def test_sizes_that_explain_nothing_do_little_harm(num):
     pilot = truth * generator.chisquare(num - 1, size=truth.shape) / (num - 1)
     squares = generator.exponential(size=(400, 1)) ** 2
     expected = squares * truth.mean() / squares.mean()
-    assert _waste(truth, shrink(pilot, expected, num)[0]) < 1.06 * _waste(truth, pilot)
+    assert _waste(truth, shrink(pilot, expected, num)) < 1.06 * _waste(truth, pilot)
 
 
 def test_shrinking_without_expectations_or_with_few_strata_is_none():
     variances, ones = rng(7).exponential(size=(20, 3)), np.ones((20, 3))
-    assert (shrink(variances, 0 * ones, 4)[0] == variances).all()
-    assert (shrink(variances[:4], ones[:4], 4)[0] == variances[:4]).all()
-    assert shrink(0 * ones, 0 * ones, 4)[0].max() == 0
+    assert (shrink(variances, 0 * ones, 4) == variances).all()
+    assert (shrink(variances[:4], ones[:4], 4) == variances[:4]).all()
+    assert shrink(0 * ones, 0 * ones, 4).max() == 0
 
 
 def test_a_stratum_is_expected_to_be_as_those_that_resemble_it():
@@ -447,3 +447,8 @@ def test_what_the_total_lacks_is_swept_jointly():
     assert not probes(1e9, 0.2, ratio=None)[2].joint.any()
     assert probes(1e9, 0.2, budget=4)[2].joint.mean() <= 4 * 3.5 / 1.3
     assert plan.passes() == pytest.approx(3.5 * 2 + 1.3 * plan.joint.mean())
+    # With a single curved layer the mean of its own noise is all there is: a joint sweep has no spread.
+    exact = plan_probes(variances, targets, 2, 1e9, Sweeps(None, lambda: 0.0))
+    assert (exact.joint[:10] >= 2).all() and exact.joint.sum() < plan.joint.sum()
+    variances[5] = 0
+    assert not plan_probes(variances, targets, 2, 1000, Sweeps(None, lambda: 0.5)).joint[5]

@@ -173,17 +173,31 @@ def test_a_weight_that_is_used_twice_is_moved_itself():
         assert abs(row["value"] - row["hessian_approximation"]) <= 4 * (row["sem"] + row["hessian_approximation_sem"])
 
 
-@pytest.mark.parametrize("positions", [4, 9])  # below and above the number of inputs: Cholesky, and full weights
-def test_the_second_order_term_of_a_draw_is_what_tangents_give(positions):
-    """(l(W + sU) + l(W - sU)) / 2 - l(W) = s^2 c + O(s^4) for the same normals, with the noise drawn at the moved inputs."""
-    generator = torch.Generator().manual_seed(2)
-    model = nn.Sequential(
+def _by_token(positions):
+    return nn.Sequential(
         nn.Linear(6, 7), nn.GELU(), nn.Linear(7, 6), nn.LayerNorm(6), nn.Linear(6, 8), nn.Tanh(), nn.Flatten(),
         nn.Linear(8 * positions, 3),
-    ).double()  # fmt: skip
+    ), (positions, 6)  # fmt: skip
+
+
+def _by_pixel(size):
+    """The first convolution's noise is on its weights where the map has more than 27 positions."""
+    small = (size + 1) // 2
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 6, 3, stride=2, padding=1, groups=2), nn.GELU(), nn.Flatten(),
+        nn.Linear(6 * small * small, 3),
+    ), (3, size, size)  # fmt: skip
+
+
+# Below and above the number of inputs: Cholesky, and full weights.
+@pytest.mark.parametrize("network", [_by_token(4), _by_token(9), _by_pixel(4), _by_pixel(7)])
+def test_the_second_order_term_of_a_draw_is_what_tangents_give(network):
+    """(l(W + sU) + l(W - sU)) / 2 - l(W) = s^2 c + O(s^4) for the same normals, with the noise drawn at the moved inputs."""
+    generator = torch.Generator().manual_seed(2)
+    model, shape = network[0].double(), network[1]
     for p in model.parameters():
         p.data = 0.4 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
-    x = torch.randn(5, positions, 6, generator=generator, dtype=torch.float64)
+    x = torch.randn(5, *shape, generator=generator, dtype=torch.float64)
     init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     problem = Problem(model, init, (x, torch.arange(5) % 3))
     assert can_sweep(problem)

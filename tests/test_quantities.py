@@ -497,9 +497,9 @@ def test_relative_rss_of_the_slides_own_columns(name):
 
 
 def test_quadratic_regime_by_hand():
-    assert is_quadratic(1.09, 0.0, 1.0, 2.0, 0.0) and not is_quadratic(1.11, 0.0, 1.0, 2.0, 0.0)
-    assert is_quadratic(1.29, 0.1, 1.0, 2.0, 0.0) and not is_quadratic(1.31, 0.1, 1.0, 2.0, 0.0)
-    assert is_quadratic(1.29, 0.0, 1.0, 2.0, 0.2)
+    assert is_quadratic(1.09, 1.0, 0.0) and not is_quadratic(1.11, 1.0, 0.0)
+    assert is_quadratic(0.91, 1.0, 0.0) and not is_quadratic(0.89, 1.0, 0.0)
+    assert is_quadratic(1.29, 1.0, 0.1) and not is_quadratic(1.31, 1.0, 0.1)
 
 
 # -- nothing there --------------------------------------------------------------------------------------------------

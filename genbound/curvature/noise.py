@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -26,11 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from genbound.curvature.taylor import Sweep
 from genbound.curvature.uses import ConvolutionUse, LinearUse, gram_root, gram_root_derivative
 from genbound.curvature.watch import LayerWatch, act_once
-from genbound.estimators.random import generator
+from genbound.estimators.random import generator, grouped
 from genbound.problem import BLOCK
 
 # A row of a noisy batch: which sample, and which member of which stream of normals moves its weights.
-Row = tuple[int, tuple, int]
+NoisyRow = tuple[int, tuple, int]
 
 
 def can_move_rows(problem) -> bool:
@@ -62,12 +63,8 @@ class Normals:
     One stream a layer and group of ``BLOCK`` rows, position by position: more padding only continues it.
     """
 
-    def __init__(self, rows: Sequence[Row], seed: int, like: Tensor):
-        self._groups: dict[tuple, tuple[list[int], list[int]]] = {}
-        for place, (_, key, member) in enumerate(rows):
-            places, members = self._groups.setdefault(key, ([], []))
-            places.append(place)
-            members.append(member)
+    def __init__(self, rows: Sequence[NoisyRow], seed: int, like: Tensor):
+        self._groups = grouped([(key, member) for _, key, member in rows])
         self._num, self._seed, self._like, self._known = len(rows), seed, like, {}
 
     def __call__(self, name: str, positions: int, width: int) -> Tensor:
@@ -166,16 +163,11 @@ class NoisyForward(TorchFunctionMode):
             out[rows].baddbmm_(left[rows], right, alpha=sigma)
 
     def _move_convolution(self, layer, use: ConvolutionUse, out: Tensor) -> None:
-        per_group, positions = math.prod(layer.shape[1:]), math.prod(out.shape[2:]) * (len(out) // self._num)
-        if use.transposed or out.dim() != 4 or len(out) != self._num or positions >= per_group:
+        if _needs_weights(layer, use, out.shape):
             noise = self._normals(layer.name, 1, math.prod(layer.shape)).view(self._rows, *layer.shape)
             out.add_(use.perturb(torch.cat([sigma * noise for sigma in self._sigmas])))
             return
-        patches = F.unfold(use.inputs, layer.shape[2:], use.dilation, use.padding, use.stride)
-        patches = patches.unflatten(1, (use.groups, -1)).mT  # [N, groups, T, in / groups * taps]
-        g = self._normals(layer.name, positions, layer.shape[0])
-        g = g.unflatten(2, (use.groups, -1)).transpose(1, 2)  # [N, groups, T, out / groups]
-        root = self._root(patches)
+        g, root = _by_group(use, layer, self._normals, out.shape), self._root(_patches(use, layer, use.inputs))
         for i, sigma in enumerate(self._sigmas):
             rows = slice(i * self._rows, (i + 1) * self._rows)
             out[rows].add_((root[rows] @ g).mT.reshape(out[rows].shape), alpha=sigma)
@@ -194,7 +186,25 @@ class NoisyForward(TorchFunctionMode):
         return self._factor
 
 
-def noisy_losses(problem, rows: Sequence[Row], normals: Normals, sigmas: Sequence[float]) -> Tensor:
+def _needs_weights(layer, use: ConvolutionUse, shape: torch.Size) -> bool:
+    """Whether a convolution with a result of this shape is given noise on its weights, not on their action on its inputs."""
+    few = math.prod(shape[2:]) < math.prod(layer.shape[1:])
+    return use.transposed or len(shape) != 4 or shape[0] != use.num or not few
+
+
+def _patches(use: ConvolutionUse, layer, x: Tensor) -> Tensor:
+    """What the taps of every position see, ``[N, groups, T, in / groups * taps]``."""
+    patches = F.unfold(x, layer.shape[2:], use.dilation, use.padding, use.stride)
+    return patches.unflatten(1, (use.groups, -1)).mT
+
+
+def _by_group(use: ConvolutionUse, layer, normals: Callable[[str, int, int], Tensor], shape: torch.Size) -> Tensor:
+    """Standard normals ``[N, groups, T, out / groups]``."""
+    g = normals(layer.name, math.prod(shape[2:]), layer.shape[0])
+    return g.unflatten(2, (use.groups, -1)).transpose(1, 2)
+
+
+def noisy_losses(problem, rows: Sequence[NoisyRow], normals: Normals, sigmas: Sequence[float]) -> Tensor:
     """Loss of every row at its own ``W + sigma U`` for every sigma, ``[sigmas, rows]``, in one pass.
 
     Cost: a forward pass for each sigma, and for each linear layer on T positions about T / in of one more.
@@ -211,7 +221,7 @@ def noisy_losses(problem, rows: Sequence[Row], normals: Normals, sigmas: Sequenc
 def noise_directions(sweep: Sweep, normals: Normals) -> tuple[dict[str, Tensor], dict[str, Callable[[Tensor], Tensor]]]:
     """What the same normals at sigma = 1 add to the layers' results on a sweep, and how that changes with the layers' inputs.
 
-    The second, for linear layers, are functions from the tangent of the inputs to the derivative of what is added: the noise that
+    The second are functions from the tangent of the inputs to the derivative of what is added: the noise that
     :class:`NoisyForward` adds is drawn at the inputs that earlier layers have already moved. Its mean effect is zero.
     """
     noise = NoisyForward(sweep.problem, len(sweep), normals, [1.0])
@@ -222,6 +232,8 @@ def noise_directions(sweep: Sweep, normals: Normals) -> tuple[dict[str, Tensor],
         noise.move(layers[name], use, found[name])
         if isinstance(use, LinearUse):
             bends[name] = partial(_bend, use, layers[name], normals, known)
+        else:
+            bends[name] = partial(_bend_convolution, use, layers[name], normals, sweep.shape(name))
     return found, bends
 
 
@@ -247,3 +259,12 @@ def _bend(use: LinearUse, layer, normals: Normals, roots: _Roots, tangent: Tenso
         return use._rows(moved @ (weights if use.transposed else weights.mT))
     outputs = layer.shape[1] if use.transposed else layer.shape[0]
     return use.spread(normals(layer.name, positions, outputs), roots(use, tangent))
+
+
+def _bend_convolution(use: ConvolutionUse, layer, normals: Normals, shape: torch.Size, tangent: Tensor) -> Tensor:
+    if _needs_weights(layer, use, shape):
+        weights = normals(layer.name, 1, math.prod(layer.shape)).view(use.num, *layer.shape)
+        return replace(use, inputs=tangent).perturb(weights)
+    patches = _patches(use, layer, use.inputs)
+    change = gram_root_derivative(gram_root(patches), patches, _patches(use, layer, tangent))
+    return (change @ _by_group(use, layer, normals, shape)).mT.reshape(shape)

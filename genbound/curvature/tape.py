@@ -18,6 +18,7 @@ from torch import Tensor
 
 from genbound.curvature.graph import Graph
 from genbound.curvature.uses import LeafUse, Use, find_uses
+from genbound.losses import check_finite
 
 PARTS = ("hessian", "remainder")
 
@@ -47,6 +48,7 @@ class Tape:
             self.outputs = problem.forward({**problem.params, **self.weights}, batch.inputs)
             problem.loss.check_targets(self.outputs, self.targets)
             self.losses = problem.loss.per_sample(self.outputs, self.targets)
+        check_finite(self.losses, batch.indices, problem.data.spec)
         self.uses: dict[str, list[Use]] = {name: [] for name in self.layers}
         self.curved_by: dict[str, str] = {}
         if self.outputs.requires_grad:

@@ -15,12 +15,13 @@ DOUBLES = 64  # strata with two draws that tell the spread of those with one
 NEAR = 12  # strata on either side that a stratum is compared with
 
 
-def shrink(variances: np.ndarray, expected: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+def shrink(variances: np.ndarray, expected: np.ndarray, num: int) -> np.ndarray:
     r"""Pilot variances pulled towards what is expected.
 
     With :math:`\sigma_s^2 = e_s\,(1 + \text{spread } \tau^2)` the best linear mixture of the pilot's :math:`s^2` and the expected
     :math:`e_s` counts the latter as :math:`2 / \tau^2` draws. :math:`\tau^2` is what the ratios :math:`s_s^2 / e_s` scatter beyond the
-    :math:`2 / (m - 1)` of normal draws: expectations that explain nothing get almost no weight.
+    :math:`2 / (m - 1)` of normal draws: expectations that explain nothing get almost no weight. The ratios are
+    taken around their mean; the level that is mixed in is the expectations' own, which is better known than that of a few large strata.
 
     Args:
         variances: pilot variance of one draw ``[S, L]``.
@@ -28,18 +29,18 @@ def shrink(variances: np.ndarray, expected: np.ndarray, num: int) -> tuple[np.nd
         num: draws of the pilot in each stratum.
 
     Returns:
-        ``[S, L]``, and how many draws the expectations count for, ``[L]``.
+        ``[S, L]``.
     """
     total = expected.sum(0)
     if num < 2 or len(variances) < 8 or not total.any():
-        return variances, np.zeros(variances.shape[1])
+        return variances
     weight = expected / np.maximum(total, 1e-300)
     factor = np.divide(variances.sum(0), total, out=np.zeros_like(total), where=total > 0)
     ratio = np.divide(variances, expected * factor, out=np.zeros_like(variances), where=expected * factor > 0)
     scatter = (weight * (ratio - 1) ** 2).sum(0)
     own = num - 1
     trust = 2 / np.maximum((scatter - 2 / own) / (1 + 2 / own), 2 / MOST_TRUST)
-    return (own * variances + trust * expected) / (own + trust), trust
+    return (own * variances + trust * expected) / (own + trust)
 
 
 def _coarse(sizes: np.ndarray) -> np.ndarray:
@@ -111,7 +112,7 @@ def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: 
     with np.errstate(divide="ignore"):  # no spread at all is explained by every power
         best = np.argmin(np.log(factors) + powers * logs[piloted].mean(0), 0)
     found = factors[best, np.arange(len(best))] * np.exp(logs[:, 0] * powers[best, 0])
-    found[piloted] = shrink(variances, found[piloted], num)[0]
+    found[piloted] = shrink(variances, found[piloted], num)
     return found
 
 

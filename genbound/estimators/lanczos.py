@@ -49,7 +49,7 @@ class Lanczos:
         product: maps ``[N, d]`` to ``[N, d]``, each row through its own operator.
         start: ``[N, d]``, not zero.
 
-    The numbers stay where the vectors are until they are asked for: no step waits for an accelerator.
+    The numbers stay where the vectors are until they are asked for, all together: no step waits for an accelerator.
     """
 
     def __init__(self, product: Callable[[Tensor], Tensor], start: Tensor):
@@ -62,16 +62,17 @@ class Lanczos:
         ] = []  # of at most BLOCK basis vectors each, [N, BLOCK, d]: products with them are matrix products
         self._alphas: list[Tensor] = []
         self._betas: list[Tensor] = []
-        self._read: tuple[np.ndarray, np.ndarray] | None = None
+        self._read: tuple[np.ndarray, ...] | None = None
         self._scale = torch.zeros_like(self.norm)
 
     @property
     def num_products(self) -> int:
         return len(self._alphas)
 
-    def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
+    def _numbers(self) -> tuple[np.ndarray, ...]:
         if self._read is None or len(self._read[0]) < self.num_products:
-            self._read = torch.stack(self._alphas).cpu().numpy(), torch.stack(self._betas).cpu().numpy()
+            read = torch.stack([*self._alphas, *self._betas, self.norm, self._scale]).cpu().numpy()
+            self._read = read[: self.num_products], read[self.num_products : -2], read[-2], read[-1]
         return self._read
 
     @property
@@ -129,7 +130,7 @@ class Lanczos:
 
     def bracket(self, row: int) -> tuple[float, float]:
         r"""``[lower, upper]`` of :math:`v^\top H^+ v` for one row, without any allowance for rounding."""
-        square = float(self.norm[row]) ** 2
+        square = float(self._numbers()[2][row]) ** 2
         if square == 0:
             return 0.0, 0.0
         alpha, beta = self._steps(row)
@@ -145,15 +146,16 @@ class Lanczos:
     def certified(self, row: int, dtype: torch.dtype) -> tuple[float, float]:
         """The bracket, widened by what the products of this dtype and the largest operator norm seen may have rounded."""
         lower, upper = self.bracket(row)
-        square = float(self.norm[row]) ** 2
+        norm, scale = (float(numbers[row]) for numbers in self._numbers()[2:])
+        square = norm**2
         allowance = rounding(dtype) * square * np.hypot(self.alpha[0][row], self.beta[0][row])
-        allowance += 2 * torch.finfo(dtype).eps * square * float(self._scale[row])
+        allowance += 2 * torch.finfo(dtype).eps * square * scale
         return max(0.0, lower - allowance), upper + allowance
 
     def positive_part(self, row: int) -> float:
         r"""Gauss quadrature of :math:`v^\top H^+ v`: accurate, not one-sided."""
         alpha, beta = self._steps(row)
-        return float(self.norm[row]) ** 2 * _positive_part(alpha, beta[:-1])
+        return float(self._numbers()[2][row]) ** 2 * _positive_part(alpha, beta[:-1])
 
 
 def _positive_part(diagonal: np.ndarray, off_diagonal: np.ndarray) -> float:

@@ -98,7 +98,8 @@ def plan_probes(
             counts = allocate(mixed, wanted, minimum=minimum, budget=budget, costs=np.where(separate, cost, 1.0))
             alone = np.where(separate, own.sum(1), alone)
     if targets[-1] > 0 and (alone / counts).sum() > (targets[-1] * num) ** 2:
-        variance = variances[:, -1] * sweeps.joint()
+        # Of a network with one curved layer nothing is left to chance in a joint sweep: any draw will do.
+        variance = variances[:, -1] * max(sweeps.joint(), 1e-6)
         # In units of joint draws, what the sum over the layers knows already.
         have = counts * np.divide(variance, alone, out=np.ones(num), where=alone > 0)
         joint = _joint_draws(np.sqrt(variance), have, (targets[-1] * num) ** 2, budget * BACKWARD / JOINT)
@@ -115,7 +116,8 @@ def _joint_draws(spread: np.ndarray, have: np.ndarray, wanted: float, most: floa
         return np.where(lacking >= WORTH, powers, 0.0)
 
     def reaches(factor: float) -> bool:
-        return (spread**2 / (have + counts(factor))).sum() <= wanted
+        left = np.divide(spread**2, have + counts(factor), out=np.zeros(len(spread)), where=spread > 0)
+        return left.sum() <= wanted
 
     high = max(spread.sum() / wanted, 1e-300)
     while not reaches(high) and counts(high).mean() <= most:

@@ -322,7 +322,7 @@ def _plan(
         ),
     )  # fmt: skip
     found = stack(pilot, "squares") / (options.num_pilot - 1)
-    variances[piloted] = shrink(found, variances[piloted], options.num_pilot)[0]
+    variances[piloted] = shrink(found, variances[piloted], options.num_pilot)
     hardest = sorted(hard[:8])
 
     def ratios() -> tuple[np.ndarray, float]:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.errors import GenboundError
-from genbound.losses import IGNORED
+from genbound.losses import IGNORED, check_finite
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack
 
 NAME = "losses"
@@ -41,13 +40,8 @@ def _evaluate(problem, samples) -> Callable[[range], Part]:
             with torch.no_grad():
                 outputs = problem.forward(problem.params, batch.inputs)
             problem.loss.check_targets(outputs, batch.targets)
-            losses.append(problem.loss.per_sample(outputs, batch.targets).double().cpu().numpy())
-            if not np.isfinite(losses[-1]).all():
-                wrong = batch.indices[int(np.flatnonzero(~np.isfinite(losses[-1]))[0])]
-                raise GenboundError(
-                    f"the loss of sample {wrong} of {samples.spec or 'the data'} is not finite: its inputs or the model's output "
-                    "overflow; check that sample, or measure in float64"
-                )
+            losses.append(problem.loss.per_sample(outputs, batch.targets).double().cpu())
+            check_finite(losses[-1], batch.indices, samples.spec)
             if problem.loss.error is not None:
                 errors.append(problem.loss.error(outputs, batch.targets).double().cpu().numpy())
             if problem.loss.classes and batch.targets.dim() == 1:
@@ -56,7 +50,7 @@ def _evaluate(problem, samples) -> Callable[[range], Part]:
             tokens.append(_tokens(batch.targets).cpu().numpy())
         back = np.argsort(order, kind="stable")
         return {
-            "loss": np.concatenate(losses)[back],
+            "loss": torch.cat(losses).numpy()[back],
             "error": np.concatenate(errors)[back] if errors else np.full(len(indices), np.nan),
             "margin": np.concatenate(margins)[back] if margins else np.full(len(indices), np.nan),
             "target": np.concatenate(targets),

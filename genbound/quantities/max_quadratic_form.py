@@ -129,6 +129,8 @@ def refine(problem, options: MaxQuadraticFormOptions, name: str, lower: np.ndarr
                 if run.num_products not in CHECKPOINTS and run.num_products != options.max_products:
                     continue
                 for i, p in enumerate(members):
+                    if not is_open(p):
+                        continue
                     low, high = run.certified(i, problem.dtype)
                     lower[p], upper[p] = max(lower[p], low), min(upper[p], high)
                     lower[p] = min(lower[p], upper[p])

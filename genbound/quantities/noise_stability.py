@@ -17,7 +17,8 @@ block of 16 samples instead, added to the weights.
 Near W most of a draw's spread is that of its second-order term :math:`c = \tfrac12 U^\top H U`, which tangents give exactly for the same
 noise (:mod:`genbound.curvature.taylor`) and whose mean :math:`\tfrac12 \mathrm{Tr}\,H` is measured by ``hessian_trace`` with draws of its own. So c is a
 control variate: the mean of :math:`y - \beta_\sigma c` plus :math:`\beta_\sigma\,\tfrac12\mathrm{Tr}\,H` is unbiased for any slope fixed beforehand; it comes from the
-pilot. ``sem`` holds both errors. Far from W the slope falls, and with it what is saved: each sigma gets as many draws as it needs.
+pilot, and is 0 where the trace is known too badly to help (which is judged by its own value: near that limit, 5 % by default, the trace is taken
+more often when it came out large, by less than half of its error). ``sem`` holds both errors. Far from W the slope falls, and with it what is saved: each sigma gets as many draws as it needs.
 
 ``std`` is another number: the spread over draws *shared* by all samples, what papers print after a plus-minus sign, of one-sided
 draws on at most ``max_shared_samples`` samples.
@@ -45,6 +46,7 @@ from genbound.errors import GenboundError
 from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, predict
 from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
 from genbound.estimators.random import BLOCK, normal, row_of
+from genbound.losses import check_finite
 from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, stack, stream
 
 NAME = "noise_stability"
@@ -165,6 +167,7 @@ def _base(problem, positions) -> Part:
         with torch.no_grad():
             outputs = problem.forward(problem.params, batch.inputs)
             losses = problem.loss.per_sample(outputs, batch.targets)
+        check_finite(losses, batch.indices, problem.data.spec)
         rows = [row[p] for p in run]
         base[rows] = losses.double().cpu().numpy()
         gradient = problem.loss.output_gradient(outputs, batch.targets)
@@ -288,7 +291,8 @@ def measure(problem, context: Context) -> Measured:
         value, sem = stratified_mean(counts, mean, stratum_variances(counts, squares, doubles))
         # From the mean over strata of sums to the mean over the samples, and the control's mean put back.
         value = value * scale + slope * 0.5 * trace["value"]
-        sem = np.hypot(sem * scale, slope * 0.5 * trace["sem"])
+        alone = sem * scale
+        sem = np.hypot(alone, slope * 0.5 * trace["sem"])
         # The choice of samples, from the spread of the strata's means.
         mean, squares = _moments(rises, owner, counts)
         variances = stratum_variances(counts, squares, doubles) / counts[:, None]
@@ -299,6 +303,8 @@ def measure(problem, context: Context) -> Measured:
             spread = np.zeros_like(spread)
         for k, i in enumerate(group):
             approximation = 0.5 * sigmas[i] ** 2 * trace["value"]
+            # Of value - approximation: both hold the trace, and what it is wrong by is the same in both.
+            apart = np.hypot(alone[k], 0.5 * (slope[k] - sigmas[i] ** 2) * trace["sem"])
             rows.append(
                 {
                     "sigma": sigmas[i],
@@ -308,9 +314,7 @@ def measure(problem, context: Context) -> Measured:
                     "std": float(std[i]),
                     "hessian_approximation": approximation,
                     "hessian_approximation_sem": 0.5 * sigmas[i] ** 2 * trace["sem"],
-                    "quadratic_regime": is_quadratic(
-                        float(value[k]), float(sem[k]), sigmas[i], trace["value"], trace["sem"]
-                    ),
+                    "quadratic_regime": is_quadratic(float(value[k]), approximation, float(apart)),
                     "control_slope": float(slope[k] / sigmas[i] ** 2),
                     "num_perturbations": int(2 * counts.sum()),
                     "num_samples": problem.num_samples,
@@ -345,12 +349,8 @@ def relative_rss(values, approximations) -> float | None:
     return float(((values - approximations) ** 2).sum() / (values**2).sum())
 
 
-def is_quadratic(
-    value: float, sem: float, sigma: float, trace: float, trace_sem: float, tolerance: float = 0.1
-) -> bool:
-    """Whether ``I(sigma) / sigma^2`` agrees with ``Tr H / 2``: within 10 % of it, beside two combined standard errors."""
-    approximation = 0.5 * sigma**2 * trace
-    error = np.hypot(sem, 0.5 * sigma**2 * trace_sem)
+def is_quadratic(value: float, approximation: float, error: float, tolerance: float = 0.1) -> bool:
+    """Whether ``I(sigma)`` agrees with ``sigma^2 Tr H / 2``: within 10 % of it, beside two standard errors of the difference."""
     return bool(abs(value - approximation) <= tolerance * abs(approximation) + 2 * error)
 
 
