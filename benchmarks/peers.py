@@ -1,7 +1,7 @@
 """The tools that genbound is compared with, each called as its own documentation says.
 
-curvlinops: ``HessianLinearOperator`` over the layers' weights, with ``hutchinson_trace``, ``hutchpp_trace`` and ``xtrace``.
-PyHessian: ``hessian(...).trace``; its stopping rule is replaced by a fixed budget (``tol = 0``), because as released it stops by
+curvlinops: ``HessianLinearOperator`` over the layers' weights, multiplied by several vectors at once as its own ``hutchinson_trace``,
+``hutchpp_trace`` and ``xtrace`` do; how many products each of them needs follows from the same vectors (``rows.py``). PyHessian: ``hessian(...).trace``; its stopping rule is replaced by a fixed budget (``tol = 0``), because as released it stops by
 chance. The published scripts: one shared one-sided draw of weight noise for each pass over the data.
 """
 
@@ -83,8 +83,9 @@ def pyhessian_trace(problem, probes: int) -> list[float]:
     names = {layer.name for layer in problem.layers}
     for name, p in model.named_parameters():
         p.requires_grad_(name.removeprefix("model.") in names)
-    tool = hessian(model, nn.CrossEntropyLoss(), dataloader=batches(problem), cuda=False)
-    return tool.trace(maxIter=probes, tol=0.0)
+    with plain_attention():
+        tool = hessian(model, nn.CrossEntropyLoss(), dataloader=batches(problem), cuda=False)
+        return tool.trace(maxIter=probes, tol=0.0)
 
 
 def shared_one_sided(problem, sigma: float, draw: int) -> float:

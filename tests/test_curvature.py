@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from cases import CASES, Apply, D, labels, mlp
+from cases import CASES, Apply, D, encoder, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 
+import genbound
 from genbound.curvature.graph import PIECEWISE_LINEAR, PRODUCTS
 from genbound.curvature.krylov import LayerOperator, dense_blocks
 from genbound.curvature.traces import dense_remainder_trace, gauss_newton_trace
@@ -352,3 +353,22 @@ def test_mlp_builder_gives_equal_nets():
     a, b = (CASES["mlp_relu"].parts()[0] for _ in range(2))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert mlp(nn.ReLU)()[1].shape == (7, 5)
+
+
+def test_half_precision_is_rounded_and_no_more():
+    """LAPACK factors no half types: what is factored is so in single precision."""
+    torch.manual_seed(0)
+    model, inputs, targets = encoder(tied=False)()
+    init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    options = {"hessian_trace": {"exact_products": 0}, "noise_stability": {"sigmas": (0.5,)}}
+    found = {
+        t: genbound.evaluate(
+            Problem(model, init, (inputs, targets), dtype=t), ["noise_stability"], options=options
+        ).quantities
+        for t in (torch.float64, torch.bfloat16)
+    }
+    exact, rounded = found[torch.float64], found[torch.bfloat16]
+    for path in ("hessian_trace", "total"), ("noise_stability", "sigmas"):
+        pair = [quantities[path[0]][path[1]] for quantities in (exact, rounded)]
+        one, other = (p[0] if isinstance(p, list) else p for p in pair)
+        assert other["value"] == pytest.approx(one["value"], rel=0.1)

@@ -342,6 +342,25 @@ def test_max_positive_trace_estimated(name, problems, truths):
     assert ("lower estimates" in summary["note"]) == (len(psd) < len(summary["layers"]))
 
 
+def test_max_positive_trace_finds_the_sample_that_stands_out():
+    """Among more samples than there are candidates, one has inputs that are ten times as large and lies on the wrong side."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 2)).double()
+    x = 0.3 * torch.randn(40, 6, dtype=D)
+    x[23] *= 10
+    with torch.no_grad():
+        y = model(x).argmax(1)
+        y[23] = 1 - y[23]
+    problem = Problem(model, {n: torch.zeros_like(p) for n, p in model.named_parameters()}, (x, y))
+    options = {"dense_products": 0, "candidates": 3, "finalists": 2}
+    found = genbound.evaluate(
+        problem, ["max_positive_trace"], options={"max_positive_trace": options, "hessian_trace": {"exact_products": 0}}
+    ).quantities["max_positive_trace"]["layers"]["0.weight"]
+    exact = genbound.evaluate(problem, ["max_positive_trace"]).quantities["max_positive_trace"]["layers"]["0.weight"]
+    assert exact["sample"] == found["sample"] == 23 and not found["exact"]
+    assert abs(found["value"] - exact["value"]) <= 4 * found["sem"] + 0.01 * exact["value"]
+
+
 # -- noise_stability ------------------------------------------------------------------------------------------------
 
 
@@ -521,7 +540,9 @@ def test_one_sample():
     torch.manual_seed(0)
     model, x, y = build()
     init = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-    measures = ["hessian_trace", "max_quadratic_form", "max_positive_trace", "hessian_distance", "trace_distance"]
+    measures = [
+        "hessian_trace", "max_quadratic_form", "max_positive_trace", "noise_stability", "hessian_distance", "trace_distance",
+    ]  # fmt: skip
     results = genbound.evaluate(Problem(model, init, (x, y)), measures)
     assert not results.notes and "hessian_distance" in results.to_markdown()
     assert np.isfinite(results.bounds["hessian_distance"]["value"])
@@ -535,5 +556,11 @@ def test_numbers_that_are_not_finite_name_the_sample():
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
     problem = Problem(model, {"weight": torch.zeros(2, 2)}, (x, torch.arange(9) % 2))
-    with pytest.raises(GenboundError, match="7"):
+    with pytest.raises(GenboundError, match="sample 7"):
         genbound.evaluate(problem, ["losses"])
+    for quantity in ("hessian_trace", "max_quadratic_form"):
+        with pytest.raises(GenboundError, match="sample 7"):
+            genbound.measure(problem, quantity)
+    # Whose losses are finite when its trace is not asked for, but the noise is.
+    with pytest.raises(GenboundError, match="sample 7"):
+        genbound.evaluate(problem, ["noise_stability"])

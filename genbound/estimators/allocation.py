@@ -1,4 +1,4 @@
-r"""How many draws each stratum gets, decided from a pilot round whose draws are not used again.
+r"""How many draws each stratum gets, decided from a pilot round whose draws are not used again or from other strata's draws.
 
 A pilot of a few draws knows each stratum's spread badly, and what is lost by it is large: with two draws a stratum, draws given in
 proportion to the pilot's spread need a multiple of the best allocation's. What is known of the spread beforehand helps: a

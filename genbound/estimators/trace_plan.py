@@ -8,7 +8,7 @@ found, and what the total then lacks is met by joint sweeps.
 
 The joint draws correct the layers as well, so that they still add up: with :math:`x_i` a draw of layer i and T the mean of the joint
 draws of a sample, its layers become :math:`x_i + w\,b_i\,(T - \sum_j x_j)` with a weight w of the sample and shares b of the layers, fixed
-before the draws: unbiased whatever they are, and best if w is T's share of the information and b the layers' shares of the variance.
+before T is drawn and by all samples together: unbiased whatever they are, and best if w is T's share of the information and b the layers' shares of the variance.
 """
 
 from __future__ import annotations

@@ -8,12 +8,15 @@ coordinates gives it for all layers and samples at once. The remainder
 elsewhere it is probed, independently for every sample.
 
 Cost:
-    k backward passes to the activations, then for curved layers a pilot of ``num_pilot`` probes of at most ``PILOT`` samples and as many probes as
-    the requested standard errors need: :mod:`genbound.estimators.trace_plan` says of which kinds, and what they cost.
+    k backward passes to the activations with two probes of every sample, then for curved layers, where much work is ahead, a pilot of
+    ``num_pilot`` probes of at most ``PILOT`` samples, and as many probes as the requested standard errors need:
+    :mod:`genbound.estimators.trace_plan` says of which kinds, and what they cost.
 Variance:
     Only the remainder's: ``2 (||R_s||_F^2 - sum_j R_jj^2)`` for independent signs, plus the cross-layer blocks where layers are probed
-    together. The draws go where the pilot found the spread; the pilot's own draws are not used again, so that the estimate stays
-    unbiased.
+    together. The draws go where the spread is: a sample's is told by the first probes of its neighbours in size, not by its own, and by
+    the pilot, whose draws are not used again. What all first probes decide together (the scale of the counts, the layers' shares)
+    biases the value by less than their relative error over the number of samples: nothing for a hundred, and the reason for more
+    of them where there are few.
 
 References:
     Hutchinson, A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines,
@@ -80,6 +83,11 @@ class HessianTraceOptions:
 
     def __post_init__(self):
         check_options(self, layer_sem=0, total_sem=0, num_pilot=2, max_probes=1, num_factors=2)
+
+
+def _num_first(problem) -> int:
+    """Probes that every sample gets with its Gauss-Newton part: two, or enough that few samples know their spread."""
+    return max(2, -(-128 // problem.num_samples))
 
 
 def _with_total(values: np.ndarray) -> np.ndarray:
@@ -162,7 +170,7 @@ def _draws(
 def measure(problem, context: Context) -> Measured:
     options, seed = context.options, context.seed
     exact, layers = problem.num_outputs <= options.exact_outputs, len(problem.layers)
-    num_first = max(2, -(-128 // problem.num_samples))
+    num_first = _num_first(problem)
 
     def gauss_newton(positions: range) -> Part:
         values, curved = np.zeros((len(positions), layers)), np.zeros(layers, bool)
@@ -356,12 +364,13 @@ def _plan(
 def forecast(problem, options: HessianTraceOptions) -> float:
     """Gradients over the measured samples: a backward pass to the activations is about 0.4 of one, a probe of all layers 1.2.
 
-    At most: every sample's first probes, then as much time as ``max_probes`` more for the layers and again for the total.
+    Every sample's first probes, then as much time as ``max_probes`` more for the layers and again for the total: less where the errors are
+    met sooner, more for a problem so small that it takes seconds (see SMALL).
     """
     outputs = problem.num_outputs if problem.num_outputs <= options.exact_outputs else options.num_factors
     curved = any(layer.curved_by for layer in problem.layers)
     pilot = options.num_pilot * min(1.0, PILOT / problem.num_samples)
-    probes = 2 + pilot + 2 * options.max_probes
+    probes = _num_first(problem) + pilot + 2 * options.max_probes
     return 0.5 + 0.4 * outputs + (1.2 * probes if curved else 0.0)
 
 

@@ -234,8 +234,13 @@ def _part(value: float, sem: float, position: int, method: str, exact: bool) -> 
 
 
 def forecast(problem, options: MaxPositiveTraceOptions) -> float:
+    """Products on single samples, about a gradient of theirs each: of the candidates' probes, the finalists' four, and the estimate.
+
+    Layers whose blocks are taken whole cost up to ``dense_products`` instead.
+    """
     curved = sum(not layer.positive_semidefinite for layer in problem.layers)
-    return curved * min(500.0, options.dense_products) / problem.num_samples
+    chains = options.candidates + 4 * options.finalists + options.subspace + options.num_probes
+    return curved * (options.subspace + chains * options.num_steps) / problem.num_samples
 
 
 QUANTITY = Quantity(

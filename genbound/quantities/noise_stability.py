@@ -355,9 +355,11 @@ def is_quadratic(value: float, approximation: float, error: float, tolerance: fl
 
 
 def forecast(problem, options: NoiseStabilityOptions) -> float:
-    """A gradient is about three forward passes; four draws a sample are common."""
-    shared = options.num_shared * min(1.0, options.max_shared_samples / problem.num_samples)
-    return 2 * (len(options.sigmas) * (shared + min(4, options.max_perturbations)) + options.num_pilot) / 3
+    """A gradient is about three forward passes. A few pairs a sample are common, the second-order term of one costs five passes."""
+    num = problem.num_samples
+    shared = options.num_shared * min(1.0, options.max_shared_samples / num)
+    pilot = max(options.num_pilot * min(1.0, PILOT / num), 128 / num)
+    return (2 * len(options.sigmas) * (shared + pilot + min(4, options.max_perturbations)) + 5) / 3
 
 
 QUANTITY = Quantity(
