@@ -108,6 +108,8 @@ def trace_rows(
 ) -> Iterator[Row]:  # fmt: skip
     unit = typical(gradient(problem), 2)
     spent, ours = _ours_to_error(problem, "hessian_trace", total_sem=ERROR, layer_sem=10.0, max_probes=4096)
+    # The exact part and every sample's first probes are paid once, whatever the error.
+    once, _ = _ours_to_error(problem, "hessian_trace", total_sem=10.0, layer_sem=10.0, max_probes=1)
     layers_spent, ours_layers = _ours_to_error(
         problem, "hessian_trace", total_sem=10.0, layer_sem=layer_error, max_probes=most
     )
@@ -137,15 +139,16 @@ def trace_rows(
     value = np.array([ours_layers["layers"][n]["value"] for n in names])
     sem = np.array([ours_layers["layers"][n]["sem"] for n in names])
     scale = np.maximum(np.abs(value), 0.01 * np.abs(value).max())
-    # Probes beyond those of this run would follow the same law; what precedes them is counted in full.
-    each = layers_spent * np.maximum((sem / scale / ERROR) ** 2, 0.2)
+    # Probes beyond those of this run would follow the same law.
+    each = once + (layers_spent - once) * np.maximum((sem / scale / ERROR) ** 2, 0.2)
     theirs = values.var(0, ddof=1) / (ERROR * scale) ** 2 * product
     median = float(np.median(theirs / each))
     yield row(
         f"hessian_trace, median layer: {label}, {problem.num_samples} samples", f"{median:.0f}x", f">= {layer_target:g}x",
         median >= layer_target, f"against Hutchinson's joint probes; layers from {np.min(theirs / each):.0f}x to "
-        f"{np.max(theirs / each):.0f}x; genbound's layers to {100 * np.median(sem / scale):.1f} % in the median, {layers_spent / unit:.1f} gradients",
-        ratio=median, gradients=layers_spent / unit,
+        f"{np.max(theirs / each):.0f}x; genbound's layers to {100 * np.median(sem / scale):.1f} % in the median, {layers_spent / unit:.1f} gradients, "
+        f"of which {once / unit:.1f} whatever the error",
+        ratio=median, gradients=layers_spent / unit, once=once / unit,
     )  # fmt: skip
 
 
