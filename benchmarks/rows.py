@@ -350,10 +350,6 @@ def minilm_evaluate(num: int = 1000) -> Iterator[Row]:
     )  # fmt: skip
 
 
-def minilm_evaluate_32() -> Iterator[Row]:
-    yield from minilm_evaluate(32)
-
-
 def memory() -> Iterator[Row]:
     step = peak.in_process("training_step")
     for name in peak.QUANTITIES:
@@ -467,7 +463,6 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "fitted_trace": fitted_trace,
     "minilm_quadratic_form": minilm_quadratic_form,
     "minilm_evaluate": minilm_evaluate,
-    "minilm_evaluate_32": minilm_evaluate_32,
     "memory": memory,
     "large_outputs": large_outputs,
     "minilm_agreement": minilm_agreement,
