@@ -310,8 +310,10 @@ def test_allocation_scales_with_the_target():
 
 def test_allocation_keeps_to_its_budget():
     variances = rng(2).exponential(size=(50, 2)) ** 4
-    counts = allocate(variances, np.full(2, 1e-6), minimum=2, budget=32)
-    assert counts.mean() <= 2 * 32  # rounding up to powers of two may double it
+    for target in (1e-6, 0.05, 0.06, 0.07, 0.1):  # out of reach, within reach but for the rounding up, and affordable
+        counts = allocate(variances, np.full(2, target), minimum=2, budget=32)
+        assert counts.min() >= 2 and counts.mean() <= 32
+    assert counts.mean() > 8 and np.array_equal(counts, allocate(variances, np.full(2, 0.1), minimum=2, budget=1e9))
 
 
 @pytest.mark.parametrize("targets", [[0.0, 0.0], [0.1, 0.0], [0.0, 0.1]])

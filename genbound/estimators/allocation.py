@@ -174,7 +174,7 @@ def allocate(
         middle = np.sqrt(low * high)
         low, high = (low, middle) if reaches(rounded(middle)) else (middle, high)
     counts = rounded(high * affordable)
-    while affordable < 1 and (counts * costs).mean() > budget and (counts > minimum).any():
+    while (counts * costs).mean() > budget and (counts > minimum).any():
         high *= 0.95
         counts = rounded(high * affordable)
     return counts
