@@ -149,11 +149,13 @@ class _MovedRows:
             rows = [(p, (NAME, *key), member) for p, (_, (key, member)) in zip(run, draws[done:], strict=False)]
             normals = Normals(rows, self.context.seed, problem.params[problem.layers[0].name])
             now = slice(done, done + len(run))
+            if self._sweep is not None and self._sweep.positions != run:
+                self._sweep = None  # before the next passes take memory
             # Read back together: an accelerator is waited for once a batch.
             losses = torch.stack([noisy_losses(problem, rows, normals, (sigma, -sigma)).mean(0) for sigma in sigmas], 1)
             values[now] = losses.double().cpu().numpy() - base[run][:, None]
             if controlled and self.controlled:
-                if self._sweep is None or self._sweep.positions != run:
+                if self._sweep is None:
                     self._sweep = Sweep(problem, run)
                 control[now] = 0.5 * self._sweep.hessian(*noise_directions(self._sweep, normals)).cpu().numpy()
             done += len(run)
