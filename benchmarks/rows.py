@@ -153,7 +153,7 @@ def trace_rows(
 
 
 def minilm_trace() -> Iterator[Row]:
-    yield from trace_rows(models.minilm(512), "MiniLM/SST-2", 100, 50, probes=48, largest=16)
+    yield from trace_rows(models.minilm(512), "MiniLM/SST-2", 100, 50, probes=32, largest=8)
 
 
 def minilm_trace_1024() -> Iterator[Row]:
@@ -173,7 +173,7 @@ def fitted_trace() -> Iterator[Row]:
     loss = models.measured_loss(problem)
     # Here the part that is computed exactly would be most of the time for the other rows' errors.
     yield from trace_rows(
-        problem, f"MiniLM well fitted (loss {loss:.4f})", 1000, 1000, largest=64, layer_error=0.02, most=512
+        problem, f"MiniLM well fitted (loss {loss:.4f})", 1000, 1000, largest=32, layer_error=0.02, most=512
     )
 
 

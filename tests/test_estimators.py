@@ -9,7 +9,7 @@ from genbound.estimators.estimate import data_sem, stratified_mean, stratum_vari
 from genbound.estimators.lanczos import Lanczos
 from genbound.estimators.probes import RANK, make_probe, num_signs
 from genbound.estimators.random import generator, normal, rademacher, row_of, row_signs
-from genbound.estimators.trace_plan import Sweeps, plan_probes
+from genbound.estimators.trace_plan import BACKWARD, Sweeps, plan_probes
 
 D = torch.float64
 
@@ -436,6 +436,26 @@ def test_hard_samples_are_swept_layer_by_layer():
     assert np.sqrt(each.sum()) / 100 <= targets[0]
     assert not probes(0.2, 1e9, ratio=0.5)[2].separate.any()  # where that saves nothing
     assert not probes(0.2, 1e9, ratio=None)[2].separate.any()  # and where there are no sweeps
+
+
+@pytest.mark.parametrize("budget", [4, 8, 16, 64])
+def test_separate_sweeps_for_some_are_no_worse_than_for_none_or_all(budget):
+    """Within the same budget; the sizes of the samples span four decades."""
+    spread = rng(4).lognormal(sigma=1.5, size=(400, 1))
+    variances = np.concatenate([np.ones((1, 8)), [[8.0]]], 1) * spread**2
+    targets, ratio, cost = np.append(np.full(8, 1e-3), 0.0), 0.05, 20.0
+
+    def error(counts, separate):
+        assert (np.where(separate, cost / BACKWARD, 1.0) * counts).mean() <= max(budget, 1.0001 * 2 * cost / BACKWARD)
+        return (variances[:, 0] * np.where(separate, ratio, 1.0) / counts).sum()
+
+    plan = plan_probes(variances, targets, 2, budget, Sweeps(lambda: (np.full(8, ratio), cost), lambda: 1.0))
+    mixed, every = error(plan.counts, plan.separate), np.ones(400, bool)
+    one = {"minimum": 2, "budget": budget}
+    assert mixed <= 1.02 * error(allocate(variances[:, :-1], targets[:-1], **one), ~every)
+    alone = allocate(ratio * variances[:, :-1], targets[:-1], **one, costs=np.full(400, cost / BACKWARD))
+    if budget > 2.5 * cost / BACKWARD:  # what two sweeps of all take
+        assert mixed <= 1.02 * error(alone, every)
 
 
 def test_what_the_total_lacks_is_swept_jointly():

@@ -131,7 +131,7 @@ def choose_doubles(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def allocate(
-    variances: np.ndarray, targets: np.ndarray, *, minimum: int, budget: float, granularity: int = 2,
+    variances: np.ndarray, targets: np.ndarray, *, minimum: int | np.ndarray, budget: float, granularity: int = 2,
     costs: np.ndarray | float = 1.0,
 ) -> np.ndarray:  # fmt: skip
     r"""Draws per stratum so that every column of the stratified mean reaches its standard error.
@@ -143,7 +143,7 @@ def allocate(
     Args:
         variances: pilot variance of one draw ``[S, L]``.
         targets: wanted standard error of each column's mean over strata ``[L]``; columns with 0 are ignored.
-        minimum: least number of draws in a stratum.
+        minimum: least number of draws in a stratum, or of each.
         budget: cap on the mean cost of a stratum's draws.
         costs: of one draw in each stratum.
 

@@ -91,11 +91,17 @@ def plan_probes(
         ratios, cost = sweeps.ratios()
         need = np.divide(own.sum(0), wanted**2, out=np.zeros(layers), where=wanted > 0)
         gain, cost = float((need * ratios).sum() / need.sum()), cost / BACKWARD
-        separate = (counts * gain >= 2) & (gain * cost < 1)
+        separate = counts >= _worth_separate_sweeps(gain, cost)
         own, before = own * ratios, own
         if separate.any():
             mixed = np.where(separate[:, None], own, before)
-            counts = allocate(mixed, wanted, minimum=minimum, budget=budget, costs=np.where(separate, cost, 1.0))
+            counts = allocate(
+                mixed,
+                wanted,
+                minimum=np.where(separate, 2, minimum),
+                budget=budget,
+                costs=np.where(separate, cost, 1.0),
+            )
             alone = np.where(separate, own.sum(1), alone)
     if targets[-1] > 0 and (alone / counts).sum() > (targets[-1] * num) ** 2:
         # Of a network with one curved layer nothing is left to chance in a joint sweep: any draw will do.
@@ -105,6 +111,17 @@ def plan_probes(
         joint = _joint_draws(np.sqrt(variance), have, (targets[-1] * num) ** 2, budget * BACKWARD / JOINT)
         weight = joint / (joint + have)
     return Plan(counts, separate, joint, weight, shares, np.sqrt(own))
+
+
+def _worth_separate_sweeps(gain: float, cost: float) -> float:
+    r"""Double backward probes of a sample for which separate sweeps, two of them at least, are the better buy.
+
+    Where variance :math:`V / k` and time k weigh the same, at the best number k of double backward probes, two sweeps with variance
+    :math:`g V / 2` and time 2 c are better if :math:`g k^2 / 2 + 2 c < 2 k`; more than two are always if :math:`g c < 1`.
+    """
+    if gain * cost >= 1:
+        return np.inf
+    return 2 * (1 - np.sqrt(1 - gain * cost)) / gain if gain > 0 else cost
 
 
 def _joint_draws(spread: np.ndarray, have: np.ndarray, wanted: float, most: float) -> np.ndarray:
