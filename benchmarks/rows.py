@@ -157,7 +157,7 @@ def minilm_trace() -> Iterator[Row]:
 
 
 def minilm_trace_1024() -> Iterator[Row]:
-    yield from trace_rows(models.minilm(1024), "MiniLM/SST-2", 100, 100, probes=24, largest=4)
+    yield from trace_rows(models.minilm(1024), "MiniLM/SST-2", 100, 100, probes=16, largest=4)
 
 
 def minilm_trace_2048() -> Iterator[Row]:
