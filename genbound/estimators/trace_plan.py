@@ -119,9 +119,7 @@ def _worth_separate_sweeps(gain: float, cost: float) -> float:
     Where variance :math:`V / k` and time k weigh the same, at the best number k of double backward probes, two sweeps with variance
     :math:`g V / 2` and time 2 c are better if :math:`g k^2 / 2 + 2 c < 2 k`; more than two are always if :math:`g c < 1`.
     """
-    if gain * cost >= 1:
-        return np.inf
-    return 2 * (1 - np.sqrt(1 - gain * cost)) / gain if gain > 0 else cost
+    return 2 * cost / (1 + np.sqrt(1 - gain * cost)) if gain * cost < 1 else np.inf
 
 
 def _joint_draws(spread: np.ndarray, have: np.ndarray, wanted: float, most: float) -> np.ndarray:
