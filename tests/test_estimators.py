@@ -472,5 +472,7 @@ def test_what_the_total_lacks_is_swept_jointly():
     # With a single curved layer the mean of its own noise is all there is: a joint sweep has no spread.
     exact = plan_probes(variances, targets, 2, 1e9, Sweeps(None, lambda: 0.0))
     assert (exact.joint[:10] >= 2).all() and exact.joint.sum() < plan.joint.sum()
-    variances[5] = 0
-    assert not plan_probes(variances, targets, 2, 1000, Sweeps(None, lambda: 0.5)).joint[5]
+    for column in (-1, slice(None)):  # of the sum alone, and of everything
+        variances[5, column] = 0
+        plan = plan_probes(variances, targets, 2, 1000, Sweeps(None, lambda: 0.5))
+        assert not plan.joint[5] and not plan.weight[5]

@@ -107,7 +107,7 @@ def plan_probes(
         # Of a network with one curved layer nothing is left to chance in a joint sweep: any draw will do.
         variance = variances[:, -1] * max(sweeps.joint(), 1e-6)
         # In units of joint draws, what the sum over the layers knows already.
-        have = counts * np.divide(variance, alone, out=np.ones(num), where=alone > 0)
+        have = counts * np.divide(variance, alone, out=np.ones(num), where=(alone > 0) & (variance > 0))
         joint = _joint_draws(np.sqrt(variance), have, (targets[-1] * num) ** 2, budget * BACKWARD / JOINT)
         weight = joint / (joint + have)
     return Plan(counts, separate, joint, weight, shares, np.sqrt(own))
