@@ -106,6 +106,7 @@ def plot(rows: dict) -> None:
 
 def main() -> None:
     rows: dict = {}
+    costs(build(**BASE))  # warms up
     for name, sizes in GRID.items():
         rows[name] = {}
         for size in sizes:
