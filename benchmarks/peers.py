@@ -1,7 +1,8 @@
 """The tools that genbound is compared with, each called as its own documentation says.
 
 curvlinops: ``HessianLinearOperator`` over the layers' weights, multiplied by several vectors at once as its own ``hutchinson_trace``,
-``hutchpp_trace`` and ``xtrace`` do; how many products each of them needs follows from the same vectors (``rows.py``). PyHessian: ``hessian(...).trace``; its stopping rule is replaced by a fixed budget (``tol = 0``), because as released it stops by
+``hutchpp_trace`` and ``xtrace`` do; how many products each of them needs follows from the same vectors (``rows.py``).
+PyHessian: ``hessian(...).trace``; its stopping rule is replaced by a fixed budget (``tol = 0``), because as released it stops by
 chance. The published scripts: one shared one-sided draw of weight noise for each pass over the data.
 """
 

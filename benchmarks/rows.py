@@ -121,10 +121,10 @@ def trace_rows(
     product, values = min(peer.product, pyhessian), peer.values
     draws = peer.left_by_sketch(largest)
     left = {k: float(found.var(ddof=1)) / (ERROR * total["value"]) ** 2 for k, found in draws.items()}
-    best, rank = min((2 * k + num, k) for k, num in left.items())
+    hutchpp, rank = min((2 * k + num, k) for k, num in left.items())
     xtrace = _xtrace_products(left)
+    best = min(hutchpp, xtrace or hutchpp)
     found = f"XTrace {xtrace}" if xtrace else f"XTrace more than {2 * largest + 2}"
-    hutchpp, best = best, min(best, xtrace or best)
     ratio = best * product / spent
     yield row(
         f"hessian_trace, total: {label}, {problem.num_samples} samples", f"{ratio:.0f}x", f">= {target:g}x", ratio >= target,

@@ -446,7 +446,7 @@ def test_separate_sweeps_for_some_are_no_worse_than_for_none_or_all(budget):
     targets, ratio, cost = np.append(np.full(8, 1e-3), 0.0), 0.05, 20.0
 
     def error(counts, separate):
-        assert (np.where(separate, cost / BACKWARD, 1.0) * counts).mean() <= max(budget, 1.0001 * 2 * cost / BACKWARD)
+        assert (np.where(separate, cost / BACKWARD, 1.0) * counts).mean() <= budget
         return (variances[:, 0] * np.where(separate, ratio, 1.0) / counts).sum()
 
     plan = plan_probes(variances, targets, 2, budget, Sweeps(lambda: (np.full(8, ratio), cost), lambda: 1.0))

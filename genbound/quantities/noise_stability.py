@@ -46,7 +46,6 @@ from genbound.errors import GenboundError
 from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, predict
 from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
 from genbound.estimators.random import BLOCK, normal, row_of
-from genbound.losses import check_finite
 from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, stack, stream
 
 NAME = "noise_stability"
@@ -169,7 +168,6 @@ def _base(problem, positions) -> Part:
         with torch.no_grad():
             outputs = problem.forward(problem.params, batch.inputs)
             losses = problem.loss.per_sample(outputs, batch.targets)
-        check_finite(losses, batch.indices, problem.data.spec)
         rows = [row[p] for p in run]
         base[rows] = losses.double().cpu().numpy()
         gradient = problem.loss.output_gradient(outputs, batch.targets)
