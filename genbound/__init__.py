@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from genbound.version import __version__
 
 # Names are imported when they are first used: `genbound list` need not wait for torch.
 _WHERE = {

@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from genbound.comparison import as_results, refuse_unlike, unlike
 from genbound.errors import GenboundError
+from genbound.files import write_atomically
 from genbound.rank_statistics import (
     STATISTICS,
     bootstrap_interval,
@@ -24,7 +25,6 @@ from genbound.rank_statistics import (
     varied,
 )
 from genbound.results import Results
-from genbound.store import write_atomically
 
 GAPS = {"loss": "generalization_gap", "error": "error_gap"}
 FEWEST = 3

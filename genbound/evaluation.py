@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from genbound import __version__
 from genbound.bounds import BOUNDS, Evidence
 from genbound.errors import GenboundError
 from genbound.estimators import Estimate, Interval
@@ -24,6 +23,7 @@ from genbound.quantities import QUANTITIES, Measured
 from genbound.quantities.base import Part
 from genbound.results import Results, samples_frame, to_plain
 from genbound.store import DiskStore, MemoryStore
+from genbound.version import __version__
 
 PARTS = 3  # of stored parts: raised when a quantity keeps other arrays than before, so that older ones are not read
 

@@ -10,9 +10,9 @@ import pandas as pd
 
 from genbound.comparison import as_results
 from genbound.errors import GenboundError
+from genbound.files import write_atomically
 from genbound.observations import observe
 from genbound.results import Results
-from genbound.store import write_atomically
 
 WRITERS = {
     ".parquet": lambda table, path: table.to_parquet(path, index=False),

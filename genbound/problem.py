@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genbound import __version__
 from genbound.curvature.tape import Tape
 from genbound.data import Batch, Samples, as_samples
 from genbound.displacement import Displacement
@@ -31,6 +30,7 @@ from genbound.forward import (
 from genbound.layers import Layer, select_layers
 from genbound.losses import Loss, bounded_cross_entropy, clipped, counted, get_loss
 from genbound.memory import largest_batch
+from genbound.version import __version__
 
 SHARD = 64  # samples whose statistics are stored together
 

@@ -25,10 +25,10 @@ from tabulate import tabulate
 
 from genbound.comparison import conditions
 from genbound.errors import GenboundError
+from genbound.files import write_json
 from genbound.formatting import digits
 from genbound.observations import Observation, observe
 from genbound.results import Results, load_results, to_plain
-from genbound.store import write_json
 
 # What rounding may do on another machine or with other batches, relative.
 ROUNDING = {"float64": 1e-9}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
+from genbound.files import write_atomically
 from genbound.regression import Check, Row
-from genbound.store import write_atomically
 
 
 def write_junit(check: Check, path: str | Path) -> None:

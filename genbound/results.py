@@ -14,8 +14,8 @@ import pandas as pd
 from tabulate import tabulate
 
 from genbound.errors import GenboundError
+from genbound.files import write_atomically, write_json
 from genbound.formatting import digits, percent, value_text, with_error, yes_no
-from genbound.store import write_atomically, write_json
 
 SCHEMA_VERSION = 1
 

@@ -7,29 +7,14 @@ parts of one configuration are never read by another. Files appear whole or not 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from genbound.errors import GenboundError
+from genbound.files import write_atomically, write_json
 from genbound.measured import Measured, Part
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the target, flush to the disk, and move into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class MemoryStore:
@@ -93,8 +78,3 @@ class DiskStore(MemoryStore):
         for path in self.folder.iterdir():
             if path.name not in ("summary.json", "samples.npz", "data.npz"):
                 path.unlink() if path.is_file() else shutil.rmtree(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

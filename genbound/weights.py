@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from genbound import __version__
 from genbound.displacement import Displacement
 from genbound.errors import GenboundError
 from genbound.layers import Layer
+from genbound.version import __version__
 
 
 class WeightProblem:

@@ -18,6 +18,7 @@ import genbound
 from genbound import huggingface
 from genbound.data import Reader, Samples, load_data
 from genbound.errors import GenboundError
+from genbound.files import write_atomically, write_json
 from genbound.finetune.confusion import anchor_points, dual_t
 from genbound.finetune.constraint_of_run import constraint_of
 from genbound.finetune.objective import distance_penalty, per_sample_loss
@@ -27,7 +28,6 @@ from genbound.finetune.settings import Settings, differences
 from genbound.finetune.start import Start, build_start, tokenizer_of
 from genbound.finetune.training_data import Relabelled, all_labels, named_matrix, noisy_labels
 from genbound.forward import call_arguments, evaluation_mode, scores
-from genbound.store import write_atomically, write_json
 from genbound.user_code import rng_untouched
 
 ESTIMATES = {"anchor": lambda p, labels: anchor_points(p), "dual-t": dual_t}
