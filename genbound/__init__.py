@@ -10,7 +10,7 @@ from genbound.version import __version__
 _WHERE = {
     "Problem": "genbound.problem",
     "load": "genbound.loading",
-    "save_spec": "genbound.sidecar",
+    "save_spec": "genbound.checkpoints.sidecar",
     "evaluate": "genbound.evaluation",
     "measure": "genbound.evaluation",
     "Results": "genbound.results",
@@ -25,6 +25,7 @@ _WHERE = {
 __all__ = [*_WHERE, "__version__"]
 
 if TYPE_CHECKING:
+    from genbound.checkpoints.sidecar import save_spec
     from genbound.comparison import compare
     from genbound.correlation import correlate
     from genbound.errors import GenboundError
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from genbound.problem import Problem
     from genbound.regression import check
     from genbound.results import Results, load_results
-    from genbound.sidecar import save_spec
 
 
 def __getattr__(name: str):

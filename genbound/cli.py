@@ -132,7 +132,7 @@ def _problem(pair: Any, given: dict[str, Any]) -> Any:
 
 def _with_sidecar(given: dict[str, Any]) -> dict[str, Any]:
     """What the command line and --config leave open is as genbound.yaml beside CKPT says."""
-    from genbound.sidecar import read_sidecar
+    from genbound.checkpoints.sidecar import read_sidecar
 
     context = click.get_current_context()
     open_ = {name for name in given if context.get_parameter_source(name) is click.core.ParameterSource.DEFAULT}
@@ -141,7 +141,7 @@ def _with_sidecar(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load_pair(given: dict[str, Any]) -> Any:
-    from genbound.models import build_pair
+    from genbound.checkpoints.architecture import build_pair
 
     names = ("model", "head", "trust_remote_code", "head_weights", "ignore", "entry")
     return build_pair(given["ckpt"], given["init"], **{name: given[name] for name in names})

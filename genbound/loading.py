@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
+from genbound.checkpoints.architecture import build_pair
+from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer
+from genbound.checkpoints.pair import Pair
+from genbound.checkpoints.sidecar import read_sidecar
 from genbound.data import Reader, load_data
 from genbound.errors import GenboundError
-from genbound.huggingface import load_image_processor, load_tokenizer
 from genbound.losses import Loss
-from genbound.models import build_pair
-from genbound.pair import Pair
 from genbound.problem import Problem
-from genbound.sidecar import read_sidecar
 from genbound.user_code import get_user
 from genbound.weights import WeightProblem
 
@@ -52,7 +52,7 @@ def load(
         test_data: held-out samples, likewise.
         head: what the output head is measured from: ``init`` (default), ``zero``, ``exclude`` or ``seed:N``.
         trust_remote_code: allow transformers to run code that lies in the checkpoint's directory.
-        head_weights, ignore, entry: see :func:`~genbound.models.build_pair`.
+        head_weights, ignore, entry: see :func:`~genbound.checkpoints.architecture.build_pair`.
         options: further arguments of :class:`~genbound.problem.Problem` (``dtype`` also by name, ``loss`` also as
             ``FILE.py:function``).
 

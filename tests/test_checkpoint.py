@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from genbound.alignment import Signature, align
-from genbound.checkpoint import read_state
+from genbound.checkpoints.alignment import Signature, align
+from genbound.checkpoints.names import strip_prefixes
+from genbound.checkpoints.state_file import read_state
 from genbound.errors import GenboundError
-from genbound.names import strip_prefixes
 
 
 def state():

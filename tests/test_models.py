@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from genbound.checkpoints.architecture import build_pair
+from genbound.checkpoints.heads import head_names
 from genbound.errors import GenboundError
-from genbound.heads import head_names
-from genbound.models import build_pair
 
 NETS = """
 import torch

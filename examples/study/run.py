@@ -29,13 +29,13 @@ from tasks import TASKS, Task
 
 import genbound
 from genbound.bounds import BOUNDS
+from genbound.checkpoints.architecture import build_pair
 from genbound.evaluation import evaluate
 from genbound.files import write_json
 from genbound.finetune import Settings, finetune, labels_from_predictions
 from genbound.finetune.run import predict
 from genbound.finetune.start import build_start
 from genbound.finetune.training_data import Relabelled, all_labels
-from genbound.models import build_pair
 
 
 def settings_of(cell: Cell, task: Task, init: Path, out: Path) -> Settings:

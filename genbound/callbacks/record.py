@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from genbound.sidecar import save_spec
+from genbound.checkpoints.sidecar import save_spec
 
 
 class Record:

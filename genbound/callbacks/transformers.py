@@ -73,7 +73,7 @@ class GenboundCallback(TrainerCallback):
 
 def _point_up(parent: Path, folder: Path) -> None:
     """The same sidecar in a checkpoint's own directory, with paths that count from there."""
-    from genbound.sidecar import SETTINGS, SIDECAR, read_sidecar, save_spec
+    from genbound.checkpoints.sidecar import SETTINGS, SIDECAR, read_sidecar, save_spec
 
     if folder.is_dir() and (parent / SIDECAR).is_file():
         given = {name: value for name, value in read_sidecar(parent.resolve()).items() if name in SETTINGS}

@@ -10,9 +10,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from genbound import huggingface
+from genbound.checkpoints import huggingface
+from genbound.checkpoints.sidecar import located, save_spec
 from genbound.finetune.start import Start
-from genbound.sidecar import located, save_spec
 
 DATA_FILE = '''"""The training samples of this run, with the labels that it saw."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import genbound
-from genbound import huggingface
+from genbound.checkpoints import huggingface
 from genbound.data import Reader, Samples, load_data
 from genbound.errors import GenboundError
 from genbound.files import write_atomically, write_json

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genbound import huggingface
-from genbound.alignment import Signature, align
-from genbound.checkpoint import StateFile, read_state
+from genbound.checkpoints import huggingface
+from genbound.checkpoints.alignment import Signature, align
+from genbound.checkpoints.heads import head_names
+from genbound.checkpoints.sidecar import read_sidecar
+from genbound.checkpoints.state_file import StateFile, read_state
 from genbound.errors import GenboundError
-from genbound.heads import head_names
-from genbound.sidecar import read_sidecar
 from genbound.user_code import call_user, rng_untouched
 
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
+from genbound.checkpoints.architecture import build_pair
 from genbound.data import Reader, as_samples, load_data
 from genbound.errors import GenboundError
-from genbound.models import build_pair
 
 
 class Bomb:

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from genbound.checkpoint import read_state
+from genbound.checkpoints.architecture import build_pair
+from genbound.checkpoints.state_file import read_state
 from genbound.data import load_data
 from genbound.errors import GenboundError
-from genbound.models import build_pair
 
 ODD = [
     0, 1, -1, 2, 7, 255, 1 << 31, -(1 << 31), 1 << 62, 10**18, 10**40, 0.5, 1e308, float("nan"), float("inf"), None, True, "", "x", "F32", "F8_E4M3",

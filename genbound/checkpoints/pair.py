@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from genbound import huggingface
-from genbound.alignment import OPTIONAL, STATISTICS, Alignment, Signature, align, initial_value
-from genbound.checkpoint import StateFile
+from genbound.checkpoints import huggingface
+from genbound.checkpoints.alignment import OPTIONAL, STATISTICS, Alignment, Signature, align, initial_value
+from genbound.checkpoints.heads import head_names, matching, named_head, only_new_module
+from genbound.checkpoints.state_file import StateFile
 from genbound.errors import GenboundError
-from genbound.heads import head_names, matching, named_head, only_new_module
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from genbound.checkpoints.torch_files import Inert, module_state
 from genbound.errors import GenboundError
-from genbound.torch_files import Inert, module_state
 
 # In the order in which they are believed. "module" is DeepSpeed's, "model" that of most scripts.
 USUAL = (

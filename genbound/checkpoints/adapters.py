@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genbound import huggingface
-from genbound.checkpoint import StateFile
+from genbound.checkpoints import huggingface
+from genbound.checkpoints.names import strip_prefixes
+from genbound.checkpoints.state_file import StateFile
 from genbound.errors import GenboundError
-from genbound.names import strip_prefixes
 
 TASKS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",

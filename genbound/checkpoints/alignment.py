@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from genbound.checkpoints.names import strip_prefixes, surrounding, unwrapped
 from genbound.errors import GenboundError
-from genbound.names import strip_prefixes, surrounding, unwrapped
 
 # Buffers that code recomputes or that only training reads: older files have them, newer ones do not.
 STATISTICS = ("running_mean", "running_var")

@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from genbound import huggingface
+from genbound.checkpoints import huggingface
+from genbound.checkpoints.names import core, strip_prefixes
 from genbound.errors import GenboundError
-from genbound.names import core, strip_prefixes
 
 # "cls" and "heads" are what the masked models of transformers and the ViT of torchvision call theirs.
 HEAD_NAMES = frozenset(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genbound.checkpoints.names import common_prefix, strip_prefixes, unwrapped
 from genbound.errors import GenboundError
-from genbound.names import common_prefix, strip_prefixes, unwrapped
 
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")

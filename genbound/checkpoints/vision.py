@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genbound.checkpoints.heads import head_names
+from genbound.checkpoints.names import strip_prefixes
 from genbound.errors import GenboundError
-from genbound.heads import head_names
-from genbound.names import strip_prefixes
 
 
 def import_library(name: str) -> Any:

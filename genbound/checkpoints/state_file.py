@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genbound.containers import find_state
+from genbound.checkpoints.containers import find_state
+from genbound.checkpoints.torch_files import read_torch
 from genbound.errors import GenboundError
-from genbound.torch_files import read_torch
 
 HF_WEIGHTS = (
     "model.safetensors",

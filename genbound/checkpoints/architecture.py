@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from genbound import huggingface
-from genbound.checkpoint import StateFile, read_state
+from genbound.checkpoints import huggingface
+from genbound.checkpoints.heads import head_names
+from genbound.checkpoints.pair import Built, Pair, assemble, weights_only
+from genbound.checkpoints.sidecar import SIDECAR, read_sidecar
+from genbound.checkpoints.state_file import StateFile, read_state
 from genbound.errors import GenboundError
-from genbound.heads import head_names
-from genbound.pair import Built, Pair, assemble, weights_only
-from genbound.sidecar import SIDECAR, read_sidecar
 from genbound.user_code import call_user, rng_untouched
 
 
@@ -35,7 +35,7 @@ def build_pair(
     CKPT; else that of CKPT's ``adapter_config.json`` or ``config.json``; else none, and only the weights are compared.
 
     Args:
-        ckpt: the fine-tuned checkpoint, see :func:`~genbound.checkpoint.read_state`.
+        ckpt: the fine-tuned checkpoint, see :func:`~genbound.checkpoints.state_file.read_state`.
         init: the checkpoint it was fine-tuned from; by default the one that ``genbound.yaml`` or the adapter names.
         model: ``hf[:AutoModelFor…]``, ``timm:NAME``, ``torchvision:NAME``, ``FILE.py:factory``, ``pkg.mod:factory``, a
             callable that returns a module, or a module (it is copied, not changed). A LightningModule class is
@@ -165,7 +165,7 @@ def _from_factory(factory: Callable[[], Any], ckpt: StateFile, init: StateFile, 
 def _from_library(
     library: str, name: str, ckpt: StateFile, init: StateFile, rule: str, arguments: Mapping[str, Any] | None = None
 ) -> Built:
-    from genbound.vision import vision_model
+    from genbound.checkpoints.vision import vision_model
 
     model, build = vision_model(library, name, ckpt.tensors, arguments)
     return Built(model, ckpt.tensors, init.tensors, rule, build)
@@ -188,7 +188,7 @@ def _from_hub_class(ckpt: StateFile, init: StateFile, auto: str, rule: str, trus
 
 def _from_adapter(ckpt: StateFile, init: StateFile, spec: Any, trust: bool) -> Built:
     """The base with the adapter merged in; a transformers base unless ``spec`` says otherwise."""
-    from genbound import adapters
+    from genbound.checkpoints import adapters
 
     if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "hf"):
         auto = spec.partition(":")[2] if isinstance(spec, str) else ""
