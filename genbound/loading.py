@@ -15,7 +15,7 @@ from genbound.checkpoints.architecture import build_pair
 from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer
 from genbound.checkpoints.pair import Pair
 from genbound.checkpoints.sidecar import read_sidecar
-from genbound.data import Reader, load_data
+from genbound.data.spec import Reader, load_data
 from genbound.errors import GenboundError
 from genbound.losses import Loss
 from genbound.problem import Problem

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genbound.curvature.tape import Tape
-from genbound.data import Batch, Samples, as_samples
+from genbound.data.spec import Batch, Samples, as_samples
 from genbound.displacement import Displacement
 from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK
@@ -41,7 +41,7 @@ class Problem:
     Args:
         model: any ``nn.Module`` holding the fine-tuned weights. It is run in evaluation mode and left as it was.
         init: the pretrained weights, ``name -> tensor``, for every name of ``model.named_parameters()``.
-        data: the training samples: a :class:`~genbound.data.Samples`, a torch ``Dataset``, an iterable of batches
+        data: the training samples: a :class:`~genbound.data.spec.Samples`, a torch ``Dataset``, an iterable of batches
             ``(inputs, labels)`` or dicts, or a pair of tensors.
         loss: a name (``cross_entropy``, ``squared_error``, ``multi_label``), a :class:`~genbound.losses.Loss`, or
             a per-sample function ``(outputs, targets) -> [N]``.

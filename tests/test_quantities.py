@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import genbound
+from genbound.data.samples import ListSamples
 from genbound.errors import GenboundError
 from genbound.problem import Problem
 from genbound.quantities.noise_stability import is_quadratic, relative_rss
-from genbound.samples import ListSamples
 
 # One of each kind; the curvature products of all cases are tested in test_curvature.py.
 CHOSEN = (

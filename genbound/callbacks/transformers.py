@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from genbound.callbacks.record import Record
-from genbound.data import Samples, as_samples
+from genbound.data.spec import Samples, as_samples
+from genbound.data.texts import NextToken, TokenSamples
 from genbound.errors import GenboundError
-from genbound.text_samples import NextToken, TokenSamples
 
 try:
     from transformers import TrainerCallback

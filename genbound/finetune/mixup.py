@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genbound.data.sample_parts import map_tensors
 from genbound.errors import GenboundError
-from genbound.sample_parts import map_tensors
 
 
 def mix(model: nn.Module, inputs: Any, labels: Tensor, alpha: float) -> tuple[Any, Tensor, float]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import genbound
 from genbound.checkpoints import huggingface
-from genbound.data import Reader, Samples, load_data
+from genbound.data.spec import Reader, Samples, load_data
 from genbound.errors import GenboundError
 from genbound.files import write_atomically, write_json
 from genbound.finetune.confusion import anchor_points, dual_t
@@ -246,7 +246,7 @@ def _train(start: Start, task: Task, confusion, settings: Settings, out: Path) -
 @torch.no_grad()
 def predict(model: nn.Module, samples: Samples, device: str = "cpu", size: int = 128) -> tuple[Tensor, Tensor]:
     """Logits and labels of all samples, in evaluation mode."""
-    from genbound.sample_parts import map_tensors
+    from genbound.data.sample_parts import map_tensors
 
     found = []
     model.to(device)

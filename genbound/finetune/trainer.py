@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from genbound.data import Samples
+from genbound.data.spec import Samples
 from genbound.errors import GenboundError
 from genbound.finetune.consistent_loss import IGNORED
 from genbound.finetune.mixup import mix

@@ -8,9 +8,9 @@ import torch
 from cases_of_formats import Net, bert, gpt2, images, nudge, vit
 
 import genbound
-from genbound.data import Reader, load_data
+from genbound.data.images import make_transform
+from genbound.data.spec import Reader, load_data
 from genbound.errors import GenboundError
-from genbound.image_samples import make_transform
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 PIL = pytest.importorskip("PIL.Image", reason="Pillow is not installed")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from genbound.data_files import encode_labels
+from genbound.data.files import encode_labels
 from genbound.errors import GenboundError
 from genbound.losses import IGNORED
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
+from genbound.data.sample_parts import Inputs, checked, inputs_and_labels, leaves, map_tensors, split_pair, stack
 from genbound.errors import GenboundError
-from genbound.sample_parts import Inputs, checked, inputs_and_labels, leaves, map_tensors, split_pair, stack
 from genbound.user_code import describe, rng_untouched
 
 

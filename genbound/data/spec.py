@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from genbound.data_files import encode_labels, parse_options, read_npz, read_table
+from genbound.data.files import encode_labels, parse_options, read_npz, read_table
+from genbound.data.images import ImageSamples, make_transform, read_folder
+from genbound.data.labels import read_labels
+from genbound.data.samples import Batch, ListSamples, Samples, TensorSamples, as_samples
+from genbound.data.texts import NextToken, TextSamples, TokenSamples
 from genbound.errors import GenboundError
-from genbound.image_samples import ImageSamples, make_transform, read_folder
-from genbound.labels import read_labels
-from genbound.samples import Batch, ListSamples, Samples, TensorSamples, as_samples
-from genbound.text_samples import NextToken, TextSamples, TokenSamples
 from genbound.user_code import call_user
 
 __all__ = ["Batch", "ListSamples", "Reader", "Samples", "TensorSamples", "TextSamples", "as_samples", "load_data"]
@@ -49,7 +49,7 @@ def load_data(spec: Any, reader: Reader | None = None, base_dir: str | os.PathLi
         spec: ``npz:FILE[?x=NAME&y=NAME]``; ``imagefolder:DIR``; ``csv:|jsonl:|parquet:FILE?text=COL[&text_pair=COL]&label=COL``;
             ``hf:DIR`` or ``hf:NAME[/CONFIG]`` with ``?split=NAME`` and columns likewise; ``FILE.py:function`` or
             ``pkg.mod:function``; each also with ``samples=N`` for the first N. docs/data.md has all options. What is no
-            string goes to :func:`~genbound.samples.as_samples`.
+            string goes to :func:`~genbound.data.samples.as_samples`.
         reader: what the checkpoint says about its data.
         base_dir: what relative paths start from.
 
@@ -120,7 +120,7 @@ def _table(spec: str, scheme: str, path: Path, options: dict[str, Any], reader: 
 
 
 def _hugging_face(spec: str, name: str, folder: Path, options: dict[str, Any], reader: Reader) -> Samples:
-    from genbound.hf_datasets import load_dataset
+    from genbound.data.hf_datasets import load_dataset
 
     streaming = options.get("streaming", "no")
     if streaming not in ("yes", "no"):

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genbound.data.sample_parts import to_tensor
 from genbound.errors import GenboundError
-from genbound.sample_parts import to_tensor
 
 
 def parse_options(spec: str, query: str, allowed: Sequence[str]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genbound.data.samples import Batch, Samples
 from genbound.errors import GenboundError
 from genbound.losses import IGNORED
-from genbound.samples import Batch, Samples
 
 Tokens = dict[str, list[int]]
 

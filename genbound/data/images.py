@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genbound.data.sample_parts import Inputs
+from genbound.data.samples import Samples
 from genbound.errors import GenboundError
-from genbound.sample_parts import Inputs
-from genbound.samples import Samples
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MOST_PIXELS = 89_478_485  # above it Pillow warns of a decompression bomb

@@ -1,0 +1,1 @@
+"""A sample's way from a data SPEC to a batch."""
