@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genbound.forward import call_arguments, scores
+from genbound.network.forward import call_arguments, scores
 
 
 class Plain(nn.Module):

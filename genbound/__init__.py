@@ -8,7 +8,7 @@ from genbound.version import __version__
 
 # Names are imported when they are first used: `genbound list` need not wait for torch.
 _WHERE = {
-    "Problem": "genbound.problem",
+    "Problem": "genbound.network.problem",
     "load": "genbound.loading",
     "save_spec": "genbound.checkpoints.sidecar",
     "evaluate": "genbound.evaluation",
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from genbound.estimators import Estimate, Interval
     from genbound.evaluation import evaluate, measure
     from genbound.loading import load
-    from genbound.problem import Problem
+    from genbound.network.problem import Problem
     from genbound.regression import check
     from genbound.results import Results, load_results
 

@@ -118,7 +118,7 @@ def evaluate(
     """Measure quantities and compute bounds.
 
     Args:
-        problem: a :class:`~genbound.problem.Problem`.
+        problem: a :class:`~genbound.network.problem.Problem`.
         measures: names of quantities and bounds; ``None`` means everything that applies.
         seed: of all randomness.
         options: quantity name -> its options.

@@ -17,10 +17,10 @@ from genbound.checkpoints.pair import Pair
 from genbound.checkpoints.sidecar import read_sidecar
 from genbound.data.spec import Reader, load_data
 from genbound.errors import GenboundError
-from genbound.losses import Loss
-from genbound.problem import Problem
+from genbound.network.losses import Loss
+from genbound.network.problem import Problem
+from genbound.network.weights import WeightProblem
 from genbound.user_code import get_user
-from genbound.weights import WeightProblem
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -48,12 +48,12 @@ def load(
         init: the pretrained weights, likewise.
         model: ``hf[:AutoModelFor…]``, ``timm:NAME``, ``torchvision:NAME``, ``FILE.py:factory``, ``pkg.mod:factory``, a factory
             or a module; ``None`` lets the checkpoint describe itself.
-        data: training samples, as a data SPEC or anything that :class:`~genbound.problem.Problem` takes.
+        data: training samples, as a data SPEC or anything that :class:`~genbound.network.problem.Problem` takes.
         test_data: held-out samples, likewise.
         head: what the output head is measured from: ``init`` (default), ``zero``, ``exclude`` or ``seed:N``.
         trust_remote_code: allow transformers to run code that lies in the checkpoint's directory.
         head_weights, ignore, entry: see :func:`~genbound.checkpoints.architecture.build_pair`.
-        options: further arguments of :class:`~genbound.problem.Problem` (``dtype`` also by name, ``loss`` also as
+        options: further arguments of :class:`~genbound.network.problem.Problem` (``dtype`` also by name, ``loss`` also as
             ``FILE.py:function``).
 
     Returns:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genbound.problem import Problem
+from genbound.network.problem import Problem
 
 D = torch.float64
 

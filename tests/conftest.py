@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import CASES
 
-from genbound.problem import Problem
+from genbound.network.problem import Problem
 
 
 @pytest.fixture(scope="session")

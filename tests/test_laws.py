@@ -246,7 +246,7 @@ def imports(path):
 
 
 FORBIDDEN = {
-    "bounds": ("torch", "genbound.quantities", "genbound.curvature", "genbound.problem", "genbound.evaluation"),
+    "bounds": ("torch", "genbound.quantities", "genbound.curvature", "genbound.network.problem", "genbound.evaluation"),
     "estimators": ("genbound.quantities", "genbound.bounds", "genbound.evaluation", "genbound.cli"),
     "curvature": ("genbound.quantities", "genbound.bounds", "genbound.evaluation", "genbound.cli"),
     "quantities": ("genbound.bounds", "genbound.evaluation", "genbound.results", "genbound.cli"),

@@ -6,7 +6,7 @@ from torch import nn
 
 import genbound
 from genbound.cli import main
-from genbound.memory import graph_bytes, largest_batch, weight_bytes
+from genbound.network.memory import graph_bytes, largest_batch, weight_bytes
 
 torch.manual_seed(0)
 MODEL = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3))

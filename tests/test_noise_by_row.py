@@ -8,7 +8,7 @@ from torch import nn
 import genbound
 from genbound.curvature.noise import Normals, can_move_rows, noise_directions, noisy_losses
 from genbound.curvature.taylor import Sweep, can_sweep
-from genbound.problem import Problem
+from genbound.network.problem import Problem
 
 
 class Swapped(nn.Module):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import genbound
 from genbound.data.samples import ListSamples
 from genbound.errors import GenboundError
-from genbound.problem import Problem
+from genbound.network.problem import Problem
 from genbound.quantities.noise_stability import is_quadratic, relative_rss
 
 # One of each kind; the curvature products of all cases are tested in test_curvature.py.

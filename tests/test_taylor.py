@@ -22,7 +22,7 @@ from genbound.curvature.traces import (
 )
 from genbound.estimators.probes import probe_directions
 from genbound.estimators.random import BLOCK, grouped, row_of, row_signs
-from genbound.problem import Problem
+from genbound.network.problem import Problem
 
 # A weight that acts more than once or otherwise than by a linear map or a convolution: the double backward pass stays.
 REFUSED = {

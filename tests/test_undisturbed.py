@@ -8,7 +8,7 @@ import torch
 from cases import CASES
 
 import genbound
-from genbound.problem import Problem
+from genbound.network.problem import Problem
 
 
 def state(model):

@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from genbound.curvature.tape import Tape
-from genbound.curvature.uses import LinearUse
+from genbound.network.tape import Tape
+from genbound.network.uses import LinearUse
 
 
 class LayerOperator:

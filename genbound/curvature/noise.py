@@ -25,10 +25,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbound.curvature.taylor import Sweep
-from genbound.curvature.uses import ConvolutionUse, LinearUse, gram_root, gram_root_derivative
 from genbound.curvature.watch import LayerWatch, act_once
 from genbound.estimators.random import generator, grouped
-from genbound.problem import BLOCK
+from genbound.network.problem import BLOCK
+from genbound.network.uses import ConvolutionUse, LinearUse, gram_root, gram_root_derivative
 
 # A row of a noisy batch: which sample, and which member of which stream of normals moves its weights.
 NoisyRow = tuple[int, tuple, int]

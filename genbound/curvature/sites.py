@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from genbound.curvature.graph import NORMALIZATIONS, operation
-from genbound.curvature.uses import ConvolutionUse, LinearUse
+from genbound.network.graph import NORMALIZATIONS, operation
+from genbound.network.uses import ConvolutionUse, LinearUse
 
 
 @dataclass

@@ -37,9 +37,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genbound.curvature.graph import NORMALIZATIONS, PRODUCTS, Graph, operation
 from genbound.curvature.operators import Operator, as_operator
-from genbound.curvature.uses import ConvolutionUse, LinearUse, find_uses
+from genbound.network.graph import NORMALIZATIONS, PRODUCTS, Graph, operation
+from genbound.network.uses import ConvolutionUse, LinearUse, find_uses
 
 Node = dict[str, Any]
 INPUT = "<input>"

@@ -26,12 +26,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbound.curvature.operations import Rule, at, find_rule
 from genbound.curvature.own_noise import split_own_noise
-from genbound.curvature.uses import Use
 from genbound.curvature.watch import LayerWatch, act_once
 from genbound.errors import GenboundError
 from genbound.estimators.probes import probe_directions
 from genbound.estimators.random import row_of, row_signs
-from genbound.losses import output_form
+from genbound.network.losses import output_form
+from genbound.network.uses import Use
 
 
 class Unsupported(GenboundError):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from genbound.curvature.krylov import LayerOperator
-from genbound.curvature.tape import Tape, basis
 from genbound.curvature.taylor import Sweep
 from genbound.estimators.probes import probe_directions
 from genbound.estimators.random import Row, row_signs
+from genbound.network.tape import Tape, basis
 
 
 def gauss_newton_trace(tape: Tape) -> Tensor:

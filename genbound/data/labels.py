@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genbound.data.files import encode_labels
 from genbound.errors import GenboundError
-from genbound.losses import IGNORED
+from genbound.network.losses import IGNORED
 
 
 def read_labels(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genbound.data.samples import Batch, Samples
 from genbound.errors import GenboundError
-from genbound.losses import IGNORED
+from genbound.network.losses import IGNORED
 
 Tokens = dict[str, list[int]]
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from genbound.errors import GenboundError
 from genbound.finetune.confusion import check_confusion, inverse
-from genbound.forward import scores
+from genbound.network.forward import scores
 
 IGNORED = -100
 PerSample = Callable[[Tensor, Tensor], Tensor]

@@ -27,7 +27,7 @@ from genbound.finetune.search import AUTO, choose_radius
 from genbound.finetune.settings import Settings, differences
 from genbound.finetune.start import Start, build_start, tokenizer_of
 from genbound.finetune.training_data import Relabelled, all_labels, named_matrix, noisy_labels
-from genbound.forward import call_arguments, evaluation_mode, scores
+from genbound.network.forward import call_arguments, evaluation_mode, scores
 from genbound.user_code import rng_untouched
 
 ESTIMATES = {"anchor": lambda p, labels: anchor_points(p), "dual-t": dual_t}
@@ -62,7 +62,7 @@ def finetune(
 
     Args:
         init: pretrained checkpoint, as for ``genbound evaluate``.
-        data: training samples: a data SPEC, or anything that :class:`~genbound.problem.Problem` takes.
+        data: training samples: a data SPEC, or anything that :class:`~genbound.network.problem.Problem` takes.
         out: folder of the run. It receives ``pretrained`` and ``finetuned`` (with a sidecar, so that ``genbound evaluate
             OUT/finetuned OUT/pretrained`` needs no more), ``labels.npz``, ``run.json`` and ``checkpoints``.
         model: model SPEC, where INIT does not describe itself.

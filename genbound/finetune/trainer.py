@@ -25,7 +25,7 @@ from genbound.finetune.consistent_loss import IGNORED
 from genbound.finetune.mixup import mix
 from genbound.finetune.perturbation import SharpnessAware, TwoSidedNoise
 from genbound.finetune.settings import Settings
-from genbound.forward import call_arguments, scores
+from genbound.network.forward import call_arguments, scores
 
 try:
     import accelerate  # noqa: F401 - the Trainer asks for it only when it is built

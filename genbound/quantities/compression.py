@@ -62,10 +62,10 @@ from torch.autograd import forward_ad
 
 from genbound.curvature.observer import Observer
 from genbound.curvature.sites import Site, find_sites, has_attention
-from genbound.curvature.uses import ConvolutionUse
 from genbound.errors import GenboundError
 from genbound.estimators.random import normal, rademacher
-from genbound.problem import BLOCK
+from genbound.network.problem import BLOCK
+from genbound.network.uses import ConvolutionUse
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack, stream
 
 NAME = "compression"

@@ -33,9 +33,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.curvature.uses import LeafUse
 from genbound.estimators.estimate import data_sem
-from genbound.losses import CROSS_ENTROPY
+from genbound.network.losses import CROSS_ENTROPY
+from genbound.network.uses import LeafUse
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack
 
 NAME = "fisher_rao"

@@ -47,7 +47,7 @@ from genbound.estimators.allocation import choose_pilot, expect, shrink
 from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
 from genbound.estimators.random import row_of
 from genbound.estimators.trace_plan import BACKWARD, Plan, Sweeps, plan_probes
-from genbound.problem import SHARD
+from genbound.network.problem import SHARD
 from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, per_layer, stack
 
 NAME = "hessian_trace"

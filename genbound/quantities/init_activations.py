@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.curvature.graph import Graph
 from genbound.curvature.structure import read_structure
-from genbound.curvature.uses import ConvolutionUse, LinearUse, find_uses
+from genbound.network.graph import Graph
+from genbound.network.uses import ConvolutionUse, LinearUse, find_uses
 from genbound.quantities.base import Context, Measured, Part, Quantity
 
 NAME = "init_activations"

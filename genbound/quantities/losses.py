@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.losses import IGNORED, check_finite
+from genbound.network.losses import IGNORED, check_finite
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack
 
 NAME = "losses"

@@ -9,7 +9,7 @@ from torch import nn
 
 from genbound.errors import GenboundError
 from genbound.evaluation import evaluate, measure
-from genbound.problem import Problem
+from genbound.network.problem import Problem
 from genbound.quantities.compression import CompressionOptions
 
 D = torch.float64

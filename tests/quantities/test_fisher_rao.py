@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from genbound.evaluation import measure
-from genbound.problem import Problem
+from genbound.network.problem import Problem
 
 D = torch.float64
 

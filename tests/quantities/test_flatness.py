@@ -10,7 +10,7 @@ from torch import nn
 
 from genbound.errors import GenboundError
 from genbound.evaluation import evaluate, measure
-from genbound.problem import Problem
+from genbound.network.problem import Problem
 from genbound.quantities.flatness import FlatnessOptions, log_sum
 
 D = torch.float64

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from genbound.evaluation import evaluate, measure
-from genbound.problem import Problem
+from genbound.network.problem import Problem
 
 D = torch.float64
 

@@ -10,8 +10,8 @@ from torch import nn
 from genbound.errors import GenboundError
 from genbound.evaluation import evaluate, measure
 from genbound.forecast import forecast
+from genbound.network.problem import Problem
 from genbound.observations import observe
-from genbound.problem import Problem
 from genbound.quantities import sharpness
 from genbound.quantities.sharpness import SharpnessOptions, log_sum
 

@@ -13,9 +13,9 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from genbound.curvature.graph import Graph, operation
 from genbound.errors import GenboundError
 from genbound.estimators.random import generator, normal
+from genbound.network.graph import Graph, operation
 
 
 @dataclass(frozen=True)

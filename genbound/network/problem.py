@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genbound.curvature.tape import Tape
 from genbound.data.spec import Batch, Samples, as_samples
-from genbound.displacement import Displacement
 from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK
-from genbound.forward import (
+from genbound.network.displacement import Displacement
+from genbound.network.forward import (
     PlainWeightNorm,
     call_arguments,
     describe,
@@ -27,9 +26,10 @@ from genbound.forward import (
     map_tensors,
     scores,
 )
-from genbound.layers import Layer, select_layers
-from genbound.losses import Loss, bounded_cross_entropy, clipped, counted, get_loss
-from genbound.memory import largest_batch
+from genbound.network.layers import Layer, select_layers
+from genbound.network.losses import Loss, bounded_cross_entropy, clipped, counted, get_loss
+from genbound.network.memory import largest_batch
+from genbound.network.tape import Tape
 from genbound.version import __version__
 
 SHARD = 64  # samples whose statistics are stored together
@@ -43,10 +43,10 @@ class Problem:
         init: the pretrained weights, ``name -> tensor``, for every name of ``model.named_parameters()``.
         data: the training samples: a :class:`~genbound.data.spec.Samples`, a torch ``Dataset``, an iterable of batches
             ``(inputs, labels)`` or dicts, or a pair of tensors.
-        loss: a name (``cross_entropy``, ``squared_error``, ``multi_label``), a :class:`~genbound.losses.Loss`, or
+        loss: a name (``cross_entropy``, ``squared_error``, ``multi_label``), a :class:`~genbound.network.losses.Loss`, or
             a per-sample function ``(outputs, targets) -> [N]``.
         num_data: size ``n`` of the training set if ``data`` holds only part of it.
-        loss_range: ``observed``, ``clip:C`` or ``bounded:PMIN`` (see :mod:`genbound.losses`).
+        loss_range: ``observed``, ``clip:C`` or ``bounded:PMIN`` (see :mod:`genbound.network.losses`).
         test_data: held-out samples, for the generalization gap.
         num_samples: how many of the training samples the quantities are measured on; ``None`` means all.
             A random subset is drawn from ``sample_seed``.
@@ -215,7 +215,7 @@ class Problem:
     def tapes(self, positions: Sequence[int], layers: Sequence[str] | None = None) -> Iterator[Tape]:
         """Forward passes that cover the positions for all the layers.
 
-        A layer whose samples cannot share a pass (see :class:`~genbound.curvature.uses.LeafUse`) gets passes of
+        A layer whose samples cannot share a pass (see :class:`~genbound.network.uses.LeafUse`) gets passes of
         one sample; the others share passes of ``batch_size``.
         """
         names = [layer.name for layer in self.layers] if layers is None else list(layers)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
-from genbound.curvature.graph import Graph, operation
+from genbound.network.graph import Graph, operation
 
 
 def _is_transposition(node) -> bool:

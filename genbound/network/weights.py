@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from genbound.displacement import Displacement
 from genbound.errors import GenboundError
-from genbound.layers import Layer
+from genbound.network.displacement import Displacement
+from genbound.network.layers import Layer
 from genbound.version import __version__
 
 
