@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from genbound.curvature.probes import RANK, make_probe, num_signs
 from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, expect, predict, shrink
 from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
 from genbound.estimators.lanczos import Lanczos
-from genbound.estimators.probes import RANK, make_probe, num_signs
 from genbound.estimators.random import generator, normal, rademacher, row_of, row_signs
 from genbound.estimators.trace_plan import BACKWARD, Sweeps, plan_probes
 

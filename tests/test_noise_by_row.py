@@ -7,7 +7,7 @@ from torch import nn
 
 import genbound
 from genbound.curvature.noise import Normals, can_move_rows, noise_directions, noisy_losses
-from genbound.curvature.taylor import Sweep, can_sweep
+from genbound.curvature.sweep import Sweep, can_sweep
 from genbound.network.problem import Problem
 
 

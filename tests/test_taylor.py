@@ -11,8 +11,9 @@ from torch.func import jvp
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genbound.curvature import operations
-from genbound.curvature.taylor import Sweep, Unsupported, can_sweep, separate_cost
+from genbound.curvature import rules as operations
+from genbound.curvature.probes import probe_directions
+from genbound.curvature.sweep import Sweep, Unsupported, can_sweep, separate_cost
 from genbound.curvature.traces import (
     dense_remainder_trace,
     gauss_newton_trace,
@@ -20,7 +21,6 @@ from genbound.curvature.traces import (
     separate_traces,
     sweep_directions,
 )
-from genbound.estimators.probes import probe_directions
 from genbound.estimators.random import BLOCK, grouped, row_of, row_signs
 from genbound.network.problem import Problem
 

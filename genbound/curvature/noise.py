@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genbound.curvature.taylor import Sweep
+from genbound.curvature.sweep import Sweep
 from genbound.curvature.watch import LayerWatch, act_once
 from genbound.estimators.random import generator, grouped
 from genbound.network.problem import BLOCK

@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from genbound.curvature.operations import Elementwise, Product, Sum
+from genbound.curvature.rules import Elementwise, Product, Sum
 
 
 def split_own_noise(steps: Sequence, uses: Mapping, num: int) -> dict[str, Tensor]:
-    """Mark the steps (of :class:`~genbound.curvature.taylor.Sweep`) that see the noise without its last part, and those that hand it on.
+    """Mark the steps (of :class:`~genbound.curvature.sweep.Sweep`) that see the noise without its last part, and those that hand it on.
 
     Sets ``apart`` of curved steps, and ``passes`` of steps behind whose result a step that is apart may look for the tangent without own
     noise.

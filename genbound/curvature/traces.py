@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from genbound.curvature.krylov import LayerOperator
-from genbound.curvature.taylor import Sweep
-from genbound.estimators.probes import probe_directions
+from genbound.curvature.probes import probe_directions
+from genbound.curvature.sweep import Sweep
 from genbound.estimators.random import Row, row_signs
 from genbound.network.tape import Tape, basis
 

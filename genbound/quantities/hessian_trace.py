@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.curvature.taylor import Sweep, can_sweep, separate_cost
+from genbound.curvature.sweep import Sweep, can_sweep, separate_cost
 from genbound.curvature.traces import (
     dense_remainder_trace,
     gauss_newton_trace,

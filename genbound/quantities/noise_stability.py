@@ -15,7 +15,7 @@ normals serve the whole grid. A network with a layer that cannot be moved row by
 block of 16 samples instead, added to the weights.
 
 Near W most of a draw's spread is that of its second-order term :math:`c = \tfrac12 U^\top H U`, which tangents give exactly for the same
-noise (:mod:`genbound.curvature.taylor`) and whose mean :math:`\tfrac12 \mathrm{Tr}\,H` is measured by ``hessian_trace`` with draws of its own. So c is a
+noise (:mod:`genbound.curvature.sweep`) and whose mean :math:`\tfrac12 \mathrm{Tr}\,H` is measured by ``hessian_trace`` with draws of its own. So c is a
 control variate: the mean of :math:`y - \beta_\sigma c` plus :math:`\beta_\sigma\,\tfrac12\mathrm{Tr}\,H` is unbiased for any slope fixed beforehand; it comes from the
 pilot, and is 0 where the trace is known too badly to help (which is judged by its own value: near that limit, 5 % by default, the trace is taken
 more often when it came out large, by less than half of its error). ``sem`` holds both errors. Far from W the slope falls, and with it what is saved: each sigma gets as many draws as it needs.
@@ -41,7 +41,7 @@ import numpy as np
 import torch
 
 from genbound.curvature.noise import Normals, can_move_rows, noise_directions, noisy_losses
-from genbound.curvature.taylor import Sweep, can_sweep
+from genbound.curvature.sweep import Sweep, can_sweep
 from genbound.errors import GenboundError
 from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, predict
 from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances

@@ -1,10 +1,10 @@
-r"""First and second derivatives of single executed operations, for :mod:`genbound.curvature.taylor`.
+r"""First and second derivatives of single executed operations, for :mod:`genbound.curvature.sweep`.
 
 A *rule* belongs to one executed operation at its own inputs. It carries tangents (:meth:`Rule.tangent`) and, once it knows the
 adjoint g of its result, gives :math:`g \cdot F''(x)[t, t]` of every sample (:meth:`Rule.curvature`). Operations that are affine in what
 depends on the layers only carry tangents. Elementwise functions are differentiated twice once and then cost a product;
 an operation without a rule of its own is differentiated by nested forward-mode derivatives, which is slower and as right as torch's
-(that of a layer norm is not); whoever sweeps compares first (:func:`genbound.curvature.taylor.can_sweep`).
+(that of a layer norm is not); whoever sweeps compares first (:func:`genbound.curvature.sweep.can_sweep`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ nothing to the sum. Where several layers move, what a layer's own U makes of its
 double backward passes here: it belongs to the cross-layer blocks, and has mean zero for directions that are independent.
 
 A forward pass is recorded at the level of executed operations, and the part of it that depends on a layer is kept as a list of steps
-(:mod:`genbound.curvature.operations` knows their derivatives). Layers must act once each, as a linear map or a convolution on
+(:mod:`genbound.curvature.rules` knows their derivatives). Layers must act once each, as a linear map or a convolution on
 samples that come first in every result; :func:`can_sweep` tries it against the double backward pass.
 """
 
@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genbound.curvature.operations import Rule, at, find_rule
 from genbound.curvature.own_noise import split_own_noise
+from genbound.curvature.probes import probe_directions
+from genbound.curvature.rules import Rule, at, find_rule
 from genbound.curvature.watch import LayerWatch, act_once
 from genbound.errors import GenboundError
-from genbound.estimators.probes import probe_directions
 from genbound.estimators.random import row_of, row_signs
 from genbound.network.losses import output_form
 from genbound.network.uses import Use
