@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import genbound
-from genbound.curvature.structure import read_structure
 from genbound.estimators.operator_norm import operator_norm
+from genbound.structure.reader import read_structure
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "cifar10"
 SLIDE = ["pitas2017", "arora2018", "long2020", "gouk2021", "li2021", "neyshabur2018"]

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.curvature.structure import read_structure
 from genbound.network.graph import Graph
 from genbound.network.uses import ConvolutionUse, LinearUse, find_uses
 from genbound.quantities.base import Context, Measured, Part, Quantity
+from genbound.structure.reader import read_structure
 
 NAME = "init_activations"
 UNKNOWN = "its use in the network is not recognised as linear"

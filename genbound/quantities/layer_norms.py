@@ -32,9 +32,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from genbound.curvature.operators import exact_norms
-from genbound.curvature.structure import read_structure
 from genbound.quantities.base import Context, Measured, Quantity
+from genbound.structure.operators import exact_norms
+from genbound.structure.reader import read_structure
 
 NAME = "layer_norms"
 

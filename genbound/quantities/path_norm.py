@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genbound.curvature.sites import has_attention
 from genbound.quantities.base import Context, Measured, Quantity
+from genbound.structure.sites import has_attention
 
 NAME = "path_norm"
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genbound.curvature.structure import read_structure
 from genbound.estimators.operator_norm import FAILURE, operator_norm
 from genbound.quantities.base import Context, Measured, Part, Quantity, stream
+from genbound.structure.reader import read_structure
 
 NAME = "spectral_norm"
 MODELS = ("trained", "init", "displacement")

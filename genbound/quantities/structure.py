@@ -1,7 +1,7 @@
 r"""How the network is composed of its layers: what a Lipschitz constant, and every bound made of layer norms, multiplies.
 
 The tree, the constants of what is not a layer, and why some networks have none are described in
-:mod:`genbound.curvature.structure`. ``tree`` is null with a ``reason`` where there is no useful global constant.
+:mod:`genbound.structure.reader`. ``tree`` is null with a ``reason`` where there is no useful global constant.
 
 Cost: two forward passes of one sample. Exact.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genbound.curvature.structure import read_structure
 from genbound.quantities.base import Context, Measured, Quantity
+from genbound.structure.reader import read_structure
 
 NAME = "structure"
 

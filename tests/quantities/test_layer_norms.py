@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import genbound
 from genbound import Problem
-from genbound.curvature.structure import read_structure
 from genbound.evaluation import evaluate
+from genbound.structure.reader import read_structure
 
 D = torch.float64
 MEASURES = ["spectral_norm", "layer_norms", "input_norm", "margin", "structure"]

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from genbound import Problem
-from genbound.curvature.structure import lipschitz, read_structure
 from genbound.evaluation import evaluate
+from genbound.structure.reader import lipschitz, read_structure
 
 D = torch.float64
 MEASURES = ["structure", "spectral_norm", "layer_norms"]

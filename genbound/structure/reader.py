@@ -37,9 +37,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genbound.curvature.operators import Operator, as_operator
 from genbound.network.graph import NORMALIZATIONS, PRODUCTS, Graph, operation
 from genbound.network.uses import ConvolutionUse, LinearUse, find_uses
+from genbound.structure.operators import Operator, as_operator
 
 Node = dict[str, Any]
 INPUT = "<input>"

@@ -1,0 +1,1 @@
+"""How a network is composed of its layers, and their operators: what the competing bounds need."""
