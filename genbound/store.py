@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from genbound.errors import GenboundError
+from genbound.estimators.measured import Measured, Part
 from genbound.files import write_atomically, write_json
-from genbound.measured import Measured, Part
 
 
 class MemoryStore:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from genbound.errors import GenboundError
+from genbound.estimators.measured import Measured, Part
 from genbound.estimators.random import generator
-from genbound.measured import Measured, Part
 
 
 class Context(Protocol):
