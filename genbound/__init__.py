@@ -9,10 +9,10 @@ from genbound.version import __version__
 # Names are imported when they are first used: `genbound list` need not wait for torch.
 _WHERE = {
     "Problem": "genbound.network.problem",
-    "load": "genbound.loading",
+    "load": "genbound.evaluation.loading",
     "save_spec": "genbound.checkpoints.sidecar",
-    "evaluate": "genbound.evaluation",
-    "measure": "genbound.evaluation",
+    "evaluate": "genbound.evaluation.run",
+    "measure": "genbound.evaluation.run",
     "Results": "genbound.results",
     "load_results": "genbound.results",
     "compare": "genbound.comparison",
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from genbound.correlation import correlate
     from genbound.errors import GenboundError
     from genbound.estimators import Estimate, Interval
-    from genbound.evaluation import evaluate, measure
-    from genbound.loading import load
+    from genbound.evaluation.loading import load
+    from genbound.evaluation.run import evaluate, measure
     from genbound.network.problem import Problem
     from genbound.regression import check
     from genbound.results import Results, load_results

@@ -119,7 +119,7 @@ def _quantity_options(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _problem(pair: Any, given: dict[str, Any]) -> Any:
-    from genbound.loading import from_pair
+    from genbound.evaluation.loading import from_pair
 
     names = ("num_data", "batch_size", "device", "dtype", "loss", "loss_range", "layers")
     return from_pair(
@@ -174,8 +174,8 @@ def evaluate(**given: Any) -> None:
 
     Finished parts are kept in DIR as they come; the same command continues from them. Without --out the table is only printed.
     """
-    from genbound.evaluation import evaluate as run
-    from genbound.evaluation import resolve
+    from genbound.evaluation.run import evaluate as run
+    from genbound.evaluation.run import resolve
 
     resolve(given["measures"])  # a misspelt name fails before anything is loaded
     given = _with_sidecar(given)

@@ -25,7 +25,7 @@ def catalogue(what: str | None = None) -> str:
 
 def describe(pair: Any, problem: Any, measures: Iterable[str] | None, options: Mapping[str, Mapping[str, Any]]) -> str:
     """The report of ``genbound inspect``."""
-    from genbound.evaluation import resolve
+    from genbound.evaluation.run import resolve
 
     names, _ = resolve(measures)
     lines = [f"architecture   {pair.rule}"]
@@ -61,7 +61,7 @@ def describe(pair: Any, problem: Any, measures: Iterable[str] | None, options: M
 
 
 def _cost(problem: Any, names: list[str], options: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    from genbound.forecast import forecast
+    from genbound.evaluation.forecast import forecast
 
     cost = forecast(problem, names, options)
     rows = [

@@ -64,7 +64,7 @@ class GenboundCallback(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):
         if self.record.measures is None or not state.is_world_process_zero:
             return
-        from genbound.loading import default_loss
+        from genbound.evaluation.loading import default_loss
 
         datasets = [getattr(loader, "dataset", None) for loader in (train_dataloader, eval_dataloader)]
         samples, held_out = (None if data is None else _samples(data, model, kwargs) for data in datasets)

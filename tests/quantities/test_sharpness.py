@@ -8,8 +8,8 @@ from cases import D
 from torch import nn
 
 from genbound.errors import GenboundError
-from genbound.evaluation import evaluate, measure
-from genbound.forecast import forecast
+from genbound.evaluation.forecast import forecast
+from genbound.evaluation.run import evaluate, measure
 from genbound.network.problem import Problem
 from genbound.observations import observe
 from genbound.quantities import sharpness

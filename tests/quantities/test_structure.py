@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from genbound import Problem
-from genbound.evaluation import evaluate
+from genbound.evaluation.run import evaluate
 from genbound.structure.reader import lipschitz, read_structure
 
 D = torch.float64

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from genbound.bounds import BOUNDS, Evidence
 from genbound.errors import GenboundError
 from genbound.estimators import Estimate, Interval
+from genbound.evaluation.store import DiskStore, MemoryStore
 from genbound.quantities import QUANTITIES, Measured
 from genbound.quantities.base import Part
 from genbound.results import Results, samples_frame, to_plain
-from genbound.store import DiskStore, MemoryStore
 from genbound.version import __version__
 
 PARTS = 3  # of stored parts: raised when a quantity keeps other arrays than before, so that older ones are not read
