@@ -13,11 +13,11 @@ _WHERE = {
     "save_spec": "genbound.checkpoints.sidecar",
     "evaluate": "genbound.evaluation.run",
     "measure": "genbound.evaluation.run",
-    "Results": "genbound.results",
-    "load_results": "genbound.results",
-    "compare": "genbound.comparison",
-    "correlate": "genbound.correlation",
-    "check": "genbound.regression",
+    "Results": "genbound.results.results",
+    "load_results": "genbound.results.results",
+    "compare": "genbound.results.comparison",
+    "correlate": "genbound.results.correlation",
+    "check": "genbound.results.regression",
     "Estimate": "genbound.estimators",
     "Interval": "genbound.estimators",
     "GenboundError": "genbound.errors",
@@ -26,15 +26,15 @@ __all__ = [*_WHERE, "__version__"]
 
 if TYPE_CHECKING:
     from genbound.checkpoints.sidecar import save_spec
-    from genbound.comparison import compare
-    from genbound.correlation import correlate
     from genbound.errors import GenboundError
     from genbound.estimators import Estimate, Interval
     from genbound.evaluation.loading import load
     from genbound.evaluation.run import evaluate, measure
     from genbound.network.problem import Problem
-    from genbound.regression import check
-    from genbound.results import Results, load_results
+    from genbound.results.comparison import compare
+    from genbound.results.correlation import correlate
+    from genbound.results.regression import check
+    from genbound.results.results import Results, load_results
 
 
 def __getattr__(name: str):

@@ -13,11 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from genbound.comparison import as_results
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
 from genbound.plots import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILION, new_axes, save_plots
-from genbound.results import Results
+from genbound.results.comparison import as_results
+from genbound.results.results import Results
 
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#000000")
 MARKERS = "osD^vP*"

@@ -10,9 +10,9 @@ import pandas as pd
 
 from genbound.comparison_plots import COLOURS
 from genbound.errors import GenboundError
-from genbound.formatting import value_text, with_error
 from genbound.plots import BLUE, GREEN, ORANGE, VERMILION
-from genbound.results import Results
+from genbound.results.formatting import value_text, with_error
+from genbound.results.results import Results
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "pentagon", "star")
 

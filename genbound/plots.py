@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from genbound.files import write_atomically
-from genbound.results import Results
+from genbound.results.results import Results
 
 # Okabe and Ito's colours, told apart with any kind of colour vision.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6F6F6F"

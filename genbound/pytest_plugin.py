@@ -38,7 +38,7 @@ def bound_regression(request: pytest.FixtureRequest) -> Callable[..., None]:
 
     def compare(results: Any, baseline: str | Path | None = None, **options: Any) -> None:
         from genbound.errors import GenboundError
-        from genbound.regression import check
+        from genbound.results.regression import check
 
         nonlocal calls
         calls += 1

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from genbound.comparison import Comparison, compare
-from genbound.correlation import FEWEST, correlate, points
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
-from genbound.formatting import digits, with_error
 from genbound.interactive import bounds_figure, correlation_figure, figure, layers_figure, noise_figure, samples_figure
 from genbound.report_page import figures, page, table
-from genbound.results import Results
+from genbound.results.comparison import Comparison, compare
+from genbound.results.correlation import FEWEST, correlate, points
+from genbound.results.formatting import digits, with_error
+from genbound.results.results import Results
 
 
 def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:

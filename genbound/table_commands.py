@@ -22,7 +22,7 @@ DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show the
 @DEBUG
 def compare(runs: tuple[str, ...], form: str, **given: Any) -> None:
     """Print a table of bounds × checkpoints of stored runs."""
-    from genbound.comparison import compare as run
+    from genbound.results.comparison import compare as run
 
     click.echo(run(runs, **given).to(form))
 
@@ -54,8 +54,8 @@ def check(
     run: str, baseline: str, update: bool, rules: tuple[str, ...], junit: str | None, github: bool | None, **given: Any
 ) -> int:
     """Compare RUN with a stored baseline; exit status 1 if a number regressed."""
-    from genbound.regression import check as compare_with
-    from genbound.regression_output import github_annotations, write_junit
+    from genbound.results.regression import check as compare_with
+    from genbound.results.regression_output import github_annotations, write_junit
 
     found = compare_with(run, baseline, tolerances=_pairs(rules, "--tolerance"), update=update, **given)
     click.echo(found.to_markdown())
@@ -122,8 +122,8 @@ def correlate(
     **given: Any,
 ) -> None:
     """Say which measure tracks the generalization gap over stored runs."""
-    from genbound.correlation import correlate as run
-    from genbound.correlation import read_hyperparameters
+    from genbound.results.correlation import correlate as run
+    from genbound.results.correlation import read_hyperparameters
 
     if over is not None and out is None:
         raise GenboundError("--over makes plots: give --out DIR too")
@@ -170,7 +170,7 @@ def report(runs: tuple[str, ...], out: str) -> None:
 @DEBUG
 def export(runs: tuple[str, ...], out: str) -> None:
     """Write every number of stored runs as one long table."""
-    from genbound.export import export as write
+    from genbound.results.export import export as write
 
     write(runs, out)
 
@@ -182,8 +182,8 @@ def export(runs: tuple[str, ...], out: str) -> None:
 @DEBUG
 def log(runs: tuple[str, ...], to: str, out: str) -> None:
     """Log stored runs to an experiment tracker's local files."""
-    from genbound.comparison import as_results
-    from genbound.loggers import LOGGERS
+    from genbound.results.comparison import as_results
+    from genbound.results.loggers import LOGGERS
 
     for name, results in as_results(runs).items():
         LOGGERS[to](results, out, name)

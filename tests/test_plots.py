@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from genbound.plots import new_axes, plot_layers, plot_noise_stability, plot_samples, save_plots, shorten
-from genbound.results import Results
+from genbound.results.results import Results
 
 
 def row(sigma, value, approximation, quadratic=True):

@@ -10,7 +10,7 @@ from cells import SIX
 from tabulate import tabulate
 
 import genbound
-from genbound.correlation import Correlations
+from genbound.results.correlation import Correlations
 
 Row = dict[str, Any]
 METHODS = ("plain", "consistent", "constraint", "both")

@@ -22,7 +22,7 @@ from genbound.estimators import Estimate, Interval
 from genbound.evaluation.store import DiskStore, MemoryStore
 from genbound.quantities import QUANTITIES, Measured
 from genbound.quantities.base import Part
-from genbound.results import Results, samples_frame, to_plain
+from genbound.results.results import Results, samples_frame, to_plain
 from genbound.version import __version__
 
 PARTS = 3  # of stored parts: raised when a quantity keeps other arrays than before, so that older ones are not read
@@ -130,7 +130,7 @@ def evaluate(
         config: more entries for the results' ``config``.
 
     Returns:
-        :class:`~genbound.results.Results`. Quantities that could not be measured are named in ``notes`` with the reason.
+        :class:`~genbound.results.results.Results`. Quantities that could not be measured are named in ``notes`` with the reason.
     """
     names, bound_names = resolve(measures)
     if not 0 < delta < 1:

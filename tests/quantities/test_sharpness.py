@@ -11,9 +11,9 @@ from genbound.errors import GenboundError
 from genbound.evaluation.forecast import forecast
 from genbound.evaluation.run import evaluate, measure
 from genbound.network.problem import Problem
-from genbound.observations import observe
 from genbound.quantities import sharpness
 from genbound.quantities.sharpness import SharpnessOptions, log_sum
+from genbound.results.observations import observe
 
 WEIGHT = torch.tensor([[-1.0, -0.5, -0.25], [1.0, 0.5, 0.25]], dtype=D)
 UNEVEN = torch.tensor([[0.1, 0.0, -0.25], [1.0, 0.5, 0.25]], dtype=D)

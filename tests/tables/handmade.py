@@ -2,7 +2,7 @@
 
 import copy
 
-from genbound.results import Results
+from genbound.results.results import Results
 
 
 def bound(value, lower=None, upper=None, log10=None, unit="loss", vacuous=False, note="", **forms):

@@ -18,8 +18,8 @@ from torch import nn
 import genbound
 from genbound.cli import main
 from genbound.errors import GenboundError
-from genbound.observations import observe
-from genbound.regression import Tolerance, check
+from genbound.results.observations import observe
+from genbound.results.regression import Tolerance, check
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,9 +10,9 @@ from scipy import stats
 
 import genbound
 from genbound.cli import main
-from genbound.correlation import correlate, points
 from genbound.errors import GenboundError
-from genbound.rank_statistics import (
+from genbound.results.correlation import correlate, points
+from genbound.results.rank_statistics import (
     STATISTICS,
     bootstrap_interval,
     conditional_mutual_information,

@@ -10,8 +10,8 @@ from html_cells import cells_of_html
 
 from genbound.cli import main
 from genbound.errors import GenboundError
-from genbound.export import tidy
-from genbound.loggers import LOGGERS, metrics, parameters
+from genbound.results.export import tidy
+from genbound.results.loggers import LOGGERS, metrics, parameters
 
 BOUNDS = {
     "small": bound(0.5, 0.4, 0.6, paper={"log10": 2.0}),

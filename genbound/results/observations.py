@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from genbound.bounds import BOUNDS
-from genbound.results import Results
+from genbound.results.results import Results
 
 # How something was computed, not what was found; or a copy of another entry (relative_rss and the Hessian approximation
 # follow from noise stability and traces); the standard deviation over a handful of shared draws has no error bar of its own.

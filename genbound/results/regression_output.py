@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from genbound.files import write_atomically
-from genbound.regression import Check, Row
+from genbound.results.regression import Check, Row
 
 
 def write_junit(check: Check, path: str | Path) -> None:

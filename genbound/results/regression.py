@@ -23,12 +23,12 @@ import pandas as pd
 from scipy.stats import norm
 from tabulate import tabulate
 
-from genbound.comparison import conditions
 from genbound.errors import GenboundError
 from genbound.files import write_json
-from genbound.formatting import digits
-from genbound.observations import Observation, observe
-from genbound.results import Results, load_results, to_plain
+from genbound.results.comparison import conditions
+from genbound.results.formatting import digits
+from genbound.results.observations import Observation, observe
+from genbound.results.results import Results, load_results, to_plain
 
 # What rounding may do on another machine or with other batches, relative.
 ROUNDING = {"float64": 1e-9}

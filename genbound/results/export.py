@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from genbound.comparison import as_results
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
-from genbound.observations import observe
-from genbound.results import Results
+from genbound.results.comparison import as_results
+from genbound.results.observations import observe
+from genbound.results.results import Results
 
 WRITERS = {
     ".parquet": lambda table, path: table.to_parquet(path, index=False),

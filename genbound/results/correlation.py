@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from genbound.comparison import as_results, refuse_unlike, unlike
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
-from genbound.rank_statistics import (
+from genbound.results.comparison import as_results, refuse_unlike, unlike
+from genbound.results.rank_statistics import (
     STATISTICS,
     bootstrap_interval,
     conditional_mutual_information,
@@ -24,7 +24,7 @@ from genbound.rank_statistics import (
     robust_sign_error,
     varied,
 )
-from genbound.results import Results
+from genbound.results.results import Results
 
 GAPS = {"loss": "generalization_gap", "error": "error_gap"}
 FEWEST = 3

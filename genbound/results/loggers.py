@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genbound.errors import GenboundError
-from genbound.results import Results
+from genbound.results.results import Results
 
 
 def metrics(results: Results) -> dict[str, float]:

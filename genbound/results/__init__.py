@@ -1,0 +1,1 @@
+"""Tables: stored results, their comparison and correlation, the regression check, export."""
