@@ -189,7 +189,7 @@ def evaluate(**given: Any) -> None:
         config={"hyperparameters": read_tags(given["tags"])} if given["tags"] else None,
     )  # fmt: skip
     if given["out"] is not None:
-        from genbound.plots import save_plots
+        from genbound.figures.one_run import save_plots
 
         results.save(given["out"])
         save_plots(results, given["out"])

@@ -141,7 +141,7 @@ def correlate(
 @DEBUG
 def plot(runs: tuple[str, ...], out: str | None, suffix: str) -> None:
     """Draw the plots of stored runs; with several, also their bounds side by side."""
-    from genbound.comparison_plots import save_all
+    from genbound.figures.several_runs import save_all
 
     for path in save_all(runs, out, suffix):
         click.echo(path)
@@ -153,7 +153,7 @@ def plot(runs: tuple[str, ...], out: str | None, suffix: str) -> None:
 @DEBUG
 def report(runs: tuple[str, ...], out: str) -> None:
     """Write one self-contained HTML page of stored runs."""
-    from genbound.report import report as write
+    from genbound.figures.report import report as write
 
     click.echo(f"report in {write(runs, out)}", err=True)
 

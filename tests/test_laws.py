@@ -233,7 +233,7 @@ def test_bounds_and_the_catalogue_of_errors_import_no_torch():
 
 
 def test_what_sees_only_tables_measures_nothing():
-    for module in ("genbound.results.results", "genbound.plots", "genbound.results.comparison"):
+    for module in ("genbound.results.results", "genbound.figures.one_run", "genbound.results.comparison"):
         assert not [m for m in loaded(module) if m.startswith("genbound.curvature") or m == "genbound.evaluation.run"]
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from genbound.plots import new_axes, plot_layers, plot_noise_stability, plot_samples, save_plots, shorten
+from genbound.figures.one_run import new_axes, plot_layers, plot_noise_stability, plot_samples, save_plots, shorten
 from genbound.results.results import Results
 
 

@@ -233,7 +233,7 @@ class Correlations:
 
         With ``over``, a measure or a numeric hyper-parameter, also each measure and the gap over that.
         """
-        from genbound.comparison_plots import save_correlation_plots
+        from genbound.figures.several_runs import save_correlation_plots
 
         folder = Path(directory)
         write_atomically(folder / "correlations.csv", lambda path: self.table.to_csv(path, index=False))

@@ -10,9 +10,9 @@ from handmade import bound, run
 from scipy import stats
 
 from genbound.cli import main
-from genbound.comparison_plots import plot_bounds, plot_correlation, plot_over
 from genbound.errors import GenboundError
-from genbound.plots import new_axes, plot_noise_stability
+from genbound.figures.one_run import new_axes, plot_noise_stability
+from genbound.figures.several_runs import plot_bounds, plot_correlation, plot_over
 from genbound.quantities.noise_stability import relative_rss
 
 # Published columns: noise stability ± standard deviation, Hessian approximation (per cent of the loss's unit as printed).

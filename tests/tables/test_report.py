@@ -69,7 +69,7 @@ def test_one_run_has_no_correlations(runs, tmp_path):
 def test_without_plotly(runs, tmp_path, monkeypatch):
     import sys
 
-    from genbound.report import report
+    from genbound.figures.report import report
 
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(GenboundError, match=r"pip install 'genbound\[report\]'"):

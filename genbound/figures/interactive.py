@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from genbound.comparison_plots import COLOURS
 from genbound.errors import GenboundError
-from genbound.plots import BLUE, GREEN, ORANGE, VERMILION
+from genbound.figures.one_run import BLUE, GREEN, ORANGE, VERMILION
+from genbound.figures.several_runs import COLOURS
 from genbound.results.formatting import value_text, with_error
 from genbound.results.results import Results
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from genbound.errors import GenboundError
+from genbound.figures.one_run import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILION, new_axes, save_plots
 from genbound.files import write_atomically
-from genbound.plots import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILION, new_axes, save_plots
 from genbound.results.comparison import as_results
 from genbound.results.results import Results
 

@@ -134,7 +134,7 @@ def shorten(name: str, longest: int = 44) -> str:
 
 
 def _bounds(results: Results, unit: str) -> Any:
-    from genbound.comparison_plots import plot_bounds
+    from genbound.figures.several_runs import plot_bounds
 
     return plot_bounds({Path(str(results.path or results.checkpoint.get("path") or "run")).name: results}, unit)
 

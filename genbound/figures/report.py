@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from genbound.errors import GenboundError
+from genbound.figures.interactive import (
+    bounds_figure,
+    correlation_figure,
+    figure,
+    layers_figure,
+    noise_figure,
+    samples_figure,
+)
+from genbound.figures.report_page import figures, page, table
 from genbound.files import write_atomically
-from genbound.interactive import bounds_figure, correlation_figure, figure, layers_figure, noise_figure, samples_figure
-from genbound.report_page import figures, page, table
 from genbound.results.comparison import Comparison, compare
 from genbound.results.correlation import FEWEST, correlate, points
 from genbound.results.formatting import digits, with_error
