@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from genbound.bounds import BOUNDS
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.quantities import QUANTITIES
 
 NETS = """

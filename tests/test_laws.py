@@ -253,9 +253,9 @@ FORBIDDEN = {
         "genbound.network.problem",
         "genbound.evaluation.run",
     ),
-    "estimators": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.run", "genbound.cli"),
-    "curvature": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.run", "genbound.cli"),
-    "quantities": ("genbound.bounds", "genbound.evaluation.run", "genbound.results.results", "genbound.cli"),
+    "estimators": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.run", "genbound.cli.main"),
+    "curvature": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.run", "genbound.cli.main"),
+    "quantities": ("genbound.bounds", "genbound.evaluation.run", "genbound.results.results", "genbound.cli.main"),
 }
 
 

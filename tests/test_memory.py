@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import genbound
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.network.memory import graph_bytes, largest_batch, weight_bytes
 
 torch.manual_seed(0)

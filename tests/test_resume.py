@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import genbound
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.errors import GenboundError
 
 NET = """
@@ -81,7 +81,7 @@ def stamps(out, quantity="*"):
 def start(folder, out):
     environment = {**os.environ, "PYTHONPATH": str(Path(genbound.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "genbound.cli", *arguments(folder, out)], env=environment, stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "genbound.cli.main", *arguments(folder, out)], env=environment, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
 

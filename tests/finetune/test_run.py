@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import genbound
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.errors import GenboundError
 
 pytest.importorskip("transformers", reason="needs transformers")
@@ -238,7 +238,7 @@ def test_killed_runs_continue_to_the_same_checkpoint(folder, capsys, more):
     fast = (folder / "nets.py").read_text()
     (folder / "nets.py").write_text(NET.format(pause=0.1))
     process = subprocess.Popen(
-        [sys.executable, "-m", "genbound.cli", *command],
+        [sys.executable, "-m", "genbound.cli.main", *command],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

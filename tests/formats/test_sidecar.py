@@ -10,7 +10,7 @@ import torch
 from cases_of_formats import LIT, NETS, Net, images, nudge
 
 import genbound
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.errors import GenboundError
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from genbound import GenboundError, Problem
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.evaluation.run import evaluate
 
 D = torch.float64

@@ -16,7 +16,7 @@ from handmade import bound, run
 from torch import nn
 
 import genbound
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.errors import GenboundError
 from genbound.results.observations import observe
 from genbound.results.regression import Tolerance, check

@@ -9,7 +9,7 @@ from handmade import bound, run
 from html_cells import cells_of_html
 
 import genbound
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.errors import GenboundError
 from genbound.results.comparison import as_results, latex_number, latex_text
 from genbound.results.formatting import value_text

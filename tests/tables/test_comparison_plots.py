@@ -9,7 +9,7 @@ import pytest
 from handmade import bound, run
 from scipy import stats
 
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.errors import GenboundError
 from genbound.figures.one_run import new_axes, plot_noise_stability
 from genbound.figures.several_runs import plot_bounds, plot_correlation, plot_over

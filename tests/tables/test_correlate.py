@@ -9,7 +9,7 @@ from handmade import bound, losses, run
 from scipy import stats
 
 import genbound
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.errors import GenboundError
 from genbound.results.correlation import correlate, points
 from genbound.results.rank_statistics import (

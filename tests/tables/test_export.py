@@ -8,7 +8,7 @@ import pytest
 from handmade import bound, run
 from html_cells import cells_of_html
 
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.errors import GenboundError
 from genbound.results.export import tidy
 from genbound.results.loggers import LOGGERS, metrics, parameters

@@ -9,7 +9,7 @@ import pytest
 from handmade import bound, losses, run
 from html_cells import cells_of_html
 
-from genbound.cli import main
+from genbound.cli.main import main
 from genbound.errors import GenboundError
 
 pytest.importorskip("plotly", reason="the report needs plotly")

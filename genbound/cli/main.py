@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 import genbound
+from genbound.cli.finetune import finetune
+from genbound.cli.tables import COMMANDS, read_tags
 from genbound.errors import GenboundError
-from genbound.finetune.command import finetune
-from genbound.table_commands import COMMANDS, read_tags
 
 # -- options -----------------------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ def evaluate(**given: Any) -> None:
 @pair_options
 def inspect(**given: Any) -> None:
     """Show what evaluate would measure, with the same arguments: architecture, layers, head, cost and memory."""
-    from genbound.inspection import describe
+    from genbound.cli.inspection import describe
 
     given = _with_sidecar(given)
     pair = _load_pair(given)
@@ -212,7 +212,7 @@ def inspect(**given: Any) -> None:
 @click.argument("what", type=click.Choice(["quantities", "bounds"]), required=False)
 def list_(what: str | None) -> None:
     """List quantities and bounds: name, what it is, what it needs, reference."""
-    from genbound.inspection import catalogue
+    from genbound.cli.inspection import catalogue
 
     click.echo(catalogue(what))
 
