@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from genbound.errors import GenboundError
-from genbound.finetune.distance_constraint import DistanceConstraint
-from genbound.finetune.radii import relative_radii, stage_radii
+from genbound.finetune.constraint.distance_constraint import DistanceConstraint
+from genbound.finetune.constraint.radii import relative_radii, stage_radii
 from genbound.finetune.settings import Settings, parse_radius
 
 

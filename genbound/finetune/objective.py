@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genbound.finetune.consistent_loss import ConsistentLoss, cross_entropy
+from genbound.finetune.label_noise.consistent_loss import ConsistentLoss, cross_entropy
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import Start
 

@@ -19,11 +19,11 @@ from genbound.checkpoints import huggingface
 from genbound.data.spec import Reader, Samples, load_data
 from genbound.errors import GenboundError
 from genbound.files import write_atomically, write_json
-from genbound.finetune.confusion import anchor_points, dual_t
 from genbound.finetune.constraint_of_run import constraint_of
+from genbound.finetune.label_noise.confusion import anchor_points, dual_t
 from genbound.finetune.objective import distance_penalty, per_sample_loss
 from genbound.finetune.output import save_network, write_data_file, write_sidecar
-from genbound.finetune.search import AUTO, choose_radius
+from genbound.finetune.radius_search import AUTO, choose_radius
 from genbound.finetune.settings import Settings, differences
 from genbound.finetune.start import Start, build_start, tokenizer_of
 from genbound.finetune.training_data import Relabelled, all_labels, named_matrix, noisy_labels
@@ -219,7 +219,7 @@ def _train(start: Start, task: Task, confusion, settings: Settings, out: Path) -
     callbacks = [DistanceCallback(constraint)] if settings.is_constrained else []
     penalty = distance_penalty(start, settings.distance_penalty)
     if settings.lora:
-        from genbound.finetune.adapters import add_adapters
+        from genbound.finetune.baselines.lora import add_adapters
 
         with rng_untouched():
             torch.manual_seed(settings.seed)

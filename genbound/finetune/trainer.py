@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from genbound.data.spec import Samples
 from genbound.errors import GenboundError
-from genbound.finetune.consistent_loss import IGNORED
-from genbound.finetune.mixup import mix
-from genbound.finetune.perturbation import SharpnessAware, TwoSidedNoise
+from genbound.finetune.baselines.mixup import mix
+from genbound.finetune.baselines.perturbation import SharpnessAware, TwoSidedNoise
+from genbound.finetune.label_noise.consistent_loss import IGNORED
 from genbound.finetune.settings import Settings
 from genbound.network.forward import call_arguments, scores
 

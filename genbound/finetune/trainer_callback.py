@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from genbound.errors import GenboundError
-from genbound.finetune.distance_constraint import DistanceConstraint
+from genbound.finetune.constraint.distance_constraint import DistanceConstraint
 
 try:
     from transformers import TrainerCallback

@@ -11,8 +11,8 @@ import torch
 
 from genbound.data.spec import Batch, Reader, Samples, load_data
 from genbound.errors import GenboundError
-from genbound.finetune.confusion import check_confusion
-from genbound.finetune.label_noise import flip_labels, symmetric_noise
+from genbound.finetune.label_noise.confusion import check_confusion
+from genbound.finetune.label_noise.draw import flip_labels, symmetric_noise
 
 
 class Relabelled(Samples):

@@ -11,8 +11,8 @@ from torch import nn
 
 import genbound
 from genbound.finetune import ConsistentLoss, DistanceConstraint, symmetric_noise
-from genbound.finetune.mixup import mix
-from genbound.finetune.perturbation import SharpnessAware, TwoSidedNoise
+from genbound.finetune.baselines.mixup import mix
+from genbound.finetune.baselines.perturbation import SharpnessAware, TwoSidedNoise
 
 
 class Quadratic(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from genbound.errors import GenboundError
-from genbound.finetune.confusion import check_confusion
+from genbound.finetune.label_noise.confusion import check_confusion
 
 
 def symmetric_noise(rate: float, num_classes: int, redraw: bool = False) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genbound.errors import GenboundError
-from genbound.finetune.confusion import check_confusion, inverse
+from genbound.finetune.label_noise.confusion import check_confusion, inverse
 from genbound.network.forward import scores
 
 IGNORED = -100

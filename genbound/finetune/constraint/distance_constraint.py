@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from genbound.errors import GenboundError
-from genbound.finetune.low_rank import Adapted, adapted_layers
+from genbound.finetune.constraint.low_rank import Adapted, adapted_layers
+from genbound.finetune.constraint.norm_layers import project_norm_layers
+from genbound.finetune.constraint.projections import frobenius_ball, mars_ball, round_towards
+from genbound.finetune.constraint.radii import resolve_radii
 from genbound.finetune.names import is_adapter, plain_name
-from genbound.finetune.norm_layers import project_norm_layers
-from genbound.finetune.projections import frobenius_ball, mars_ball, round_towards
-from genbound.finetune.radii import resolve_radii
 
 PROJECTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {"frobenius": frobenius_ball, "mars": mars_ball}
 
@@ -38,7 +38,7 @@ class DistanceConstraint:
     Args:
         init: pretrained weights by name, as in ``named_parameters()``; copied. Names of wrappers (``module.``,
             ``_orig_mod.``, PEFT's) are seen through. Give zeros for a head that is to stay near zero.
-        radius: :math:`\alpha` for all layers, or ``pattern -> radius``, see :func:`~genbound.finetune.radii.resolve_radii`;
+        radius: :math:`\alpha` for all layers, or ``pattern -> radius``, see :func:`~genbound.finetune.constraint.radii.resolve_radii`;
             ``inf`` leaves a layer free.
         norm: ``frobenius`` or ``mars``.
         norm_layers: D of :math:`|\gamma/\sqrt{\mathrm{var}+10^{-6}} - \gamma_0/\sqrt{\mathrm{var}_0+10^{-6}}| \le D`, elementwise

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from genbound.errors import GenboundError
+from genbound.finetune.constraint.projections import round_towards
 from genbound.finetune.names import plain_name
-from genbound.finetune.projections import round_towards
 
 EPSILON = 1e-6  # of the definition; not the layer's own eps
 
