@@ -81,7 +81,7 @@ def stamps(out, quantity="*"):
 def start(folder, out):
     environment = {**os.environ, "PYTHONPATH": str(Path(genbound.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "genbound.cli.main", *arguments(folder, out)], env=environment, stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "genbound", *arguments(folder, out)], env=environment, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
 

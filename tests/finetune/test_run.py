@@ -238,7 +238,7 @@ def test_killed_runs_continue_to_the_same_checkpoint(folder, capsys, more):
     fast = (folder / "nets.py").read_text()
     (folder / "nets.py").write_text(NET.format(pause=0.1))
     process = subprocess.Popen(
-        [sys.executable, "-m", "genbound.cli.main", *command],
+        [sys.executable, "-m", "genbound", *command],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

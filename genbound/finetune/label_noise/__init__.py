@@ -1,1 +1,1 @@
-"""z"""
+"""Wrong labels: drawing them, estimating their confusion matrix, losses that are unbiased under them."""
