@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 import genbound
 
-DEMO = Path(__file__).resolve().parent.parent / "examples" / "demo"
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "examples" / "demo"
 
 
 def demo():
@@ -113,7 +114,7 @@ def differences(before, after, where=""):
         for index, pair in enumerate(zip(before, after, strict=True)):
             yield from differences(*pair, f"{where}/{index}")
     elif before != after:
-        yield f"{where}: {before!r} -> {after!r}"
+        yield f"{where}: {str(before)[:200]} -> {str(after)[:200]}"
 
 
 def main():
@@ -127,10 +128,13 @@ def main():
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.command == "record":
-        given.file.write_text(json.dumps(record(given.cases), indent=1))
+        text = json.dumps(record(given.cases), indent=1)
+        given.file.write_text(text.replace(f"{ROOT}/", ""))
         return 0
-    lines = list(differences(*(json.loads(file.read_text()) for file in given.files)))
-    print("\n".join(lines) or "every number is the same")
+    records = [json.loads(file.read_text()) for file in given.files]
+    both = [name for name in records[0] if name in records[1]]
+    lines = list(differences(*({name: record[name] for name in both} for record in records)))
+    print("\n".join(lines) or f"every number is the same ({', '.join(both)})")
     return 1 if lines else 0
 
 
