@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from genbound import Problem
 from genbound.evaluation.run import evaluate
-from genbound.structure.reader import lipschitz, read_structure
+from genbound.structure.reader import read_structure
+from genbound.structure.tree import lipschitz
 
 D = torch.float64
 MEASURES = ["structure", "spectral_norm", "layer_norms"]

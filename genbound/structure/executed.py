@@ -1,0 +1,114 @@
+"""One forward pass of one sample, and what its executed operations were given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genbound.network.graph import Graph
+from genbound.network.uses import ConvolutionUse, LinearUse, find_uses
+
+INPUT = "<input>"
+
+
+class ExecutedPass:
+    """One forward pass of one sample.
+
+    Attributes:
+        graph: the executed operations.
+        source: the operation that the network's first floating-point input enters by, ``None`` if it enters none.
+        depends: the operations whose results depend on that input.
+        num_inputs: floating-point tensors among the inputs.
+        uses: layer -> how its weight acts.
+        layer_of: operation -> the weight that it applies, measured as a layer or not.
+        measured: the names of the layers.
+    """
+
+    def __init__(self, problem, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]):
+        self.buffers = buffers
+        self.weights = {n: p.detach().requires_grad_() for n, p in params.items() if p.is_floating_point()}
+        inputs, leaf, self.num_inputs = _with_gradient(problem.batch([0]).inputs)
+        with torch.enable_grad():
+            self.output = problem.forward({**params, **self.weights}, inputs, buffers)
+        self.graph = Graph(self.output, self.weights if leaf is None else {**self.weights, INPUT: leaf})
+        self.uses: dict[str, list] = {}
+        self.layer_of: dict = {}
+        for name, weight in self.weights.items():
+            uses = find_uses(self.graph, name, weight, 1, True) if weight.dim() >= 2 else []
+            if uses:
+                self.uses[name] = uses
+            for use in uses:
+                if isinstance(use, LinearUse | ConvolutionUse):
+                    self.layer_of[use.edge.node] = name
+        self.names = {node: name for name, node in self.graph.leaves.items()}
+        self.measured = {layer.name for layer in problem.layers}
+        self.uses = {n: u for n, u in self.uses.items() if n in self.measured}
+        source = self.graph.leaves.get(INPUT)
+        self.source, self.depends = source, set()
+        for node in self.graph.order:
+            if node is source or any(o in self.depends for o, _ in node.next_functions if o is not None):
+                self.depends.add(node)
+
+    def only_consumer(self, node):
+        found = self.graph.consumers[node]
+        return found[0][0] if len(found) == 1 else None
+
+    def operands(self, node) -> list:
+        """Those that depend on the input."""
+        return [o for o, _ in node.next_functions if o in self.depends]
+
+    def parameter(self, node, position: int) -> str | None:
+        """Name of the parameter that is the operand itself."""
+        return self.names.get(operand(node, position))
+
+    def buffer(self, tensor: Tensor | None) -> str | None:
+        if tensor is None:
+            return None
+        return next((n for n, b in self.buffers.items() if b.data_ptr() == tensor.data_ptr()), None)
+
+
+def operand(node, position: int):
+    return node.next_functions[position][0] if position < len(node.next_functions) else None
+
+
+def _with_gradient(inputs: Any) -> tuple[Any, Tensor | None, int]:
+    """The inputs with their first floating-point tensor on the graph, that leaf, and how many such tensors there are."""
+    leaf, number = None, 0
+
+    def convert(value: Any) -> Any:
+        nonlocal leaf, number
+        if isinstance(value, Tensor):
+            if not value.is_floating_point():
+                return value
+            number += 1
+            if leaf is not None:
+                return value
+            leaf = value.detach().requires_grad_()
+            with torch.enable_grad():
+                return leaf.clone()  # a network may work in place
+        if isinstance(value, Mapping):
+            return {key: convert(v) for key, v in value.items()}
+        if isinstance(value, list | tuple):
+            return tuple(convert(v) for v in value)
+        return value
+
+    return convert(inputs), leaf, number
+
+
+def shape(node) -> tuple[int, ...]:
+    """Of an operation's (first) result."""
+    return tuple(int(size) for size in node._input_metadata[0].shape)
+
+
+def operand_shape(node, position: int = 0) -> tuple[int, ...]:
+    operand, output = node.next_functions[position]
+    return tuple(int(size) for size in operand._input_metadata[output].shape)
+
+
+def ratio(node) -> float:
+    """Entries of the result for each entry of the operand."""
+    return math.prod(shape(node)) / math.prod(operand_shape(node))

@@ -1,0 +1,162 @@
+"""The composition of a network as a tree, the constant that it implies, and each layer's effective operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from genbound.network.uses import ConvolutionUse, LinearUse
+from genbound.structure.operators import Operator, as_operator
+
+Node = dict[str, Any]
+MOST_NODES = 5000  # a tree repeats shared parts: densely connected branches would need exponentially many
+MERGES = frozenset({"Add", "Sub", "Cat", "Stack", "Maximum", "Minimum"})
+
+
+@dataclass(frozen=True)
+class Fold:
+    """An evaluation-mode batch norm right behind a layer: names of its parameters and buffers (``None``: it has none)."""
+
+    gamma: str | None
+    beta: str | None
+    mean: str
+    variance: str
+    eps: float
+
+
+@dataclass(frozen=True)
+class EffectiveLayer:
+    """A layer as the linear map that it is, with its batch norm folded in, for both models.
+
+    Attributes:
+        trained, init, displacement: the same map with the three weights, one for each size that it is used at.
+        trained_bias, init_bias: ``[out]``, or ``None`` where nothing is added.
+        folded: a batch norm is in the numbers.
+        kind: ``linear``, ``convolution``, or ``matrix``: the stored matrix, because the use is not recognised.
+    """
+
+    trained: tuple[Operator, ...]
+    init: tuple[Operator, ...]
+    displacement: tuple[Operator, ...]
+    trained_bias: Tensor | None
+    init_bias: Tensor | None
+    folded: bool
+    kind: str
+
+
+@dataclass
+class Structure:
+    """What :func:`read_structure` finds.
+
+    Attributes:
+        tree: JSON, ``None`` where no Lipschitz constant is known. Nodes: ``{"op": "layer", "name"}``; ``{"op": "series",
+            "children"}``, first executed first; ``{"op": "sum", "children"}``; ``{"op": "identity"}``; ``{"op": "scale",
+            "lipschitz", "what"}`` with the constant in the Euclidean norm as ``l2``, that in the sup norm as ``sup``, and
+            ``lipschitz``, the larger one, valid in both (so that an average counts 1); ``init_lipschitz`` where the
+            pretrained model has another.
+        reason: why there is no tree.
+        activations: activation functions in the order they first appear.
+        positively_homogeneous: no bias, and only linear and ReLU-like operations.
+        zero_preserving: every step other than a layer maps 0 to 0 (a step that adds something unknown does not).
+        notes: what was done about pooling, concatenation and batch norm.
+        folds: layer -> the batch norm folded into it.
+    """
+
+    tree: Node | None = None
+    reason: str = ""
+    activations: list[str] = field(default_factory=list)
+    positively_homogeneous: bool = True
+    zero_preserving: bool = True
+    notes: list[str] = field(default_factory=list)
+    folds: dict[str, Fold] = field(default_factory=dict)
+    _problem: Any = None
+    _uses: dict[str, list] = field(default_factory=dict)
+    _biases: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def depth(self) -> int:
+        """Layers on all branches; a weight that is used twice counts twice."""
+        return count(self.tree, "layer") if self.tree else len(self._uses)
+
+    @property
+    def plain(self) -> bool:
+        return self.tree is not None and count(self.tree, "sum") == 0
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def num_operators(self, name: str) -> int:
+        """At how many places a layer's weight acts."""
+        return max(1, len(self._uses.get(name, ())))
+
+    def effective(self, name: str) -> EffectiveLayer:
+        """A layer's operators in float64. Computed anew at every call: they can be large."""
+        problem, uses = self._problem, self._uses.get(name, [])
+        known = [use for use in uses if isinstance(use, LinearUse | ConvolutionUse)]
+        fold, bias = self.folds.get(name), self._biases.get(name)
+        trained = [as_operator(use, problem.params[name]) for use in known or [None]]
+        init = [as_operator(use, problem.init[name]) for use in known or [None]]
+        biases: list[Tensor | None] = [
+            None if bias is None else w[bias].double() for w in (problem.params, problem.init)
+        ]
+        if fold is not None:
+            for i, (operators, params, buffers) in enumerate(
+                ((trained, problem.params, problem.buffers), (init, problem.init, problem.init_buffers))
+            ):
+                scale = (buffers[fold.variance].double() + fold.eps).rsqrt()
+                if fold.gamma is not None:
+                    scale = scale * params[fold.gamma].double()
+                operators[:] = [operator.scale_outputs(scale) for operator in operators]
+                before = -buffers[fold.mean].double() if biases[i] is None else biases[i] - buffers[fold.mean].double()
+                biases[i] = scale * before + (0.0 if fold.beta is None else params[fold.beta].double())
+        moved = [a.with_weight(a.weight - b.weight) for a, b in zip(trained, init, strict=True)]
+        kind = trained[0].kind if known else "matrix"
+        return EffectiveLayer(
+            tuple(trained), tuple(init), tuple(moved), biases[0], biases[1], fold is not None, kind
+        )  # fmt: skip
+
+
+def count(node: Node, op: str) -> int:
+    """How many nodes of a kind a tree has."""
+    return (node["op"] == op) + sum(count(child, op) for child in node.get("children", ()))
+
+
+def lipschitz(node: Node, norms: Mapping[str, float], scale: str = "lipschitz") -> float:
+    """The constant that a tree implies, from the layers' norms; ``scale`` chooses the field of the scale nodes."""
+    if node["op"] == "layer":
+        return norms[node["name"]]
+    if node["op"] == "scale":
+        return node.get(scale, node["lipschitz"])
+    parts = [lipschitz(child, norms, scale) for child in node.get("children", ())]
+    return sum(parts) if node["op"] == "sum" else math.prod(parts)
+
+
+class NoConstant(Exception):
+    """Why a network has no useful Lipschitz constant."""
+
+
+def add_init(node: Node, other: Node) -> None:
+    if node["op"] != other["op"]:
+        return  # a factor that is exactly 1 in one of the models
+    if node["op"] == "scale" and other["lipschitz"] != node["lipschitz"]:
+        node["init_lipschitz"] = other["lipschitz"]
+    if len(node.get("children", ())) == len(other.get("children", ())):
+        for child, twin in zip(node.get("children", ()), other.get("children", ()), strict=True):
+            add_init(child, twin)
+
+
+def series(steps: list[Node]) -> Node:
+    if len(steps) == 1:
+        return steps[0]
+    return {"op": "series", "children": steps} if steps else {"op": "identity"}
+
+
+def scale_step(l2: float, what: str, sup: float | None = None) -> Node:
+    """A step with its constants in the Euclidean and the sup norm (the same unless told), and one that is valid in both."""
+    l2, sup = float(l2), float(l2 if sup is None else sup)
+    return {"op": "scale", "lipschitz": max(l2, sup), "what": what, "l2": l2, "sup": sup}
