@@ -20,15 +20,9 @@ samples be dropped, which adds ζ.
 from __future__ import annotations
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.composition import (
-    add,
-    bound_value,
-    depth,
-    log,
-    outside,
-    positive_margin,
-    unverified,
-)
+from genbound.bounds.forms import bound_value
+from genbound.bounds.logs import add, log
+from genbound.bounds.reading import depth, outside, positive_margin, unverified
 
 REFERENCE = "Arora, Ge, Neyshabur & Zhang 2018"
 

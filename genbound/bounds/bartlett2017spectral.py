@@ -27,22 +27,10 @@ from __future__ import annotations
 import math
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.composition import (
-    LN10,
-    ZERO,
-    add,
-    bound_value,
-    compose,
-    has_margin,
-    log,
-    norms,
-    outside,
-    require,
-    spectral,
-    tree_of,
-    unverified,
-    widest,
-)
+from genbound.bounds.composition import compose
+from genbound.bounds.forms import bound_value
+from genbound.bounds.logs import LN10, ZERO, add, log
+from genbound.bounds.reading import has_margin, norms, outside, require, spectral, tree_of, unverified, widest
 
 REFERENCE = "Bartlett, Foster & Telgarsky 2017"
 

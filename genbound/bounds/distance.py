@@ -11,7 +11,8 @@ They bound neither the loss nor the error and do not depend on n.
 from __future__ import annotations
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.composition import add, bound_value, log
+from genbound.bounds.forms import bound_value
+from genbound.bounds.logs import add, log
 
 
 def _value(lower: list[float], upper: list[float], exponent: float) -> BoundValue:

@@ -10,7 +10,8 @@ norm itself, ``parametric`` the norm by its definition :math:`\sqrt{\mathbb E\,\
 from __future__ import annotations
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.composition import bound_value, log
+from genbound.bounds.forms import bound_value
+from genbound.bounds.logs import log
 
 REFERENCE = "Liang, Poggio, Rakhlin & Stokes 2019"
 

@@ -33,23 +33,10 @@ from __future__ import annotations
 import math
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.composition import (
-    add,
-    bound_value,
-    compose,
-    downstream,
-    has_biases,
-    has_structure,
-    layer_names,
-    log,
-    norms,
-    outside,
-    require,
-    scales,
-    sizes,
-    tree_of,
-    unverified,
-)
+from genbound.bounds.composition import compose, downstream, layer_names, scales
+from genbound.bounds.forms import bound_value
+from genbound.bounds.logs import add, log
+from genbound.bounds.reading import has_biases, has_structure, norms, outside, require, sizes, tree_of, unverified
 
 REFERENCE = "Gouk, Hospedales & Pontil 2021"
 TWO = math.log10(2.0)

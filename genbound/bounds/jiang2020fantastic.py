@@ -52,7 +52,8 @@ from __future__ import annotations
 import math
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.composition import add, bound_value, log
+from genbound.bounds.forms import bound_value
+from genbound.bounds.logs import add, log
 
 REFERENCE = "Jiang et al. 2020"
 UNION = 10.0  # the paper's allowance for the search of σ

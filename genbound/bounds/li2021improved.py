@@ -34,17 +34,15 @@ import math
 import numpy as np
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.composition import (
-    ZERO,
-    add,
-    bound_value,
-    compose,
+from genbound.bounds.composition import compose, perturb
+from genbound.bounds.forms import bound_value
+from genbound.bounds.logs import ZERO, add, log
+from genbound.bounds.noise import FAILURES, STEPS, bias_noise, entropy, noise_norms, require_noise_everywhere
+from genbound.bounds.reading import (
     depth,
     has_structure,
-    log,
     norms,
     outside,
-    perturb,
     require,
     sizes,
     spectral,
@@ -52,7 +50,6 @@ from genbound.bounds.composition import (
     unverified,
     widest,
 )
-from genbound.bounds.noise import FAILURES, STEPS, bias_noise, entropy, noise_norms, require_noise_everywhere
 
 REFERENCE = "Li & Zhang 2021"
 

@@ -28,22 +28,10 @@ from __future__ import annotations
 import math
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.composition import (
-    LN10,
-    add,
-    bound_value,
-    compose,
-    has_structure,
-    layer_names,
-    log,
-    outside,
-    power,
-    require,
-    sizes,
-    spectral,
-    tree_of,
-    unverified,
-)
+from genbound.bounds.composition import compose, layer_names
+from genbound.bounds.forms import bound_value
+from genbound.bounds.logs import LN10, add, log, power
+from genbound.bounds.reading import has_structure, outside, require, sizes, spectral, tree_of, unverified
 
 REFERENCE = "Long & Sedghi 2020"
 CHAINING = 32.47  # 24 times the integral of sqrt(ln(1 + 2/u)) over [0, 1], 1.352581, rounded up

@@ -32,13 +32,13 @@ from __future__ import annotations
 import math
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.composition import (
-    add,
-    bound_value,
-    compose,
+from genbound.bounds.composition import compose
+from genbound.bounds.forms import bound_value
+from genbound.bounds.logs import add, log
+from genbound.bounds.noise import margin_stable_bound
+from genbound.bounds.reading import (
     depth,
     has_margin,
-    log,
     norms,
     outside,
     require,
@@ -48,7 +48,6 @@ from genbound.bounds.composition import (
     unverified,
     widest,
 )
-from genbound.bounds.noise import margin_stable_bound
 
 REFERENCE = "Neyshabur, Bhojanapalli & Srebro 2018"
 CONSTANT = 42.0  # 4 e^2 sqrt(2) = 41.8, rounded up

@@ -22,18 +22,9 @@ import math
 from dataclasses import dataclass
 
 from genbound.bounds.base import Evidence, NotAvailable
-from genbound.bounds.composition import (
-    ZERO,
-    add,
-    layer_names,
-    learned_steps,
-    log,
-    perturb,
-    sizes,
-    sizes_before,
-    spectral,
-    tree_of,
-)
+from genbound.bounds.composition import layer_names, perturb, sizes_before
+from genbound.bounds.logs import ZERO, add, log
+from genbound.bounds.reading import learned_steps, sizes, spectral, tree_of
 
 FAILURES = (0.5, 0.1, 0.01)  # values of η that are searched
 STEPS = 4  # grid of standard deviations: 2^(-j/4)

@@ -10,7 +10,9 @@ under rescalings that leave a ReLU network's function alone.
 from __future__ import annotations
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.composition import bound_value, log, positive_margin
+from genbound.bounds.forms import bound_value
+from genbound.bounds.logs import log
+from genbound.bounds.reading import positive_margin
 
 REFERENCE = "Neyshabur, Tomioka & Srebro 2015"
 

@@ -30,24 +30,12 @@ from __future__ import annotations
 import math
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.composition import (
-    add,
-    bound_value,
-    compose,
-    depth,
-    has_margin,
-    layer_names,
-    log,
-    norms,
-    outside,
-    require,
-    sizes,
-    spectral,
-    tree_of,
-    unverified,
-)
+from genbound.bounds.composition import compose, layer_names
+from genbound.bounds.forms import bound_value
+from genbound.bounds.logs import add, log
 from genbound.bounds.neyshabur2018pacbayes import CONSTANT, grid_size, margin_bound, weighted_squares
 from genbound.bounds.noise import margin_stable_bound
+from genbound.bounds.reading import depth, has_margin, norms, outside, require, sizes, spectral, tree_of, unverified
 
 REFERENCE = "Pitas, Davies & Vandergheynst 2017"
 

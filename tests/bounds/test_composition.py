@@ -7,18 +7,9 @@ import pytest
 from fixtures import layer, residual, series
 
 from genbound.bounds.base import NotAvailable
-from genbound.bounds.composition import (
-    ZERO,
-    add,
-    compose,
-    downstream,
-    form,
-    layer_names,
-    log,
-    perturb,
-    power,
-    sizes_before,
-)
+from genbound.bounds.composition import compose, downstream, layer_names, perturb, sizes_before
+from genbound.bounds.forms import form
+from genbound.bounds.logs import ZERO, add, log, power
 
 SCALE = {"op": "scale", "lipschitz": 1.5, "what": "overlapping max-pool 3/2"}
 

@@ -7,8 +7,8 @@ import pytest
 from fixtures import net
 
 from genbound.bounds.base import NotAvailable
-from genbound.bounds.composition import log, norms
 from genbound.bounds.li2021improved import LI2021
+from genbound.bounds.logs import log
 from genbound.bounds.neyshabur2018pacbayes import NEYSHABUR2018
 from genbound.bounds.noise import (
     _first,
@@ -20,6 +20,7 @@ from genbound.bounds.noise import (
     margin_stable_bound,
     prior_scales,
 )
+from genbound.bounds.reading import norms
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (40, 10), (1, 30)])
