@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from genbound.data.files import encode_labels
+from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
-from genbound.network.losses import IGNORED
 
 
 def read_labels(

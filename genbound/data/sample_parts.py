@@ -11,6 +11,7 @@ from genbound.errors import GenboundError
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 LABEL_NAMES = ("labels", "label", "y")
+IGNORED = -100  # the label of a token that does not count, as in torch and transformers
 
 
 def to_tensor(value: Any, where: str) -> Tensor:
@@ -100,3 +101,18 @@ def stack(inputs: Sequence[Inputs]) -> Inputs:
     if isinstance(first, tuple):
         return tuple(torch.stack(parts) for parts in zip(*inputs, strict=True))
     return torch.stack(inputs)
+
+
+def counted(output: Tensor, targets: Tensor) -> Tensor:
+    """One sample's scores where they count.
+
+    Args:
+        output: scores of one sample, ``[K]``, or ``[T, K]`` for T positions.
+        targets: its label: a class, numbers, or ``[T]`` classes with :data:`IGNORED` where none counts.
+
+    Returns:
+        The scores at the labelled positions; all of them where the label is no sequence.
+    """
+    if targets.is_floating_point() or targets.dim() == 0 or output.shape[: targets.dim()] != targets.shape:
+        return output
+    return output[targets != IGNORED]

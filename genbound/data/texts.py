@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genbound.data.sample_parts import IGNORED
 from genbound.data.samples import Batch, Samples
 from genbound.errors import GenboundError
-from genbound.network.losses import IGNORED
 
 Tokens = dict[str, list[int]]
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from genbound.data.spec import Samples
+from genbound.data.sample_parts import IGNORED
+from genbound.data.samples import Samples
 from genbound.errors import GenboundError
 from genbound.finetune.baselines.mixup import mix
 from genbound.finetune.baselines.perturbation import SharpnessAware, TwoSidedNoise
-from genbound.finetune.label_noise.consistent_loss import IGNORED
 from genbound.finetune.settings import Settings
 from genbound.network.forward import call_arguments, scores
 

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
-
-IGNORED = -100  # the label of a token that is not counted, as in torch and transformers
 
 
 @dataclass(frozen=True)
@@ -123,13 +122,6 @@ def output_form(loss: Loss, outputs: Tensor, targets: Tensor, u: Tensor) -> Tens
     transposed = torch.autograd.functional.vjp(factor.columns, torch.zeros_like(outputs), u.double())[1]
     squares = transposed.square()
     return (squares if factor.signs is None else squares * factor.signs).flatten(1).sum(1)
-
-
-def counted(output: Tensor, targets: Tensor) -> Tensor:
-    """One sample's scores at its labelled positions; all of them where its label is no sequence."""
-    if targets.is_floating_point() or targets.dim() == 0 or output.shape[: targets.dim()] != targets.shape:
-        return output
-    return output[targets != IGNORED]
 
 
 def _token_mean(values: Tensor, targets: Tensor) -> Tensor:

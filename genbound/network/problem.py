@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genbound.data.spec import Batch, Samples, as_samples
+from genbound.data.sample_parts import counted
+from genbound.data.samples import Batch, Samples, as_samples
 from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK
 from genbound.network.displacement import Displacement
@@ -27,7 +28,7 @@ from genbound.network.forward import (
     scores,
 )
 from genbound.network.layers import Layer, select_layers
-from genbound.network.losses import Loss, bounded_cross_entropy, clipped, counted, get_loss
+from genbound.network.losses import Loss, bounded_cross_entropy, clipped, get_loss
 from genbound.network.memory import largest_batch
 from genbound.network.tape import Tape
 from genbound.version import __version__
@@ -41,7 +42,7 @@ class Problem:
     Args:
         model: any ``nn.Module`` holding the fine-tuned weights. It is run in evaluation mode and left as it was.
         init: the pretrained weights, ``name -> tensor``, for every name of ``model.named_parameters()``.
-        data: the training samples: a :class:`~genbound.data.spec.Samples`, a torch ``Dataset``, an iterable of batches
+        data: the training samples: a :class:`~genbound.data.samples.Samples`, a torch ``Dataset``, an iterable of batches
             ``(inputs, labels)`` or dicts, or a pair of tensors.
         loss: a name (``cross_entropy``, ``squared_error``, ``multi_label``), a :class:`~genbound.network.losses.Loss`, or
             a per-sample function ``(outputs, targets) -> [N]``.

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.network.losses import IGNORED, check_finite
+from genbound.data.sample_parts import IGNORED
+from genbound.network.losses import check_finite
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack
 
 NAME = "losses"

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
 from genbound.finetune.label_noise.confusion import check_confusion, inverse
 from genbound.network.forward import scores
 
-IGNORED = -100
 PerSample = Callable[[Tensor, Tensor], Tensor]
 
 
