@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
 # DataParallel and DDP, torch.compile, FSDP, activation checkpointing, Lightning Fabric: anywhere in a name, in any order.
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
 LEADING = "model."  # what training classes call the network inside
+_ADAPTER = re.compile(r"(^|\.)lora_")
 
 
 def unwrapped(name: str) -> str:
@@ -18,6 +20,30 @@ def unwrapped(name: str) -> str:
         'block.fc.weight'
     """
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def plain_name(name: str) -> str:
+    """The name of a live network's weight in the bare network: without wrappers, and without what PEFT adds.
+
+    Of a network itself, unlike of a file, ``module.`` is taken for a wrapper only in front: further in it is a part of
+    the network that somebody called so.
+
+    Example:
+        >>> plain_name("module.base_model.model.encoder.query.base_layer.weight")
+        'encoder.query.weight'
+        >>> plain_name("base_model.model.classifier.modules_to_save.default.weight")
+        'classifier.weight'
+    """
+    name = ".".join(part for part in name.split(".") if part not in WRAPPERS - {"module"})
+    while name.startswith(("module.", "base_model.model.")):
+        name = name.removeprefix("module.").removeprefix("base_model.model.")
+    name = re.sub(r"\.base_layer\.", ".", name)
+    return re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
+
+
+def is_adapter(name: str) -> bool:
+    """The parameter is a factor of an adapter, or PEFT's frozen copy of a module that is trained in full."""
+    return bool(_ADAPTER.search(name)) or ".original_module." in name
 
 
 def core(name: str, prefix: str = "") -> str:

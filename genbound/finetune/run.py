@@ -19,7 +19,7 @@ from genbound.checkpoints import huggingface
 from genbound.data.spec import Reader, Samples, load_data
 from genbound.errors import GenboundError
 from genbound.files import write_atomically, write_json
-from genbound.finetune.constraint_of_run import constraint_of
+from genbound.finetune.constraint.distance_constraint import constraint_of
 from genbound.finetune.label_noise.confusion import anchor_points, dual_t
 from genbound.finetune.objective import distance_penalty, per_sample_loss
 from genbound.finetune.output import save_network, write_data_file, write_sidecar

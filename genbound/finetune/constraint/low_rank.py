@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from genbound.checkpoints.names import plain_name
 from genbound.errors import GenboundError
-from genbound.finetune.names import plain_name
 
 
 @dataclass

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from genbound.checkpoints.names import plain_name
 from genbound.errors import GenboundError
 from genbound.finetune.constraint.projections import round_towards
-from genbound.finetune.names import plain_name
 
 EPSILON = 1e-6  # of the definition; not the layer's own eps
 
