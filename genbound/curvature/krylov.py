@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genbound.network.tape import Tape
-from genbound.network.uses import LinearUse
+from genbound.network.weight_uses import LinearUse
 
 
 class LayerOperator:

@@ -28,7 +28,7 @@ from genbound.curvature.sweep import Sweep
 from genbound.curvature.watch import LayerWatch, act_once
 from genbound.estimators.random import generator, grouped
 from genbound.network.problem import BLOCK
-from genbound.network.uses import ConvolutionUse, LinearUse, gram_root, gram_root_derivative
+from genbound.network.weight_uses import ConvolutionUse, LinearUse, gram_root, gram_root_derivative
 
 # A row of a noisy batch: which sample, and which member of which stream of normals moves its weights.
 NoisyRow = tuple[int, tuple, int]

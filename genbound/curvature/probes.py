@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from genbound.estimators.random import Row, row_signs
-from genbound.network.uses import LinearUse, Use
+from genbound.network.weight_uses import LinearUse, Use
 
 RANK = 8
 
@@ -68,7 +68,7 @@ def probe_directions(
     """Perturbations of the layers' results by random weights of every row's own.
 
     A layer that acts once, as a linear map on fewer positions than it has inputs, gets exact independent signs where they act
-    (:meth:`~genbound.network.uses.LinearUse.spread`); any other a :class:`Probe`.
+    (:meth:`~genbound.network.weight_uses.LinearUse.spread`); any other a :class:`Probe`.
 
     Args:
         layers: name -> (shape of the weight, its uses in the pass).

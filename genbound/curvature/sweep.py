@@ -31,7 +31,7 @@ from genbound.curvature.watch import LayerWatch, act_once
 from genbound.errors import GenboundError
 from genbound.estimators.random import row_of, row_signs
 from genbound.network.losses import output_form
-from genbound.network.uses import Use
+from genbound.network.weight_uses import Use
 
 
 class Unsupported(GenboundError):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from genbound.network.uses import ConvolutionUse, LinearUse
+from genbound.network.weight_uses import ConvolutionUse, LinearUse
 
 aten = torch.ops.aten
 LINEAR = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default})

@@ -216,7 +216,7 @@ class Problem:
     def tapes(self, positions: Sequence[int], layers: Sequence[str] | None = None) -> Iterator[Tape]:
         """Forward passes that cover the positions for all the layers.
 
-        A layer whose samples cannot share a pass (see :class:`~genbound.network.uses.LeafUse`) gets passes of
+        A layer whose samples cannot share a pass (see :class:`~genbound.network.weight_uses.LeafUse`) gets passes of
         one sample; the others share passes of ``batch_size``.
         """
         names = [layer.name for layer in self.layers] if layers is None else list(layers)

@@ -1,6 +1,6 @@
 r"""One forward pass of a few samples, kept with its graph, and every derivative taken from it.
 
-For a weight that acts by ``z = A(W)`` (see :mod:`genbound.network.uses`) and the sum over the samples of
+For a weight that acts by ``z = A(W)`` (see :mod:`genbound.network.weight_uses`) and the sum over the samples of
 :math:`\phi = \ell` (or of its part that is linearised in the output), the block of every sample at once is
 
 .. math:: H_n V_n = A_n^*\,\bigl(\nabla_z^2 \phi\; A(V)\bigr)_n ,
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genbound.network.graph import Graph
 from genbound.network.losses import check_finite
-from genbound.network.uses import LeafUse, Use, find_uses
+from genbound.network.weight_uses import LeafUse, Use, find_uses
 
 PARTS = ("hessian", "remainder")
 

@@ -63,7 +63,7 @@ from torch.autograd import forward_ad
 from genbound.errors import GenboundError
 from genbound.estimators.random import normal, rademacher
 from genbound.network.problem import BLOCK
-from genbound.network.uses import ConvolutionUse
+from genbound.network.weight_uses import ConvolutionUse
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack, stream
 from genbound.structure.observer import Observer
 from genbound.structure.sites import Site, find_sites, has_attention

@@ -35,7 +35,7 @@ import torch
 
 from genbound.estimators.estimate import data_sem
 from genbound.network.losses import CROSS_ENTROPY
-from genbound.network.uses import LeafUse
+from genbound.network.weight_uses import LeafUse
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack
 
 NAME = "fisher_rao"

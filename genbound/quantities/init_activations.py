@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from genbound.network.graph import Graph
-from genbound.network.uses import ConvolutionUse, LinearUse, find_uses
+from genbound.network.weight_uses import ConvolutionUse, LinearUse, find_uses
 from genbound.quantities.base import Context, Measured, Part, Quantity
 from genbound.structure.reader import read_structure
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genbound.network.graph import Graph
-from genbound.network.uses import ConvolutionUse, LinearUse, find_uses
+from genbound.network.weight_uses import ConvolutionUse, LinearUse, find_uses
 
 INPUT = "<input>"
 

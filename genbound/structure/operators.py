@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genbound.network.uses import ConvolutionUse, LinearUse
+from genbound.network.weight_uses import ConvolutionUse, LinearUse
 
 
 @dataclass(frozen=True)

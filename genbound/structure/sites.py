@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from genbound.network.graph import NORMALIZATIONS, operation
-from genbound.network.uses import ConvolutionUse, LinearUse
+from genbound.network.weight_uses import ConvolutionUse, LinearUse
 
 
 @dataclass

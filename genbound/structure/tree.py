@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from genbound.network.uses import ConvolutionUse, LinearUse
+from genbound.network.weight_uses import ConvolutionUse, LinearUse
 from genbound.structure.operators import Operator, as_operator
 
 Node = dict[str, Any]
