@@ -25,10 +25,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbound.curvature.sweep import Sweep
-from genbound.curvature.watch import LayerWatch, act_once
 from genbound.estimators.random import generator, grouped
 from genbound.network.problem import BLOCK
 from genbound.network.weight_uses import ConvolutionUse, LinearUse, gram_root, gram_root_derivative
+from genbound.network.weight_watch import LayerWatch, act_once
 
 # A row of a noisy batch: which sample, and which member of which stream of normals moves its weights.
 NoisyRow = tuple[int, tuple, int]

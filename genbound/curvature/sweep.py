@@ -27,11 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from genbound.curvature.own_noise import split_own_noise
 from genbound.curvature.probes import probe_directions
 from genbound.curvature.rules import Rule, at, find_rule
-from genbound.curvature.watch import LayerWatch, act_once
 from genbound.errors import GenboundError
 from genbound.estimators.random import row_of, row_signs
 from genbound.network.losses import output_form
 from genbound.network.weight_uses import Use
+from genbound.network.weight_watch import LayerWatch, act_once
 
 
 class Unsupported(GenboundError):
