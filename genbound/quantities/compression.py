@@ -65,8 +65,8 @@ from genbound.estimators.random import normal, rademacher
 from genbound.network.problem import BLOCK
 from genbound.network.weight_uses import ConvolutionUse
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack, stream
+from genbound.structure.output_sites import Site, find_sites, has_attention
 from genbound.structure.output_watch import Observer
-from genbound.structure.sites import Site, find_sites, has_attention
 
 NAME = "compression"
 

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from genbound.quantities.base import Context, Measured, Quantity
+from genbound.structure.output_sites import has_attention
 from genbound.structure.path_sums import PathSums, UnsupportedOperation
-from genbound.structure.sites import has_attention
 
 NAME = "path_norm"
 
