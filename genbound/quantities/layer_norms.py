@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from genbound.quantities.base import Context, Measured, Quantity
-from genbound.structure.operators import exact_norms
+from genbound.structure.layer_matrices import exact_norms
 from genbound.structure.reader import read_structure
 
 NAME = "layer_norms"

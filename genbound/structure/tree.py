@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from genbound.network.weight_uses import ConvolutionUse, LinearUse
-from genbound.structure.operators import Operator, as_operator
+from genbound.structure.layer_matrices import Operator, as_operator
 
 Node = dict[str, Any]
 MOST_NODES = 5000  # a tree repeats shared parts: densely connected branches would need exponentially many

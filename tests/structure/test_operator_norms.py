@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genbound.estimators.operator_norm import a_priori_factor, operator_norm, start_component
-from genbound.structure.operators import Convolution, Matrix, exact_norms
+from genbound.structure.layer_matrices import Convolution, Matrix, exact_norms
 
 D = torch.float64
 GAP = 1.01 * (1 + 1e-9)
