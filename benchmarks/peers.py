@@ -107,7 +107,7 @@ def shared_one_sided(problem, sigma: float, draw: int) -> float:
 
 def lanczos_products(problem, name: str, position: int, tolerance: float, most: int) -> int:
     """Products that plain Lanczos on one sample's own block takes until ``v^T H^+ v`` by Gauss quadrature moves by less."""
-    from genbound.curvature.krylov import LayerOperator
+    from genbound.curvature.layer_block import LayerOperator
     from genbound.estimators.lanczos import Lanczos
 
     operator = LayerOperator(problem.tape([position], [name]), name)

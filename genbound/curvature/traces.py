@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genbound.curvature.krylov import LayerOperator
+from genbound.curvature.layer_block import LayerOperator
 from genbound.curvature.probes import probe_directions
 from genbound.curvature.sweep import Sweep
 from genbound.estimators.random import Row, row_signs

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.curvature.krylov import LayerOperator, dense_blocks
+from genbound.curvature.layer_block import LayerOperator, dense_blocks
 from genbound.curvature.traces import gauss_newton_trace
 from genbound.estimators.lanczos import Lanczos
 from genbound.estimators.random import rademacher

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.curvature.krylov import LayerOperator
+from genbound.curvature.layer_block import LayerOperator
 from genbound.errors import GenboundError
 from genbound.estimators.lanczos import Lanczos, rounding
 from genbound.network.losses import output_form

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import genbound
-from genbound.curvature.krylov import LayerOperator, dense_blocks
+from genbound.curvature.layer_block import LayerOperator, dense_blocks
 from genbound.curvature.traces import dense_remainder_trace, gauss_newton_trace
 from genbound.network.graph import PIECEWISE_LINEAR, PRODUCTS
 from genbound.network.problem import Problem
