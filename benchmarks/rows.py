@@ -299,7 +299,7 @@ def minilm_noise_1024() -> Iterator[Row]:
 
 
 def minilm_draw() -> Iterator[Row]:
-    from genbound.curvature.noise import Normals, noisy_losses
+    from genbound.curvature.noise_by_row import Normals, noisy_losses
 
     problem = models.minilm(256)
     unit = typical(forward(problem), 3)

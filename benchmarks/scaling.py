@@ -59,7 +59,7 @@ def build(samples: int, classes: int, layers: int, length: int) -> genbound.Prob
 
 
 def costs(problem: genbound.Problem) -> dict[str, float]:
-    from genbound.curvature.noise import Normals, noisy_losses
+    from genbound.curvature.noise_by_row import Normals, noisy_losses
 
     def draw() -> None:
         for start in range(0, problem.num_samples, problem.batch_size):

@@ -8,7 +8,7 @@ loss; that Hessian approximation is reported beside it, with the relative residu
 still quadratic at that distance.
 
 The value is Monte Carlo: antithetic pairs (the odd orders cancel), an independent U for every sample, drawn in activation
-space (:mod:`genbound.curvature.noise`), and more draws for the samples with the larger spread. A pilot round finds
+space (:mod:`genbound.curvature.noise_by_row`), and more draws for the samples with the larger spread. A pilot round finds
 that spread; its values do not enter the mean. Most samples of a large set get a single draw; some of these are chosen beforehand
 for a second one, which tells the variance of all (:func:`genbound.estimators.allocation.choose_doubles`). The same standard
 normals serve the whole grid. A network with a layer that cannot be moved row by row (a weight used twice, or by an operation that is not recognised) has an independent U for every
@@ -40,7 +40,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genbound.curvature.noise import Normals, can_move_rows, noise_directions, noisy_losses
+from genbound.curvature.noise_by_row import Normals, can_move_rows, noise_directions, noisy_losses
 from genbound.curvature.sweep import Sweep, can_sweep
 from genbound.errors import GenboundError
 from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, predict

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import genbound
-from genbound.curvature.noise import Normals, can_move_rows, noise_directions, noisy_losses
+from genbound.curvature.noise_by_row import Normals, can_move_rows, noise_directions, noisy_losses
 from genbound.curvature.sweep import Sweep, can_sweep
 from genbound.network.problem import Problem
 
