@@ -36,8 +36,8 @@ import numpy as np
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.composition import compose, perturb
 from genbound.bounds.forms import bound_value
+from genbound.bounds.gaussian_noise import FAILURES, STEPS, bias_noise, entropy, noise_norms, require_noise_everywhere
 from genbound.bounds.logs import ZERO, add, log
-from genbound.bounds.noise import FAILURES, STEPS, bias_noise, entropy, noise_norms, require_noise_everywhere
 from genbound.bounds.reading import (
     depth,
     has_structure,

@@ -22,7 +22,7 @@ Forms:
     residual: ``paper`` for networks with sums of branches, with gains in place of products (for blocks x + Wx: every norm
         plus one, as Xiao et al. 2023 restate it).
     init_rigorous: derived for this package: prior at the pretrained weights, noise scaled by the *pretrained* norms, one grid
-        (:func:`genbound.bounds.noise.margin_stable_bound`, tolerance :math:`\gamma/(2\sqrt2)` in Euclidean norm).
+        (:func:`genbound.bounds.gaussian_noise.margin_stable_bound`, tolerance :math:`\gamma/(2\sqrt2)` in Euclidean norm).
 
 All are measures: B is the largest norm seen where the theorem wants one of the domain, and γ is chosen after seeing the data.
 """
@@ -34,8 +34,8 @@ import math
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.composition import compose
 from genbound.bounds.forms import bound_value
+from genbound.bounds.gaussian_noise import margin_stable_bound
 from genbound.bounds.logs import add, log
-from genbound.bounds.noise import margin_stable_bound
 from genbound.bounds.reading import (
     depth,
     has_margin,

@@ -19,7 +19,7 @@ Forms:
         of the network's input. It is not homogeneous in B, so it can hardly be what was meant.
     explicit: Neyshabur's :math:`4\sqrt{(\mathrm{KL}+\ln(6nG/\delta))/(n-1)}` with :math:`\mathrm{KL} = S^2B^2\Phi/(2\gamma^2)`; the balanced layers of that
         proof need a prior at zero, so this is no theorem either.
-    rigorous: derived for this package: :func:`genbound.bounds.noise.margin_stable_bound` with the proven noise norm for every layer.
+    rigorous: derived for this package: :func:`genbound.bounds.gaussian_noise.margin_stable_bound` with the proven noise norm for every layer.
     paper: not available: the theorem's text could not be read.
 
 All are measures. B is the norm of the whole input.
@@ -32,9 +32,9 @@ import math
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
 from genbound.bounds.composition import compose, layer_names
 from genbound.bounds.forms import bound_value
+from genbound.bounds.gaussian_noise import margin_stable_bound
 from genbound.bounds.logs import add, log
 from genbound.bounds.neyshabur2018pacbayes import CONSTANT, grid_size, margin_bound, weighted_squares
-from genbound.bounds.noise import margin_stable_bound
 from genbound.bounds.reading import depth, has_margin, norms, outside, require, sizes, spectral, tree_of, unverified
 
 REFERENCE = "Pitas, Davies & Vandergheynst 2017"

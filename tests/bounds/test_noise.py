@@ -7,10 +7,7 @@ import pytest
 from fixtures import net
 
 from genbound.bounds.base import NotAvailable
-from genbound.bounds.li2021improved import LI2021
-from genbound.bounds.logs import log
-from genbound.bounds.neyshabur2018pacbayes import NEYSHABUR2018
-from genbound.bounds.noise import (
+from genbound.bounds.gaussian_noise import (
     _first,
     bias_noise,
     convolution_norm,
@@ -20,6 +17,9 @@ from genbound.bounds.noise import (
     margin_stable_bound,
     prior_scales,
 )
+from genbound.bounds.li2021improved import LI2021
+from genbound.bounds.logs import log
+from genbound.bounds.neyshabur2018pacbayes import NEYSHABUR2018
 from genbound.bounds.reading import norms
 
 
