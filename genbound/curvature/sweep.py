@@ -29,7 +29,7 @@ from genbound.curvature.probes import probe_directions
 from genbound.curvature.rules import Rule, at, find_rule
 from genbound.errors import GenboundError
 from genbound.estimators.random import row_of, row_signs
-from genbound.network.losses import output_form
+from genbound.network.loss_functions import output_form
 from genbound.network.weight_uses import Use
 from genbound.network.weight_watch import LayerWatch, act_once
 

@@ -17,7 +17,7 @@ from genbound.checkpoints.pair import Pair
 from genbound.checkpoints.sidecar import read_sidecar
 from genbound.data.spec import Reader, load_data
 from genbound.errors import GenboundError
-from genbound.network.losses import Loss
+from genbound.network.loss_functions import Loss
 from genbound.network.problem import Problem
 from genbound.network.weights import WeightProblem
 from genbound.user_code import get_user

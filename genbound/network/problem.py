@@ -28,7 +28,7 @@ from genbound.network.forward import (
     scores,
 )
 from genbound.network.layers import Layer, select_layers
-from genbound.network.losses import Loss, bounded_cross_entropy, clipped, get_loss
+from genbound.network.loss_functions import Loss, bounded_cross_entropy, clipped, get_loss
 from genbound.network.memory import largest_batch
 from genbound.network.tape import Tape
 from genbound.version import __version__
@@ -44,10 +44,10 @@ class Problem:
         init: the pretrained weights, ``name -> tensor``, for every name of ``model.named_parameters()``.
         data: the training samples: a :class:`~genbound.data.samples.Samples`, a torch ``Dataset``, an iterable of batches
             ``(inputs, labels)`` or dicts, or a pair of tensors.
-        loss: a name (``cross_entropy``, ``squared_error``, ``multi_label``), a :class:`~genbound.network.losses.Loss`, or
+        loss: a name (``cross_entropy``, ``squared_error``, ``multi_label``), a :class:`~genbound.network.loss_functions.Loss`, or
             a per-sample function ``(outputs, targets) -> [N]``.
         num_data: size ``n`` of the training set if ``data`` holds only part of it.
-        loss_range: ``observed``, ``clip:C`` or ``bounded:PMIN`` (see :mod:`genbound.network.losses`).
+        loss_range: ``observed``, ``clip:C`` or ``bounded:PMIN`` (see :mod:`genbound.network.loss_functions`).
         test_data: held-out samples, for the generalization gap.
         num_samples: how many of the training samples the quantities are measured on; ``None`` means all.
             A random subset is drawn from ``sample_seed``.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from genbound.network.graph import Graph
-from genbound.network.losses import check_finite
+from genbound.network.loss_functions import check_finite
 from genbound.network.weight_uses import LeafUse, Use, find_uses
 
 PARTS = ("hessian", "remainder")

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from genbound.estimators.estimate import data_sem
-from genbound.network.losses import CROSS_ENTROPY
+from genbound.network.loss_functions import CROSS_ENTROPY
 from genbound.network.weight_uses import LeafUse
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack
 

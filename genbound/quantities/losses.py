@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from genbound.data.sample_parts import IGNORED
-from genbound.network.losses import check_finite
+from genbound.network.loss_functions import check_finite
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack
 
 NAME = "losses"

@@ -33,7 +33,7 @@ import torch
 from genbound.curvature.layer_block import LayerOperator
 from genbound.errors import GenboundError
 from genbound.estimators.lanczos import Lanczos, rounding
-from genbound.network.losses import output_form
+from genbound.network.loss_functions import output_form
 from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, plain, stack
 
 NAME = "max_quadratic_form"
