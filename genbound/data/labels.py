@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from genbound.data.files import encode_labels
+from genbound.data.data_files import encode_labels
 from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
 

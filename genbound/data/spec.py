@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from genbound.data.files import encode_labels, parse_options, read_npz, read_table
+from genbound.data.data_files import encode_labels, parse_options, read_npz, read_table
 from genbound.data.images import ImageSamples, make_transform, read_folder
 from genbound.data.labels import read_labels
 from genbound.data.samples import Batch, ListSamples, Samples, TensorSamples, as_samples
