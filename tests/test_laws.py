@@ -13,7 +13,7 @@ from cases import CASES, D
 import genbound
 from genbound.bounds import BOUNDS, Evidence
 from genbound.bounds.ju2022hessian import HESSIAN_DISTANCE, NOISY_LABEL_DISTANCE, TRACE_DISTANCE
-from genbound.evaluation.run import resolve
+from genbound.evaluation.evaluate import resolve
 from genbound.quantities import QUANTITIES
 
 # -- the tables -------------------------------------------------------------------------------------------------------
@@ -234,7 +234,9 @@ def test_bounds_and_the_catalogue_of_errors_import_no_torch():
 
 def test_what_sees_only_tables_measures_nothing():
     for module in ("genbound.results.results", "genbound.figures.one_run", "genbound.results.comparison"):
-        assert not [m for m in loaded(module) if m.startswith("genbound.curvature") or m == "genbound.evaluation.run"]
+        assert not [
+            m for m in loaded(module) if m.startswith("genbound.curvature") or m == "genbound.evaluation.evaluate"
+        ]
 
 
 def imports(path):
@@ -251,11 +253,11 @@ FORBIDDEN = {
         "genbound.quantities",
         "genbound.curvature",
         "genbound.network.problem",
-        "genbound.evaluation.run",
+        "genbound.evaluation.evaluate",
     ),
-    "estimators": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.run", "genbound.cli.main"),
-    "curvature": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.run", "genbound.cli.main"),
-    "quantities": ("genbound.bounds", "genbound.evaluation.run", "genbound.results.results", "genbound.cli.main"),
+    "estimators": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.evaluate", "genbound.cli.main"),
+    "curvature": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.evaluate", "genbound.cli.main"),
+    "quantities": ("genbound.bounds", "genbound.evaluation.evaluate", "genbound.results.results", "genbound.cli.main"),
 }
 
 
