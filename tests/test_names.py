@@ -1,0 +1,23 @@
+"""Names of modules tell them apart."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import genbound
+
+PACKAGE = Path(genbound.__file__).parent
+
+SHARED = {
+    "__init__.py": "a package has one each",
+    "base.py": "what the files of a catalogue share, one for the quantities and one for the bounds",
+    "fisher_rao.py": "a quantity, and the bound of that name",
+    "path_norm.py": "a quantity, and the bound of that name",
+}
+
+
+def test_no_two_modules_have_one_name():
+    found = defaultdict(list)
+    for path in sorted(PACKAGE.glob("**/*.py")):
+        found[path.name].append(str(path.relative_to(PACKAGE)))
+    several = {name: places for name, places in found.items() if len(places) > 1}
+    assert several.keys() == SHARED.keys(), several
