@@ -22,6 +22,30 @@ def unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
+def plain_name(name: str) -> str:
+    """The name of a live network's weight in the bare network: without wrappers, and without what PEFT adds.
+
+    Of a network itself, unlike of a file, ``module.`` is taken for a wrapper only in front: further in it is a part of
+    the network that somebody called so.
+
+    Example:
+        >>> plain_name("module.base_model.model.encoder.query.base_layer.weight")
+        'encoder.query.weight'
+        >>> plain_name("base_model.model.classifier.modules_to_save.default.weight")
+        'classifier.weight'
+    """
+    name = ".".join(part for part in name.split(".") if part not in WRAPPERS - {"module"})
+    while name.startswith(("module.", "base_model.model.")):
+        name = name.removeprefix("module.").removeprefix("base_model.model.")
+    name = re.sub(r"\.base_layer\.", ".", name)
+    return re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
+
+
+def is_adapter(name: str) -> bool:
+    """The parameter is a factor of an adapter, or PEFT's frozen copy of a module that is trained in full."""
+    return bool(_ADAPTER.search(name)) or ".original_module." in name
+
+
 def core(name: str, prefix: str = "") -> str:
     name = unwrapped(name)
     while found := next((lead for lead in (LEADING, prefix) if lead and name.startswith(lead)), None):
@@ -113,27 +137,3 @@ def surrounding(mapping: dict[str, str]) -> str:
         bare, own = unwrapped(key), unwrapped(name)
         found.add(bare[: -len(own)] if bare.endswith(own) and bare != own else "")
     return found.pop() if len(found) == 1 else ""
-
-
-def plain_name(name: str) -> str:
-    """The name in the bare network.
-
-    ``module.`` (data parallel) and ``_orig_mod.`` (torch.compile) go, and what PEFT adds: ``base_model.model.``,
-    ``.base_layer.`` and ``.modules_to_save.NAME.``.
-
-    Example:
-        >>> plain_name("module.base_model.model.encoder.query.base_layer.weight")
-        'encoder.query.weight'
-        >>> plain_name("base_model.model.classifier.modules_to_save.default.weight")
-        'classifier.weight'
-    """
-    name = name.replace("_orig_mod.", "")
-    while name.startswith(("module.", "base_model.model.")):
-        name = name.removeprefix("module.").removeprefix("base_model.model.")
-    name = re.sub(r"\.base_layer\.", ".", name)
-    return re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
-
-
-def is_adapter(name: str) -> bool:
-    """The parameter is a factor of an adapter, or PEFT's frozen copy of a module that is trained in full."""
-    return bool(_ADAPTER.search(name)) or ".original_module." in name
