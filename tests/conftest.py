@@ -9,6 +9,8 @@ from cases import CASES
 
 from genbound.network.problem import Problem
 
+pytest.register_assert_rewrite("sweeping")
+
 
 @pytest.fixture(scope="session")
 def problems():
@@ -20,6 +22,19 @@ def problems():
         if key not in kept:
             kept[key] = CASES[name].problem(**arguments)
         return kept[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def truths():
+    """``truths(name)``: the dense truth of a case, kept for the session."""
+    kept = {}
+
+    def get(name):
+        if name not in kept:
+            kept[name] = CASES[name].truth()
+        return kept[name]
 
     return get
 

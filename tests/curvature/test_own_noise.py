@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import D
-from test_sweep import close, drawn, own_directions, problem_of
+from sweeping import close, drawn, own_directions, problem_of
 from torch import nn
 from torch.nn import functional as F
 

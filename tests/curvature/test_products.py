@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from cases import CASES, Apply, D, encoder, labels, mlp
+from cases import CASES, D
+from sequence_nets import encoder
+from small_nets import Apply, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from cases_of_formats import Net, bert, gpt2, images, nudge, vit
+from small_checkpoints import Net, images, nudge
+from transformers_formats import bert, gpt2, vit
 
 import genbound
 from genbound.data.images import make_transform

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from cases_of_formats import LIT, NETS, Net, images, nudge
+from small_checkpoints import LIT, NETS, Net, images, nudge
 
 import genbound
 from genbound.cli.main import main

@@ -1,0 +1,72 @@
+"""Stratified means and their errors, and what the choice of samples adds."""
+
+import numpy as np
+import pytest
+from seeded import rng
+
+from genbound.estimators.allocation import choose_doubles
+from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
+
+
+def test_stratified_mean_by_hand():
+    """Strata {1, 3} and {10, 12, 14}: means 2 and 12; variances of the means 2/2 and 4/3."""
+    counts, means, squares = np.array([2, 3]), np.array([2.0, 12.0]), np.array([2.0, 8.0])
+    value, sem = stratified_mean(counts, means, stratum_variances(counts, squares))
+    assert value == 7.0 and sem == pytest.approx(np.sqrt(1 + 4 / 3) / 2)
+
+
+def test_stratified_mean_is_unbiased_and_its_error_right():
+    r, truth, scale, counts = rng(0), rng(1).normal(size=6), rng(2).exponential(size=6), np.array([2, 3, 4, 8, 16, 2])
+    found, errors = [], []
+    for _ in range(4000):
+        draws = [t + s * r.normal(size=c) for t, s, c in zip(truth, scale, counts, strict=True)]
+        means = np.array([d.mean() for d in draws])
+        squares = np.array([((d - d.mean()) ** 2).sum() for d in draws])
+        value, sem = stratified_mean(counts, means, stratum_variances(counts, squares))
+        found.append(value)
+        errors.append(sem**2)
+    expected = np.sqrt((scale**2 / counts).sum()) / 6
+    assert np.std(found) == pytest.approx(expected, rel=0.05)
+    assert np.mean(errors) == pytest.approx(expected**2, rel=0.05)
+    assert abs(np.mean(found) - truth.mean()) < 4 * expected / np.sqrt(4000)
+
+
+def test_a_single_draw_takes_its_variance_from_the_doubles():
+    """Doubles {1, 3} and {2, 8}: variances 2 and 18, in the mean 10. A stratum of three draws keeps its own."""
+    counts, doubles = np.array([1, 2, 2, 3]), np.array([False, True, True, False])
+    found = stratum_variances(counts, np.array([0.0, 2.0, 18.0, 6.0]), doubles)
+    assert found == pytest.approx([10.0, 2.0, 18.0, 3.0])
+
+
+def test_error_with_single_draws_is_right_in_the_mean():
+    """Strata whose spread grows with their size over four decades, most of them with one draw."""
+    r, sizes = rng(0), np.exp(rng(1).uniform(-5, 5, size=400))
+    counts = np.where(sizes > np.quantile(sizes, 0.9), 8, 1)
+    doubles = choose_doubles(counts, sizes)
+    assert counts[doubles].tolist() == [1] * doubles.sum() and 64 <= doubles.sum() <= 80
+    counts = counts + doubles
+    expected, found, errors = np.sqrt((sizes**2 / counts).sum()) / 400, [], []
+    for _ in range(2000):
+        draws = [s * r.normal(size=c) for s, c in zip(sizes, counts, strict=True)]
+        squares = np.array([((d - d.mean()) ** 2).sum() for d in draws])
+        value, sem = stratified_mean(
+            counts, np.array([d.mean() for d in draws]), stratum_variances(counts, squares, doubles)
+        )
+        found.append(value)
+        errors.append(sem**2)
+    assert np.std(found) == pytest.approx(expected, rel=0.05)
+    assert np.mean(errors) == pytest.approx(expected**2, rel=0.05)
+
+
+def test_few_singles_all_get_a_second_draw():
+    assert choose_doubles(np.array([1, 4, 1, 2]), np.ones(4)).tolist() == [True, False, True, False]
+    assert not choose_doubles(np.array([2, 4]), np.ones(2)).any()
+
+
+def test_data_sem_by_hand():
+    """Values 1, 3 of 4: sample variance 2, over two samples 1, finite population 1 - 2/4."""
+    values = np.array([[1.0], [3.0]])
+    assert data_sem(values, np.zeros_like(values), 4) == pytest.approx([np.sqrt(0.5)])
+    assert data_sem(values, np.ones_like(values), 4) == pytest.approx([np.sqrt(0.25)])
+    assert data_sem(values, 5 * np.ones_like(values), 4) == [0.0]
+    assert data_sem(values, np.zeros_like(values), 2) == [0.0]

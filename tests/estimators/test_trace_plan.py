@@ -1,0 +1,68 @@
+"""Which probes: those of the tape, separate sweeps of hard samples, joint sweeps for the total."""
+
+import numpy as np
+import pytest
+from seeded import rng
+
+from genbound.estimators.allocation import allocate
+from genbound.estimators.trace_plan import BACKWARD, Sweeps, plan_probes
+
+JOINT_RATIO = 0.7
+
+
+def probes(layer_target, total_target, ratio=0.05, cost=20.0, budget=1e9):
+    """A hundred samples, ten of them hard, eight layers whose joint probes have mostly cross-layer noise."""
+    spread = np.where(np.arange(100) < 10, 100.0, 1.0)[:, None]
+    variances = np.concatenate([np.ones((1, 8)), [[8.0]]], 1) * spread**2
+    targets = np.append(np.full(8, layer_target), total_target)
+    sweeps = None if ratio is None else Sweeps(lambda: (np.full(8, ratio), cost), lambda: JOINT_RATIO)
+    return variances, targets, plan_probes(variances, targets, 2, budget, sweeps)
+
+
+def test_hard_samples_are_swept_layer_by_layer():
+    variances, targets, plan = probes(0.2, 1e9)
+    assert plan.separate[:10].all() and not plan.separate[10:].any() and not plan.joint.any()
+    each = variances[:, 0] * np.where(plan.separate, 0.05, 1.0) / plan.counts
+    assert np.sqrt(each.sum()) / 100 <= targets[0]
+    assert not probes(0.2, 1e9, ratio=0.5)[2].separate.any()  # where that saves nothing
+    assert not probes(0.2, 1e9, ratio=None)[2].separate.any()  # and where there are no sweeps
+
+
+@pytest.mark.parametrize("budget", [4, 8, 16, 64])
+def test_separate_sweeps_for_some_are_no_worse_than_for_none_or_all(budget):
+    """Within the same budget; the sizes of the samples span four decades."""
+    spread = rng(4).lognormal(sigma=1.5, size=(400, 1))
+    variances = np.concatenate([np.ones((1, 8)), [[8.0]]], 1) * spread**2
+    targets, ratio, cost = np.append(np.full(8, 1e-3), 0.0), 0.05, 20.0
+
+    def error(counts, separate):
+        assert (np.where(separate, cost / BACKWARD, 1.0) * counts).mean() <= budget
+        return (variances[:, 0] * np.where(separate, ratio, 1.0) / counts).sum()
+
+    plan = plan_probes(variances, targets, 2, budget, Sweeps(lambda: (np.full(8, ratio), cost), lambda: 1.0))
+    mixed, every = error(plan.counts, plan.separate), np.ones(400, bool)
+    one = {"minimum": 2, "budget": budget}
+    assert mixed <= 1.02 * error(allocate(variances[:, :-1], targets[:-1], **one), ~every)
+    alone = allocate(ratio * variances[:, :-1], targets[:-1], **one, costs=np.full(400, cost / BACKWARD))
+    if budget > 2.5 * cost / BACKWARD:  # what two sweeps of all take
+        assert mixed <= 1.02 * error(alone, every)
+
+
+def test_what_the_total_lacks_is_swept_jointly():
+    variances, targets, plan = probes(1e9, 0.2)
+    assert (plan.counts == 2).all() and plan.joint[:10].min() > plan.joint[10:].max()
+    # The mean of both with these weights, for the samples where there are both.
+    w, joint = plan.weight, np.maximum(plan.joint, 1)
+    each = variances[:, -1] * (JOINT_RATIO * w**2 / joint + (1 - w) ** 2 / plan.counts)
+    assert 0.8 * targets[-1] < np.sqrt(each.sum()) / 100 <= 1.0001 * targets[-1]
+    assert plan.shares.sum() == pytest.approx(1)
+    assert not probes(1e9, 0.2, ratio=None)[2].joint.any()
+    assert probes(1e9, 0.2, budget=4)[2].joint.mean() <= 4 * 3.5 / 1.3
+    assert plan.passes() == pytest.approx(3.5 * 2 + 1.3 * plan.joint.mean())
+    # With a single curved layer the mean of its own noise is all there is: a joint sweep has no spread.
+    exact = plan_probes(variances, targets, 2, 1e9, Sweeps(None, lambda: 0.0))
+    assert (exact.joint[:10] >= 2).all() and exact.joint.sum() < plan.joint.sum()
+    for column in (-1, slice(None)):  # of the sum alone, and of everything
+        variances[5, column] = 0
+        plan = plan_probes(variances, targets, 2, 1000, Sweeps(None, lambda: 0.5))
+        assert not plan.joint[5] and not plan.weight[5]

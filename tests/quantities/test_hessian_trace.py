@@ -1,0 +1,107 @@
+"""The Hessian trace: exact and estimated, against the dense truth."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, D
+from shared_problems import CHOSEN, linear
+from small_nets import MLP_LAYERS
+
+import genbound
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_hessian_trace_exact(name, problems, truths):
+    results = genbound.evaluate(problems(name), ["hessian_trace"])
+    found, truth = results.quantities["hessian_trace"], truths(name)
+    total = 0.0
+    for layer in truth.layers:
+        expected = float(truth.traces(layer).mean())
+        total += expected
+        assert found["layers"][layer]["value"] == pytest.approx(expected, rel=1e-9, abs=1e-11)
+        assert found["layers"][layer]["sem"] == 0.0
+    assert found["total"]["value"] == pytest.approx(total, rel=1e-9, abs=1e-10)
+    assert found["num_probes"] == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ("encoder_tied", "time_first", "lstm") else n for n in CHOSEN],
+)
+def test_hessian_trace_stochastic(name, problems, truths):
+    """Probes for the remainder, and random factors for the Gauss-Newton part."""
+    truth, problem = truths(name), problems(name)
+    expected = {layer: float(truth.traces(layer).mean()) for layer in truth.layers}
+    for options in ({"exact_products": 0}, {"exact_products": 0, "exact_outputs": 0}):
+        options |= {"layer_sem": 0.3, "total_sem": 0.1}
+        results = genbound.evaluate(problem, ["hessian_trace"], seed=1, options={"hessian_trace": options})
+        found = results.quantities["hessian_trace"]
+        for layer, value in expected.items():
+            row = found["layers"][layer]
+            assert abs(row["value"] - value) <= 4 * row["sem"] + 1e-9, (layer, options)
+        total = found["total"]
+        assert abs(total["value"] - sum(expected.values())) <= 4 * total["sem"] + 1e-9
+        curved = any(layer.curved_by for layer in problem.layers)
+        assert (found["num_probes"] > 0) == curved
+        # Rademacher probes of a diagonal block (a lookup, then a function of each entry) have no spread.
+        assert (total["sem"] > 0) == ((curved and name != "embedding") or "exact_outputs" in options)
+
+
+@pytest.mark.parametrize("targets", [{"layer_sem": 0.02, "total_sem": 0.5}, {"layer_sem": 5.0, "total_sem": 0.002}])
+def test_hessian_trace_by_sweeps(targets, monkeypatch):
+    """Separate sweeps for hard samples, joint ones for the total: unbiased, with right errors, and the layers add up."""
+    from genbound.quantities import hessian_trace
+
+    plans, original = [], hessian_trace.plan_probes
+
+    def spy(*args, **kwargs):
+        plans.append(original(*args, **kwargs))
+        return plans[-1]
+
+    monkeypatch.setattr(hessian_trace, "plan_probes", spy)
+    monkeypatch.setattr(hessian_trace, "SMALL", 0)  # no more probes than the cap, however small the problem
+    problem = CASES["mlp_gelu"].problem()
+    exact = genbound.evaluate(problem, ["hessian_trace"]).quantities["hessian_trace"]
+    z = []
+    for seed in range(20):
+        options = {"exact_products": 0, "max_probes": 32, **targets}
+        found = genbound.evaluate(problem, ["hessian_trace"], seed, options={"hessian_trace": options})
+        found = found.quantities["hessian_trace"]
+        rows = [found["layers"][name] for name in found["layers"]]
+        assert sum(row["value"] for row in rows) == pytest.approx(found["total"]["value"], rel=1e-10)
+        pairs = [*zip(rows, exact["layers"].values(), strict=True), (found["total"], exact["total"])]
+        # A block whose own signs have no cross terms is exact in a separate sweep.
+        certain = [abs(a["value"] - b["value"]) <= 1e-10 for a, b in pairs]
+        z.append(
+            [np.nan if c else (a["value"] - b["value"]) / a["sem"] for c, (a, b) in zip(certain, pairs, strict=True)]
+        )
+    z = np.array(z)
+    z = z[:, (~np.isnan(z)).sum(0) > 5]
+    used = [plan.separate if targets["layer_sem"] < 1 else plan.joint for plan in plans]
+    assert sum(kind.any() for kind in used) > 5
+    assert (np.abs(np.nanmean(z, 0)) < 4 / np.sqrt((~np.isnan(z)).sum(0))).all()
+    assert 0.6 < np.sqrt(np.nanmean(z**2)) < 1.4
+
+
+def test_hessian_trace_of_softmax_regression():
+    """Tr H = |x|^2 sum_c p_c (1 - p_c)."""
+    x = torch.tensor([[1.0, 2.0], [0.5, -1.0], [0.0, 0.0]], dtype=D)
+    w = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=D)
+    p = (x @ w.T).softmax(1)
+    expected = float((x.square().sum(1) * (p * (1 - p)).sum(1)).mean())
+    assert genbound.measure(linear(w, x, [0, 1, 2]), "hessian_trace")["weight"].value == pytest.approx(
+        expected, rel=1e-12
+    )
+
+
+def test_data_sem_of_the_trace(problems, truths):
+    """A part of the data: what the choice of samples adds, from the spread of the per-sample traces."""
+    problem = CASES["mlp_relu"].problem(num_samples=4, sample_seed=5, num_data=70)
+    found = genbound.measure(problem, "hessian_trace")
+    for layer in MLP_LAYERS:
+        values = truths("mlp_relu").traces(layer)[problem.indices].numpy()
+        assert found[layer].value == pytest.approx(values.mean(), rel=1e-10)
+        expected = values.std(ddof=1) / 2 * math.sqrt(1 - 4 / 70)
+        assert found[layer].data_sem == pytest.approx(expected, rel=1e-9)
