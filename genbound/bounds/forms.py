@@ -9,6 +9,18 @@ from typing import Any
 from genbound.bounds.base import BoundValue, NotAvailable
 from genbound.bounds.logs import ZERO, power
 
+# How a form is made: a function that gives its log10, or with a note.
+Form = Callable[[], float] | tuple[Callable[[], float], str]
+
+
+def absent(reason: str) -> Callable[[], float]:
+    """A form that does not exist: the table prints the reason."""
+
+    def refuse() -> float:
+        raise NotAvailable(reason)
+
+    return refuse
+
 
 def form(value: float, note: str = "") -> dict[str, Any]:
     """A form from its logarithm. Zero has no logarithm: the note says that it is zero."""
@@ -21,7 +33,7 @@ def form(value: float, note: str = "") -> dict[str, Any]:
     return {"log10": value} | ({"note": note} if note else {})
 
 
-def forms_of(functions: Mapping[str, Callable[[], float] | tuple[Callable[[], float], str]]) -> dict[str, dict]:
+def forms_of(functions: Mapping[str, Form]) -> dict[str, dict]:
     """Name -> form. A function that raises :class:`NotAvailable` gives a null form with the reason."""
     found = {}
     for name, entry in functions.items():
@@ -35,7 +47,7 @@ def forms_of(functions: Mapping[str, Callable[[], float] | tuple[Callable[[], fl
 
 def bound_value(
     main: Callable[[str], float],
-    forms: Mapping[str, Callable[[], float] | tuple[Callable[[], float], str]],
+    forms: Mapping[str, Form],
     note: str = "",
     empirical: float | None = None,
 ) -> BoundValue:
