@@ -40,8 +40,8 @@ def forms_of(functions: Mapping[str, Form]) -> dict[str, dict]:
         function, note = entry if isinstance(entry, tuple) else (entry, "")
         try:
             found[name] = form(function(), note)
-        except NotAvailable as absent:
-            found[name] = {"log10": None, "note": str(absent)}
+        except NotAvailable as missing:
+            found[name] = {"log10": None, "note": str(missing)}
     return found
 
 

@@ -31,6 +31,9 @@ All are measures: the theorem holds for radii fixed before the data are seen, an
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.composition import compose, downstream, layer_names, scales
@@ -43,9 +46,107 @@ TWO = math.log10(2.0)
 GAP = "derived with a contraction that differs between units, which may cost a factor of order sqrt(ln(width))"
 
 
+@dataclass(frozen=True)
+class Terms:
+    r"""The numbers that the theorem is made of. Biases count as one more coordinate, of size 1, that passes from layer to layer.
+
+    Attributes:
+        tree: the structure.
+        moved: layer -> log10 of :math:`\|W_j-W_j^0\|_\infty`.
+        tuned: layer -> log10 of :math:`\|W_j\|_\infty`.
+        initial: layer -> log10 of :math:`\|W_j^0\|_\infty`.
+        classes: c.
+        coordinates: d.
+        peak: :math:`X_\infty`, in the unit of the inputs.
+        num_data: n.
+    """
+
+    tree: Mapping[str, Any]
+    moved: dict[str, float]
+    tuned: dict[str, float]
+    initial: dict[str, float]
+    classes: float
+    coordinates: float
+    peak: float
+    num_data: int
+
+    @property
+    def largest(self) -> dict[str, float]:
+        r"""Layer -> log10 of :math:`B_j=\max(\|W_j\|_\infty,\|W_j^0\|_\infty)`."""
+        return {name: max(self.tuned[name], self.initial[name]) for name in self.moved}
+
+    @property
+    def front(self) -> float:
+        r"""Log10 of :math:`4\sqrt{\ln(2d)}\,c\,X_\infty/\sqrt n`."""
+        factor = 4 * math.sqrt(math.log(2 * self.coordinates)) * self.classes
+        return log(factor) + log(self.peak) - 0.5 * log(self.num_data)
+
+
+def _doubled(norms: dict[str, float]) -> dict[str, float]:
+    return {name: TWO + norm for name, norm in norms.items()}
+
+
+def first_summand(terms: Terms, before: dict[str, float], after: dict[str, float]) -> float:
+    r"""Log10 of :math:`\frac{4\sqrt{\ln(2d)}\,c\,X_\infty}{\sqrt n}\sum_j 2D_j\prod_{i<j}2B_i\prod_{i>j}2B'_i`.
+
+    Args:
+        terms: the theorem's numbers.
+        before: layer -> log10 of B, for what is executed before the layer that moves.
+        after: layer -> log10 of B', for what is executed after it.
+    """
+    gains = compose(terms.tree, _doubled(before), _doubled(after), per_sum=TWO).gains
+    return terms.front + TWO + add(*(terms.moved[name] + gains[name] for name in terms.moved))
+
+
+def data_dependent(terms: Terms, evidence: Evidence) -> float:
+    r"""Log10 of :math:`2\sqrt2\,c\sum_jD_jN_{j-1}2^{L-j}\prod_{i>j}\|W_i\|_\infty`."""
+    behind = downstream(terms.tree, _doubled(terms.tuned), per_sum=TWO)
+    biased = has_biases(evidence)
+
+    def activations(name: str) -> float:
+        r"""Log10 of :math:`N_{j-1}=\sqrt{2\ln(2\,\mathrm{width})/n}\,\max_k\mathrm{rms}(h^0_k)`."""
+        size, width = (evidence.number("init_activations", "layers", name, key) for key in ("value", "width"))
+        if biased:
+            size, width = max(size, 1.0), width + 1
+        return log(size * math.sqrt(2 * math.log(2 * width) / terms.num_data))
+
+    summands = (terms.moved[name] + behind[name] + activations(name) for name in terms.moved)
+    return log(2 * math.sqrt(2) * terms.classes) + add(*summands)
+
+
+def frobenius(terms: Terms, evidence: Evidence) -> float:
+    r"""Log10 of :math:`\frac{2\sqrt2\,c\,X_2}{\sqrt n}\prod_j(2\|W_j\|_F\sqrt{n_j})\sum_jD_j/(B_j\prod_{i\le j}\sqrt{n_i})`."""
+    weight, start, moved = (norms(evidence, "operator_frobenius", w) for w in ("weight", "init", "displacement"))
+    doubled = {name: TWO + max(weight[name], start[name]) for name in weight}
+    behind = {name: doubled[name] + 0.5 * log(columns) for name, columns in sizes(evidence, "input_size").items()}
+    gains = compose(terms.tree, doubled, behind).gains
+    inputs = log(evidence.number("input_norm", "max_l2"))
+    front = log(2 * math.sqrt(2) * terms.classes) + inputs - 0.5 * log(terms.num_data)
+    return front + TWO + add(*(moved[name] + gains[name] for name in moved))
+
+
 def confidence(num_data: int, delta: float) -> float:
     r""":math:`3\sqrt{\ln(2/\delta)/(2n)}`."""
     return 3 * math.sqrt(math.log(2 / delta) / (2 * num_data))
+
+
+# -- from the evidence ----------------------------------------------------------------------------------------------
+
+
+def read(evidence: Evidence) -> Terms:
+    """The theorem's numbers."""
+    tree = tree_of(evidence)
+    moved, tuned, initial = (norms(evidence, "mars_with_bias", which) for which in ("displacement", "weight", "init"))
+    classes, coordinates = (
+        sizes(evidence, "output_size")[layer_names(tree)[-1]],
+        evidence.number("input_norm", "dimension"),
+    )
+    peak = evidence.number("input_norm", "max_abs")
+    if has_biases(evidence):
+        # The appended coordinate passes through a row of norm 1 in every layer.
+        coordinates, peak = coordinates + 1, max(peak, 1.0)
+        tuned, initial = ({name: max(norm, 0.0) for name, norm in side.items()} for side in (tuned, initial))
+    return Terms(tree, moved, tuned, initial, classes, coordinates, peak, evidence.num_data)
 
 
 def _pooling(evidence: Evidence) -> str:
@@ -57,69 +158,32 @@ def _pooling(evidence: Evidence) -> str:
 
 
 def _gouk(evidence: Evidence) -> BoundValue:
-    tree, n = tree_of(evidence), evidence.num_data
-    names = layer_names(tree)
-    biased = "mars_with_bias"
-    moved = norms(evidence, biased, "displacement")
-    tuned, initial = norms(evidence, biased, "weight"), norms(evidence, biased, "init")
-    classes, coordinates = sizes(evidence, "output_size")[names[-1]], evidence.number("input_norm", "dimension")
-    peak = evidence.number("input_norm", "max_abs")
-    if has_biases(evidence):
-        # An appended coordinate of 1 carries them from layer to layer: one more input, and rows of norm 1.
-        coordinates, peak = coordinates + 1, max(peak, 1.0)
-        tuned, initial = ({name: max(s, 0.0) for name, s in side.items()} for side in (tuned, initial))
-    largest = {name: max(tuned[name], initial[name]) for name in names}
-    scale = log(4 * math.sqrt(math.log(2 * coordinates)) * classes) + log(peak) - 0.5 * log(n)
+    terms = read(evidence)
 
-    def first(before: dict[str, float], after: dict[str, float]) -> float:
-        """The first summand: the layer that moves has its own factor 2."""
-        gains = compose(
-            tree,
-            {name: TWO + before[name] for name in names},
-            {name: TWO + after[name] for name in names},
-            per_sum=TWO,
-        ).gains
-        return scale + TWO + add(*(moved[name] + gains[name] for name in names))
+    def published(side: str = "upper") -> float:
+        return first_summand(terms, terms.largest, terms.largest)
 
-    def data_dependent() -> float:
-        after = downstream(tree, {name: TWO + tuned[name] for name in names}, per_sum=TWO)
-        terms = []
-        for name in names:
-            size, width = (evidence.number("init_activations", "layers", name, key) for key in ("value", "width"))
-            if has_biases(evidence):
-                size, width = max(size, 1.0), width + 1
-            terms.append(moved[name] + after[name] + log(size * math.sqrt(2 * math.log(2 * width) / n)))
-        return log(2 * math.sqrt(2) * classes) + add(*terms)
+    def with_confidence(term: Callable[[], float], factor: float, *covered: str) -> Callable[[], float]:
+        """Both summands for the loss at hand, where the theorem covers the network."""
 
-    def frobenius() -> float:
-        columns = sizes(evidence, "input_size")
-        root = {name: 0.5 * log(columns[name]) for name in names}
-        weight, start = (norms(evidence, "operator_frobenius", which) for which in ("weight", "init"))
-        doubled = {name: TWO + max(weight[name], start[name]) for name in names}
-        gains = compose(tree, doubled, {name: doubled[name] + root[name] for name in names}).gains
-        distances = norms(evidence, "operator_frobenius", "displacement")
-        inputs = log(evidence.number("input_norm", "max_l2"))
-        front = log(2 * math.sqrt(2) * classes) + inputs - 0.5 * log(n)
-        return front + TWO + add(*(distances[name] + gains[name] for name in names))
+        def value() -> float:
+            require(outside(evidence, "activations", *covered) or _pooling(evidence))
+            tail = evidence.bounded_range() * confidence(evidence.num_data, evidence.delta)
+            return add(log(factor * evidence.lipschitz()) + term(), log(tail))
 
-    def with_confidence(term, factor: float = 1.0, *covered: str) -> float:
-        require(outside(evidence, "biases", "activations", *covered) or _pooling(evidence))
-        tail = evidence.bounded_range() * confidence(n, evidence.delta)
-        return add(log(factor * evidence.lipschitz()) + term(), log(tail))
-
-    def frobenius_form() -> float:
-        require(outside(evidence, "activations"))
-        return with_confidence(frobenius)
+        return value
 
     forms = {
-        "paper": lambda: with_confidence(lambda: first(largest, largest)),
-        "constant_2": (lambda: with_confidence(lambda: first(largest, largest), 0.5, "sums"), GAP),
-        "asymmetric": (lambda: with_confidence(lambda: first(initial, tuned), 0.5, "sums"), GAP),
-        "data_dependent": (lambda: with_confidence(data_dependent, 1.0, "sums"), GAP),
-        "frobenius": frobenius_form,
+        "paper": with_confidence(published, 1.0, "biases"),
+        "constant_2": (with_confidence(published, 0.5, "biases", "sums"), GAP),
+        "asymmetric": (
+            with_confidence(lambda: first_summand(terms, terms.initial, terms.tuned), 0.5, "biases", "sums"),
+            GAP,
+        ),
+        "data_dependent": (with_confidence(lambda: data_dependent(terms, evidence), 1.0, "biases", "sums"), GAP),
+        "frobenius": with_confidence(lambda: frobenius(terms, evidence), 1.0),
     }
-    note = outside(evidence, "biases", "activations") or _pooling(evidence)
-    return bound_value(lambda side: first(largest, largest), forms, unverified(note))
+    return bound_value(published, forms, unverified(outside(evidence, "biases", "activations") or _pooling(evidence)))
 
 
 GOUK2021 = Bound(

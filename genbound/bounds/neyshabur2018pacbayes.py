@@ -30,6 +30,7 @@ All are measures: B is the largest norm seen where the theorem wants one of the 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.composition import compose
@@ -51,6 +52,29 @@ from genbound.bounds.reading import (
 
 REFERENCE = "Neyshabur, Bhojanapalli & Srebro 2018"
 CONSTANT = 42.0  # 4 e^2 sqrt(2) = 41.8, rounded up
+BALANCING = "balancing the layers across sums of branches could not be verified"
+NO_THEOREM = "not a theorem: the layers' balancing needs the prior at zero"
+
+
+@dataclass(frozen=True)
+class Terms:
+    r"""The numbers that the theorem is made of, besides the Frobenius norms.
+
+    Attributes:
+        gains: ``lower`` or ``upper`` -> layer -> log10 of :math:`T_i`, in a plain network :math:`\prod_{j\ne i}\|W_j\|_2`.
+        radius: log10 of B.
+        margin: log10 of γ.
+        layers: d.
+        width: h.
+        num_data: n.
+    """
+
+    gains: dict[str, dict[str, float]]
+    radius: float
+    margin: float
+    layers: int
+    width: float
+    num_data: int
 
 
 def weighted_squares(frobenius: dict[str, float], gains: dict[str, float]) -> float:
@@ -58,20 +82,20 @@ def weighted_squares(frobenius: dict[str, float], gains: dict[str, float]) -> fl
     return add(*(2 * (frobenius[name] + gains[name]) for name in frobenius))
 
 
-def main_term(phi: float, radius: float, layers: int, width: float, margin: float, num_data: int) -> float:
-    r"""Log10 of :math:`\sqrt{B^2d^2h\ln(dh)\Phi/(\gamma^2n)}`; φ, B and γ as logarithms."""
-    spread = log(width * math.log(layers * width))
-    return radius + log(layers) - margin + 0.5 * (phi + spread - log(num_data))
+def main_term(terms: Terms, phi: float, width: float) -> float:
+    r"""Log10 of :math:`\sqrt{B^2d^2h\ln(dh)\Phi/(\gamma^2n)}`; Φ as logarithm."""
+    spread = log(width * math.log(terms.layers * width))
+    return terms.radius + log(terms.layers) - terms.margin + 0.5 * (phi + spread - log(terms.num_data))
 
 
-def divergence(phi: float, radius: float, layers: int, width: float, margin: float) -> float:
-    r"""Log10 of :math:`\mathrm{KL} = 42^2d^2B^2h\ln(4hd)\Phi/(2\gamma^2)`."""
-    spread = log(width * math.log(4 * layers * width) / 2)
-    return 2 * (log(CONSTANT) + log(layers) + radius - margin) + spread + phi
+def divergence(terms: Terms, phi: float) -> float:
+    r"""Log10 of :math:`\mathrm{KL} = 42^2d^2B^2h\ln(4hd)\Phi/(2\gamma^2)`; Φ as logarithm."""
+    spread = log(terms.width * math.log(4 * terms.layers * terms.width) / 2)
+    return 2 * (log(CONSTANT) + log(terms.layers) + terms.radius - terms.margin) + spread + phi
 
 
 def margin_bound(kl: float, num_data: int, delta: float, grid: float = 1.0) -> float:
-    r"""Log10 of :math:`4\sqrt{(\mathrm{KL}+\ln(6nG/\delta))/(n-1)}`."""
+    r"""Log10 of :math:`4\sqrt{(\mathrm{KL}+\ln(6nG/\delta))/(n-1)}`; KL as logarithm."""
     return log(4.0) + 0.5 * (add(kl, log(math.log(6 * num_data * grid / delta))) - log(num_data - 1))
 
 
@@ -80,43 +104,55 @@ def grid_size(layers: int, num_data: int) -> float:
     return layers * num_data ** (1 / (2 * layers))
 
 
+# -- from the evidence ----------------------------------------------------------------------------------------------
+
+
+def read(evidence: Evidence) -> Terms:
+    """The theorem's numbers."""
+    tree = tree_of(evidence)
+    return Terms(
+        layers=depth(evidence),
+        radius=log(evidence.number("input_norm", "max_l2")),
+        margin=log(evidence.number("margin", "value")),
+        width=widest(evidence),
+        gains={side: compose(tree, spectral(evidence, side)).gains for side in ("lower", "upper")},
+        num_data=evidence.num_data,
+    )
+
+
 def _neyshabur(evidence: Evidence) -> BoundValue:
-    tree, layers, n = tree_of(evidence), depth(evidence), evidence.num_data
-    radius = log(evidence.number("input_norm", "max_l2"))
-    margin, width = log(evidence.number("margin", "value")), widest(evidence)
-    moved = norms(evidence, "operator_frobenius", "displacement")
-    weights = norms(evidence, "operator_frobenius", "weight")
-    gains = {side: compose(tree, spectral(evidence, side)).gains for side in ("lower", "upper")}
+    terms = read(evidence)
+    moved, weights = (norms(evidence, "operator_frobenius", which) for which in ("displacement", "weight"))
 
-    def main(side: str, frobenius: dict[str, float] = moved, h: float = width) -> float:
-        return main_term(weighted_squares(frobenius, gains[side]), radius, layers, h, margin, n)
-
-    def full(frobenius: dict[str, float], *covered: str) -> float:
-        require(outside(evidence, *covered))
-        kl = divergence(weighted_squares(frobenius, gains["upper"]), radius, layers, width, margin)
-        return margin_bound(kl, n, evidence.delta, grid_size(layers, n))
+    def leading(frobenius: dict[str, float], width: float, side: str = "upper") -> float:
+        return main_term(terms, weighted_squares(frobenius, terms.gains[side]), width)
 
     def kernel() -> float:
         channels = max(*sizes(evidence, "in_channels").values(), *sizes(evidence, "out_channels").values())
-        return main("upper", norms(evidence, "frobenius", "displacement"), channels)
+        return leading(norms(evidence, "frobenius", "displacement"), channels)
+
+    def theorem(frobenius: dict[str, float], *covered: str) -> float:
+        require(outside(evidence, *covered))
+        kl = divergence(terms, weighted_squares(frobenius, terms.gains["upper"]))
+        return margin_bound(kl, terms.num_data, evidence.delta, grid_size(terms.layers, terms.num_data))
 
     def rigorous() -> float:
-        tolerance = margin - log(2 * math.sqrt(2))
+        tolerance = terms.margin - log(2 * math.sqrt(2))
         return margin_stable_bound(evidence, tolerance, norms(evidence, "frobenius", "displacement"))
 
     forms = {
         "main_term_kernel": kernel,
-        "main_term_origin": lambda: main("upper", weights),
-        "paper": lambda: full(weights),
-        "paper_at_init": (lambda: full(moved), "not a theorem: the layers' balancing needs the prior at zero"),
+        "main_term_origin": lambda: leading(weights, terms.width),
+        "paper": lambda: theorem(weights),
+        "paper_at_init": (lambda: theorem(moved), NO_THEOREM),
         "init_rigorous": rigorous,
     }
     if not evidence.quantities["structure"]["plain"]:
-        forms["residual"] = (
-            lambda: full(weights, "sums"),
-            "balancing the layers across sums of branches could not be verified",
-        )
-    return bound_value(main, forms, unverified(outside(evidence)), evidence.number("margin", "margin_loss"))
+        forms["residual"] = (lambda: theorem(weights, "sums"), BALANCING)
+    note = unverified(outside(evidence))
+    return bound_value(
+        lambda side: leading(moved, terms.width, side), forms, note, evidence.number("margin", "margin_loss")
+    )
 
 
 NEYSHABUR2018 = Bound(

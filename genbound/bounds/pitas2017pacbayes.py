@@ -28,16 +28,46 @@ All are measures. B is the norm of the whole input.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
+from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.composition import compose, layer_names
-from genbound.bounds.forms import bound_value
+from genbound.bounds.forms import absent, bound_value
 from genbound.bounds.gaussian_noise import margin_stable_bound
 from genbound.bounds.logs import add, log
-from genbound.bounds.neyshabur2018pacbayes import CONSTANT, grid_size, margin_bound, weighted_squares
+from genbound.bounds.neyshabur2018pacbayes import CONSTANT, NO_THEOREM, grid_size, margin_bound, weighted_squares
 from genbound.bounds.reading import depth, has_margin, norms, outside, require, sizes, spectral, tree_of, unverified
 
 REFERENCE = "Pitas, Davies & Vandergheynst 2017"
+QUOTED = "as quoted by other papers; not homogeneous in B"
+
+
+@dataclass(frozen=True)
+class Terms:
+    r"""The numbers that the theorem is made of.
+
+    Attributes:
+        phi: ``lower`` or ``upper`` -> log10 of Φ.
+        shapes: (k, a, b, n) of every layer.
+        layers: d.
+        radius: B, in the unit of the inputs.
+        margin: log10 of γ.
+        num_data: n.
+        delta: δ.
+    """
+
+    phi: dict[str, float]
+    shapes: list[tuple[float, float, float, float]]
+    layers: int
+    radius: float
+    margin: float
+    num_data: int
+    delta: float
+
+    @property
+    def noise(self) -> float:
+        """Log10 of BS."""
+        return log(self.radius) + log(consistent_sum(self.shapes, self.layers))
 
 
 def consistent_sum(shapes: list[tuple[float, float, float, float]], layers: int) -> float:
@@ -62,45 +92,75 @@ def literal_sum(shapes: list[tuple[float, float]], resolution: float, layers: in
     return 84 * radius * sum(k * math.sqrt(c) for k, c in shapes) + math.sqrt(math.log(4 * resolution**2 * layers))
 
 
+def main_term(terms: Terms, side: str) -> float:
+    r"""Log10 of :math:`\sqrt{B^2S^2\Phi/(\gamma^2n)}`."""
+    return terms.noise - terms.margin + 0.5 * (terms.phi[side] - log(terms.num_data))
+
+
+def with_confidence(terms: Terms, bracket: float) -> float:
+    r"""Log10 of :math:`\sqrt{(b^2\Phi+\ln(n/\delta))/(\gamma^2n)}` with log10 of the bracket b = BS."""
+    confidence = log(math.log(terms.num_data / terms.delta))
+    return 0.5 * (add(2 * bracket + terms.phi["upper"], confidence) - log(terms.num_data)) - terms.margin
+
+
+def literal(terms: Terms, resolution: float) -> float:
+    """Log10 of :func:`with_confidence` with :func:`literal_sum` for the bracket; the input has ``resolution`` pixels a side."""
+    shapes = [(side, outputs) for side, _, outputs, _ in terms.shapes]
+    return with_confidence(terms, log(literal_sum(shapes, resolution, terms.layers, terms.radius)))
+
+
+def explicit(terms: Terms) -> float:
+    r"""Log10 of :math:`4\sqrt{(\mathrm{KL}+\ln(6nG/\delta))/(n-1)}` with :math:`\mathrm{KL} = S^2B^2\Phi/(2\gamma^2)`."""
+    kl = 2 * (terms.noise - terms.margin) + terms.phi["upper"] - log(2.0)
+    return margin_bound(kl, terms.num_data, terms.delta, grid_size(terms.layers, terms.num_data))
+
+
+# -- from the evidence ----------------------------------------------------------------------------------------------
+
+
+def read(evidence: Evidence) -> Terms:
+    """The theorem's numbers."""
+    tree, moved = tree_of(evidence), norms(evidence, "frobenius", "displacement")
+    side, inputs, outputs, maps = (
+        sizes(evidence, key) for key in ("kernel_side", "in_channels", "out_channels", "input_resolution")
+    )
+    return Terms(
+        layers=depth(evidence),
+        radius=evidence.number("input_norm", "max_l2"),
+        margin=log(evidence.number("margin", "value")),
+        shapes=[(side[name], inputs[name], outputs[name], maps[name]) for name in layer_names(tree)],
+        phi={
+            which: weighted_squares(moved, compose(tree, spectral(evidence, which)).gains)
+            for which in ("lower", "upper")
+        },
+        num_data=evidence.num_data,
+        delta=evidence.delta,
+    )
+
+
 def _pitas(evidence: Evidence) -> BoundValue:
-    tree, layers, n = tree_of(evidence), depth(evidence), evidence.num_data
-    names, radius = layer_names(tree), log(evidence.number("input_norm", "max_l2"))
-    margin, moved = log(evidence.number("margin", "value")), norms(evidence, "frobenius", "displacement")
-    size = {key: sizes(evidence, key) for key in ("kernel_side", "in_channels", "out_channels", "input_resolution")}
-    spread = log(consistent_sum([tuple(size[key][name] for key in size) for name in names], layers))
-    phi = {side: weighted_squares(moved, compose(tree, spectral(evidence, side)).gains) for side in ("lower", "upper")}
-    confidence = log(math.log(n / evidence.delta))
+    terms, doubt = read(evidence), unverified(outside(evidence))
 
-    def main(side: str) -> float:
-        return radius + spread - margin + 0.5 * (phi[side] - log(n))
-
-    def consistent() -> float:
-        return 0.5 * (add(2 * (radius + spread) + phi["upper"], confidence) - log(n)) - margin
-
-    def literal() -> float:
-        resolution = evidence.number("input_norm", "resolution")
-        shapes = [(size["kernel_side"][name], size["out_channels"][name]) for name in names]
-        bracket = log(literal_sum(shapes, resolution, layers, evidence.number("input_norm", "max_l2")))
-        return 0.5 * (add(2 * bracket + phi["upper"], confidence) - log(n)) - margin
-
-    def explicit() -> float:
+    def neyshabur() -> float:
         require(outside(evidence))
-        kl = 2 * (radius + spread - margin) + phi["upper"] - log(2.0)
-        return margin_bound(kl, n, evidence.delta, grid_size(layers, n))
+        return explicit(terms)
 
-    def paper() -> float:
-        raise NotAvailable("the theorem's text could not be read: see consistent (derived) and literal (as quoted)")
+    def rigorous() -> float:
+        tolerance, moved = terms.margin - log(2 * math.sqrt(2)), norms(evidence, "frobenius", "displacement")
+        return margin_stable_bound(evidence, tolerance, moved, dense=False)
 
-    doubt = unverified(outside(evidence))
     forms = {
-        "paper": paper,
-        "consistent": (consistent, doubt),
-        "literal": (literal, "; ".join(filter(None, ["as quoted by other papers; not homogeneous in B", doubt]))),
-        "explicit": (explicit, "not a theorem: the layers' balancing needs the prior at zero"),
-        "rigorous": lambda: margin_stable_bound(evidence, margin - log(2 * math.sqrt(2)), moved, dense=False),
+        "paper": absent("the theorem's text could not be read: see consistent (derived) and literal (as quoted)"),
+        "consistent": (lambda: with_confidence(terms, terms.noise), doubt),
+        "literal": (
+            lambda: literal(terms, evidence.number("input_norm", "resolution")),
+            "; ".join(filter(None, [QUOTED, doubt])),
+        ),
+        "explicit": (neyshabur, NO_THEOREM),
+        "rigorous": rigorous,
     }
     note = doubt or "the paper's own constants could not be verified"
-    return bound_value(main, forms, note, evidence.number("margin", "margin_loss"))
+    return bound_value(lambda side: main_term(terms, side), forms, note, evidence.number("margin", "margin_loss"))
 
 
 PITAS2017 = Bound(
