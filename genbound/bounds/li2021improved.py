@@ -30,13 +30,24 @@ All are measures: :math:`C_1` is the largest norm seen, and the first forms take
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.composition import compose, perturb
 from genbound.bounds.forms import bound_value
-from genbound.bounds.gaussian_noise import FAILURES, STEPS, bias_noise, entropy, noise_norms, require_noise_everywhere
+from genbound.bounds.gaussian_noise import (
+    FAILURES,
+    STEPS,
+    BiasNoise,
+    bias_noise,
+    entropy,
+    noise_norms,
+    require_noise_everywhere,
+)
 from genbound.bounds.logs import ZERO, add, log
 from genbound.bounds.reading import (
     depth,
@@ -52,6 +63,10 @@ from genbound.bounds.reading import (
 )
 
 REFERENCE = "Li & Zhang 2021"
+TWO = math.log10(2.0)
+
+
+# -- the theorem ----------------------------------------------------------------------------------------------------
 
 
 def numerator(products: float, squares: float, radius: float, layers: int, width: float) -> float:
@@ -94,68 +109,112 @@ def best_epsilon(k: float, loss_range: float, num_data: int, delta: float) -> fl
 def epsilon_grid(k: float, loss_range: float, num_data: int, delta: float) -> float:
     r"""The smallest :func:`at_epsilon` over :math:`\varepsilon=2^{j/4}` with weights :math:`(2/3)/((|j|+1)(|j|+2))` for δ."""
     best = 0.5 * log(loss_range) + 0.25 * (k - log(num_data))
-    centre = 0 if k == ZERO else round(best * STEPS / math.log10(2))
+    centre = 0 if k == ZERO else round(best * STEPS / TWO)
     found = []
     for j in range(centre - 160, centre + 5):
         share = (2 / 3) / ((abs(j) + 1) * (abs(j) + 2))
-        found.append(at_epsilon(j / STEPS * math.log10(2), k, loss_range, num_data, delta * share))
+        found.append(at_epsilon(j / STEPS * TWO, k, loss_range, num_data, delta * share))
     return min(found)
 
 
-def _tight(evidence: Evidence) -> float:
-    require_noise_everywhere(evidence)
-    tree, upper, n = tree_of(evidence), spectral(evidence, "upper"), evidence.num_data
-    loss_range, lipschitz = evidence.bounded_range(), evidence.lipschitz()
-    radius, moved = log(evidence.number("input_norm", "max_l2")), norms(evidence, "frobenius", "displacement")
-    biases = bias_noise(evidence, dict.fromkeys(moved, 0.0), radius)
-    events = len(moved) + len(biases.scales)
-    squares = add(*(2 * d for d in moved.values()), *biases.squares())
-    # Noise so small that the loss moves by less than 1e-4 of its range: a smaller one only costs divergence.
-    noisiest, shaken = noise_norms(evidence, min(FAILURES), events), biases.norms(evidence, min(FAILURES), events)
-    tiny = -300.0  # the change is linear in noise as small as that
-    small = [{name: norm + tiny for name, norm in found.items()} for found in (noisiest, shaken)]
-    slope = log(2 * lipschitz / loss_range) + perturb(tree, upper, small[0], radius, biases.shifts, small[1])[1] - tiny
-    j = np.arange(max(0, math.ceil((slope + 4) * STEPS / math.log10(2))) + 1)
-    sigma = -j / STEPS * math.log10(2)
-    best = math.inf
-    for failure in FAILURES:
-        tau, shaken = noise_norms(evidence, failure, events), biases.norms(evidence, failure, events)
-        noise, shaking = ({name: sigma + norm for name, norm in found.items()} for found in (tau, shaken))
-        change = perturb(tree, upper, noise, radius, biases.shifts, shaking)[1]
-        divergence = add(squares - math.log10(2) - 2 * sigma, log(entropy(failure))) - log(1 - failure)
-        union = np.log(2 * math.sqrt(n) * len(FAILURES) * (j + 1.0) * (j + 2.0) / evidence.delta)
-        root = 0.5 * (add(divergence, np.log10(union)) - log(2 * n))
-        best = min(best, float(np.min(add(log(2 * lipschitz) + change, log(loss_range) + root))))
-    return best
+# -- derived: noise of one standard deviation ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Noise:
+    r"""Gaussian noise of one standard deviation σ on the fine-tuned weights, and on the biases that training moved.
+
+    Attributes:
+        evidence: the evidence.
+        biases: the noise on biases, in units of σ.
+        moved: layer -> log10 of :math:`D_i`.
+        inputs: log10 of :math:`C_1`.
+        scale: κ.
+        loss_range: :math:`C_2`, in the unit of the loss.
+    """
+
+    evidence: Evidence
+    biases: BiasNoise
+    moved: dict[str, float]
+    inputs: float
+    scale: float
+    loss_range: float
+
+    @classmethod
+    def read(cls, evidence: Evidence) -> Noise:
+        """The noise on a network that it reaches everywhere, or :class:`~genbound.bounds.base.NotAvailable`."""
+        require_noise_everywhere(evidence)
+        loss_range, scale = evidence.bounded_range(), evidence.lipschitz()
+        inputs, moved = log(evidence.number("input_norm", "max_l2")), norms(evidence, "frobenius", "displacement")
+        biases = bias_noise(evidence, dict.fromkeys(moved, 0.0), inputs)
+        return cls(evidence, biases, moved, inputs, scale, loss_range)
+
+    def change(self, sigma: Any, failure: float) -> Any:
+        """Log10 of Δ(σ), which the output's change exceeds with probability ``failure`` at most; σ as logarithm, or an array."""
+        events = len(self.moved) + len(self.biases.scales)
+        weights = noise_norms(self.evidence, failure, events)
+        biases = self.biases.norms(self.evidence, failure, events)
+        noise, shaking = ({name: sigma + norm for name, norm in unit.items()} for unit in (weights, biases))
+        tree, upper = tree_of(self.evidence), spectral(self.evidence, "upper")
+        return perturb(tree, upper, noise, self.inputs, self.biases.shifts, shaking)[1]
+
+    def divergence(self, sigma: Any, failure: float) -> Any:
+        r"""Log10 of :math:`(\sum_iD_i^2/(2\sigma^2)+h(\eta))/(1-\eta)`; σ as logarithm, or an array."""
+        squares = add(*(2 * distance for distance in self.moved.values()), *self.biases.squares())
+        return add(squares - TWO - 2 * sigma, log(entropy(failure))) - log(1 - failure)
+
+    def grid_length(self) -> int:
+        r"""How many of :math:`\sigma=2^{-j/4}` to look at: the last moves the loss by 1e-4 of its range; less only costs divergence."""
+        tiny = -300.0  # the change is linear in noise as small as that
+        slope = log(2 * self.scale / self.loss_range) + self.change(tiny, min(FAILURES)) - tiny
+        return max(0, math.ceil((slope + 4) * STEPS / TWO)) + 1
+
+    def bound(self, j: np.ndarray, failure: float) -> float:
+        r"""Log10 of the smallest :math:`2\kappa\Delta(\sigma)+C_2\sqrt{(\mathrm{divergence}+\ln(2\sqrt n\,3(j+1)(j+2)/\delta))/(2n)}` over the indices j."""
+        n, sigma = self.evidence.num_data, -j / STEPS * TWO
+        union = np.log(2 * math.sqrt(n) * len(FAILURES) * (j + 1.0) * (j + 2.0) / self.evidence.delta)
+        root = 0.5 * (add(self.divergence(sigma, failure), np.log10(union)) - log(2 * n))
+        return float(np.min(add(log(2 * self.scale) + self.change(sigma, failure), log(self.loss_range) + root)))
+
+
+def tight(evidence: Evidence) -> float:
+    """Log10 of the smallest :meth:`Noise.bound`."""
+    noise = Noise.read(evidence)
+    j = np.arange(noise.grid_length())
+    return min(noise.bound(j, failure) for failure in FAILURES)
+
+
+# -- from the evidence ----------------------------------------------------------------------------------------------
 
 
 def _li(evidence: Evidence) -> BoundValue:
     tree, layers, n = tree_of(evidence), depth(evidence), evidence.num_data
-    radius, loss_range = log(evidence.number("input_norm", "max_l2")), evidence.bounded_range()
+    inputs, loss_range = log(evidence.number("input_norm", "max_l2")), evidence.bounded_range()
     moved, width = norms(evidence, "operator_frobenius", "displacement"), widest(evidence)
 
-    def k(side: str, frobenius: dict[str, float], h: float) -> float:
-        radii = {name: max(0.0, s) for name, s in spectral(evidence, side).items()}
-        products = add(*compose(tree, radii).gains.values())
-        return float(numerator(products, add(*(2 * d for d in frobenius.values())), radius, layers, h))
+    def fraction(distances: dict[str, float], width: float, side: str = "upper") -> float:
+        """Log10 of K."""
+        gains = compose(tree, {name: max(0.0, norm) for name, norm in spectral(evidence, side).items()}).gains
+        squares = add(*(2 * distance for distance in distances.values()))
+        return float(numerator(add(*gains.values()), squares, inputs, layers, width))
 
     def kernel() -> float:
         channels = max(*sizes(evidence, "in_channels").values(), *sizes(evidence, "out_channels").values())
-        return main_term(k("upper", norms(evidence, "frobenius", "displacement"), channels), loss_range, n)
+        return main_term(fraction(norms(evidence, "frobenius", "displacement"), channels), loss_range, n)
 
-    def full(function) -> float:
+    def theorem(choose_epsilon: Callable[[float, float, int, float], float]) -> float:
         require(outside(evidence, "activations"))
-        scaled = k("upper", moved, width) + 2 * log(evidence.lipschitz())
-        return function(scaled, loss_range, n, evidence.delta)
+        scaled = fraction(moved, width) + 2 * log(evidence.lipschitz())
+        return choose_epsilon(scaled, loss_range, n, evidence.delta)
 
     forms = {
         "main_term_kernel": kernel,
-        "paper": (lambda: full(best_epsilon), "minimum over epsilon, which the theorem wants fixed in advance"),
-        "epsilon_grid": lambda: full(epsilon_grid),
-        "tight": lambda: _tight(evidence),
+        "paper": (lambda: theorem(best_epsilon), "minimum over epsilon, which the theorem wants fixed in advance"),
+        "epsilon_grid": lambda: theorem(epsilon_grid),
+        "tight": lambda: tight(evidence),
     }
     note = unverified(outside(evidence, "activations"))
-    return bound_value(lambda side: main_term(k(side, moved, width), loss_range, n), forms, note)
+    return bound_value(lambda side: main_term(fraction(moved, width, side), loss_range, n), forms, note)
 
 
 LI2021 = Bound(
