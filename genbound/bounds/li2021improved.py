@@ -167,7 +167,8 @@ class Noise:
         r"""How many of :math:`\sigma=2^{-j/4}` to look at: the last moves the loss by 1e-4 of its range; less only costs divergence."""
         tiny = -300.0  # the change is linear in noise as small as that
         slope = log(2 * self.scale / self.loss_range) + self.change(tiny, min(FAILURES)) - tiny
-        return max(0, math.ceil((slope + 4) * STEPS / TWO)) + 1
+        # Inputs that are all zero are moved by no noise: the largest σ is the best.
+        return 1 if slope == ZERO else max(0, math.ceil((slope + 4) * STEPS / TWO)) + 1
 
     def bound(self, j: np.ndarray, failure: float) -> float:
         r"""Log10 of the smallest :math:`2\kappa\Delta(\sigma)+C_2\sqrt{(\mathrm{divergence}+\ln(2\sqrt n\,3(j+1)(j+2)/\delta))/(2n)}` over the indices j."""

@@ -248,6 +248,13 @@ def test_li_tight(num_data, expected):
     assert number(li.LI2021, "tight", net(num_data=num_data)) == pytest.approx(expected, rel=2e-5)
 
 
+def test_li_tight_of_zero_inputs():
+    """Nothing moves: sigma = 1 and eta = .01, ((6 / 2 + h(.01)) / .99 + ln(20 * 3 * 2 / .05)) / 200."""
+    entropy = -0.01 * math.log(0.01) - 0.99 * math.log(0.99)
+    expected = math.sqrt(((3 + entropy) / 0.99 + math.log(2400)) / 200)
+    assert number(li.LI2021, "tight", net(input_norm={"max_l2": 0.0})) == pytest.approx(expected, rel=1e-12)
+
+
 # -- measures ------------------------------------------------------------------------------------------------------
 
 
