@@ -19,15 +19,18 @@ samples be dropped, which adds ζ.
 
 from __future__ import annotations
 
-from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.forms import bound_value
+from genbound.bounds.base import Bound, BoundValue, Evidence
+from genbound.bounds.forms import absent, bound_value
 from genbound.bounds.logs import add, log
 from genbound.bounds.reading import depth, outside, positive_margin, unverified
 
 REFERENCE = "Arora, Ge, Neyshabur & Zhang 2018"
 
 
-def cushion_sum(rows: list[tuple[float, float, float, float]]) -> float:
+Row = tuple[float, float, float, float]  # of a layer: a, β, μ, μ→
+
+
+def cushion_sum(rows: list[Row]) -> float:
     r"""Log10 of :math:`\sum_i a_i^2\beta_i^2/(\mu_i^2\mu_{i\to}^2)` over (a, β, μ, μ→) of every layer."""
     return add(*(2 * (log(a) + log(beta) - log(mu) - log(across)) for a, beta, mu, across in rows))
 
@@ -45,7 +48,21 @@ def _applies(evidence: Evidence) -> str | None:
     return positive_margin(evidence)
 
 
+def _cushions(evidence: Evidence) -> dict[str, Row]:
+    """Layer -> its overlap, β (1 where it has none), layer cushion and interlayer cushion."""
+    found = {}
+    for name, row in evidence.per_layer("compression").items():
+        mu, across, overlap = (
+            evidence.number("compression", "layers", name, key)
+            for key in ("layer_cushion", "interlayer_cushion", "conv_factor")
+        )
+        beta = 1.0 if row.get("beta") is None else evidence.number("compression", "layers", name, "beta")
+        found[name] = (overlap, beta, mu, across)
+    return found
+
+
 def _conditions(evidence: Evidence, layers: int) -> str:
+    """What the value bounds, and which conditions of the theorem are not known to hold."""
     found = []
     smoothness = evidence.quantities["compression"].get("smoothness")
     if smoothness is None:
@@ -61,26 +78,23 @@ def _conditions(evidence: Evidence, layers: int) -> str:
 
 def _arora(evidence: Evidence) -> BoundValue:
     layers, n = depth(evidence), evidence.num_data
-    margin, output = (log(evidence.number(*key)) for key in (("margin", "value"), ("compression", "max_output_l2")))
-    contraction = evidence.number("compression", "contraction")
-    rows, own = [], []
-    for name, row in evidence.per_layer("compression").items():
-        mu, across, overlap = (
-            evidence.number("compression", "layers", name, key)
-            for key in ("layer_cushion", "interlayer_cushion", "conv_factor")
-        )
-        beta = 1.0 if row.get("beta") is None else evidence.number("compression", "layers", name, "beta")
-        rows.append((overlap, beta, mu, across))
-        mine = contraction if row.get("contraction") is None else float(row["contraction"])
-        own.append((overlap * mine, beta, mu, across))
+    margin, output = log(evidence.number("margin", "value")), log(evidence.number("compression", "max_output_l2"))
+    contraction, cushions = evidence.number("compression", "contraction"), _cushions(evidence)
 
     def main(side: str) -> float:
-        return log(contraction) + log(layers) + output - margin + 0.5 * (cushion_sum(rows) - log(n))
+        return log(contraction) + log(layers) + output - margin + 0.5 * (cushion_sum([*cushions.values()]) - log(n))
 
-    def paper() -> float:
-        raise NotAvailable("the theorem hides constants and logarithms")
+    def effective_parameters() -> float:
+        rows = []
+        for name, (overlap, *rest) in cushions.items():
+            own = evidence.per_layer("compression")[name].get("contraction")
+            rows.append((overlap * (contraction if own is None else float(own)), *rest))
+        return 2 * (output - margin) + cushion_sum(rows)
 
-    forms = {"paper": paper, "effective_parameters": lambda: 2 * (output - margin) + cushion_sum(own)}
+    forms = {
+        "paper": absent("the theorem hides constants and logarithms"),
+        "effective_parameters": effective_parameters,
+    }
     return bound_value(main, forms, _conditions(evidence, layers), evidence.number("margin", "margin_loss"))
 
 

@@ -25,10 +25,11 @@ All are measures: the theorem holds for norms fixed before the data are seen.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
 from genbound.bounds.composition import compose
-from genbound.bounds.forms import bound_value
+from genbound.bounds.forms import absent, bound_value
 from genbound.bounds.logs import LN10, ZERO, add, log
 from genbound.bounds.reading import has_margin, norms, outside, require, spectral, tree_of, unverified, widest
 
@@ -51,7 +52,7 @@ def dudley(radius: float, num_data: int) -> float:
 
 
 def optimal_alpha(radius: float, num_data: int) -> float:
-    r"""Log10 of :math:`(24R/n)(1+\ln(n/(3R)))`."""
+    r"""Log10 of :math:`(24R/n)(1+\ln(n/(3R)))`, given log10 of the same R."""
     if radius == ZERO:
         return ZERO
     fraction = (log(num_data) - log(3.0) - radius) * LN10
@@ -69,16 +70,13 @@ def _bartlett(evidence: Evidence) -> BoundValue:
         gains = compose(tree, spectral(evidence, side)).gains
         return spectral_complexity(moved, gains) + data - margin - log(n)
 
-    def with_constants(function) -> float:
+    def with_constants(function: Callable[[float, int], float]) -> float:
         require(outside(evidence, "sums", "activations", "scales"))
         radius = log(2.0) + main("upper") + log(n) + log(math.sqrt(math.log(2 * widest(evidence) ** 2)))
         return add(function(radius, n), log(confidence(n, evidence.delta)))
 
-    def paper() -> float:
-        raise NotAvailable("the constants of the published lemma could not be read: see dudley (derived)")
-
     forms = {
-        "paper": paper,
+        "paper": absent("the constants of the published lemma could not be read: see dudley (derived)"),
         "dudley": lambda: with_constants(dudley),
         "optimal_alpha": lambda: with_constants(optimal_alpha),
     }

@@ -41,6 +41,7 @@ class Evidence:
     loss_lipschitz: float | None = None
 
     def per_layer(self, quantity: str) -> Mapping[str, Mapping[str, Any]]:
+        """Layer -> what a summary says of it."""
         return self.quantities[quantity]["layers"]
 
     def number(self, quantity: str, *keys: str) -> float:
@@ -90,6 +91,7 @@ class BoundValue:
 
     @classmethod
     def missing(cls, note: str) -> BoundValue:
+        """No value, for this reason."""
         return cls(None, note=note)
 
 
@@ -158,12 +160,3 @@ def _vacuous(bound: Bound, found: BoundValue, evidence: Evidence) -> bool | None
     if empirical is None or constant is None:
         return None
     return bool(found.value is None or empirical + found.value >= constant)
-
-
-def log10(value: float) -> float | None:
-    """Base-10 logarithm; of zero, ``None``."""
-    return math.log10(value) if value > 0 else None
-
-
-def relative_form(value: float) -> dict[str, float | None]:
-    return {"log10": log10(value)}

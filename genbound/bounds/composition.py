@@ -20,12 +20,14 @@ All numbers are base-10 logarithms, minus infinity for zero: 150 layers of norm 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from genbound.bounds.base import NotAvailable
 from genbound.bounds.logs import ZERO, Logs, add, log
+
+Tree = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Composition:
     gains: dict[str, float]
 
 
-def compose(tree: Mapping[str, Any], before: Logs, after: Logs | None = None, per_sum: float = 0.0) -> Composition:
+def compose(tree: Tree, before: Logs, after: Logs | None = None, per_sum: float = 0.0) -> Composition:
     """Lipschitz constant and gains.
 
     Args:
@@ -45,19 +47,17 @@ def compose(tree: Mapping[str, Any], before: Logs, after: Logs | None = None, pe
         after: the same for what is executed after it; by default the same norms.
         per_sum: log10 of a factor that every sum of branches costs.
     """
-    downstream = before if after is None else after
-    first, _, gains = _compose(tree, before, downstream, per_sum)
+    first, _, gains = _compose(tree, before, before if after is None else after, per_sum)
     return Composition(float(first), {name: float(gain) for name, gain in gains.items()})
 
 
-def _compose(node: Mapping[str, Any], before: Logs, after: Logs, per_sum: float) -> tuple[Any, Any, dict[str, Any]]:
+def _compose(node: Tree, before: Logs, after: Logs, per_sum: float) -> tuple[Any, Any, dict[str, Any]]:
     """Lipschitz constants in the norms ``before`` and ``after``, and the gains."""
-    kind = node["op"]
+    kind = _kind(node)
     if kind == "layer":
         return before[node["name"]], after[node["name"]], {node["name"]: 0.0}
-    if kind in ("identity", "scale"):
-        constant = log(float(node.get("lipschitz", 1.0)))
-        return constant, constant, {}
+    if kind == "step":
+        return _constant(node), _constant(node), {}
     parts = [_compose(child, before, after, per_sum) for child in node["children"]]
     gains: dict[str, Any] = {}
     if kind == "sum":
@@ -65,10 +65,8 @@ def _compose(node: Mapping[str, Any], before: Logs, after: Logs, per_sum: float)
             for name, gain in inner.items():
                 gains[name] = add(gains.get(name, ZERO), gain + per_sum)
         return add(*(p[0] for p in parts)) + per_sum, add(*(p[1] for p in parts)) + per_sum, gains
-    if kind != "series":
-        raise NotAvailable(f"the structure has an unknown node {kind!r}")
-    upstream = 0.0
-    downstreams = [0.0]
+    upstream: Any = 0.0
+    downstreams: list[Any] = [0.0]
     for _, down, _ in reversed(parts[1:]):
         downstreams.append(downstreams[-1] + down)
     for (up, _, inner), downstream in zip(parts, reversed(downstreams), strict=True):
@@ -78,20 +76,20 @@ def _compose(node: Mapping[str, Any], before: Logs, after: Logs, per_sum: float)
     return upstream, sum(p[1] for p in parts), gains
 
 
-def downstream(tree: Mapping[str, Any], norms: Logs, per_sum: float = 0.0) -> dict[str, float]:
+def downstream(tree: Tree, norms: Logs, per_sum: float = 0.0) -> dict[str, float]:
     """Layer -> log10 of the constant from its output to the network's: the gains with nothing upstream; as :func:`compose`."""
     found: dict[str, float] = {}
 
-    def walk(node, gain):
-        if node["op"] == "layer":
+    def walk(node: Tree, gain: Any) -> Any:
+        """The node's constant, given the one of what follows it."""
+        kind = _kind(node)
+        if kind == "layer":
             found[node["name"]] = float(add(found.get(node["name"], ZERO), gain))
             return norms[node["name"]]
-        if node["op"] in ("identity", "scale"):
-            return log(float(node.get("lipschitz", 1.0)))
-        if node["op"] == "sum":
+        if kind == "step":
+            return _constant(node)
+        if kind == "sum":
             return add(*(walk(child, gain + per_sum) for child in node["children"])) + per_sum
-        if node["op"] != "series":
-            raise NotAvailable(f"the structure has an unknown node {node['op']!r}")
         start = gain
         for child in reversed(node["children"]):
             gain = gain + walk(child, gain)
@@ -102,12 +100,7 @@ def downstream(tree: Mapping[str, Any], norms: Logs, per_sum: float = 0.0) -> di
 
 
 def perturb(
-    tree: Mapping[str, Any],
-    norms: Logs,
-    noise: Logs,
-    start: float,
-    biases: Logs | None = None,
-    bias_noise: Logs | None = None,
+    tree: Tree, norms: Logs, noise: Logs, start: float, biases: Logs | None = None, bias_noise: Logs | None = None
 ) -> tuple[Any, Any]:
     """Bounds (A, Δ) of the output's norm and of its change, as logarithms.
 
@@ -120,20 +113,18 @@ def perturb(
         bias_noise: layer -> log10 of the norm of that sum's perturbation.
     """
 
-    def walk(node, size, change):
-        if node["op"] == "layer":
+    def walk(node: Tree, size: Any, change: Any) -> tuple[Any, Any]:
+        kind = _kind(node)
+        if kind == "layer":
             name = node["name"]
             s, u = norms[name], noise[name]
             shift, moved = ((given or {}).get(name, ZERO) for given in (biases, bias_noise))
             return add(s + size, shift), add(add(s, u) + change, u + size, moved)
-        if node["op"] in ("identity", "scale"):
-            constant = log(float(node.get("lipschitz", 1.0)))
-            return size + constant, change + constant
-        if node["op"] == "sum":
+        if kind == "step":
+            return size + _constant(node), change + _constant(node)
+        if kind == "sum":
             parts = [walk(child, size, change) for child in node["children"]]
             return add(*(p[0] for p in parts)), add(*(p[1] for p in parts))
-        if node["op"] != "series":
-            raise NotAvailable(f"the structure has an unknown node {node['op']!r}")
         for child in node["children"]:
             size, change = walk(child, size, change)
         return size, change
@@ -141,18 +132,19 @@ def perturb(
     return walk(tree, start, ZERO)
 
 
-def sizes_before(tree: Mapping[str, Any], norms: Logs, start: float, biases: Logs) -> dict[str, float]:
+def sizes_before(tree: Tree, norms: Logs, start: float, biases: Logs) -> dict[str, float]:
     """Layer -> log10 of a bound on the norm of its input, the largest of its uses; arguments as in :func:`perturb`."""
     found: dict[str, float] = {}
 
-    def walk(node, size):
-        if node["op"] == "layer":
+    def walk(node: Tree, size: Any) -> Any:
+        kind = _kind(node)
+        if kind == "layer":
             name = node["name"]
             found[name] = max(found.get(name, ZERO), float(size))
             return add(norms[name] + size, biases.get(name, ZERO))
-        if node["op"] in ("identity", "scale"):
-            return size + log(float(node.get("lipschitz", 1.0)))
-        if node["op"] == "sum":
+        if kind == "step":
+            return size + _constant(node)
+        if kind == "sum":
             return add(*(walk(child, size) for child in node["children"]))
         for child in node["children"]:
             size = walk(child, size)
@@ -162,17 +154,31 @@ def sizes_before(tree: Mapping[str, Any], norms: Logs, start: float, biases: Log
     return found
 
 
-def layer_names(tree: Mapping[str, Any]) -> list[str]:
+def nodes(tree: Tree) -> Iterator[Tree]:
+    """Every node of a tree, each before its children, in the order of execution."""
+    yield tree
+    for child in tree.get("children", ()):
+        yield from nodes(child)
+
+
+def layer_names(tree: Tree) -> list[str]:
     """The layers of a tree in the order of execution, each once."""
-    return list(dict.fromkeys(node["name"] for node in _walk(tree) if node["op"] == "layer"))
+    return list(dict.fromkeys(node["name"] for node in nodes(tree) if node["op"] == "layer"))
 
 
-def scales(tree: Mapping[str, Any]) -> list[str]:
+def scales(tree: Tree) -> list[str]:
     """What the steps with a Lipschitz constant above 1 are."""
-    return [str(n.get("what", "a scale")) for n in _walk(tree) if n["op"] == "scale" and n["lipschitz"] > 1]
+    return [str(n.get("what", "a scale")) for n in nodes(tree) if n["op"] == "scale" and n["lipschitz"] > 1]
 
 
-def _walk(node: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    yield node
-    for child in node.get("children", ()):
-        yield from _walk(child)
+def _kind(node: Tree) -> str:
+    """``layer``, ``step`` (a node without weights or children), ``sum`` or ``series``."""
+    kind = node["op"]
+    if kind not in ("layer", "identity", "scale", "sum", "series"):
+        raise NotAvailable(f"the structure has an unknown node {kind!r}")
+    return "step" if kind in ("identity", "scale") else kind
+
+
+def _constant(step: Tree) -> float:
+    """Log10 of the Lipschitz constant of a step."""
+    return log(float(step.get("lipschitz", 1.0)))

@@ -10,6 +10,8 @@ They bound neither the loss nor the error and do not depend on n.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.forms import bound_value
 from genbound.bounds.logs import add, log
@@ -39,7 +41,7 @@ def _spectral(evidence: Evidence) -> BoundValue:
     return _value(lower, upper, 1.0)
 
 
-def _layer_norm(norm: str):
+def _layer_norm(norm: str) -> Callable[[Evidence], BoundValue]:
     def compute(evidence: Evidence) -> BoundValue:
         rows = evidence.per_layer("layer_norms")
         found = [log(evidence.number("layer_norms", "layers", name, "displacement", norm)) for name in rows]
@@ -48,7 +50,7 @@ def _layer_norm(norm: str):
     return compute
 
 
-def _has_layers(quantity: str):
+def _has_layers(quantity: str) -> Callable[[Evidence], str | None]:
     return lambda evidence: None if evidence.per_layer(quantity) else f"{quantity} has no layers"
 
 

@@ -9,8 +9,8 @@ norm itself, ``parametric`` the norm by its definition :math:`\sqrt{\mathbb E\,\
 
 from __future__ import annotations
 
-from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.forms import bound_value
+from genbound.bounds.base import Bound, BoundValue, Evidence
+from genbound.bounds.forms import absent, bound_value
 from genbound.bounds.logs import log
 
 REFERENCE = "Liang, Poggio, Rakhlin & Stokes 2019"
@@ -19,15 +19,13 @@ REFERENCE = "Liang, Poggio, Rakhlin & Stokes 2019"
 def _fisher_rao(evidence: Evidence) -> BoundValue:
     norm, n = log(evidence.number("fisher_rao", "value")), evidence.num_data
 
-    def paper() -> float:
-        raise NotAvailable("a measure: a bound with this norm is known for linear networks only")
-
-    def parametric() -> float:
-        return log(evidence.number("fisher_rao", "parametric"))
-
     differs = evidence.quantities["fisher_rao"].get("identity_holds") is False
     note = "biases, normalisation or activations break the formula's homogeneity: see parametric" if differs else ""
-    forms = {"paper": paper, "norm": lambda: norm, "parametric": parametric}
+    forms = {
+        "paper": absent("a measure: a bound with this norm is known for linear networks only"),
+        "norm": lambda: norm,
+        "parametric": lambda: log(evidence.number("fisher_rao", "parametric")),
+    }
     return bound_value(lambda side: norm - 0.5 * log(n), forms, note)
 
 

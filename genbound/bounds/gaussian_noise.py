@@ -19,6 +19,7 @@ layers and such biases. Batch norm is folded into weights and biases of both net
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from genbound.bounds.base import Evidence, NotAvailable
@@ -211,7 +212,7 @@ def margin_stable_bound(evidence: Evidence, tolerance: float, frobenius: dict[st
     return best
 
 
-def _first(holds) -> int:
+def _first(holds: Callable[[int], bool]) -> int:
     """The smallest j ≥ 0 for which a monotone condition holds."""
     high = 1
     while not holds(high - 1):

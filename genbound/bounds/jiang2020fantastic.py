@@ -52,7 +52,7 @@ from __future__ import annotations
 import math
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.forms import bound_value
+from genbound.bounds.forms import absent, bound_value
 from genbound.bounds.logs import add, log
 
 REFERENCE = "Jiang et al. 2020"
@@ -146,10 +146,6 @@ def _magnitude(evidence: Evidence) -> BoundValue:
     return bound_value(lambda side: 0.5 * (first("init") - log(n)), forms, NOTE)
 
 
-def _unconfirmed() -> float:
-    raise NotAvailable(UNCONFIRMED)
-
-
 def _sharpness(evidence: Evidence) -> BoundValue:
     alpha, size, n = (*(evidence.number("sharpness", key) for key in ("alpha", "num_parameters")), evidence.num_data)
     moved, weights = (2 * log(evidence.number("sharpness", f"norm_{key}")) for key in ("displacement", "weights"))
@@ -158,7 +154,7 @@ def _sharpness(evidence: Evidence) -> BoundValue:
         return 0.5 * (square + log(math.log(2 * size)) - log(constant * alpha**2) - log(n))
 
     forms = {
-        "paper": _unconfirmed,
+        "paper": absent(UNCONFIRMED),
         "main_term_origin": lambda: leading(weights, 2),
         "exact": (lambda: exact_sharpness(moved, alpha, size, n, evidence.delta), f"{NOTE}; {LOWER}"),
         "quoted": (
@@ -173,7 +169,7 @@ def _sharpness_magnitude(evidence: Evidence) -> BoundValue:
     def leading(which: str) -> float:
         return 0.5 * (log(evidence.number("sharpness", f"log_sum_{which}") / 4) - log(evidence.num_data))
 
-    forms = {"paper": _unconfirmed, "main_term_origin": lambda: leading("origin")}
+    forms = {"paper": absent(UNCONFIRMED), "main_term_origin": lambda: leading("origin")}
     return bound_value(lambda side: leading("init"), forms, f"{NOTE}; {LOWER}")
 
 

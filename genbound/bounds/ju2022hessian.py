@@ -24,14 +24,19 @@ import math
 
 import numpy as np
 
-from genbound.bounds.base import Bound, BoundValue, Evidence, log10, relative_form
+from genbound.bounds.base import Bound, BoundValue, Evidence
 
 REFERENCE = "Ju, Li & Zhang 2022"
 EPSILONS = (0.1, 1.0)
 
 
 def main_term(maxima: list[float], loss_range: float, num_data: int) -> float:
-    r""":math:`\sum_i \sqrt{C\,m_i} / \sqrt n`.
+    r""":math:`\sum_i \sqrt{C\,m_i} / \sqrt n`, in the unit of the loss.
+
+    Args:
+        maxima: :math:`m_i`, the largest curvature over the samples of every layer, in the unit of the loss.
+        loss_range: C, in the unit of the loss.
+        num_data: n.
 
     Example:
         >>> main_term([4.0, 9.0], loss_range=1.0, num_data=100)
@@ -41,7 +46,7 @@ def main_term(maxima: list[float], loss_range: float, num_data: int) -> float:
 
 
 def explicit(term: float, epsilon: float, empirical_loss: float) -> float:
-    r""":math:`\varepsilon\hat L + (1+\varepsilon)\sqrt{(1+\varepsilon)/(2\varepsilon)}` times the main term: bounds :math:`L - \hat L` to leading order."""
+    r""":math:`\varepsilon\hat L + (1+\varepsilon)\sqrt{(1+\varepsilon)/(2\varepsilon)}\,t` with the main term t: bounds :math:`L - \hat L` to leading order."""
     return epsilon * empirical_loss + (1 + epsilon) * math.sqrt((1 + epsilon) / (2 * epsilon)) * term
 
 
@@ -55,39 +60,37 @@ def label_noise_factor(confusion: np.ndarray) -> float:
     return float(np.abs(np.linalg.inv(confusion)).sum(1).max())
 
 
-def _bound(evidence: Evidence, lower: list[float], upper: list[float], note: str = "", value=None) -> BoundValue:
-    c, n = evidence.loss_range, evidence.num_data
-    terms = {side: main_term(list(m), c, n) for side, m in (("lower", lower), ("upper", upper))}
-    middle = terms["upper"] if value is None else main_term(value, c, n)
-    forms = {"main_term": relative_form(middle)}
+def _log10(value: float) -> float | None:
+    return math.log10(value) if value > 0 else None
+
+
+def _bound(evidence: Evidence, lower: list[float], value: list[float], upper: list[float], note: str) -> BoundValue:
+    """The bound from :math:`m_i` of every layer and its two sides."""
+    least, middle, most = (
+        main_term(maxima, evidence.loss_range, evidence.num_data) for maxima in (lower, value, upper)
+    )
+    forms = {"main_term": {"log10": _log10(middle)}}
     empirical = evidence.quantities.get("losses", {}).get("train_loss")
     if empirical is not None:
-        forms |= {f"epsilon_{e:g}": relative_form(explicit(middle, e, empirical)) for e in EPSILONS}
-    return BoundValue(middle, terms["lower"], terms["upper"], log10(middle), note, forms)
+        forms |= {f"epsilon_{e:g}": {"log10": _log10(explicit(middle, e, empirical))} for e in EPSILONS}
+    return BoundValue(middle, least, most, _log10(middle), note, forms)
 
 
 def _hessian_distance(evidence: Evidence) -> BoundValue:
     quantity = evidence.quantities["max_quadratic_form"]
-    rows = quantity["layers"].values()
-    note = quantity["note"] if quantity.get("convention") == "paper-code" else ""
-    return _bound(evidence, [r["lower"] for r in rows], [r["upper"] for r in rows], note)
-
-
-def _trace_products(evidence: Evidence, factor: float) -> tuple[list[float], list[float], list[float]]:
-    """Per layer ``factor * Tr[H+] * ||v||^2`` with two standard errors to either side."""
-    traces, norms = evidence.per_layer("max_positive_trace"), evidence.per_layer("displacement_norm")
-    sides = ([], [], [])
-    for name, row in traces.items():
-        square = factor * norms[name]["value"] ** 2
-        for side, shift in zip(sides, (-2.0, 0.0, 2.0), strict=True):
-            side.append(max(0.0, row["value"] + shift * row["sem"]) * square)
-    return sides
+    lower, upper = ([row[side] for row in quantity["layers"].values()] for side in ("lower", "upper"))
+    return _bound(evidence, lower, upper, upper, quantity["note"] if quantity.get("convention") == "paper-code" else "")
 
 
 def _trace_distance(evidence: Evidence, factor: float = 1.0) -> BoundValue:
-    lower, middle, upper = _trace_products(evidence, factor)
-    note = evidence.quantities["max_positive_trace"].get("note", "")
-    return _bound(evidence, lower, upper, note, value=middle)
+    """The bound with ``factor`` times Tr[H+] ||v||^2 of every layer, two standard errors to either side."""
+    traces, norms = evidence.per_layer("max_positive_trace"), evidence.per_layer("displacement_norm")
+    squares = {name: factor * norms[name]["value"] ** 2 for name in traces}
+    lower, middle, upper = (
+        [max(0.0, row["value"] + errors * row["sem"]) * squares[name] for name, row in traces.items()]
+        for errors in (-2.0, 0.0, 2.0)
+    )
+    return _bound(evidence, lower, middle, upper, evidence.quantities["max_positive_trace"].get("note", ""))
 
 
 def _noisy_label_distance(evidence: Evidence) -> BoundValue:

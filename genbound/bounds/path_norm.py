@@ -9,8 +9,8 @@ under rescalings that leave a ReLU network's function alone.
 
 from __future__ import annotations
 
-from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.forms import bound_value
+from genbound.bounds.base import Bound, BoundValue, Evidence
+from genbound.bounds.forms import absent, bound_value
 from genbound.bounds.logs import log
 from genbound.bounds.reading import positive_margin
 
@@ -21,10 +21,10 @@ def _path_norm(evidence: Evidence) -> BoundValue:
     squared, n = evidence.number("path_norm", "log10_squared"), evidence.num_data
     margin = log(evidence.number("margin", "value"))
 
-    def paper() -> float:
-        raise NotAvailable("a measure: the theorem's constants, exponential in the depth, are left out")
-
-    forms = {"paper": paper, "squared": lambda: squared}
+    forms = {
+        "paper": absent("a measure: the theorem's constants, exponential in the depth, are left out"),
+        "squared": lambda: squared,
+    }
     return bound_value(
         lambda side: 0.5 * (squared - log(n)) - margin, forms, empirical=evidence.number("margin", "margin_loss")
     )

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from genbound.bounds.base import Evidence, NotAvailable
-from genbound.bounds.composition import _walk, layer_names, scales
+from genbound.bounds.composition import Tree, layer_names, nodes, scales
 from genbound.bounds.logs import log
 
 LEARNED = ("learned factor", "PReLU", "unfolded batch norm")  # steps of the structure
 
 
-def learned_steps(evidence: Evidence) -> list[str]:
-    """Steps between the layers that have parameters of their own: no displacement of a layer knows how those moved."""
-    steps = [n for n in _walk(tree_of(evidence)) if n["op"] == "scale"]
-    found = [n.get("what", "") for n in steps if "init_lipschitz" in n or n.get("what") in LEARNED]
-    return [f"a learned step between the layers ({what})" for what in dict.fromkeys(found)]
-
-
-def tree_of(evidence: Evidence) -> Mapping[str, Any]:
+def tree_of(evidence: Evidence) -> Tree:
     """The structure, or :class:`NotAvailable` with the reason why there is none."""
     structure = evidence.quantities["structure"]
     if structure["tree"] is None:
@@ -42,6 +32,7 @@ def has_margin(evidence: Evidence) -> str | None:
 
 
 def positive_margin(evidence: Evidence) -> str | None:
+    """``applies_to`` of bounds that divide by the margin."""
     gamma = evidence.number("margin", "value")
     if gamma > 0:
         return None
@@ -51,6 +42,7 @@ def positive_margin(evidence: Evidence) -> str | None:
 
 
 def depth(evidence: Evidence) -> int:
+    """Number of layers on all branches; a weight that is used twice counts twice."""
     return int(evidence.number("structure", "depth"))
 
 
@@ -78,6 +70,7 @@ def widest(evidence: Evidence) -> float:
 
 
 def has_biases(evidence: Evidence) -> bool:
+    """Whether a layer adds something that does not depend on its input, after batch norm is folded into it."""
     rows = evidence.quantities["layer_norms"]["layers"]
     return any((rows.get(name, {}).get("bias_norm") or 0.0) > 0 for name in layer_names(tree_of(evidence)))
 
@@ -105,6 +98,13 @@ def outside(evidence: Evidence, *covered: str) -> str:
     return "the theorem does not cover " + ", ".join(dict.fromkeys(found)) if found else ""
 
 
+def learned_steps(evidence: Evidence) -> list[str]:
+    """Steps between the layers that have parameters of their own: no displacement of a layer knows how those moved."""
+    steps = [n for n in nodes(tree_of(evidence)) if n["op"] == "scale"]
+    found = [n.get("what", "") for n in steps if "init_lipschitz" in n or n.get("what") in LEARNED]
+    return [f"a learned step between the layers ({what})" for what in dict.fromkeys(found)]
+
+
 def require(sentence: str) -> None:
     """Raise :class:`NotAvailable` with the sentence, if there is one."""
     if sentence:
@@ -112,4 +112,5 @@ def require(sentence: str) -> None:
 
 
 def unverified(sentence: str) -> str:
+    """The sentence as a doubt beside a value; nothing where there is none."""
     return f"assumption unverified: {sentence}" if sentence else ""

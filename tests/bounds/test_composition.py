@@ -8,8 +8,7 @@ from fixtures import layer, residual, series
 
 from genbound.bounds.base import NotAvailable
 from genbound.bounds.composition import compose, downstream, layer_names, perturb, sizes_before
-from genbound.bounds.forms import form
-from genbound.bounds.logs import ZERO, add, log, power
+from genbound.bounds.logs import log
 
 SCALE = {"op": "scale", "lipschitz": 1.5, "what": "overlapping max-pool 3/2"}
 
@@ -20,20 +19,6 @@ def logs(**values):
 
 def plain(composition):
     return 10**composition.lipschitz, {name: 10**gain for name, gain in composition.gains.items()}
-
-
-def test_add():
-    assert 10 ** add(log(2.0), log(3.0), ZERO) == pytest.approx(5.0, rel=1e-14)
-    assert add(ZERO, ZERO) == ZERO and add() == ZERO
-    assert add(600.0, 600.0) == pytest.approx(600 + math.log10(2), rel=1e-14)
-    np.testing.assert_allclose(add(np.array([0.0, ZERO]), 0.0), [math.log10(2), 0.0], rtol=1e-14)
-
-
-def test_powers_and_forms():
-    assert power(600.0) is None and power(2.0) == 100.0 and power(ZERO) == 0.0
-    assert form(600.0) == {"log10": 600.0}
-    assert form(ZERO) == {"log10": None, "note": "zero"}
-    assert form(math.nan)["log10"] is None
 
 
 def test_plain_series():
@@ -144,3 +129,5 @@ def test_unknown_nodes_are_refused():
         compose({"op": "product", "children": []}, {})
     with pytest.raises(NotAvailable, match="'product'"):
         perturb({"op": "product", "children": []}, {}, {}, 0.0)
+    with pytest.raises(NotAvailable, match="'product'"):
+        sizes_before({"op": "product", "children": []}, {}, 0.0, {})
