@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from genbound.errors import GenboundError
-from genbound.figures.one_run import BLUE, GREEN, ORANGE, VERMILION
-from genbound.figures.several_runs import COLOURS
+from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, VERMILION
 from genbound.results.formatting import value_text, with_error
 from genbound.results.results import Results
 

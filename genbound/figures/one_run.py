@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -11,30 +10,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-from genbound.files import write_atomically
+from genbound.figures.bounds import plot_bounds
+from genbound.figures.style import BLUE, GREEN, ORANGE, STYLE, VERMILION, new_axes, save_figure, shorten
 from genbound.results.results import Results
-
-# Okabe and Ito's colours, told apart with any kind of colour vision.
-BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6F6F6F"
-
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
-
-
-class PlotFigure(Figure):
-    """A figure that no window system knows of and that a notebook shows by itself."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=110)
-        return buffer.getvalue()
-
-
-def new_axes(width: float = 5.5, height: float = 3.6) -> Any:
-    """Axes on a figure of their own."""
-    with matplotlib.rc_context(STYLE):
-        return PlotFigure(figsize=(width, height), layout="constrained").add_subplot()
 
 
 def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, unit: str = "") -> Any:
@@ -127,15 +106,7 @@ def plot_samples(results: Results, ax: Any = None) -> Any:
     return ax
 
 
-def shorten(name: str, longest: int = 44) -> str:
-    """A parameter name without what all of them share."""
-    name = name.removesuffix(".weight")
-    return name if len(name) <= longest else "…" + name[-longest:]
-
-
 def _bounds(results: Results, unit: str) -> Any:
-    from genbound.figures.several_runs import plot_bounds
-
     return plot_bounds({Path(str(results.path or results.checkpoint.get("path") or "run")).name: results}, unit)
 
 
@@ -152,11 +123,7 @@ def save_plots(results: Results, directory: str | Path, suffix: str = "png") -> 
     for unit in ("loss", "error"):
         if any(row["bounds"] == unit and row["log10"] is not None for row in results.bounds.values()):
             drawings[f"bounds_{unit}"] = partial(_bounds, unit=unit)
-    saved = []
     with matplotlib.rc_context(STYLE):
-        for name, draw in drawings.items():
-            path = Path(directory) / f"{name}.{suffix}"
-            figure = draw(results).figure
-            write_atomically(path, lambda temporary, figure=figure: figure.savefig(temporary, dpi=160, format=suffix))
-            saved.append(path)
-    return saved
+        return [
+            save_figure(draw(results).figure, Path(directory) / f"{name}.{suffix}") for name, draw in drawings.items()
+        ]

@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from genbound.figures.one_run import new_axes, plot_layers, plot_noise_stability, plot_samples, save_plots, shorten
+from genbound.figures.one_run import plot_layers, plot_noise_stability, plot_samples, save_plots
+from genbound.figures.style import new_axes, shorten
 from genbound.results.results import Results
 
 

@@ -11,8 +11,10 @@ from scipy import stats
 
 from genbound.cli.main import main
 from genbound.errors import GenboundError
-from genbound.figures.one_run import new_axes, plot_noise_stability
-from genbound.figures.several_runs import plot_bounds, plot_correlation, plot_over
+from genbound.figures.bounds import plot_bounds
+from genbound.figures.one_run import plot_noise_stability
+from genbound.figures.several_runs import plot_correlation, plot_over
+from genbound.figures.style import new_axes
 from genbound.quantities.noise_stability import relative_rss
 
 # Published columns: noise stability ± standard deviation, Hessian approximation (per cent of the loss's unit as printed).

@@ -1,0 +1,49 @@
+"""How all plots look: colours, marks, axes on a figure of their own, and how a figure is written."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from genbound.files import write_atomically
+
+# Okabe and Ito's colours, told apart with any kind of colour vision.
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6F6F6F"
+
+# One for each run, in turns.
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#000000")
+MARKERS = "osD^vP*"
+
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
+
+
+class PlotFigure(Figure):
+    """A figure that no window system knows of and that a notebook shows by itself."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+
+def new_axes(width: float = 5.5, height: float = 3.6) -> Any:
+    """Axes on a figure of their own."""
+    with matplotlib.rc_context(STYLE):
+        return PlotFigure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure in the format of its suffix; text in SVG stays text."""
+    with matplotlib.rc_context(STYLE):
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160, format=path.suffix[1:]))
+    return path
+
+
+def shorten(name: str, longest: int = 44) -> str:
+    """A parameter name without what all of them share."""
+    name = name.removesuffix(".weight")
+    return name if len(name) <= longest else "…" + name[-longest:]
