@@ -131,7 +131,10 @@ def correlate(
     found = run(runs, gap, hyperparameters=stated, **given)
     click.echo(found.to_markdown())
     if out is not None:
-        found.save(out, suffix, over)
+        from genbound.figures.several_runs import save_correlation_plots
+
+        found.save(out)
+        save_correlation_plots(found, out, suffix, over)
 
 
 @click.command()

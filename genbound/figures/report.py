@@ -20,8 +20,9 @@ from genbound.figures.interactive import (
 from genbound.figures.report_page import figures, page, table
 from genbound.files import write_atomically
 from genbound.results.comparison import Comparison, compare
-from genbound.results.correlation import FEWEST, correlate, points
+from genbound.results.correlation import CONTROLLED, FEWEST, correlate, points
 from genbound.results.formatting import digits, with_error
+from genbound.results.rank_statistics import STATISTICS
 from genbound.results.results import Results
 
 
@@ -108,24 +109,21 @@ def _correlations(named: Mapping[str, Results]) -> str:
     except GenboundError as error:
         return f'<p class="warning">{html.escape(str(error))}</p>'
     parts = [f'<p class="warning">{html.escape(warning)}</p>' for warning in found.warnings]
-    titles = ("pearson", "spearman", "kendall")
-    extra = [
-        c for c in ("granulated_kendall", "conditional_mutual_information", "robust_sign_error") if c in found.table
-    ]
+    controlled = [column for column in CONTROLLED if column in found.table]
     for data, group in found.table.groupby("data", sort=False) if len(found.table) else ():
         rows = []
         for row in group.to_dict("records"):
             cells = [row["measure"]]
-            for title in titles:
+            for title in STATISTICS:
                 cells += [
                     f"{row[title]:.2f} [{row[f'{title}_lower']:.2f}, {row[f'{title}_upper']:.2f}]",
                     digits(row[f"{title}_p"], 2),
                 ]
-            rows.append(cells + ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in extra])
+            rows.append(cells + ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in controlled])
         head = [
             "measure",
-            *(text for title in titles for text in (title, f"p ({title})")),
-            *(c.replace("_", " ") for c in extra),
+            *(text for title in STATISTICS for text in (title, f"p ({title})")),
+            *(c.replace("_", " ") for c in controlled),
         ]
         group_points = found.points[found.points["data"] == data]
         parts += [f"<h3>{html.escape(str(data))}</h3>", table(head, rows)]

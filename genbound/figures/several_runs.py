@@ -18,6 +18,7 @@ from genbound.figures.bounds import UNITS, plot_bounds
 from genbound.figures.one_run import save_plots
 from genbound.figures.style import BLUE, GREY, ORANGE, STYLE, VERMILION, new_axes, save_figure
 from genbound.results.comparison import as_results
+from genbound.results.correlation import Correlations
 
 
 def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str = "loss", label: bool = True) -> Any:
@@ -110,21 +111,24 @@ def varied_values(table: pd.DataFrame, over: str) -> np.ndarray:
 
 
 def save_correlation_plots(
-    table: pd.DataFrame,
-    measures: list[str],
-    directory: str | Path,
-    gap: str,
-    suffix: str = "png",
-    over: str | None = None,
+    found: Correlations, directory: str | Path, suffix: str = "png", over: str | None = None
 ) -> list[Path]:
-    """Two files a measure at most (against the gap, and with it over what was varied), one panel a data set."""
+    """Scatter plots of each measure, two files at most: against the gap, and with it over what was varied.
+
+    Args:
+        found: what :func:`~genbound.results.correlation.correlate` found; each data set has a panel of its own.
+        directory: where the files go.
+        suffix: ``png``, ``pdf`` or ``svg``.
+        over: a measure or a numeric hyper-parameter.
+    """
+    table, gap = found.points, found.gap
     drawings = {"correlation": lambda group, m, ax: plot_correlation(group, m, ax, gap, label=len(group) <= 15)}
     if over is not None:
         varied_values(table, over)
         drawings[f"over_{over}"] = lambda group, m, ax: plot_over(group, m, over, ax, gap)
     saved, groups = [], list(table.groupby("data", sort=False))
     for kind, draw in drawings.items():
-        for measure in measures:
+        for measure in found.measures:
             if measure == over:
                 continue
             with matplotlib.rc_context(STYLE):

@@ -29,6 +29,8 @@ from genbound.results.results import Results
 GAPS = {"loss": "generalization_gap", "error": "error_gap"}
 FEWEST = 3
 CHANCE = 0.05
+# Coefficients that control for hyper-parameters, there where runs state them; the last one comes with its worst environment.
+CONTROLLED = ("granulated_kendall", "conditional_mutual_information", "robust_sign_error")
 
 
 def points(
@@ -199,47 +201,41 @@ class Correlations:
     def to_frame(self) -> pd.DataFrame:
         return self.table
 
+    @property
+    def measures(self) -> list[str]:
+        """The measures that have a coefficient in some data set."""
+        return list(dict.fromkeys(self.table["measure"])) if len(self.table) else []
+
     def to_markdown(self) -> str:
         """For each data set a table, the best measure first."""
+        controlled = [column for column in CONTROLLED if column in self.table]
+        head = ["measure", "runs", *(t.capitalize() for t in STATISTICS), *(c.replace("_", " ") for c in controlled)]
         lines = []
-        extra = ["granulated_kendall", "conditional_mutual_information", "robust_sign_error"]
-        extra = [column for column in extra if column in self.table]
         for data, group in self.table.groupby("data", sort=False) if len(self.table) else ():
-            body = []
-            for row in group.sort_values("kendall", ascending=False, kind="stable").to_dict("records"):
-                cells = [row["measure"], str(row["num_runs"])]
-                for title in STATISTICS:
-                    low, high, p = (row[f"{title}_{part}"] for part in ("lower", "upper", "p"))
-                    cells.append(f"{row[title]:.2f} [{low:.2f}, {high:.2f}], p = {p:.2g}")
-                cells += ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in extra]
-                if extra:
-                    cells[-1] += (
-                        f" ({row['worst_environment']})"
-                        if isinstance(row["worst_environment"], str) and row["worst_environment"]
-                        else ""
-                    )
-                body.append(cells)
-            head = ["measure", "runs", *(t.capitalize() for t in STATISTICS), *(e.replace("_", " ") for e in extra)]
-            lines += [
-                f"Generalization gap in the {self.gap}, {data}:",
-                "",
-                tabulate(body, head, tablefmt="github", disable_numparse=True),
-                "",
-            ]
+            best_first = group.sort_values("kendall", ascending=False, kind="stable")
+            body = [_cells(row, controlled) for row in best_first.to_dict("records")]
+            table = tabulate(body, head, tablefmt="github", disable_numparse=True)
+            lines += [f"Generalization gap in the {self.gap}, {data}:", "", table, ""]
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)]).rstrip()
 
-    def save(self, directory: str | Path, suffix: str = "png", over: str | None = None) -> list[Path]:
-        """Write correlations.csv, points.csv and a scatter plot of each measure (``png``, ``pdf`` or ``svg``).
-
-        With ``over``, a measure or a numeric hyper-parameter, also each measure and the gap over that.
-        """
-        from genbound.figures.several_runs import save_correlation_plots
-
-        folder = Path(directory)
-        write_atomically(folder / "correlations.csv", lambda path: self.table.to_csv(path, index=False))
-        write_atomically(folder / "points.csv", lambda path: self.points.to_csv(path))
-        names = list(dict.fromkeys(self.table["measure"])) if len(self.table) else []
-        return save_correlation_plots(self.points, names, folder, self.gap, suffix, over)
+    def save(self, directory: str | Path) -> list[Path]:
+        """Write both tables, correlations.csv and points.csv; :mod:`genbound.figures.several_runs` draws them."""
+        tables, points = Path(directory, "correlations.csv"), Path(directory, "points.csv")
+        write_atomically(tables, lambda path: self.table.to_csv(path, index=False))
+        write_atomically(points, lambda path: self.points.to_csv(path))
+        return [tables, points]
 
     def _repr_html_(self) -> str:
         return self.table.to_html(index=False, float_format="{:.3f}".format)
+
+
+def _cells(row: Mapping[str, Any], controlled: Sequence[str]) -> list[str]:
+    """A measure's line of the table as text."""
+    cells = [row["measure"], str(row["num_runs"])]
+    for title in STATISTICS:
+        low, high, p = (row[f"{title}_{part}"] for part in ("lower", "upper", "p"))
+        cells.append(f"{row[title]:.2f} [{low:.2f}, {high:.2f}], p = {p:.2g}")
+    cells += ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in controlled]
+    if controlled and isinstance(row["worst_environment"], str) and row["worst_environment"]:
+        cells[-1] += f" ({row['worst_environment']})"
+    return cells
