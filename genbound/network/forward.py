@@ -28,16 +28,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def map_tensors(value: Any, function) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(v, function) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(map_tensors(v, function) for v in value)
-    return value
-
-
 def call_arguments(inputs: Any) -> tuple[tuple, dict]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)

@@ -58,7 +58,6 @@ class Graph:
         order: all operations, every operation after its operands.
         consumers: operation -> list of (operation that uses it, operand position).
         leaves: weight name -> its leaf node (absent where the weight was not used).
-        curved: names of the weights that the output is not piecewise linear in.
         curved_by: weight name -> name of the first operation that is curved in it.
     """
 
@@ -76,7 +75,6 @@ class Graph:
             if operation(node) == "AccumulateGrad" and id(node.variable) in names
         }
         self.curved_by = self._find_curved()
-        self.curved = frozenset(self.curved_by)
 
     def _find_curved(self) -> dict[str, str]:
         bit = {node: 1 << i for i, node in enumerate(self.leaves.values())}

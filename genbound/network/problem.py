@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genbound.data.sample_parts import counted
+from genbound.data.sample_parts import counted, map_tensors
 from genbound.data.samples import Batch, Samples, as_samples
 from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK
@@ -24,7 +24,6 @@ from genbound.network.forward import (
     describe,
     evaluation_mode,
     has_weight_norm,
-    map_tensors,
     scores,
 )
 from genbound.network.layers import Layer, select_layers

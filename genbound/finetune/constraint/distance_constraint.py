@@ -85,6 +85,7 @@ class DistanceConstraint:
             raise GenboundError("init has no weight with two dimensions or more: there is nothing to constrain")
         self.radii = resolve_radii(layers, radius)
         self.norm, self.norm_layers = norm, norm_layers
+        self._bases: dict[str, Tensor] = {}  # the adapters' base weights that were compared with init
 
     @torch.no_grad()
     def project(self, model: nn.Module) -> int:
@@ -155,7 +156,11 @@ class DistanceConstraint:
         for layer in adapted_layers(model):
             if layer.name not in self.radii:
                 raise GenboundError(f"an adapter changes {layer.name!r}, which init does not have")
-            layer.check(self._start(layer.name, layer.base))
+            start = self._start(layer.name, layer.base)
+            layer.check()
+            if self._bases.get(layer.name) is not layer.base:  # once: it is frozen
+                layer.check_base(start)
+                self._bases[layer.name] = layer.base
             if not finite_only or self.radii[layer.name] < math.inf:
                 yield layer
 

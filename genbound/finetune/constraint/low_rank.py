@@ -23,7 +23,7 @@ class Adapted:
     def base(self) -> Tensor:
         return self.module.get_base_layer().weight
 
-    def check(self, start: Tensor) -> None:
+    def check(self) -> None:
         """Refuse what a scaled adapter cannot keep in the ball."""
         module = self.module
         if getattr(module, "lora_variant", None):
@@ -32,10 +32,11 @@ class Adapted:
             raise GenboundError(f"{self.name!r}: its adapter is merged; unmerge it while training")
         if self.base.requires_grad:
             raise GenboundError(f"{self.name!r}: both the base weight and its adapter are trained; freeze one of them")
-        if getattr(module, "_genbound_checked", None) is not start:
-            if not torch.equal(self.base.to(start.dtype), start):
-                raise GenboundError(f"{self.name!r}: the adapter's base weight is not that of init")
-            module._genbound_checked = start
+
+    def check_base(self, start: Tensor) -> None:
+        """Refuse an adapter whose base weight is not the starting value ``start``, of its shape: v is counted from there."""
+        if not torch.equal(self.base.to(start.dtype), start):
+            raise GenboundError(f"{self.name!r}: the adapter's base weight is not that of init")
 
     def displacement(self) -> Tensor:
         adapters = [a for a in self.module.active_adapters if a in self._factors()]
