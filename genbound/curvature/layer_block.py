@@ -7,6 +7,7 @@ of the block's range lies there, and what the start vector has outside does not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -38,11 +39,11 @@ class LayerOperator:
                 self._shape = (outputs, self._basis.shape[-1])
         self.dimension = torch.Size(self._shape).numel()
 
-    def narrowed(self, rows: list[int]) -> LayerOperator:
-        """The same operator for some of the samples, on a smaller tape but in the very same basis."""
+    def narrowed(self, tape: Tape, rows: Sequence[int]) -> LayerOperator:
+        """The same operator on the tape of some of its samples, those in these rows, and in the very same basis."""
         kept = object.__new__(LayerOperator)
         kept.__dict__.update(self.__dict__)
-        kept.tape = self.tape.problem.tape([self.tape.positions[row] for row in rows], [self.name])
+        kept.tape = tape
         kept._uses = kept.tape.uses[self.name]
         if self._basis is not None:
             # The smaller batch may be padded less; the samples' own inputs are the same, in coordinates of the old basis.

@@ -25,8 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbound.curvature.sweep import Sweep
-from genbound.estimators.random import generator, grouped
-from genbound.network.problem import BLOCK
+from genbound.estimators.random import BLOCK, generator, grouped
 from genbound.network.weight_uses import ConvolutionUse, LinearUse, gram_root, gram_root_derivative
 from genbound.network.weight_watch import LayerWatch, act_once
 

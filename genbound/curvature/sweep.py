@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,8 +32,12 @@ from genbound.curvature.rules import Rule, at, find_rule
 from genbound.errors import GenboundError
 from genbound.estimators.random import row_of, row_signs
 from genbound.network.loss_functions import output_form
+from genbound.network.tape import Tape
 from genbound.network.weight_uses import Use
 from genbound.network.weight_watch import LayerWatch, act_once
+
+if TYPE_CHECKING:
+    from genbound.network.problem import Problem
 
 
 class Unsupported(GenboundError):
@@ -60,7 +66,7 @@ class Step:
 class _Recorder(TorchDispatchMode):
     """Keeps the operations of a forward pass that depend on a layer's result."""
 
-    def __init__(self, problem, num: int):
+    def __init__(self, problem: Problem, num: int):
         super().__init__()
         self._watch = LayerWatch(problem, num)
         self._results: list[Tensor] = []  # kept, so that no identity is given twice
@@ -125,7 +131,7 @@ class Sweep:
         Unsupported: a layer acts more than once, or an operation writes into its arguments.
     """
 
-    def __init__(self, problem, positions: Sequence[int], cotangent: Tensor | None = None):
+    def __init__(self, problem: Problem, positions: Sequence[int], cotangent: Tensor | None = None):
         self.problem, self.positions = problem, list(positions)
         batch = problem.batch(self.positions)
         recorder = _Recorder(problem, len(self.positions))
@@ -261,52 +267,82 @@ class Sweep:
         return total, moved
 
 
-def can_sweep(problem) -> bool:
-    """Whether tangents give what a double backward pass does; tried on a few samples along one random direction."""
-    if not hasattr(problem, "_can_sweep"):
-        problem._can_sweep = _try(problem)
-    return problem._can_sweep
+_TRIED: WeakKeyDictionary[Problem, bool] = WeakKeyDictionary()
 
 
-def separate_cost(problem) -> float:
+def can_sweep(problem: Problem) -> bool:
+    """Whether tangents give what a double backward pass does; tried once, on a few samples along one random direction."""
+    if problem not in _TRIED:
+        _TRIED[problem] = act_once(problem) and _agree(problem)
+    return _TRIED[problem]
+
+
+def separate_cost(problem: Problem) -> float:
     """Forward passes that a sweep for every layer on its own takes, counted in executed operations."""
     sweep = Sweep(problem, problem.shared_run(1))
     return sum(1 - start / len(sweep.steps) for start in sweep.starts.values())
 
 
-def _try(problem) -> bool:
-    """First and second derivatives of a random combination of the outputs: the loss may have none on the samples tried."""
-    if not act_once(problem):
-        return False
+@dataclass(frozen=True)
+class _Trial:
+    """Random directions: ``cotangent [N, ...]`` of the outputs, and for each layer the perturbation of its result.
+
+    A random combination of the outputs stands for the loss, which may have no derivatives on the samples tried.
+    """
+
+    cotangent: Tensor
+    directions: dict[str, list[Tensor]]
+    curved: tuple[str, ...]
+
+    @classmethod
+    def draw(cls, tape: Tape) -> _Trial:
+        rows = [row_of("try", position, 0, 1) for position in tape.positions]
+        like, used = tape.outputs.detach(), [name for name in tape.layers if tape.uses[name]]
+        layers = {name: (tape.weights[name].shape, tape.uses[name]) for name in used}
+        return cls(
+            row_signs(rows, 0, "outputs", 1, like[0].numel(), like).view(like.shape),
+            probe_directions(layers, rows, 0, like),
+            tuple(name for name in used if name not in tape.piecewise_linear),
+        )
+
+    @property
+    def bent(self) -> dict[str, list[Tensor]]:
+        """The directions of the layers that the output is curved in."""
+        return {name: self.directions[name] for name in self.curved}
+
+
+def _agree(problem: Problem) -> bool:
+    """Whether first and second derivatives along random directions are the same by tangents and by backward passes."""
     positions = problem.shared_run(4)
-    rows = [row_of("try", position, 0, 1) for position in positions]
     try:
         tape = problem.tape(positions)
-        used = [name for name in tape.layers if tape.uses[name]]
-        curved = [name for name in used if name not in tape.piecewise_linear]
-        like = tape.outputs.detach()
-        cotangent = row_signs(rows, 0, "outputs", 1, like[0].numel(), like).view(like.shape)
-        layers = {name: (tape.weights[name].shape, tape.uses[name]) for name in used}
-        directions = probe_directions(layers, rows, 0, like)
-        moved = {name: directions[name] for name in curved}
-        wanted = torch.zeros(2, len(tape), dtype=torch.float64, device=like.device)
-        gradients = tape.backward(cotangent, used)
-        for name in used:
-            wanted[0] += tape.inner(
-                name,
-                directions[name],
-                [0.0 * u if g is None else g for g, u in zip(gradients[name], directions[name], strict=True)],
-            )
-        tape.output_gradient = lambda: cotangent
-        products = tape.activation_products(moved, curved, "remainder")
-        for name in curved:
-            wanted[1] += tape.inner(name, moved[name], products[name])
-        sweep = Sweep(problem, positions, cotangent)
-        _, tangent = sweep._curvature({name: own[0] for name, own in directions.items()}, {})
-        found = torch.zeros_like(wanted)
-        found[0] = 0.0 if tangent is None else (tangent * cotangent).flatten(1).sum(1)
-        found[1] = sweep.remainder({name: own[0] for name, own in moved.items()})
+        trial = _Trial.draw(tape)
+        wanted = _by_backward_passes(tape, trial)
+        found = _by_tangents(Sweep(problem, positions, trial.cotangent), trial)
     except (Unsupported, NotImplementedError, RuntimeError):
         return False
-    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(like.dtype, 0.1)
+    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(tape.outputs.dtype, 0.1)
     return bool(((found - wanted).abs() <= tolerance * wanted.abs().amax(1, keepdim=True)).all())
+
+
+def _by_backward_passes(tape: Tape, trial: _Trial) -> Tensor:
+    """First and second derivative of every sample, ``[2, N]`` in float64."""
+    wanted = torch.zeros(2, len(tape), dtype=torch.float64, device=tape.outputs.device)
+    gradients = tape.backward(trial.cotangent, list(trial.directions))
+    for name, us in trial.directions.items():
+        filled = [torch.zeros_like(u) if g is None else g for g, u in zip(gradients[name], us, strict=True)]
+        wanted[0] += tape.inner(name, us, filled)
+    products = tape.activation_products(trial.bent, trial.curved, cotangent=trial.cotangent)
+    for name, us in trial.bent.items():
+        wanted[1] += tape.inner(name, us, products[name])
+    return wanted
+
+
+def _by_tangents(sweep: Sweep, trial: _Trial) -> Tensor:
+    """The same by one sweep for each."""
+    found = torch.zeros(2, len(sweep), dtype=torch.float64, device=sweep.outputs.device)
+    _, tangent = sweep._curvature({name: us[0] for name, us in trial.directions.items()}, {})
+    if tangent is not None:
+        found[0] = (tangent * trial.cotangent).flatten(1).sum(1)
+    found[1] = sweep.remainder({name: us[0] for name, us in trial.bent.items()})
+    return found

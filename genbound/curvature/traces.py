@@ -20,7 +20,7 @@ def gauss_newton_trace(tape: Tape) -> Tensor:
 
     Cost: one backward pass to the activations for each output coordinate (one fewer for cross-entropy), for all layers together.
     """
-    factor = tape.problem.loss.output_factor(tape.outputs.detach(), tape.targets)
+    factor = tape.network.loss.output_factor(tape.outputs.detach(), tape.targets)
     total = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
     for column in basis(tape.outputs, factor.last_vanishes):
         sign = 1.0 if factor.signs is None else (factor.signs * column).flatten(1).sum(1, keepdim=True).double()
@@ -33,7 +33,7 @@ def sampled_gauss_newton_trace(tape: Tape, rows: Sequence[Row], seed: int) -> Te
 
     Cost: one backward pass (two where the loss is not convex), whatever the number of outputs.
     """
-    factor = tape.problem.loss.output_factor(tape.outputs.detach(), tape.targets)
+    factor = tape.network.loss.output_factor(tape.outputs.detach(), tape.targets)
     like = tape.outputs.detach()
     *positions, width = like.shape[1:]
     signs = row_signs(rows, seed, "output", math.prod(positions), width, like).view(like.shape)

@@ -20,6 +20,8 @@ from genbound.bounds import BOUNDS, Evidence
 from genbound.errors import GenboundError
 from genbound.estimators import Estimate, Interval
 from genbound.evaluation.store import DiskStore, MemoryStore
+from genbound.network.layers import Layer
+from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES, Measured
 from genbound.quantities.base import Part
 from genbound.results.results import Results, samples_frame, to_plain
@@ -103,7 +105,7 @@ def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:
 
 
 def evaluate(
-    problem,
+    problem: BaseProblem,
     measures: Iterable[str] | None = None,
     seed: int = 0,
     *,
@@ -118,7 +120,7 @@ def evaluate(
     """Measure quantities and compute bounds.
 
     Args:
-        problem: a :class:`~genbound.network.problem.Problem`.
+        problem: a :class:`~genbound.network.problem.Problem`, or two sets of weights without a network.
         measures: names of quantities and bounds; ``None`` means everything that applies.
         seed: of all randomness.
         options: quantity name -> its options.
@@ -152,7 +154,7 @@ def evaluate(
     for name in names:
         quantity = QUANTITIES[name]
         if quantity.needs_data and problem.data is None:
-            notes[name] = getattr(problem, "reason", "needs a model and data: give --model and --data")
+            notes[name] = problem.reason
             continue
         lacking = [r for r in quantity.requires if r not in measured]
         if lacking:
@@ -194,7 +196,7 @@ def evaluate(
         layers=rows,
         confusion=_check_confusion(confusion, problem),
         delta=delta,
-        loss_lipschitz=getattr(getattr(problem, "loss", None), "lipschitz", None),
+        loss_lipschitz=None if problem.loss is None else problem.loss.lipschitz,
     )
     bounds = {name: BOUNDS[name].evaluate(evidence) for name in bound_names}
     samples = None
@@ -207,12 +209,12 @@ def evaluate(
             {
                 "seed": seed, "num_samples": problem.num_samples, "num_data": problem.num_data, "loss_range": loss_range,
                 "samples_sha256": _samples_digest(problem),
-                "loss": problem.loss.name if problem.data is not None else None,
+                "loss": None if problem.loss is None else problem.loss.name,
                 "convention": getattr(chosen.get("max_quadratic_form"), "convention", "theorem"),
                 "head": provenance.get("head_policy", "init"), "head_note": provenance.get("head_note", ""),
-                "dtype": str(getattr(problem, "dtype", torch.float32)).removeprefix("torch."),
-                "device": str(getattr(problem, "device", "cpu")), "attention": "math",
-                "batch_size": getattr(problem, "batch_size", None), "delta": delta,
+                "dtype": str(problem.dtype).removeprefix("torch."),
+                "device": str(problem.device), "attention": "math",
+                "batch_size": problem.batch_size, "delta": delta,
                 "options": {name: asdict(o) for name, o in chosen.items() if name in measured},
                 "torch": torch.__version__, "threads": torch.get_num_threads(), "python": platform.python_version(),
                 **(config or {}),
@@ -231,7 +233,7 @@ def evaluate(
     )  # fmt: skip
 
 
-def measure(problem, name: str, seed: int = 0, **options: Any) -> dict[Any, Any]:
+def measure(problem: BaseProblem, name: str, seed: int = 0, **options: Any) -> dict[Any, Any]:
     """Measure one quantity.
 
     Args:
@@ -276,7 +278,7 @@ def _asdict(chosen: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def _layer_row(layer) -> dict[str, Any]:
+def _layer_row(layer: Layer) -> dict[str, Any]:
     return {
         "name": layer.name, "kind": layer.kind, "shape": list(layer.shape),
         "positive_semidefinite": layer.positive_semidefinite, "curved_by": layer.curved_by or None,
@@ -284,15 +286,14 @@ def _layer_row(layer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _loss_range(problem, measured: Mapping[str, Measured]) -> dict[str, Any]:
-    spec = getattr(problem, "loss_range_spec", "observed")
-    if spec != "observed":
-        return {"value": problem.loss.range, "kind": spec}
+def _loss_range(problem: BaseProblem, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    if problem.loss_range_spec != "observed":
+        return {"value": problem.loss.range, "kind": problem.loss_range_spec}
     value = measured["losses"].summary["largest_loss"] if "losses" in measured else None
     return {"value": value, "kind": "observed"}
 
 
-def _check_confusion(confusion, problem) -> np.ndarray | None:
+def _check_confusion(confusion: Any, problem: BaseProblem) -> np.ndarray | None:
     if confusion is None:
         return None
     confusion = np.asarray(confusion, dtype=float)
@@ -302,20 +303,21 @@ def _check_confusion(confusion, problem) -> np.ndarray | None:
         )
     if not np.isfinite(confusion).all() or (confusion < 0).any() or not np.allclose(confusion.sum(1), 1, atol=1e-6):
         raise GenboundError("the rows of the label confusion matrix must be probabilities that add up to 1")
-    classes = getattr(problem, "num_classes", len(confusion))
-    if len(confusion) != classes:
-        raise GenboundError(f"the label confusion matrix is for {len(confusion)} classes, the model has {classes}")
+    if problem.num_classes is not None and len(confusion) != problem.num_classes:
+        raise GenboundError(
+            f"the label confusion matrix is for {len(confusion)} classes, the model has {problem.num_classes}"
+        )
     return confusion
 
 
-def _samples_digest(problem) -> str | None:
+def _samples_digest(problem: BaseProblem) -> str | None:
     """Which training samples were measured: two runs with the same ones differ by their draws alone."""
     if not problem.num_samples:
         return None
     return hashlib.sha256(repr(sorted(int(i) for i in problem.indices)).encode()).hexdigest()
 
 
-def _data_provenance(problem) -> dict[str, Any]:
+def _data_provenance(problem: BaseProblem) -> dict[str, Any]:
     if problem.data is None:
         return {"spec": None, "sha256": None}
     return {"spec": problem.data.spec, "sha256": problem.data.digest()}

@@ -43,6 +43,6 @@ def forecast(problem, names: list[str], options: Mapping[str, Mapping[str, Any]]
         used = [w for name, w in tape.weights.items() if tape.uses[name]]
         torch.autograd.grad(tape.losses.sum(), used)
         times.append(time.perf_counter() - begin)
-    peak = weight_bytes(problem) + graph_bytes(problem, run)
+    peak = weight_bytes(problem) + graph_bytes(problem, run, problem.samples_first)
     gradients = {name: QUANTITIES[name].gradients(problem, get_options(name, options.get(name, {}))) for name in names}
     return Forecast(min(times) / len(run) * problem.num_samples, gradients, peak)

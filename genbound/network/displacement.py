@@ -2,8 +2,9 @@ r"""How far the weights moved, layer by layer: :math:`v = W - W^{(s)}`, as a mat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,28 @@ class Displacement(Mapping):
     def __init__(self, dense: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]] | None = None):
         self._dense, self.factors = dict(dense), dict(factors or {})
 
+    @classmethod
+    def between(
+        cls,
+        params: Mapping[str, Tensor],
+        init: Mapping[str, Tensor],
+        names: Iterable[str],
+        factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Displacement:
+        """From ``init`` to ``params``, for the layers ``names``, on their device and in ``dtype`` (``None``: their own).
+
+        Layers in ``factors`` move by ``left [out, r] @ right [r, in]``, whatever the two weights say.
+        """
+        known, dense = {}, {}
+        for name in names:
+            trained = params[name].to(dtype=dtype)
+            if factors and name in factors:
+                known[name] = tuple(f.to(device=trained.device, dtype=trained.dtype) for f in factors[name])
+            else:
+                dense[name] = trained - init[name].to(dtype=dtype)
+        return cls(dense, known)
+
     def __getitem__(self, name: str) -> Tensor:
         if name in self.factors:
             left, right = self.factors[name]
@@ -37,7 +60,7 @@ class Displacement(Mapping):
         return len({**self.factors, **self._dense})
 
     def norm(self, name: str) -> float:
-        r"""Frobenius norm; of factors from their Gram matrices, :math:`\operatorname{Tr}(L^\top L\,R R^\top)`."""
+        r"""Frobenius norm, in the weights' unit; of factors from their Gram matrices, :math:`\operatorname{Tr}(L^\top L\,R R^\top)`."""
         if name in self.factors:
             left, right = (factor.double() for factor in self.factors[name])
             return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())

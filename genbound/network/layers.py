@@ -7,15 +7,22 @@ is left out unless ``--layers`` names it; one that also acts as a linear map is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from genbound.errors import GenboundError
 from genbound.estimators.random import generator, normal
-from genbound.network.graph import Graph, operation
+from genbound.network.graph import operation
+from genbound.network.tape import Tape
+from genbound.network.weight_uses import Use
+
+if TYPE_CHECKING:
+    from genbound.network.network import Network
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Layer:
 
     @property
     def num_weights(self) -> int:
+        """How many numbers the weight has."""
         return torch.Size(self.shape).numel()
 
 
@@ -65,13 +73,16 @@ _ROUTES = frozenset(
 )
 
 
-def _is_table(graph: Graph, name: str) -> bool:
+def _is_table(tape: Tape, name: str) -> bool:
     """The weight is only looked up, added or concatenated: it is a table of vectors, not a linear map."""
-    pending, found = list(graph.consumers[graph.leaves[name]]), False
+    if not tape.uses[name]:
+        return False
+    consumers, found = tape.graph.consumers, False
+    pending = list(consumers[tape.graph.leaves[name]])
     while pending:
         node, _ = pending.pop()
         if operation(node) in _ROUTES:
-            pending += graph.consumers[node]
+            pending += consumers[node]
         elif operation(node) in ("Embedding", "Add", "Cat"):
             found = True
         else:
@@ -79,18 +90,34 @@ def _is_table(graph: Graph, name: str) -> bool:
     return found
 
 
-def select_layers(problem, pattern: str | None = None, excluded: Sequence[str] = ()) -> tuple[Layer, ...]:
-    """Find the layers of a problem from what a forward pass executes.
+def select_layers(network: Network, pattern: str | None = None, excluded: Sequence[str] = ()) -> tuple[Layer, ...]:
+    """Find the layers of a network from what a forward pass executes.
 
     Args:
-        problem: a problem whose weights and samples are in place.
+        network: whose weights are looked through.
         pattern: ``*`` wildcards, comma separated; only matching parameters, embeddings included.
         excluded: parameters that are not layers (an excluded head).
 
     Cost: a few forward and backward passes over at most three samples.
     """
-    candidates = [name for name, p in problem.params.items() if p.dim() >= 2 and p.is_floating_point()]
     wanted = [part.strip() for part in (pattern or "").split(",") if part.strip()]
+    candidates = _candidates(network.params, wanted, excluded)
+    run = network.shared_run(3)
+    orders = _row_orders(network, run, candidates)
+    tape = Tape(network, run, dict.fromkeys(candidates, True))
+    if not wanted and not any(tape.uses.values()):
+        raise GenboundError(
+            "no weight has a gradient path to the model's output: is the output detached, or computed under torch.no_grad()?"
+        )
+    kept = [name for name in candidates if wanted or not _is_table(tape, name)]
+    if not kept:
+        raise GenboundError("every weight is an embedding: name the ones to measure with --layers")
+    return tuple(_describe(tape, name, orders[name]) for name in kept)
+
+
+def _candidates(params: Mapping[str, Tensor], wanted: Sequence[str], excluded: Sequence[str]) -> list[str]:
+    """Names of the weights that may be layers: of two dimensions, named by a pattern if there is one."""
+    candidates = [name for name, p in params.items() if p.dim() >= 2 and p.is_floating_point()]
     for part in wanted:
         if not any(fnmatchcase(name, part) for name in candidates):
             raise GenboundError(
@@ -102,72 +129,70 @@ def select_layers(problem, pattern: str | None = None, excluded: Sequence[str] =
     candidates = [name for name in candidates if name not in set(excluded)]
     if not candidates:
         raise GenboundError("the model has no weight with two or more dimensions: there is no layer to measure")
-
-    run = problem.shared_run(3)
-    orders = _row_order(problem, run, candidates)
-    tape = problem.tape(run, candidates)
-    if not wanted and not any(tape.uses.values()):
-        raise GenboundError(
-            "no weight has a gradient path to the model's output: is the output detached, or computed under torch.no_grad()?"
-        )
-    layers = []
-    for name in candidates:
-        uses = tape.uses[name]
-        table = bool(uses) and _is_table(tape.graph, name)
-        if table and not wanted:
-            continue
-        kind = "embedding" if table else uses[0].kind if uses else "unused"
-        layers.append(
-            Layer(
-                name=name,
-                kind=kind,
-                shape=tuple(problem.params[name].shape),
-                num_uses=len(tape.graph.consumers[tape.graph.leaves[name]]) if uses else 0,
-                positive_semidefinite=name in tape.positive_semidefinite,
-                curved_by=tape.curved_by.get(name, ""),
-                by_batch=orders[name] is not None,
-                samples_first=orders[name] is not False,
-            )
-        )
-    if not layers:
-        raise GenboundError("every weight is an embedding: name the ones to measure with --layers")
-    return tuple(layers)
+    return candidates
 
 
-def _row_order(problem, run: list[int], candidates: list[str]) -> dict[str, bool | None]:
+def _describe(tape: Tape, name: str, order: bool | None) -> Layer:
+    """What a pass with this layer says about it."""
+    uses = tape.uses[name]
+    return Layer(
+        name=name,
+        kind="embedding" if _is_table(tape, name) else uses[0].kind if uses else "unused",
+        shape=tuple(tape.weights[name].shape),
+        num_uses=len(tape.graph.consumers[tape.graph.leaves[name]]) if uses else 0,
+        positive_semidefinite=name in tape.positive_semidefinite,
+        curved_by=tape.curved_by.get(name, ""),
+        by_batch=order is not None,
+        samples_first=order is not False,
+    )
+
+
+def _row_orders(network: Network, run: list[int], candidates: list[str]) -> dict[str, bool | None]:
     """How the rows of each weight's operations belong to the samples, found by experiment.
 
-    Multiplying random combinations of the samples' outputs by different powers of two multiplies exactly the rows that
-    belong to them (of the outputs, because a loss may be flat in some samples and then says nothing about their rows).
     True: sample by sample; False: position by position; None: neither, or not to be seen on these samples, so that
     samples must be passed one at a time.
     """
-    found: dict[str, bool | None] = {name: None for name in candidates}
     if len(run) == 1:
-        return {name: True for name in candidates}
-    for samples_first in (False, True):  # the later, usual order wins where both fit
-        fits = dict.fromkeys(candidates, True)
+        return dict.fromkeys(candidates, True)
+    found: dict[str, bool | None] = dict.fromkeys(candidates)
+    for order in (False, True):  # the later, usual order wins where both fit
+        fitting = set(candidates)
         for positions in {tuple(run), tuple(run[:2])}:
-            with problem.trial_order(samples_first):
-                tape = problem.tape(list(positions), candidates)
-            if not tape.edges(candidates):
-                continue
-            outputs, edges = tape.outputs, tape.edges(candidates)
-            scale = 2.0 ** torch.arange(len(positions), dtype=outputs.dtype, device=outputs.device)
-            # The same combination for every sample: no sample's gradient is small for its loss's sake.
-            combination = normal(tuple(outputs.shape[1:]), generator(0, "row_order"), outputs).expand_as(outputs)
-            scaling = scale.view(-1, *[1] * (outputs.dim() - 1))
-            once = torch.autograd.grad(outputs, edges, combination, retain_graph=True, allow_unused=True)
-            scaled = torch.autograd.grad(outputs, edges, scaling * combination, retain_graph=True, allow_unused=True)
-            pairs = iter(zip(once, scaled, strict=True))
-            for name in candidates:
-                for use in tape.uses[name]:
-                    a, b = next(pairs)
-                    if not use.by_sample:
-                        fits[name] = False
-                    elif a is not None:
-                        a, b = use.per_sample(a) * scale.unsqueeze(1), use.per_sample(b)
-                        size = float(a.abs().max())
-                        fits[name] &= size > 0 and bool(((a - b).abs() <= 1e-3 * size).all())
-        found |= {name: samples_first for name, fit in fits.items() if fit}
+            fitting &= _fitting(Tape(network, positions, dict.fromkeys(candidates, order)))
+        found |= {name: order for name in fitting}
     return found
+
+
+def _fitting(tape: Tape) -> set[str]:
+    """The layers of a tape whose rows belong to the samples in the order that the tape was given.
+
+    Multiplying random combinations of the samples' outputs by different powers of two multiplies exactly the rows that
+    belong to them (of the outputs, because a loss may be flat in some samples and then says nothing about their rows).
+    """
+    if not tape.edges(tape.layers):
+        return set(tape.layers)
+    outputs = tape.outputs
+    scale = 2.0 ** torch.arange(len(tape), dtype=outputs.dtype, device=outputs.device)
+    # The same combination for every sample: no sample's gradient is small for its loss's sake.
+    combination = normal(tuple(outputs.shape[1:]), generator(0, "row_order"), outputs).expand_as(outputs)
+    once = tape.backward(combination, tape.layers)
+    scaled = tape.backward(scale.view(-1, *[1] * (outputs.dim() - 1)) * combination, tape.layers)
+    return {
+        name
+        for name in tape.layers
+        if all(
+            _rows_follow(use, a, b, scale) for use, a, b in zip(tape.uses[name], once[name], scaled[name], strict=True)
+        )
+    }
+
+
+def _rows_follow(use: Use, once: Tensor | None, scaled: Tensor | None, scale: Tensor) -> bool:
+    """Whether gradients at a use's result, of its shape, are multiplied by ``scale [N]`` sample by sample."""
+    if not use.by_sample:
+        return False
+    if once is None:
+        return True
+    expected, found = use.per_sample(once) * scale.unsqueeze(1), use.per_sample(scaled)
+    size = float(expected.abs().max())
+    return size > 0 and bool(((expected - found).abs() <= 1e-3 * size).all())

@@ -262,6 +262,30 @@ def clipped(loss: Loss, ceiling: float) -> Loss:
     return replace(loss, name=f"min({loss.name}, {ceiling:g})", per_sample=per_sample, factor=factor, range=ceiling)
 
 
+def ranged(loss: Loss, spec: str, num_classes: int) -> Loss:
+    """The loss with a limited range.
+
+    Args:
+        loss: as it is.
+        spec: ``observed`` leaves it so; ``clip:C`` is :func:`clipped` at C; ``bounded:PMIN`` is :func:`bounded_cross_entropy`.
+        num_classes: of the network.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "observed" and not argument:
+        return loss
+    try:
+        number = float(argument)
+    except ValueError:
+        number = math.nan
+    if kind == "clip" and number == number:
+        return clipped(loss, number)
+    if kind == "bounded" and number == number:
+        if not loss.classes:
+            raise GenboundError(f"--loss-range {spec} needs a classification loss, not {loss.name}")
+        return bounded_cross_entropy(number, num_classes)
+    raise GenboundError(f"loss range {spec!r} is not understood: use observed, clip:C or bounded:PMIN")
+
+
 def get_loss(loss: str | Loss | Callable[[Tensor, Tensor], Tensor]) -> Loss:
     """A loss by name, as an object, or from a user's own per-sample function ``(outputs, targets) -> [N]``."""
     if isinstance(loss, Loss):

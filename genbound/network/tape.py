@@ -11,53 +11,61 @@ linear and its own inputs do not depend on the weight, so nothing is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from genbound.network.graph import Graph
 from genbound.network.loss_functions import check_finite
 from genbound.network.weight_uses import LeafUse, Use, find_uses
 
-PARTS = ("hessian", "remainder")
+if TYPE_CHECKING:
+    from genbound.network.network import Network
 
 
 class Tape:
     r"""A forward pass of the samples at ``positions``.
 
     Args:
-        problem: what is measured.
-        positions: which of the problem's measured samples.
-        layers: names of the layers whose derivatives will be asked for.
+        network: what is run.
+        positions: which of its measured samples, N of them.
+        samples_first: the layers whose derivatives will be asked for, each with the order of the rows of the operations
+            that use it: True sample by sample, False position by position.
 
     Attributes:
+        layers: their names.
+        targets: labels of the samples, ``[N, ...]``.
         outputs: the network's output, ``[N, ...]``, on the graph.
-        losses: ``[N]``, on the graph.
+        losses: ``[N]``, in the loss's unit, on the graph.
+        weights: layer -> the weight that the pass was run with, a leaf of the graph.
         uses: layer -> how the weight acts (empty where it does not).
+        curved_by: layer -> first executed operation that makes the output curved in it; the others are not named.
         piecewise_linear: layers that the output is piecewise linear in: their block is its Gauss-Newton part.
         positive_semidefinite: the same layers if the loss is convex in the output.
     """
 
-    def __init__(self, problem, positions: Sequence[int], layers: Iterable[str]):
-        self.problem, self.positions, self.layers = problem, list(positions), list(layers)
-        batch = problem.batch(self.positions)
+    def __init__(self, network: Network, positions: Sequence[int], samples_first: Mapping[str, bool]):
+        self.network, self.positions, self.layers = network, list(positions), list(samples_first)
+        batch, loss = network.batch(self.positions), network.loss
         self.targets, num = batch.targets, len(self.positions)
-        self.weights = {name: problem.params[name].detach().requires_grad_() for name in self.layers}
+        self.weights = {name: network.params[name].detach().requires_grad_() for name in self.layers}
         with torch.enable_grad():
-            self.outputs = problem.forward({**problem.params, **self.weights}, batch.inputs)
-            problem.loss.check_targets(self.outputs, self.targets)
-            self.losses = problem.loss.per_sample(self.outputs, self.targets)
-        check_finite(self.losses, batch.indices, problem.data.spec)
+            self.outputs = network.forward({**network.params, **self.weights}, batch.inputs)
+            loss.check_targets(self.outputs, self.targets)
+            self.losses = loss.per_sample(self.outputs, self.targets)
+        check_finite(self.losses, batch.indices, network.data.spec)
         self.uses: dict[str, list[Use]] = {name: [] for name in self.layers}
         self.curved_by: dict[str, str] = {}
         if self.outputs.requires_grad:
             self.graph = graph = Graph(self.outputs, self.weights)
             self.curved_by = graph.curved_by
             for name, weight in self.weights.items():
-                self.uses[name] = find_uses(graph, name, weight, num, problem.samples_first(name))
+                self.uses[name] = find_uses(graph, name, weight, num, samples_first[name])
         self.piecewise_linear = frozenset(self.layers) - frozenset(self.curved_by)
-        self.positive_semidefinite = self.piecewise_linear if problem.loss.convex else frozenset()
+        self.positive_semidefinite = self.piecewise_linear if loss.convex else frozenset()
         self._gradients: dict[str, list[Tensor | None]] = {}
 
     def __len__(self) -> int:
@@ -69,7 +77,8 @@ class Tape:
 
     # -- first derivatives ------------------------------------------------------------------------------------
 
-    def edges(self, names: Iterable[str]) -> list:
+    def edges(self, names: Iterable[str]) -> list[GradientEdge]:
+        """Places of the results of the layers' uses in the graph, one use after another."""
         return [use.edge for name in names for use in self.uses[name]]
 
     def _split(self, names: Sequence[str], values: Sequence[Tensor | None]) -> dict[str, list[Tensor | None]]:
@@ -77,7 +86,15 @@ class Tape:
         return {name: [next(iterator) for _ in self.uses[name]] for name in names}
 
     def backward(self, cotangent: Tensor, names: Sequence[str]) -> dict[str, list[Tensor | None]]:
-        """Gradients of ``<cotangent, outputs>`` at every use of the layers: ``J^T`` up to the activations."""
+        """Gradients of ``<cotangent, outputs>`` at every use of the layers: ``J^T`` up to the activations.
+
+        Args:
+            cotangent: ``[N, ...]``, of the outputs' shape.
+            names: layers.
+
+        Returns:
+            layer -> one gradient for each of its uses, of the shape of the use's result; ``None`` where there is none.
+        """
         edges = self.edges(names)
         if not edges:
             return {name: [] for name in names}
@@ -86,35 +103,47 @@ class Tape:
 
     def output_gradient(self) -> Tensor:
         """Gradient of every sample's loss in its own output, ``[N, ...]``, detached."""
-        return self.problem.loss.output_gradient(self.outputs, self.targets)
+        return self.network.loss.output_gradient(self.outputs, self.targets)
 
     def gradients(self, part: str = "hessian") -> dict[str, list[Tensor | None]]:
-        """Gradients at every use, themselves on the graph, taken once for all layers and kept.
+        """Gradients at every use, as :meth:`backward` gives them, themselves on the graph; taken once for all layers and kept.
 
         ``part="remainder"`` freezes the gradient in the output, so that a second derivative sees only
         ``R = sum_c (dl/df_c) Hessian(f_c)``, what the Hessian has beside its Gauss-Newton part.
         """
         if part not in self._gradients:
             if part == "hessian":
-                outputs, cotangent = self.losses.sum(), None
+                self._gradients[part] = self._differentiable(self.losses.sum(), None)
             else:
-                outputs, cotangent = self.outputs, self.output_gradient()
-            values = torch.autograd.grad(
-                outputs, self.edges(self.layers), cotangent, create_graph=True, allow_unused=True
-            )
-            self._gradients[part] = self._split(self.layers, values)
+                self._gradients[part] = self._differentiable(self.outputs, self.output_gradient())
         return self._gradients[part]
+
+    def _differentiable(self, outputs: Tensor, cotangent: Tensor | None) -> dict[str, list[Tensor | None]]:
+        values = torch.autograd.grad(outputs, self.edges(self.layers), cotangent, create_graph=True, allow_unused=True)
+        return self._split(self.layers, values)
 
     # -- second derivatives -----------------------------------------------------------------------------------
 
     def activation_products(
-        self, perturbations: dict[str, list[Tensor]], targets: Sequence[str], part: str = "hessian"
+        self,
+        perturbations: Mapping[str, list[Tensor]],
+        targets: Sequence[str],
+        part: str = "hessian",
+        cotangent: Tensor | None = None,
     ) -> dict[str, list[Tensor]]:
         """``q = M u``: second derivative in the activations along ``u``, at every use of the target layers.
 
-        ``perturbations`` may name several layers at once; then ``q`` holds the cross-layer blocks as well.
+        Args:
+            perturbations: layer -> ``u`` for each of its uses, of the shape of the use's result. Several layers may move at
+                once; then ``q`` holds the cross-layer blocks as well.
+            targets: layers where the second derivative is taken.
+            part: ``hessian`` or ``remainder``, see :meth:`gradients`.
+            cotangent: ``[N, ...]``; the second derivative is then that of ``<cotangent, outputs>``, whatever the part.
+
+        Returns:
+            layer -> ``q`` for each of its uses, of the shape of the use's result.
         """
-        gradients = self.gradients(part)
+        gradients = self.gradients(part) if cotangent is None else self._differentiable(self.outputs, cotangent)
         outputs, directions = [], []
         for name, us in perturbations.items():
             for gradient, u in zip(gradients[name], us, strict=True):
@@ -135,7 +164,12 @@ class Tape:
         return self._split(targets, filled)
 
     def product(self, name: str, v: Tensor, part: str = "hessian") -> tuple[Tensor, Tensor]:
-        """One layer's own block applied to ``v`` (shared, or one per sample).
+        """One layer's own block applied to ``v``.
+
+        Args:
+            name: the layer.
+            v: direction of its weight, ``[*shape]`` shared by the samples, or ``[N, *shape]``.
+            part: ``hessian`` or ``remainder``, see :meth:`gradients`.
 
         Returns:
             ``(v^T H v [N], H v [N, *shape])`` for every sample.
@@ -152,6 +186,7 @@ class Tape:
         return total
 
     def adjoint(self, name: str, qs: Sequence[Tensor]) -> Tensor:
+        """``A^* q`` per sample: back from the results of a layer's uses to its weight, ``[N, *shape]``."""
         shape = self.weights[name].shape
         total = torch.zeros(len(self), *shape, dtype=self.outputs.dtype, device=self.outputs.device)
         for use, q in zip(self.uses[name], qs, strict=True):
@@ -159,7 +194,7 @@ class Tape:
         return total
 
     def squared_norm(self, name: str, gs: Sequence[Tensor | None]) -> Tensor:
-        """``||A^* g||^2`` per sample: squared norm of the weight gradient, without storing it where possible."""
+        """``||A^* g||^2`` per sample, ``[N]`` in float64: squared norm of the weight gradient, not stored where possible."""
         present = [(use, g) for use, g in zip(self.uses[name], gs, strict=True) if g is not None]
         if not present:
             return torch.zeros(len(self), dtype=torch.float64, device=self.outputs.device)
@@ -173,27 +208,35 @@ class Tape:
 
     # -- directional derivatives of the output ----------------------------------------------------------------
 
-    def output_derivatives(self, vs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``u = J_i v_i`` for each layer on its own: ``[N, *output]``.
+    def output_derivatives(self, vs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``u = J_i v_i`` for each layer on its own.
 
-        With fewer outputs than layers, one backward pass per output coordinate serves all layers; otherwise one
-        derivative of the backward pass per layer.
+        Args:
+            vs: layer -> direction of its weight, ``[*shape]`` or ``[N, *shape]``.
+
+        Returns:
+            layer -> ``[N, *output]`` in float64.
+
+        Cost: with fewer outputs than layers one backward pass for each output coordinate, which serves all layers; otherwise
+        a derivative of the backward pass for each layer.
         """
-        names = list(vs)
-        if not names:
+        if not vs:
             return {}
         us = {name: [use.perturb(v) for use in self.uses[name]] for name, v in vs.items()}
-        num_outputs = self.outputs[0].numel()
-        if num_outputs <= len(names):
-            columns: dict[str, list[Tensor]] = {name: [] for name in names}
-            for cotangent in basis(self.outputs):
-                for name, gs in self.backward(cotangent, names).items():
-                    columns[name].append(self.inner(name, us[name], _filled(gs, us[name])))
-            return {name: torch.stack(c, 1).view(self.outputs.shape) for name, c in columns.items()}
+        return self._by_coordinate(us) if self.outputs[0].numel() <= len(vs) else self._by_layer(us)
+
+    def _by_coordinate(self, us: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+        columns: dict[str, list[Tensor]] = {name: [] for name in us}
+        for cotangent in basis(self.outputs):
+            for name, gs in self.backward(cotangent, list(us)).items():
+                columns[name].append(self.inner(name, us[name], _filled(gs, us[name])))
+        return {name: torch.stack(c, 1).view(self.outputs.shape) for name, c in columns.items()}
+
+    def _by_layer(self, us: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+        """The backward pass is linear in its cotangent: its derivative there along ``u`` is the forward derivative."""
         probe = torch.zeros_like(self.outputs, requires_grad=True)
-        edges = self.edges(names)
-        values = torch.autograd.grad(self.outputs, edges, probe, create_graph=True, allow_unused=True)
-        result = {}
+        names, result = list(us), {}
+        values = torch.autograd.grad(self.outputs, self.edges(names), probe, create_graph=True, allow_unused=True)
         for name, gs in self._split(names, values).items():
             pairs = [(g, u) for g, u in zip(gs, us[name], strict=True) if g is not None and g.requires_grad]
             if pairs:

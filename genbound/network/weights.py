@@ -1,10 +1,12 @@
-"""Two sets of weights without a network: what can be said of weights alone."""
+"""Two sets of weights: what every problem says of them, and the problem that has nothing else."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from genbound.errors import GenboundError
@@ -12,16 +14,83 @@ from genbound.network.displacement import Displacement
 from genbound.network.layers import Layer
 from genbound.version import __version__
 
+if TYPE_CHECKING:
+    from genbound.data.samples import Samples
+    from genbound.network.loss_functions import Loss
 
-class WeightProblem:
-    """Two sets of weights without a network: what can be said of weights alone can be measured."""
 
-    data = test_data = None
-    num_samples = num_data = 0
+class BaseProblem:
+    """What a problem answers, whether there is a network to run or not.
+
+    The values given here are those of a problem without a network.
+
+    Attributes:
+        params, init: name -> fine-tuned and pretrained weight, detached.
+        layers: the weights that count as layers.
+        displacement: layer -> ``params - init``.
+        head: names of the weights that form the output head.
+        provenance: what the numbers belong to, copied into the results.
+        reason: why nothing is measured that needs a network or samples; empty where both are there.
+        data, test_data: training and held-out samples, ``None`` where there are none.
+        indices: the samples that are measured, by their places in ``data``.
+        num_samples: how many they are.
+        num_data: size n of the training set.
+        loss: ``None`` without a network.
+        loss_range_spec: how the range of the loss is known: ``observed``, ``clip:C`` or ``bounded:PMIN``.
+        num_classes: size of the output's last axis.
+        dtype, device: of the tensors that are measured.
+        batch_size: most samples in one forward pass.
+    """
+
+    params: Mapping[str, Tensor]
+    init: Mapping[str, Tensor]
+    layers: tuple[Layer, ...]
+    displacement: Displacement
+    provenance: dict[str, Any]
     head: tuple[str, ...] = ()
+    reason: str = ""
+    data: Samples | None = None
+    test_data: Samples | None = None
+    indices: Sequence[int] = ()
+    num_samples: int = 0
+    num_data: int = 0
+    loss: Loss | None = None
+    loss_range_spec: str = "observed"
+    num_classes: int | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    batch_size: int | None = None
+
+    def digest(self, test_data: bool = False) -> str:
+        """SHA-256 of everything that a measured number depends on beside its own options and the seed.
+
+        Args:
+            test_data: whether the number depends on the held-out samples too.
+        """
+        raise NotImplementedError
+
+
+class WeightProblem(BaseProblem):
+    """Two sets of weights without a network: what can be said of weights alone can be measured.
+
+    Args:
+        params: name -> fine-tuned weight; those that are no floating-point numbers are left out.
+        init: name -> pretrained weight of the same shape.
+        reason: why there is no network, for the notes of what is not measured.
+        provenance: what the numbers belong to.
+        factors: weights whose displacement is known as ``left [out, r] @ right [r, in]``.
+
+    Raises:
+        GenboundError: no weight has two dimensions.
+    """
 
     def __init__(
-        self, params: Mapping[str, Tensor], init: Mapping[str, Tensor], reason: str, provenance=None, factors=None
+        self,
+        params: Mapping[str, Tensor],
+        init: Mapping[str, Tensor],
+        reason: str,
+        provenance: Mapping[str, Any] | None = None,
+        factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ):
         self.reason, self.provenance = reason, dict(provenance or {})
         self.params = {name: p.detach() for name, p in params.items() if p.is_floating_point()}
@@ -35,11 +104,8 @@ class WeightProblem:
             raise GenboundError(
                 "the checkpoint has no weight with two or more dimensions: there is no layer to measure"
             )
-        known, names = dict(factors or {}), [layer.name for layer in self.layers]
-        self.displacement = Displacement(
-            {name: self.params[name].double() - self.init[name].double() for name in names if name not in known},
-            {name: tuple(f.double() for f in known[name]) for name in names if name in known},
-        )
+        names = [layer.name for layer in self.layers]
+        self.displacement = Displacement.between(self.params, self.init, names, factors, torch.float64)
 
     def digest(self, test_data: bool = False) -> str:
         state = hashlib.sha256(__version__.encode())

@@ -61,8 +61,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from genbound.errors import GenboundError
-from genbound.estimators.random import normal, rademacher
-from genbound.network.problem import BLOCK
+from genbound.estimators.random import BLOCK, normal, rademacher
 from genbound.network.weight_uses import ConvolutionUse
 from genbound.quantities.base import Context, Measured, Part, Quantity, stack, stream
 from genbound.structure.output_sites import Site, find_sites, has_attention

@@ -39,7 +39,7 @@ def _sums(problem, indices) -> dict[str, list[torch.Tensor]]:
         output = problem.forward({**problem.init, **leaves}, batch.inputs, problem.init_buffers)
     graph, found = Graph(output, leaves), {}
     for name, weight in leaves.items():
-        uses = find_uses(graph, name, weight, len(indices), problem.samples_first(name))
+        uses = find_uses(graph, name, weight, len(indices), problem.samples_first[name])
         if uses and all(isinstance(use, LinearUse | ConvolutionUse) for use in uses):
             inputs = [use.inputs.detach().reshape(len(indices), -1) for use in uses]
             found[name] = [x.double().square().sum(0).cpu() for x in inputs]

@@ -139,7 +139,7 @@ def refine(problem, options: MaxQuadraticFormOptions, name: str, lower: np.ndarr
                 if (len(members) - len(rows)) * run.num_products >= RECORDING * len(rows):
                     members = [members[i] for i in rows]
                     if members:
-                        operator = operator.narrowed(rows)
+                        operator = operator.narrowed(problem.tape(members, [name]), rows)
                         run = run.select(rows, operator.product)
     return {"lower": lower, "upper": upper, "products": np.array(products)}
 

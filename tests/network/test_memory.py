@@ -19,21 +19,23 @@ def problem(**options):
 
 
 def test_a_graph_grows_with_its_samples():
-    one, eight = (graph_bytes(problem(), range(n)) for n in (1, 8))
+    given = problem()
+    one, eight = (graph_bytes(given, range(n), given.samples_first) for n in (1, 8))
     assert 6 * one < eight <= 8 * one
 
 
 def test_the_saved_activations_are_counted():
     """Tanh keeps its output of 32 numbers, the layer behind it the same tensor; the first layer its 6 inputs: at least 4 x 38 bytes."""
-    assert graph_bytes(problem(), [0]) >= 3 * 4 * 38
+    given = problem()
+    assert graph_bytes(given, [0], given.samples_first) >= 3 * 4 * 38
 
 
 @pytest.mark.parametrize(("room", "expected"), [(0, 1), (1, 1), (3.5, 3), (16, 16), (1000, 16)])
 def test_as_many_samples_as_the_budget_holds(room, expected):
     free = problem()
-    each = graph_bytes(free, [39])
+    each = graph_bytes(free, [39], free.samples_first)
     budget = weight_bytes(free) + int(room * each)
-    assert largest_batch(free, 16, budget) == expected
+    assert largest_batch(free, free.samples_first, budget) == expected
     assert problem(memory_budget=budget).batch_size == expected
 
 

@@ -1,0 +1,126 @@
+"""What a forward pass and a loss must keep to, tried on a few samples before anything is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from genbound.data.sample_parts import counted
+from genbound.data.samples import Batch
+from genbound.errors import GenboundError
+from genbound.network.forward import describe
+from genbound.network.loss_functions import Loss
+from genbound.user_code import rng_untouched
+
+if TYPE_CHECKING:
+    from genbound.network.network import Network
+
+
+def check_forward(network: Network, loss: Loss) -> Tensor:
+    """Refuse a moving target: passes over the same samples must agree, draw no random numbers and keep samples apart.
+
+    Args:
+        network: whose passes can be run.
+        loss: that its outputs are for.
+
+    Returns:
+        The output of the first N <= 4 samples, ``[N, ...]``.
+
+    Raises:
+        GenboundError: the network cannot run on its samples, or its outputs or losses are no function of each sample.
+    """
+    positions = network.shared_run(4)
+    batch, singles = network.batch(positions), [network.batch([p]) for p in positions]
+    with torch.no_grad(), rng_untouched():
+        state = torch.get_rng_state()
+        outputs, again = _run(network, batch), _run(network, batch)
+        drew = not torch.equal(state, torch.get_rng_state())
+        _check_outputs(outputs, len(positions))
+        _check_repeats(outputs, again, drew)
+        _check_apart(outputs, batch, singles, _run_alone(network, singles))
+    check_loss(loss, outputs, batch.targets)
+    return outputs
+
+
+def check_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
+    """Refuse labels that do not fit the ``outputs [N, ...]``, and a loss that is not one number for each sample."""
+    loss.check_targets(outputs, targets)
+    try:
+        losses = loss.per_sample(outputs, targets)
+    except Exception as error:
+        raise GenboundError(
+            f"the loss {loss.name} cannot be computed: {type(error).__name__}: {error} (outputs {describe(outputs)}, "
+            f"labels {describe(targets)}); choose another --loss or check the labels"
+        ) from error
+    if losses.shape != (len(outputs),):
+        raise GenboundError(
+            f"the loss {loss.name} gives shape {tuple(losses.shape)} for {len(outputs)} samples: it must give one number "
+            "for each sample (no mean over the batch)"
+        )
+
+
+def _run(network: Network, batch: Batch) -> Tensor:
+    try:
+        return network.forward(network.params, batch.inputs)
+    except GenboundError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        two_parts = getattr(getattr(network.model, "config", None), "is_encoder_decoder", False)
+        raise GenboundError(
+            f"the model cannot run on the data: {type(error).__name__}: {reason} (inputs {describe(batch.inputs)}); "
+            + (
+                "this model has a decoder of its own: give decoder_input_ids as well, with --data FILE.py:function"
+                if two_parts
+                else "check that data and model belong together"
+            )
+        ) from error
+
+
+def _run_alone(network: Network, singles: list[Batch]) -> list[Tensor]:
+    """Each sample's output in a pass of its own."""
+    try:
+        return [network.forward(network.params, single.inputs)[0] for single in singles]
+    except Exception as error:
+        raise GenboundError(
+            f"the model runs on {len(singles)} samples and not on one alone: {type(error).__name__}: {error}; "
+            "is a BatchNorm layer kept in training mode, so that samples influence each other?"
+        ) from error
+
+
+def _check_outputs(outputs: Tensor, num: int) -> None:
+    if not torch.isfinite(outputs).all():
+        raise GenboundError("the model's output is not finite on the first samples: check the weights and inputs")
+    if outputs.shape[:1] != (num,):
+        raise GenboundError(
+            f"the model's output has shape {tuple(outputs.shape)} for {num} samples: its first axis must be the samples"
+        )
+
+
+def _check_repeats(outputs: Tensor, again: Tensor, drew: bool) -> None:
+    if drew:
+        raise GenboundError(
+            "the model's forward pass stays random in evaluation mode (it draws random numbers): "
+            "use nn.Dropout modules or guard the noise by self.training"
+        )
+    if not torch.allclose(outputs, again, rtol=1e-5, atol=1e-6 * max(1.0, float(outputs.abs().max()))):
+        raise GenboundError(
+            "two forward passes over the same samples differ: the model keeps state between calls; "
+            "make its evaluation mode a function of weights and inputs alone"
+        )
+
+
+def _check_apart(outputs: Tensor, batch: Batch, singles: list[Batch], alone: list[Tensor]) -> None:
+    """Samples that share a pass must not influence each other."""
+    size = 1e-3 * max(1.0, float(outputs.abs().max()))
+    for k, (single, own) in enumerate(zip(singles, alone, strict=True)):
+        # A sample alone has no padding: sequences are compared where they are labelled.
+        shared, own = counted(outputs[k], batch.targets[k]), counted(own, single.targets[0])
+        if shared.shape == own.shape and not torch.allclose(shared, own, rtol=1e-3, atol=size):
+            raise GenboundError(
+                "the samples of a batch influence each other (a sample alone gives another output): "
+                "per-sample quantities do not exist for such a model; is a BatchNorm layer kept in training mode? "
+                "If it is the padding that the model does not mask, measure with --batch-size 1"
+            )

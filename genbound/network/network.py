@@ -1,0 +1,214 @@
+r"""What can be run: the weights of a network, the samples, the loss, and one forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from genbound.data.sample_parts import map_tensors
+from genbound.data.samples import Batch, Samples, as_samples
+from genbound.errors import GenboundError
+from genbound.estimators.random import BLOCK
+from genbound.network.checks import check_forward
+from genbound.network.forward import PlainWeightNorm, call_arguments, evaluation_mode, has_weight_norm, scores
+from genbound.network.loss_functions import Loss, get_loss, ranged
+
+
+class Network:
+    r"""A fine-tuned network, the weights it started from, its loss, and the samples that it is run on.
+
+    A *position* counts the samples that are measured, from 0 to ``num_samples - 1``; an *index* counts the whole data set.
+
+    Args:
+        model: any ``nn.Module`` holding the fine-tuned weights. It is run in evaluation mode and left as it was.
+        init: the pretrained weights, ``name -> tensor``, for every name of ``model.named_parameters()``.
+        data: the samples, in any form that :func:`~genbound.data.samples.as_samples` takes.
+        loss: a name, a :class:`~genbound.network.loss_functions.Loss`, or a per-sample function ``(outputs, targets) -> [N]``.
+        loss_range: ``observed``, ``clip:C`` or ``bounded:PMIN`` (see :func:`~genbound.network.loss_functions.ranged`).
+        num_samples: how many of the samples are measured, drawn from ``sample_seed``; ``None`` means all.
+        dtype: floating-point type of weights and inputs; ``None`` keeps the model's, but for half precision.
+        device: where passes run.
+        batch_size: most samples in one forward pass.
+        init_buffers: the pretrained model's buffers, those it has; the model's own stand in for the others.
+
+    Attributes:
+        params, init: name -> fine-tuned and pretrained weight, detached copies in ``dtype`` on ``device``.
+        buffers, init_buffers: name -> buffer of the fine-tuned and the pretrained model, likewise.
+        borrowed_buffers: names of the pretrained buffers that the fine-tuned model's stand in for.
+        indices: position -> index, in order of the samples' length, so that a batch of sequences is hardly padded.
+        num_outputs: numbers in one sample's output.
+        num_classes: size of the output's last axis.
+
+    Raises:
+        GenboundError: weights, data or model cannot be measured; the message says why and what would mend it.
+
+    Cost: two forward passes over at most four samples, and one over each of them alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        init: Mapping[str, Tensor],
+        data: Any,
+        loss: str | Loss = "cross_entropy",
+        *,
+        loss_range: str = "observed",
+        num_samples: int | None = None,
+        sample_seed: int = 0,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        batch_size: int = BLOCK,
+        init_buffers: Mapping[str, Tensor] | None = None,
+    ):
+        if batch_size < 1:
+            raise GenboundError(f"batch size {batch_size} is not positive")
+        self.model, self.device, self.batch_size = model, _device(device), int(batch_size)
+        self.data: Samples = as_samples(data)
+        if len(self.data) == 0:
+            raise GenboundError("the data are empty: nothing can be measured; check the data SPEC")
+        self.indices = sorted(_choose(len(self.data), num_samples, sample_seed), key=lambda i: (self.data.size(i), i))
+        _check_weights(model, init)
+        self.dtype = _measured_dtype(model) if dtype is None else dtype
+        self.params = {name: self._copied(p) for name, p in model.named_parameters()}
+        self.init = {name: self._copied(init[name]) for name in self.params}
+        self.buffers = {name: self._copied(b) for name, b in model.named_buffers()}
+        self.init_buffers, self.borrowed_buffers = _init_buffers(self.buffers, init_buffers or {})
+        self._operations = PlainWeightNorm if has_weight_norm(model) else contextlib.nullcontext
+        # Passes can be run from here on; the loss is limited in its range once the number of classes is seen.
+        given = get_loss(loss)
+        outputs = check_forward(self, given)
+        self.num_outputs, self.num_classes = outputs[0].numel(), outputs.shape[-1]
+        self.loss_range_spec, self.loss = loss_range, ranged(given, loss_range, self.num_classes)
+
+    def _moved(self, tensor: Tensor, copy: bool = False) -> Tensor:
+        dtype = self.dtype if tensor.is_floating_point() else None
+        return tensor.to(device=self.device, dtype=dtype, copy=copy)
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        return self._moved(tensor.detach(), copy=True)
+
+    # -- samples ----------------------------------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples the quantities are measured on."""
+        return len(self.indices)
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """The samples at these positions, stacked in this order, on the network's device and in its type."""
+        return self.to_device(self.data.batch([self.indices[p] for p in positions]))
+
+    def to_device(self, batch: Batch) -> Batch:
+        """A batch of any samples, held-out ones too, on the network's device and in its type."""
+        inputs = map_tensors(batch.inputs, self._moved)
+        return Batch(inputs=inputs, targets=self._moved(batch.targets), indices=batch.indices)
+
+    def batches(self, positions: Sequence[int], size: int | None = None) -> Iterator[list[int]]:
+        """The positions in runs that fit one forward pass: at most ``size`` samples, all stackable."""
+        size, run, key = size or self.batch_size, [], None
+        for p in positions:
+            k = self.data.shape_key(self.indices[p])
+            if run and (len(run) == size or k != key):
+                yield run
+                run = []
+            run.append(p)
+            key = k
+        if run:
+            yield run
+
+    def shared_run(self, most: int) -> list[int]:
+        """Up to ``most`` positions that share a pass, at least two whatever the batch size; one only if no two can be stacked."""
+        run: list[int] = []
+        for run in self.batches(range(self.num_samples), max(2, min(most, self.batch_size))):
+            if len(run) > 1:
+                return run
+        return run
+
+    # -- the forward pass -------------------------------------------------------------------------------------
+
+    def forward(self, params: Mapping[str, Tensor], inputs: Any, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The network's output at the given weights, in evaluation mode.
+
+        Attention runs in its plain form: it is the one that has second derivatives on every device.
+
+        Args:
+            params: name -> weight, for every name of :attr:`params`.
+            inputs: of a :class:`~genbound.data.samples.Batch` of N samples.
+            buffers: name -> buffer; ``None`` means those of the fine-tuned model.
+
+        Returns:
+            The scores, ``[N, ...]``, in the model's own unit (for cross-entropy: logits ``[N, ..., classes]``).
+        """
+        args, kwargs = call_arguments(inputs)
+        with evaluation_mode(self.model), sdpa_kernel(SDPBackend.MATH), self._operations():
+            output = functional_call(
+                self.model, {**params, **(self.buffers if buffers is None else buffers)}, args, kwargs
+            )
+        return scores(output)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise GenboundError(f"device {str(device)!r} cannot be used here: {reason}; use cpu") from error
+    return found
+
+
+def _choose(total: int, wanted: int | None, seed: int) -> list[int]:
+    if wanted is None or wanted >= total:
+        return list(range(total))
+    if wanted < 1:
+        raise GenboundError(f"cannot measure {wanted} samples: ask for at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    return sorted(torch.randperm(total, generator=generator)[:wanted].tolist())
+
+
+def _check_weights(model: nn.Module, init: Mapping[str, Tensor]) -> None:
+    """Refuse weights that lack their counterpart, do not fit it, or are damaged."""
+    params = dict(model.named_parameters())
+    if not params:
+        raise GenboundError("the model has no parameters: nothing can be measured")
+    missing = [name for name in params if name not in init]
+    if missing:
+        raise GenboundError(
+            f"the initialisation lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}): give zeros for a head that was new"
+        )
+    for name, p in params.items():
+        if tuple(init[name].shape) != tuple(p.shape):
+            raise GenboundError(
+                f"weight {name} has shape {tuple(p.shape)} in the model and {tuple(init[name].shape)} in the initialisation"
+            )
+        for what, tensor in (("fine-tuned", p), ("initial", init[name])):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise GenboundError(f"{what} weight {name} has NaN or infinite entries: the checkpoint is damaged")
+
+
+def _measured_dtype(model: nn.Module) -> torch.dtype:
+    """The model's own type; single precision in place of a half one, whose rounding is larger than what is measured."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return own if own in (torch.float32, torch.float64) else torch.float32
+
+
+def _init_buffers(
+    buffers: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """The pretrained model's buffers, and the names of those that the fine-tuned model's stand in for."""
+    fitting = {name for name, b in buffers.items() if name in given and given[name].shape == b.shape}
+    for name in fitting:
+        if given[name].is_floating_point() and not torch.isfinite(given[name]).all():
+            raise GenboundError(f"initial buffer {name} has NaN or infinite entries: the checkpoint is damaged")
+    found = {
+        name: given[name].detach().to(device=b.device, dtype=b.dtype, copy=True) if name in fitting else b
+        for name, b in buffers.items()
+    }
+    return found, frozenset(buffers) - fitting
