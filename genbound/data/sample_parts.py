@@ -81,21 +81,6 @@ def checked(inputs: Inputs, targets: Tensor, where: str, stacked: bool) -> tuple
     return inputs, targets
 
 
-def counted(output: Tensor, targets: Tensor) -> Tensor:
-    """One sample's scores at its labelled positions; all of them where its label is no sequence.
-
-    Args:
-        output: scores, ``[*positions, classes]`` or of any other shape.
-        targets: the sample's label: one number or a sequence of class numbers ``[*positions]``.
-
-    Returns:
-        ``[labelled positions, classes]``, or ``output`` as it is.
-    """
-    if targets.is_floating_point() or targets.dim() == 0 or output.shape[: targets.dim()] != targets.shape:
-        return output
-    return output[targets != IGNORED]
-
-
 def leaves(inputs: Any, name: str = "") -> list[tuple[str, Tensor]]:
     if isinstance(inputs, Tensor):
         return [(name, inputs)]
@@ -116,3 +101,18 @@ def stack(inputs: Sequence[Inputs]) -> Inputs:
     if isinstance(first, tuple):
         return tuple(torch.stack(parts) for parts in zip(*inputs, strict=True))
     return torch.stack(inputs)
+
+
+def counted(output: Tensor, targets: Tensor) -> Tensor:
+    """One sample's scores where they count.
+
+    Args:
+        output: scores of one sample, ``[K]``, or ``[T, K]`` for T positions.
+        targets: its label: a class, numbers, or ``[T]`` classes with :data:`IGNORED` where none counts.
+
+    Returns:
+        The scores at the labelled positions; all of them where the label is no sequence.
+    """
+    if targets.is_floating_point() or targets.dim() == 0 or output.shape[: targets.dim()] != targets.shape:
+        return output
+    return output[targets != IGNORED]
