@@ -11,8 +11,8 @@ _WHERE = {
     "Problem": "genbound.network.problem",
     "load": "genbound.evaluation.loading",
     "save_spec": "genbound.checkpoints.sidecar",
-    "evaluate": "genbound.evaluation.evaluate",
-    "measure": "genbound.evaluation.evaluate",
+    "evaluate": "genbound.evaluation.loop",
+    "measure": "genbound.evaluation.loop",
     "Results": "genbound.results.results",
     "load_results": "genbound.results.results",
     "compare": "genbound.results.comparison",
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from genbound.checkpoints.sidecar import save_spec
     from genbound.errors import GenboundError
     from genbound.estimators import Estimate, Interval
-    from genbound.evaluation.evaluate import evaluate, measure
     from genbound.evaluation.loading import load
+    from genbound.evaluation.loop import evaluate, measure
     from genbound.network.problem import Problem
     from genbound.results.comparison import compare
     from genbound.results.correlation import correlate

@@ -13,7 +13,7 @@ from cases import CASES, D
 import genbound
 from genbound.bounds import BOUNDS, Evidence
 from genbound.bounds.ju2022hessian import HESSIAN_DISTANCE, NOISY_LABEL_DISTANCE, TRACE_DISTANCE
-from genbound.evaluation.evaluate import resolve
+from genbound.evaluation.loop import resolve
 from genbound.quantities import QUANTITIES
 
 # -- the tables -------------------------------------------------------------------------------------------------------
@@ -234,9 +234,7 @@ def test_bounds_and_the_catalogue_of_errors_import_no_torch():
 
 def test_what_sees_only_tables_measures_nothing():
     for module in ("genbound.results.results", "genbound.figures.one_run", "genbound.results.comparison"):
-        assert not [
-            m for m in loaded(module) if m.startswith("genbound.curvature") or m == "genbound.evaluation.evaluate"
-        ]
+        assert not [m for m in loaded(module) if m.startswith("genbound.curvature") or m == "genbound.evaluation.loop"]
 
 
 def imports(path):
@@ -253,11 +251,11 @@ FORBIDDEN = {
         "genbound.quantities",
         "genbound.curvature",
         "genbound.network.problem",
-        "genbound.evaluation.evaluate",
+        "genbound.evaluation.loop",
     ),
-    "estimators": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.evaluate", "genbound.cli.main"),
-    "curvature": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.evaluate", "genbound.cli.main"),
-    "quantities": ("genbound.bounds", "genbound.evaluation.evaluate", "genbound.results.results", "genbound.cli.main"),
+    "estimators": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.loop", "genbound.cli.main"),
+    "curvature": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.loop", "genbound.cli.main"),
+    "quantities": ("genbound.bounds", "genbound.evaluation.loop", "genbound.results.results", "genbound.cli.main"),
 }
 
 

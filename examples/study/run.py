@@ -30,7 +30,7 @@ from tasks import TASKS, Task
 import genbound
 from genbound.bounds import BOUNDS
 from genbound.checkpoints.architecture import build_pair
-from genbound.evaluation.evaluate import evaluate
+from genbound.evaluation.loop import evaluate
 from genbound.files import write_json
 from genbound.finetune import Settings, finetune, labels_from_predictions
 from genbound.finetune.run import predict

@@ -174,8 +174,8 @@ def evaluate(**given: Any) -> None:
 
     Finished parts are kept in DIR as they come; the same command continues from them. Without --out the table is only printed.
     """
-    from genbound.evaluation.evaluate import evaluate as run
-    from genbound.evaluation.evaluate import resolve
+    from genbound.evaluation.loop import evaluate as run
+    from genbound.evaluation.loop import resolve
 
     resolve(given["measures"])  # a misspelt name fails before anything is loaded
     given = _with_sidecar(given)

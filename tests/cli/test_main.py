@@ -214,7 +214,7 @@ def test_interruption_keeps_what_is_finished(call, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("genbound.evaluation.evaluate.evaluate", interrupted)
+    monkeypatch.setattr("genbound.evaluation.loop.evaluate", interrupted)
     status, out, err = call("evaluate", *CHEAP)
     assert status == 130 and "interrupted" in err and out == ""
 

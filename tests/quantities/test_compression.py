@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from genbound.errors import GenboundError
-from genbound.evaluation.evaluate import evaluate, measure
+from genbound.evaluation.loop import evaluate, measure
 from genbound.network.problem import Problem
 from genbound.quantities.compression import CompressionOptions
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genbound.evaluation.evaluate import measure
+from genbound.evaluation.loop import measure
 from genbound.network.problem import Problem
 
 D = torch.float64

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from torch import nn
 
 from genbound.errors import GenboundError
-from genbound.evaluation.evaluate import evaluate, measure
+from genbound.evaluation.loop import evaluate, measure
 from genbound.network.problem import Problem
 from genbound.quantities.flatness import FlatnessOptions, log_sum
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import genbound
 from genbound import Problem
-from genbound.evaluation.evaluate import evaluate
+from genbound.evaluation.loop import evaluate
 from genbound.structure.reader import read_structure
 
 D = torch.float64

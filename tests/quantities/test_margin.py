@@ -9,7 +9,7 @@ from torch import nn
 
 from genbound import GenboundError, Problem
 from genbound.cli.main import main
-from genbound.evaluation.evaluate import evaluate
+from genbound.evaluation.loop import evaluate
 
 D = torch.float64
 SCORES = torch.tensor([[3.0, 1, 0], [0, 2, 5], [1, 1, 1], [-1, 4, 0], [2, 0, 7]], dtype=D)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from genbound.evaluation.evaluate import evaluate, measure
+from genbound.evaluation.loop import evaluate, measure
 from genbound.network.problem import Problem
 
 D = torch.float64

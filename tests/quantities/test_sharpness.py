@@ -8,8 +8,8 @@ from cases import D
 from torch import nn
 
 from genbound.errors import GenboundError
-from genbound.evaluation.evaluate import evaluate, measure
 from genbound.evaluation.forecast import forecast
+from genbound.evaluation.loop import evaluate, measure
 from genbound.network.problem import Problem
 from genbound.quantities import sharpness
 from genbound.quantities.sharpness import SharpnessOptions, log_sum

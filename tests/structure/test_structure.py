@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from genbound import Problem
-from genbound.evaluation.evaluate import evaluate
+from genbound.evaluation.loop import evaluate
 from genbound.structure.reader import read_structure
 from genbound.structure.tree import lipschitz
 
