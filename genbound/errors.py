@@ -12,3 +12,8 @@ class GenboundError(Exception):
         text = " ".join(str(message).split())
         # Values out of damaged files are quoted: the cause stands at the beginning and the mend at the end.
         super().__init__(text if len(text) <= 1000 else f"{text[:600]} … {text[-300:]}")
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, as far as it fits into our one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from genbound.callbacks.record import Record
-from genbound.data.spec import Samples, as_samples
+from genbound.checkpoints.sidecar import read_sidecar, save_spec
+from genbound.data.samples import Samples, as_samples
 from genbound.data.texts import NextToken, TokenSamples
 from genbound.errors import GenboundError
 
@@ -73,11 +74,8 @@ class GenboundCallback(TrainerCallback):
 
 def _point_up(parent: Path, folder: Path) -> None:
     """The same sidecar in a checkpoint's own directory, with paths that count from there."""
-    from genbound.checkpoints.sidecar import SETTINGS, SIDECAR, read_sidecar, save_spec
-
-    if folder.is_dir() and (parent / SIDECAR).is_file():
-        given = {name: value for name, value in read_sidecar(parent.resolve()).items() if name in SETTINGS}
-        save_spec(folder, **given)
+    if folder.is_dir() and (said := read_sidecar(parent.resolve())):
+        save_spec(folder, **said)
 
 
 def _write_rows(rows: Any, folder: Path, part: str) -> str | None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genbound.checkpoints import huggingface
+from genbound.checkpoints.huggingface import HubClass
 from genbound.checkpoints.names import strip_prefixes
+from genbound.checkpoints.pair_files import PairFiles
 from genbound.checkpoints.state_file import StateFile
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, first_line
 
 TASKS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -29,8 +31,6 @@ TASKS = {
 # They change the base's own weights when they start, so that the adapter alone does not say what was learned.
 REBASED = ("pissa", "olora", "corda", "loftq")
 
-Factors = Mapping[str, tuple[Tensor, Tensor]]
-
 
 def import_peft() -> Any:
     """peft, or one line on how to get it."""
@@ -41,8 +41,14 @@ def import_peft() -> Any:
     return peft
 
 
-def base_class(adapter: StateFile, init: StateFile, auto: str, trust: bool) -> tuple[type[nn.Module], Any, str]:
-    """The transformers class that the adapter was trained in, with its head's number of classes."""
+def base_class(files: PairFiles, auto: str = "") -> HubClass:
+    """The transformers class that the adapter was trained in, with its head's number of classes.
+
+    Args:
+        files: the adapter as CKPT and its base model as INIT.
+        auto: ``AutoModelFor…`` or a class name; by default what the adapter says that it is for.
+    """
+    adapter, init = files.ckpt, files.init
     content = adapter.adapter or {}
     task, mapping = content.get("task_type"), content.get("auto_mapping") or {}
     auto = auto or TASKS.get(task) or (mapping.get("base_model_class", "") if isinstance(mapping, dict) else "")
@@ -51,44 +57,60 @@ def base_class(adapter: StateFile, init: StateFile, auto: str, trust: bool) -> t
             f"the adapter's base model {str(init.path)!r} has no config.json; give its Hugging Face directory as INIT, or "
             "--model FILE.py:factory"
         )
-    cls, config, choice = huggingface.resolve_class(init.directory, auto, trust)
+    hub = huggingface.resolve_class(init.directory, auto, files.spec.trust_remote_code)
     heads = [t for name, t in adapter.tensors.items() if ".lora_" not in name and t.ndim == 2]
-    if heads and task in ("SEQ_CLS", "TOKEN_CLS") and config.num_labels != len(heads[-1]):
-        config.num_labels = len(heads[-1])
-    return cls, config, choice
+    if heads and task in ("SEQ_CLS", "TOKEN_CLS") and hub.config.num_labels != len(heads[-1]):
+        hub.config.num_labels = len(heads[-1])
+    return hub
 
 
-def merge(base: nn.Module, adapter: StateFile) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]], str]:
+@dataclass(frozen=True)
+class Merged:
+    """A base model with its adapter merged in.
+
+    Attributes:
+        model: the merged network, in float32.
+        factors: the two factors ``[rows, rank]`` and ``[rank, columns]`` of each LoRA layer's displacement, by the
+            weight's name; their product is the displacement.
+        what: a sentence that says what was merged.
+    """
+
+    model: nn.Module
+    factors: dict[str, tuple[Tensor, Tensor]]
+    what: str
+
+
+def merge(base: nn.Module, adapter: StateFile) -> Merged:
     """Merge an adapter into a copy of its base model.
 
     Args:
         base: with the base's weights.
         adapter: what ``save_pretrained`` of a PEFT model wrote.
 
-    Returns:
-        The merged model, the two factors of each LoRA layer's displacement by the weight's name, and what was merged.
-
     Raises:
         GenboundError: the adapter does not fit the base, or is of a kind that has no merged weights.
     """
-    peft = import_peft()
-    kind = str((adapter.adapter or {}).get("peft_type"))
-    if kind not in peft.PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise GenboundError(
-            f"{str(adapter.path)!r}: peft {peft.__version__} knows no adapter of type {kind!r}; update peft"
-        )
-    fields = {field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
-    given = {name: value for name, value in adapter.adapter.items() if name in fields}
-    start = given.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(REBASED):
-        raise GenboundError(
-            f"{str(adapter.path)!r} was initialised with {start!r}, which changes the base's own weights; convert it on saving: "
-            "save_pretrained(DIR, path_initial_model_for_weight_conversion=...)"
-        )
-    given["inference_mode"] = True
+    model, kind = _attached(base, adapter)
+    factors = _factors(model)
     try:
         with huggingface.quiet():
-            config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**given)
+            merged = model.merge_and_unload()
+    except Exception as error:
+        raise GenboundError(
+            f"adapters of type {kind} cannot be merged into weights: {error}; merge the model yourself"
+        ) from error
+    what = f"{kind} adapter, merged in float32; {len(factors)} displacements kept as two factors"
+    return Merged(merged.eval(), factors, what)
+
+
+def _attached(base: nn.Module, adapter: StateFile) -> tuple[nn.Module, str]:
+    """A copy of the base with the adapter beside its weights, and the kind of adapter."""
+    peft = import_peft()
+    kind = str((adapter.adapter or {}).get("peft_type"))
+    arguments = _arguments(peft, adapter, kind)
+    try:
+        with huggingface.quiet():
+            config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**arguments)
             if config.is_prompt_learning or config.is_adaption_prompt:
                 raise GenboundError(
                     f"{str(adapter.path)!r} is a {kind} adapter: it learns prompts and leaves every weight where it was, so "
@@ -101,40 +123,47 @@ def merge(base: nn.Module, adapter: StateFile) -> tuple[nn.Module, dict[str, tup
         raise
     except Exception as error:
         raise GenboundError(
-            f"the adapter {str(adapter.path)!r} does not fit the base model: {(str(error).splitlines() or [''])[0]}; is INIT its "
+            f"the adapter {str(adapter.path)!r} does not fit the base model: {first_line(error)}; is INIT its "
             "base, and --model the class it was trained in?"
         ) from error
-    missing = [name for name in report.missing_keys if "lora_" in name or "modules_to_save" in name]
-    if missing or report.unexpected_keys:
-        what = (
-            f"lacks {missing[0]}"
-            if missing
-            else f"has {report.unexpected_keys[0]}, which the base model has no place for"
-        )
-        raise GenboundError(f"the adapter {str(adapter.path)!r} {what}; is INIT its base, and --model the right class?")
-    factors = _factors(model)
-    try:
-        with huggingface.quiet():
-            merged = model.merge_and_unload()
-    except Exception as error:
+    _refuse_unfilled(report, adapter)
+    return model, kind
+
+
+def _arguments(peft: Any, adapter: StateFile, kind: str) -> dict[str, Any]:
+    """The adapter's config as arguments of this version of PEFT, which may know fewer fields."""
+    if kind not in peft.PEFT_TYPE_TO_CONFIG_MAPPING:
         raise GenboundError(
-            f"adapters of type {kind} cannot be merged into weights: {error}; merge the model yourself"
-        ) from error
-    return (
-        merged.eval(),
-        factors,
-        f"{kind} adapter, merged in float32; {len(factors)} displacements kept as two factors",
+            f"{str(adapter.path)!r}: peft {peft.__version__} knows no adapter of type {kind!r}; update peft"
+        )
+    fields = {field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+    given = {name: value for name, value in adapter.adapter.items() if name in fields}
+    start = given.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(REBASED):
+        raise GenboundError(
+            f"{str(adapter.path)!r} was initialised with {start!r}, which changes the base's own weights; convert it on saving: "
+            "save_pretrained(DIR, path_initial_model_for_weight_conversion=...)"
+        )
+    return {**given, "inference_mode": True}
+
+
+def _refuse_unfilled(report: Any, adapter: StateFile) -> None:
+    """Refuse an adapter with other names than the model has a place for, or without some of them."""
+    missing = [name for name in report.missing_keys if "lora_" in name or "modules_to_save" in name]
+    if not missing and not report.unexpected_keys:
+        return
+    what = (
+        f"lacks {missing[0]}" if missing else f"has {report.unexpected_keys[0]}, which the base model has no place for"
     )
+    raise GenboundError(f"the adapter {str(adapter.path)!r} {what}; is INIT its base, and --model the right class?")
 
 
 def _factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """The two factors of each displacement that plain LoRA makes, by the name of its weight in the base model."""
     found = {}
     for path, module in model.named_modules():
-        if (
-            not hasattr(module, "lora_A")
-            or not hasattr(module, "base_layer")
-            or any(getattr(module, "use_dora", {}).values())
-        ):
+        is_lora = hasattr(module, "lora_A") and hasattr(module, "base_layer")
+        if not is_lora or any(getattr(module, "use_dora", {}).values()):
             continue
         for adapter in module.lora_A:
             if not isinstance(module.lora_A[adapter], nn.Module):

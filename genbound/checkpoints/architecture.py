@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch import nn
 
 from genbound.checkpoints import huggingface
 from genbound.checkpoints.heads import head_names
-from genbound.checkpoints.pair import Built, Pair, assemble, weights_only
-from genbound.checkpoints.sidecar import SIDECAR, read_sidecar
-from genbound.checkpoints.state_file import StateFile, read_state
+from genbound.checkpoints.pair import Built, Pair, assemble
+from genbound.checkpoints.pair_files import PairFiles, read_pair
+from genbound.checkpoints.pair_spec import PairSpec
+from genbound.checkpoints.state_file import StateFile
+from genbound.checkpoints.weights_only import weights_only
 from genbound.errors import GenboundError
 from genbound.user_code import call_user, rng_untouched
 
@@ -23,16 +25,15 @@ def build_pair(
     ckpt: str | os.PathLike,
     init: str | os.PathLike | None = None,
     model: Any = None,
-    head: str = "init",
+    head: str | None = None,
     trust_remote_code: bool = False,
-    head_weights: Iterable[str] | str = (),
-    ignore: Iterable[str] | str = (),
+    head_weights: Iterable[str] | str | None = None,
+    ignore: Iterable[str] | str | None = None,
     entry: str | None = None,
 ) -> Pair:
     """Load a fine-tuned checkpoint and its initialisation into one architecture.
 
-    Which architecture: the one that ``model`` names; else that of ``genbound.yaml`` (key ``model``) beside
-    CKPT; else that of CKPT's ``adapter_config.json`` or ``config.json``; else none, and only the weights are compared.
+    What is not given is as ``genbound.yaml`` beside CKPT says, if there is one.
 
     Args:
         ckpt: the fine-tuned checkpoint, see :func:`~genbound.checkpoints.state_file.read_state`.
@@ -49,91 +50,70 @@ def build_pair(
         entry: which entry of a training checkpoint holds the weights.
 
     Returns:
-        The pair. Global random state is as before.
+        The pair, see :func:`load_pair`.
 
     Raises:
         GenboundError: a file, the architecture or the fit of the two; the message names the mend.
     """
-    if not re.fullmatch(r"init|zero|exclude|seed:\d{1,18}", head):
-        raise GenboundError(f"head policy {head!r} is not understood: use init, zero, exclude or seed:N")
-    head_weights, ignore = _patterns(head_weights), _patterns(ignore)
-    tuned = read_state(ckpt, entry, ignore)
-    start = read_state(_find_init(tuned) if init is None else init, entry, ignore)
-    if start.adapter is not None:
-        raise GenboundError(
-            f"INIT {str(start.path)!r} is a PEFT adapter; give the base model it was trained on, which is where its weights start"
-        )
+    return load_pair(PairSpec(ckpt, init, model, head, head_weights, ignore, entry, trust_remote_code).completed())
+
+
+def load_pair(spec: PairSpec) -> Pair:
+    """The pair that is said.
+
+    Which architecture: the one that ``spec.model`` names; else that of CKPT's ``adapter_config.json`` or ``config.json``;
+    else none, and only the weights are compared. Global random state is as before.
+
+    Raises:
+        GenboundError: a file, the architecture or the fit of the two; the message names the mend.
+    """
+    files = read_pair(spec)
     with rng_untouched():
-        built = _choose(tuned, start, model, trust_remote_code)
+        built = _build(files)
         if built is None:
-            return weights_only(tuned, start, head, head_weights)
-        pair = assemble(built, tuned, start, head, head_weights)
-    huggingface.name_padding(pair.model, pair.tokenizer_dir, trust_remote_code)
+            return weights_only(files)
+        pair = assemble(built, files)
+    huggingface.name_padding(pair.model, pair.tokenizer_dir, spec.trust_remote_code)
     return pair
 
 
-def _patterns(value: Iterable[str] | str) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value or ()
-    return tuple(part.strip() for part in parts if part.strip())
-
-
-def _find_init(ckpt: StateFile) -> str:
-    """INIT where the checkpoint itself knows it."""
-    named = read_sidecar(ckpt.path).get("init")
-    if named is not None:
-        return named
-    base = (ckpt.adapter or {}).get("base_model_name_or_path")
-    if isinstance(base, str) and base:
-        for path in (base, os.path.join(ckpt.directory, base)):
-            if os.path.exists(path):
-                return path
-        raise GenboundError(
-            f"the adapter names its base {base!r}, which is not on this machine; download it (hf download {base} --local-dir DIR) "
-            "and give DIR as INIT"
-        )
-    raise GenboundError(
-        "INIT is not given and nothing beside CKPT names it; give the weights that training started from"
-    )
-
-
-def _choose(ckpt: StateFile, init: StateFile, model: Any, trust: bool) -> Built | None:
-    origin = "--model"
-    if model is None:
-        model, origin = read_sidecar(ckpt.path).get("model"), SIDECAR
-    if ckpt.adapter is not None:
-        return _from_adapter(ckpt, init, model, trust)
-    if model is not None:
-        return _from_spec(model, ckpt, init, origin, trust)
-    described = ckpt.config or {}
+def _build(files: PairFiles) -> Built | None:
+    """The model that the pair is measured in; ``None`` where nothing describes one."""
+    if files.ckpt.adapter is not None:
+        return _from_adapter(files)
+    if files.spec.model is not None:
+        return _from_spec(files)
+    described = files.ckpt.config or {}
     if isinstance(described.get("architecture"), str) and "model_type" not in described:
-        arguments = described.get("model_args")
         name = described["architecture"]
-        return _from_library("timm", name, ckpt, init, f"config.json: timm {name}", arguments)
-    if described:
-        return _from_hub_class(ckpt, init, "", "config.json", trust)
-    return None
+        return _from_library(files, "timm", name, f"config.json: timm {name}", described.get("model_args"))
+    return _from_hub_class(files, "", "config.json") if described else None
 
 
-def _from_spec(spec: Any, ckpt: StateFile, init: StateFile, origin: str, trust: bool) -> Built:
+def _from_spec(files: PairFiles) -> Built:
+    """The model that ``--model``, the sidecar or the caller names."""
+    spec = files.spec.model
     if isinstance(spec, nn.Module):
-        return Built(copy.deepcopy(spec), ckpt.tensors, init.tensors, "the given module", None)
+        return Built(copy.deepcopy(spec), files.ckpt.tensors, files.init.tensors, "the given module", None)
     if callable(spec):
         name = getattr(spec, "__name__", type(spec).__name__)
-        return _from_factory(lambda: _call(spec, name, ckpt), ckpt, init, f"the given function {name}")
+        return _from_factory(files, lambda: _call(spec, name, files.ckpt), f"the given function {name}")
     if not isinstance(spec, str):
         raise GenboundError(f"model {spec!r} is no module, function or string such as nets.py:factory")
     scheme, _, rest = spec.partition(":")
+    rule = f"{files.spec.model_origin} {spec}"
     if scheme == "hf":
-        return _from_hub_class(ckpt, init, rest, f"{origin} {spec}", trust)
+        return _from_hub_class(files, rest, rule)
     if scheme in ("timm", "torchvision") and rest:
-        return _from_library(scheme, rest, ckpt, init, f"{origin} {spec}")
+        return _from_library(files, scheme, rest, rule)
     if not rest:
         raise GenboundError(
             f"model {spec!r} is not understood: use hf, hf:AutoModelFor…, timm:NAME, torchvision:NAME, FILE.py:factory or "
             "pkg.mod:factory"
         )
-    make = lambda: call_user(spec, ".", "model factory", lambda found: _arguments(found, ckpt))  # noqa: E731
-    return _from_factory(make, ckpt, init, f"{origin} {spec}")
+    return _from_factory(
+        files, lambda: call_user(spec, ".", "model factory", lambda found: _arguments(found, files.ckpt)), rule
+    )
 
 
 def _call(factory: Callable[..., Any], name: str, ckpt: StateFile) -> Any:
@@ -149,56 +129,55 @@ def _arguments(factory: Any, ckpt: StateFile) -> dict[str, Any]:
     """What a LightningModule class was constructed with, as far as the checkpoint keeps it as plain data."""
     if not isinstance(factory, type) or not hasattr(factory, "load_from_checkpoint"):
         return {}
-    import inspect
-
     known = inspect.signature(factory).parameters
     return {name: value for name, value in ckpt.hyper_parameters.items() if name in known}
 
 
-def _from_factory(factory: Callable[[], Any], ckpt: StateFile, init: StateFile, rule: str) -> Built:
+def _from_factory(files: PairFiles, factory: Callable[[], Any], rule: str) -> Built:
     model = factory()
     if not isinstance(model, nn.Module):
         raise GenboundError(f"{rule} returns {type(model).__name__}; a model factory must return a torch.nn.Module")
-    return Built(model, ckpt.tensors, init.tensors, rule, factory)
+    return Built(model, files.ckpt.tensors, files.init.tensors, rule, factory)
 
 
 def _from_library(
-    library: str, name: str, ckpt: StateFile, init: StateFile, rule: str, arguments: Mapping[str, Any] | None = None
+    files: PairFiles, library: str, name: str, rule: str, arguments: Mapping[str, Any] | None = None
 ) -> Built:
     from genbound.checkpoints.vision import vision_model
 
-    model, build = vision_model(library, name, ckpt.tensors, arguments)
-    return Built(model, ckpt.tensors, init.tensors, rule, build)
+    model, build = vision_model(library, name, files.ckpt.tensors, arguments)
+    return Built(model, files.ckpt.tensors, files.init.tensors, rule, build)
 
 
-def _from_hub_class(ckpt: StateFile, init: StateFile, auto: str, rule: str, trust: bool) -> Built:
-    described = next((side for side in (ckpt, init) if side.config is not None), ckpt)
+def _from_hub_class(files: PairFiles, auto: str, rule: str) -> Built:
+    described = next((side for side in (files.ckpt, files.init) if side.config is not None), files.ckpt)
     try:
-        cls, config, choice = huggingface.resolve_class(described.directory, auto, trust)
-        model, state, unused = huggingface.load_finetuned(cls, config, ckpt.tensors, head_names)
+        hub = huggingface.resolve_class(described.directory, auto, files.spec.trust_remote_code)
+        model, state, unused = huggingface.load_finetuned(hub, files.ckpt.tensors, head_names)
         # Through the *fine-tuned* class: INIT's own has another head, or no prefix.
-        _, init_state, init_unused = huggingface.load_through(cls, config, init.tensors)
+        _, init_state, init_unused = huggingface.load_through(hub, files.init.tensors)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
         # A config of odd values breaks transformers in as many ways as it has lines.
         raise GenboundError(
             f"{str(described.directory / 'config.json')!r} cannot be used ({type(error).__name__}: {error}); restore the original"
         ) from error
-    return Built(model, state, init_state, f"{rule}: {choice}", lambda: cls(config), (unused, init_unused))
+    return Built(model, state, init_state, f"{rule}: {hub.choice}", hub.build, (unused, init_unused))
 
 
-def _from_adapter(ckpt: StateFile, init: StateFile, spec: Any, trust: bool) -> Built:
-    """The base with the adapter merged in; a transformers base unless ``spec`` says otherwise."""
+def _from_adapter(files: PairFiles) -> Built:
+    """The base with the adapter merged in; a transformers base unless another model is named."""
     from genbound.checkpoints import adapters
 
+    spec = files.spec.model
     if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "hf"):
-        auto = spec.partition(":")[2] if isinstance(spec, str) else ""
-        cls, config, choice = adapters.base_class(ckpt, init, auto, trust)
-        base, start, unused = huggingface.load_through(cls, config, init.tensors)
-        build = lambda: cls(config)  # noqa: E731
+        hub = adapters.base_class(files, spec.partition(":")[2] if spec else "")
+        base, start, unused = huggingface.load_through(hub, files.init.tensors)
+        plain = Built(base, files.ckpt.tensors, start, hub.choice, hub.build, ((), unused))
     else:
-        plain = _from_spec(spec, ckpt, init, "--model", trust)
-        base, start, unused, choice, build = plain.model, init.tensors, (), plain.rule, plain.rebuild
-        adapters.fill_base(base, init)
-    model, factors, what = adapters.merge(base, ckpt)
-    rule = f"adapter_config.json: {what}; on {choice}"
-    return Built(model, model.state_dict(), start, rule, build, ((), unused), factors)
+        plain = _from_spec(files)
+        adapters.fill_base(plain.model, files.init)
+    merged = adapters.merge(plain.model, files.ckpt)
+    return Built(
+        merged.model, merged.model.state_dict(), plain.init, f"adapter_config.json: {merged.what}; on {plain.rule}",
+        plain.rebuild, plain.unused, merged.factors,
+    )  # fmt: skip

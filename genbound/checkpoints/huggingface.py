@@ -1,8 +1,11 @@
 """Models of transformers: the class behind a ``config.json``, and weights through its own key conversions."""
 
+from __future__ import annotations
+
 import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from genbound.checkpoints.names import common_prefix, strip_prefixes, unwrapped
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, first_line
 
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 
 
-def import_transformers():
+def import_transformers() -> Any:
     """transformers, or one line on how to get it."""
     try:
         import transformers
@@ -25,7 +28,26 @@ def import_transformers():
     return transformers
 
 
-def resolve_class(folder: Path, auto: str = "", trust_remote_code: bool = False) -> tuple[type[nn.Module], Any, str]:
+@dataclass(frozen=True)
+class HubClass:
+    """A model class of transformers with the config that builds it.
+
+    Attributes:
+        cls: the class.
+        config: its config; ``num_labels`` is set to what the head in the file has.
+        choice: a sentence that says what decided.
+    """
+
+    cls: type[nn.Module]
+    config: Any
+    choice: str
+
+    def build(self) -> nn.Module:
+        """A new model with weights drawn at random."""
+        return self.cls(self.config)
+
+
+def resolve_class(folder: Path, auto: str = "", trust_remote_code: bool = False) -> HubClass:
     """The model class of a directory with ``config.json``.
 
     Args:
@@ -33,27 +55,10 @@ def resolve_class(folder: Path, auto: str = "", trust_remote_code: bool = False)
         auto: ``AutoModelFor…`` or a class name; by default ``architectures[0]`` of the config.
         trust_remote_code: allow a class whose code lies in the directory.
 
-    Returns:
-        The class, its config, and a sentence saying what decided.
+    Raises:
+        GenboundError: no usable config, quantised weights, or a class that this version of transformers does not have.
     """
-    transformers = import_transformers()
-    if not (folder / "config.json").is_file():
-        raise GenboundError(f"{str(folder)!r} has no config.json; give a Hugging Face directory or another --model")
-    try:
-        with quiet():
-            config = transformers.AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust_remote_code
-            )
-    except Exception as error:
-        raise GenboundError(
-            f"transformers {transformers.__version__} does not understand {str(folder / 'config.json')!r}: "
-            f"{_first_line(error)}"
-            + (
-                ""
-                if trust_remote_code
-                else "; a model with code of its own needs --trust-remote-code (read that code first)"
-            )
-        ) from error
+    config = _read_config(folder, trust_remote_code)
     if getattr(config, "quantization_config", None):
         raise GenboundError(
             f"{str(folder)!r} holds quantised weights, whose distance from the start is mostly rounding; dequantise the model "
@@ -66,61 +71,81 @@ def resolve_class(folder: Path, auto: str = "", trust_remote_code: bool = False)
             f"{str(folder / 'config.json')!r} names no architecture; say --model "
             "hf:AutoModelForSequenceClassification or what the model is for"
         )
-    remote = getattr(config, "auto_map", None) or {}
-    reference = next((ref for key, ref in remote.items() if name in (key, str(ref).rpartition(".")[2])), None)
-    if trust_remote_code and reference:
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-        return (
-            get_class_from_dynamic_module(reference, str(folder)),
-            config,
-            f"code of the checkpoint, {name}",
-        )
-    try:
-        found = getattr(transformers, name)
-        if name.startswith("AutoModel"):
-            with quiet(), torch.device("meta"):  # the mapping is private; without storage this costs nothing
-                found = type(found.from_config(config))
-    except Exception as error:
-        raise GenboundError(
-            f"transformers {transformers.__version__} has no {name} for {str(folder)!r}: {_first_line(error)}"
-        ) from error
-    return (
-        found,
-        config,
-        f"transformers {found.__name__}" + (f" ({auto})" if auto else ", config.json architectures"),
+    own = _class_in_folder(folder, config, name) if trust_remote_code else None
+    if own is not None:
+        return HubClass(own, config, f"code of the checkpoint, {name}")
+    cls = _class_of_library(folder, config, name)
+    return HubClass(
+        cls, config, f"transformers {cls.__name__}" + (f" ({auto})" if auto else ", config.json architectures")
     )
 
 
-def load_through(
-    cls: type[nn.Module], config: Any, tensors: Mapping[str, Tensor]
-) -> tuple[nn.Module, dict[str, Tensor], tuple[str, ...]]:
+def _read_config(folder: Path, trust_remote_code: bool) -> Any:
+    transformers = import_transformers()
+    if not (folder / "config.json").is_file():
+        raise GenboundError(f"{str(folder)!r} has no config.json; give a Hugging Face directory or another --model")
+    try:
+        with quiet():
+            return transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        hint = (
+            ""
+            if trust_remote_code
+            else "; a model with code of its own needs --trust-remote-code (read that code first)"
+        )
+        raise GenboundError(
+            f"transformers {transformers.__version__} does not understand {str(folder / 'config.json')!r}: "
+            f"{first_line(error)}{hint}"
+        ) from error
+
+
+def _class_in_folder(folder: Path, config: Any, name: str) -> type[nn.Module] | None:
+    """The class of that name whose code lies beside the weights; ``None`` where there is none."""
+    remote = getattr(config, "auto_map", None) or {}
+    reference = next((ref for key, ref in remote.items() if name in (key, str(ref).rpartition(".")[2])), None)
+    if not reference:
+        return None
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    return get_class_from_dynamic_module(reference, str(folder))
+
+
+def _class_of_library(folder: Path, config: Any, name: str) -> type[nn.Module]:
+    """The class of that name in transformers; of an ``AutoModel`` the class that it stands for."""
+    transformers = import_transformers()
+    try:
+        found = getattr(transformers, name)
+        if not name.startswith("AutoModel"):
+            return found
+        with quiet(), torch.device("meta"):  # the mapping is private; without storage this costs nothing
+            return type(found.from_config(config))
+    except Exception as error:
+        raise GenboundError(
+            f"transformers {transformers.__version__} has no {name} for {str(folder)!r}: {first_line(error)}"
+        ) from error
+
+
+def load_through(hub: HubClass, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor], tuple[str, ...]]:
     """Load tensors through a class of transformers, which renames and fuses what older versions wrote.
 
     A base checkpoint without the class's prefix loads as well. What the file does not have is drawn at random
     by transformers; it is *not* part of the returned tensors, so nobody can take it for weights.
 
+    Args:
+        hub: the class and its config.
+        tensors: a state dict, values of any shape.
+
     Returns:
         The model; its state by the model's names, with shape-only tensors for those that did not fit; and the
         names in the file that were not used.
+
+    Raises:
+        GenboundError: config and file do not belong together, or transformers cannot load them.
     """
-    tensors = _known_names(cls, config, tensors)
-    floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
-    dtype = max(floating, key=lambda kind: torch.finfo(kind).bits, default=torch.float32)
-    try:
-        with quiet():
-            model, info = cls.from_pretrained(
-                None,
-                config=config,
-                state_dict=dict(tensors),
-                dtype=dtype,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except Exception as error:
-        raise GenboundError(
-            f"transformers cannot load the checkpoint as {cls.__name__}: {_first_line(error)}"
-        ) from error
+    tensors = _known_names(hub, tensors)
+    model, info = _from_pretrained(hub, tensors)
     absent = set(info["missing_keys"])
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
     prefix = f"{model.base_model_prefix}." if getattr(model, "base_model_prefix", "") else ""
@@ -135,18 +160,38 @@ def load_through(
     return model.eval(), state, tuple(sorted(info["unexpected_keys"]))
 
 
-def _known_names(cls: type[nn.Module], config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _from_pretrained(hub: HubClass, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model in the widest precision that the tensors have, and the report of transformers on the names."""
+    floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+    dtype = max(floating, key=lambda kind: torch.finfo(kind).bits, default=torch.float32)
+    try:
+        with quiet():
+            return hub.cls.from_pretrained(
+                None,
+                config=hub.config,
+                state_dict=dict(tensors),
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise GenboundError(
+            f"transformers cannot load the checkpoint as {hub.cls.__name__}: {first_line(error)}"
+        ) from error
+
+
+def _known_names(hub: HubClass, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without what wrappers and training classes put before their names; refuses what cannot be built.
 
     Names that transformers itself renames stay as they are: only a prefix that most names have is taken off.
     """
-    _check_config(config, len(tensors))
+    _check_config(hub.config, len(tensors))
     try:
         with quiet(), torch.device("meta"):  # without storage: a wrong config must not allocate
-            skeleton = cls(config)
+            skeleton = hub.build()
     except Exception as error:
         raise GenboundError(
-            f"transformers cannot build {cls.__name__} from config.json: {_first_line(error)}"
+            f"transformers cannot build {hub.cls.__name__} from config.json: {first_line(error)}"
         ) from error
     expected = set(skeleton.state_dict())
     asked, given = (sum(t.numel() for t in group.values()) for group in (skeleton.state_dict(), tensors))
@@ -179,17 +224,24 @@ def _check_config(config: Any, num_tensors: int) -> None:
             raise GenboundError(f"config.json has {name} = {value}, which is no size of a model; restore the original")
 
 
-def load_finetuned(cls: type[nn.Module], config: Any, tensors: Mapping[str, Tensor], head) -> tuple:
+def load_finetuned(
+    hub: HubClass, tensors: Mapping[str, Tensor], head: Callable[[nn.Module], Iterable[str]]
+) -> tuple[nn.Module, dict[str, Tensor], tuple[str, ...]]:
     """:func:`load_through`, with as many classes as the head in the file has.
 
     A config may not tell them: transformers writes no ``id2label`` for two classes, and a state dict saved
     beside the config of its base model has classes that this config does not know.
+
+    Args:
+        hub: the class and its config, whose ``num_labels`` is corrected.
+        tensors: a state dict, values of any shape.
+        head: model -> names of the head's parameters.
     """
-    model, state, unused = load_through(cls, config, tensors)
+    model, state, unused = load_through(hub, tensors)
     rows = {tensor.shape[0] for name, tensor in state.items() if tensor.is_meta and name in head(model)}
-    if len(rows) == 1 and config.num_labels != (count := rows.pop()):
-        config.num_labels = count
-        model, state, unused = load_through(cls, config, tensors)
+    if len(rows) == 1 and hub.config.num_labels != (count := rows.pop()):
+        hub.config.num_labels = count
+        model, state, unused = load_through(hub, tensors)
     return model, state, unused
 
 
@@ -213,29 +265,24 @@ def image_folder(*folders: Path) -> Path | None:
 
 def load_image_processor(folder: Path, trust_remote_code: bool = False) -> Any:
     """The image processor of a directory."""
-    transformers = import_transformers()
-    try:
-        with quiet():
-            return transformers.AutoImageProcessor.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust_remote_code
-            )
-    except Exception as error:
-        raise GenboundError(
-            f"the image processor in {str(folder)!r} cannot be loaded: {_first_line(error)}; save it again"
-        ) from error
+    return _load("AutoImageProcessor", "image processor", folder, trust_remote_code)
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a directory."""
+    return _load("AutoTokenizer", "tokenizer", folder, trust_remote_code)
+
+
+def _load(auto: str, what: str, folder: Path, trust_remote_code: bool) -> Any:
     transformers = import_transformers()
     try:
         with quiet():
-            return transformers.AutoTokenizer.from_pretrained(
+            return getattr(transformers, auto).from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust_remote_code
             )
     except Exception as error:
         raise GenboundError(
-            f"the tokenizer in {str(folder)!r} cannot be loaded: {_first_line(error)}; save it again"
+            f"the {what} in {str(folder)!r} cannot be loaded: {first_line(error)}; save it again"
         ) from error
 
 
@@ -257,7 +304,7 @@ def name_padding(model: nn.Module, folder: Path | None, trust_remote_code: bool 
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Silence the reports and progress bars of transformers; genbound writes its own."""
     from transformers.utils import logging
 
@@ -272,7 +319,3 @@ def quiet():
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from genbound.checkpoints import huggingface
-from genbound.checkpoints.alignment import OPTIONAL, STATISTICS, Alignment, Signature, align, initial_value
-from genbound.checkpoints.heads import head_names, matching, named_head, only_new_module
-from genbound.checkpoints.state_file import StateFile
+from genbound.checkpoints.alignment import Alignment, Signature, align, initial_value
+from genbound.checkpoints.heads import head_names
+from genbound.checkpoints.pair_files import PairFiles
 from genbound.errors import GenboundError
 
 
@@ -64,51 +62,89 @@ class Pair:
 
 @dataclass
 class Built:
-    """A model with both files' tensors under names that it understands."""
+    """A model with both files' tensors under names that it understands.
 
-    model: nn.Module
+    Attributes:
+        model: the architecture, with whatever weights; ``None`` where only weights are compared.
+        ckpt, init: the tensors of the files.
+        rule: which rule chose the architecture.
+        rebuild: constructs the model again, where that is possible.
+        unused: names in CKPT and in INIT that the model's own loading has left out.
+        factors: the two factors of displacements that are known as such, by the weight's name.
+    """
+
+    model: nn.Module | None
     ckpt: Mapping[str, Tensor]
     init: Mapping[str, Tensor]
     rule: str
-    rebuild: Callable[[], nn.Module] | None
+    rebuild: Callable[[], nn.Module] | None = None
     unused: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     factors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-def assemble(built: Built, ckpt: StateFile, init: StateFile, policy: str, head_weights: Sequence[str] = ()) -> Pair:
-    model = built.model.eval()
+def assemble(built: Built, files: PairFiles) -> Pair:
+    """Fill the model with the fine-tuned weights and put the initial ones beside them.
+
+    Raises:
+        GenboundError: the model and the files do not fit each other.
+    """
+    model, spec = built.model.eval(), files.spec
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise GenboundError(f"{built.rule}: the model has lazy modules without shapes; run it once in the factory")
-    head = head_names(model, head_weights)
-    alignment = align(Signature.of(model), built.ckpt, built.init, head, policy)
+    head = head_names(model, spec.head_weights or ())
+    alignment = align(Signature.of(model), built.ckpt, built.init, head, spec.head_policy)
     _fill(model, alignment, built.ckpt)
     params = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    fresh = _seeded_head(built, policy) if policy.startswith("seed:") else {}
-    start = {}
-    for name, value in params.items():
-        if name in alignment.matched:
-            start[name] = initial_value(alignment, name, value, built.init)
-        else:
-            start[name] = fresh.get(name, torch.zeros_like(value)).to(value)
-    buffers = {name: key for name, key in alignment.init.items() if name not in params}
+    fresh = _seeded_head(built, spec.head_policy) if spec.head_policy.startswith("seed:") else {}
     if any(built.unused):
         alignment = dataclasses.replace(alignment, unused_ckpt=built.unused[0], unused_init=built.unused[1])
+    return pair_of(built, files, params, head, alignment, fresh)
+
+
+def pair_of(
+    built: Built,
+    files: PairFiles,
+    params: dict[str, Tensor],
+    head: tuple[str, ...],
+    alignment: Alignment,
+    fresh: Mapping[str, Tensor] | None = None,
+) -> Pair:
+    """The pair of aligned weights.
+
+    Args:
+        built: the model, or none, and both files' tensors.
+        files: both files, and what is said about them.
+        params: the fine-tuned weights by name, in any shape.
+        head: names of the head's parameters.
+        alignment: which tensor of INIT belongs to which weight.
+        fresh: initial values of weights that INIT does not give, in the shapes of ``params``; zero without.
+    """
+    policy = files.spec.head_policy
     return Pair(
-        model=model,
+        model=built.model,
         params=params,
-        init=start,
-        init_buffers={name: built.init[key] for name, key in buffers.items()},
+        init={name: _initial(name, value, built.init, alignment, fresh or {}) for name, value in params.items()},
+        init_buffers={name: built.init[key] for name, key in alignment.init.items() if name not in params},
         head=head,
         head_policy=policy,
         head_note=_head_note(alignment.new_head, policy),
         rule=built.rule,
         alignment=alignment,
-        tokenizer_dir=huggingface.tokenizer_folder(ckpt.directory, init.directory),
-        image_dir=huggingface.image_folder(ckpt.directory, init.directory),
-        provenance={"checkpoint": ckpt.provenance, "init": init.provenance},
+        tokenizer_dir=files.tokenizer_dir,
+        image_dir=files.image_dir,
+        provenance=files.provenance,
         factors={name: pair for name, pair in built.factors.items() if name in alignment.matched},
-        notes=_notes(ckpt, init, alignment),
+        notes=(*files.notes, *(f"resized {line}" for line in alignment.resized_lines())),
     )
+
+
+def _initial(
+    name: str, value: Tensor, init: Mapping[str, Tensor], alignment: Alignment, fresh: Mapping[str, Tensor]
+) -> Tensor:
+    """What a weight was at the start, in its present precision."""
+    if name in alignment.matched:
+        return initial_value(alignment, name, value, init)
+    return fresh[name].to(value) if name in fresh else torch.zeros_like(value)
 
 
 @torch.no_grad()
@@ -139,63 +175,3 @@ def _head_note(new: tuple[str, ...], policy: str) -> str:
         return f"head counts as zero at the start, INIT has none of its shape: {names}"
     what = "zero" if policy == "zero" else f"the draw of seed {policy.removeprefix('seed:')}"
     return f"head counts as {what} at the start: {names}"
-
-
-def _notes(ckpt: StateFile, init: StateFile, alignment: Alignment) -> tuple[str, ...]:
-    notes = [f"{side}: {note}" for side, file in (("CKPT", ckpt), ("INIT", init)) for note in file.notes]
-    return (*notes, *(f"resized {line.removeprefix('resized').strip()}" for line in alignment.resized_lines()))
-
-
-def weights_only(ckpt: StateFile, init: StateFile, policy: str, head_weights: Sequence[str] = ()) -> Pair:
-    """Without an architecture: the tensors of both files, each once, whatever depends on data left out."""
-    if policy.startswith("seed:"):
-        raise GenboundError(f"--head {policy} has to construct the model: add --model FILE.py:factory")
-    seen: dict[tuple, str] = {}
-    shapes, buffers, aliases = {}, {}, {}
-    for name, tensor in ckpt.tensors.items():
-        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
-        if not tensor.is_floating_point() or name.rpartition(".")[2] in (*STATISTICS, *OPTIONAL):
-            buffers[name] = tuple(tensor.shape)
-        elif tensor.numel() and seen.setdefault(place, name) != name:
-            aliases[name] = seen[place]  # torch.save keeps ties
-        else:
-            shapes[name] = tuple(tensor.shape)
-    tables = tuple(
-        name for name in shapes if re.search(r"(word_embeddings|embed_tokens|wte|shared|lm_head)\.weight$", name)
-    )
-    signature = Signature(shapes, buffers, aliases, vocabulary=tables)
-    head = (
-        matching(shapes, head_weights) if head_weights else named_head(shapes) or only_new_module(shapes, init.tensors)
-    )
-    alignment = align(signature, ckpt.tensors, init.tensors, head, policy)
-    extra = [name for name in alignment.unused_init if init.tensors[name].is_floating_point()]
-    extra = [name for name in extra if not named_head([name]) and name.rpartition(".")[2] not in OPTIONAL]
-    if len({name.rpartition(".")[0] for name in extra}) > 1:
-        shown = ", ".join(extra[:3])
-        raise GenboundError(
-            f"INIT is of another architecture: CKPT lacks {len(extra)} of its weights ({shown}, …); "
-            "is INIT the checkpoint that CKPT was fine-tuned from? If CKPT leaves them out on purpose, "
-            f"add --model FILE.py:factory, or --ignore '{extra[0].split('.')[0]}.*'"
-        )
-    params = {name: ckpt.tensors[name] for name in shapes}
-    start = {
-        name: initial_value(alignment, name, value, init.tensors)
-        if name in alignment.matched
-        else torch.zeros_like(value)
-        for name, value in params.items()
-    }
-    return Pair(
-        model=None,
-        params=params,
-        init=start,
-        init_buffers={name: init.tensors[alignment.init[name]] for name in buffers if name in alignment.init},
-        head=head,
-        head_policy=policy,
-        head_note=_head_note(alignment.new_head, policy),
-        rule="a bare state dict: weights only; add --model FILE.py:factory to measure on data",
-        alignment=alignment,
-        tokenizer_dir=None,
-        image_dir=None,
-        notes=_notes(ckpt, init, alignment),
-        provenance={"checkpoint": ckpt.provenance, "init": init.provenance},
-    )

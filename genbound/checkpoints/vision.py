@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genbound.checkpoints.heads import head_names
 from genbound.checkpoints.names import strip_prefixes
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, first_line
 
 
 def import_library(name: str) -> Any:
@@ -19,7 +19,7 @@ def import_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise GenboundError(
             f"{name.partition('.')[0]} cannot be imported ({reason}): pip install genbound[{name.partition('.')[0]}], with the torchvision that was built for "
             "this torch, or write a factory and say --model FILE.py:factory"
@@ -46,7 +46,7 @@ def vision_model(
                 return module.create_model(name, pretrained=False, **{**given, **more})
             return module.get_model(name, weights=None, **{**given, **more})
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise GenboundError(f"{library} cannot build {name!r}: {reason}; check the name after --model") from error
 
     with torch.device("meta"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import traceback
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +14,12 @@ import genbound
 from genbound.cli.finetune import finetune
 from genbound.cli.tables import COMMANDS, read_tags
 from genbound.errors import GenboundError
+
+if TYPE_CHECKING:
+    from genbound.checkpoints.pair import Pair
+    from genbound.evaluation.loading import EvaluationSpec
+    from genbound.network.problem import Problem
+    from genbound.network.weights import WeightProblem
 
 # -- options -----------------------------------------------------------------------------------------------------
 
@@ -118,33 +125,23 @@ def _quantity_options(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return options
 
 
-def _problem(pair: Any, given: dict[str, Any]) -> Any:
-    from genbound.evaluation.loading import from_pair
+def _spec(given: dict[str, Any]) -> EvaluationSpec:
+    """What the command line and --config say; what they leave open is as genbound.yaml beside CKPT says."""
+    from genbound.evaluation.loading import EvaluationSpec
 
-    names = ("num_data", "batch_size", "device", "dtype", "loss", "loss_range", "layers")
-    return from_pair(
-        pair, given["data"], given["test_data"], num_samples=given["samples"], sample_seed=given["seed"],
-        trust_remote_code=given["trust_remote_code"],
-        memory_budget=None if given["memory"] is None else int(given["memory"] * 2**30),
-        **{name: given[name] for name in names},
+    source, default = click.get_current_context().get_parameter_source, click.core.ParameterSource.DEFAULT
+    names = [field.name for field in fields(EvaluationSpec) if field.name in given]
+    return EvaluationSpec(**{name: given[name] for name in names if source(name) is not default}).completed()
+
+
+def _problem(pair: Pair, spec: EvaluationSpec, given: dict[str, Any]) -> Problem | WeightProblem:
+    from genbound.evaluation.loading import problem_of
+
+    memory = None if given["memory"] is None else int(given["memory"] * 2**30)
+    return problem_of(
+        pair, spec, num_samples=given["samples"], sample_seed=given["seed"], memory_budget=memory,
+        batch_size=given["batch_size"], device=given["device"], dtype=given["dtype"],
     )  # fmt: skip
-
-
-def _with_sidecar(given: dict[str, Any]) -> dict[str, Any]:
-    """What the command line and --config leave open is as genbound.yaml beside CKPT says."""
-    from genbound.checkpoints.sidecar import read_sidecar
-
-    context = click.get_current_context()
-    open_ = {name for name in given if context.get_parameter_source(name) is click.core.ParameterSource.DEFAULT}
-    # The model stays: build_pair reads it there itself, so that it can name the rule.
-    return given | {name: v for name, v in read_sidecar(given["ckpt"]).items() if name in open_ and name != "model"}
-
-
-def _load_pair(given: dict[str, Any]) -> Any:
-    from genbound.checkpoints.architecture import build_pair
-
-    names = ("model", "head", "trust_remote_code", "head_weights", "ignore", "entry")
-    return build_pair(given["ckpt"], given["init"], **{name: given[name] for name in names})
 
 
 def _confusion(path: str | None) -> Any:
@@ -174,14 +171,15 @@ def evaluate(**given: Any) -> None:
 
     Finished parts are kept in DIR as they come; the same command continues from them. Without --out the table is only printed.
     """
+    from genbound.checkpoints.architecture import load_pair
     from genbound.evaluation.loop import evaluate as run
     from genbound.evaluation.loop import resolve
 
     resolve(given["measures"])  # a misspelt name fails before anything is loaded
-    given = _with_sidecar(given)
-    confusion = _confusion(given["confusion"])
-    pair = _load_pair(given)
-    problem = _problem(pair, given)
+    spec = _spec(given)
+    confusion = _confusion(spec.confusion)
+    pair = load_pair(spec)
+    problem = _problem(pair, spec, given)
     click.echo(f"architecture: {pair.rule}; {len(problem.layers)} layers", err=True)
     results = run(
         problem, given["measures"], given["seed"], options=_quantity_options(given), out=given["out"],
@@ -201,11 +199,12 @@ def evaluate(**given: Any) -> None:
 @pair_options
 def inspect(**given: Any) -> None:
     """Show what evaluate would measure, with the same arguments: architecture, layers, head, cost and memory."""
+    from genbound.checkpoints.architecture import load_pair
     from genbound.cli.inspection import describe
 
-    given = _with_sidecar(given)
-    pair = _load_pair(given)
-    click.echo(describe(pair, _problem(pair, given), given["measures"], _quantity_options(given)))
+    spec = _spec(given)
+    pair = load_pair(spec)
+    click.echo(describe(pair, _problem(pair, spec, given), given["measures"], _quantity_options(given)))
 
 
 @cli.command("list")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, first_line
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
@@ -45,7 +45,7 @@ def load_dataset(name: str, folder: Path, split: str | None, samples: int | None
         except GenboundError:
             raise
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            reason = first_line(error)[:200]
             raise GenboundError(
                 f"data hf:{name} cannot be read ({type(error).__name__}: {reason}); nothing is downloaded: save it to a directory "
                 "(dataset.save_to_disk(DIR), or hf download --repo-type dataset NAME --local-dir DIR) and say hf:DIR"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from genbound.checkpoints.architecture import build_pair
+from genbound.checkpoints.architecture import load_pair
 from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer
 from genbound.checkpoints.pair import Pair
-from genbound.checkpoints.sidecar import read_sidecar
+from genbound.checkpoints.pair_spec import PairSpec
+from genbound.data.samples import Samples
 from genbound.data.spec import Reader, load_data
 from genbound.errors import GenboundError
 from genbound.network.loss_functions import Loss
@@ -23,6 +24,27 @@ from genbound.network.weights import WeightProblem
 from genbound.user_code import get_user
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class EvaluationSpec(PairSpec):
+    """What is said about two checkpoints and about the samples and the loss to measure them with; ``None`` is left open.
+
+    Attributes:
+        data: training samples, as a data SPEC or anything that :class:`~genbound.network.problem.Problem` takes.
+        test_data: held-out samples, likewise.
+        loss, num_data, loss_range, layers: as for :class:`~genbound.network.problem.Problem`; ``loss`` also as
+            ``FILE.py:function``.
+        confusion: file of the label confusion matrix.
+    """
+
+    data: Any = None
+    test_data: Any = None
+    loss: Any = None
+    num_data: int | None = None
+    loss_range: str | None = None
+    layers: str | Iterable[str] | None = None
+    confusion: str | None = None
 
 
 def load(
@@ -37,6 +59,10 @@ def load(
     head_weights: Iterable[str] | str | None = None,
     ignore: Iterable[str] | str | None = None,
     entry: str | None = None,
+    loss: Any = None,
+    num_data: int | None = None,
+    loss_range: str | None = None,
+    layers: str | Iterable[str] | None = None,
     **options: Any,
 ) -> Problem | WeightProblem:
     """Load a fine-tuned checkpoint, the weights it started from, and the data to measure them on.
@@ -53,8 +79,10 @@ def load(
         head: what the output head is measured from: ``init`` (default), ``zero``, ``exclude`` or ``seed:N``.
         trust_remote_code: allow transformers to run code that lies in the checkpoint's directory.
         head_weights, ignore, entry: see :func:`~genbound.checkpoints.architecture.build_pair`.
-        options: further arguments of :class:`~genbound.network.problem.Problem` (``dtype`` also by name, ``loss`` also as
-            ``FILE.py:function``).
+        loss: as for :class:`~genbound.network.problem.Problem`, and as ``FILE.py:function``; by default what the model was
+            trained with.
+        num_data, loss_range, layers: see :class:`~genbound.network.problem.Problem`.
+        options: its further arguments (``dtype`` also by name).
 
     Returns:
         A problem; without a model or data one that only knows the weights.
@@ -62,44 +90,41 @@ def load(
     Raises:
         GenboundError: one line that says what is wrong, where, and what would mend it.
     """
-    beside = read_sidecar(ckpt)
-    asked = {"init": init, "head": head, "head_weights": head_weights, "ignore": ignore, "entry": entry}
-    chosen = {name: beside.get(name) if value is None else value for name, value in asked.items()}
-    data = beside.get("data") if data is None else data
-    test_data = beside.get("test_data") if test_data is None else test_data
-    for name in ("loss", "num_data", "loss_range", "layers"):
-        if name in beside:
-            options.setdefault(name, beside[name])
-    pair = build_pair(
-        ckpt, chosen["init"], model, chosen["head"] or "init", trust_remote_code, chosen["head_weights"] or (),
-        chosen["ignore"] or (), chosen["entry"],
-    )  # fmt: skip
-    return from_pair(pair, data, test_data, trust_remote_code=trust_remote_code, **options)
+    spec = EvaluationSpec(
+        ckpt, init, model, head, head_weights, ignore, entry, trust_remote_code, data=data, test_data=test_data,
+        loss=loss, num_data=num_data, loss_range=loss_range, layers=layers,
+    ).completed()  # fmt: skip
+    return problem_of(load_pair(spec), spec, **options)
 
 
-def from_pair(
-    pair: Pair, data: Any = None, test_data: Any = None, *, trust_remote_code: bool = False, **options: Any
-) -> Problem | WeightProblem:
-    """The problem of a pair that is already loaded."""
-    provenance = {
-        **pair.provenance, "rule": pair.rule, "head_policy": pair.head_policy, "head_note": pair.head_note,
-        "notes": list(pair.notes), "alignment": pair.alignment.lines(),
-    }  # fmt: skip
-    if pair.model is None or data is None:
-        lacks = [flag for flag, missing in (("--model", pair.model is None), ("--data", data is None)) if missing]
-        return WeightProblem(
-            pair.params, pair.init, f"not measured: give {' and '.join(lacks)}", provenance, pair.factors
-        )
-    loss = default_loss(pair.model, options.pop("loss", None))
-    samples, held_out = _samples(pair, data, test_data, loss, trust_remote_code)
-    dtype = options.pop("dtype", None)
+def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options: Any) -> Problem | WeightProblem:
+    """The problem of a pair that is already loaded.
+
+    Args:
+        pair: the weights, and the architecture if there is one.
+        spec: what is said about samples and loss.
+        dtype: of the measurement, also by name; by default the checkpoint's.
+        options: further arguments of :class:`~genbound.network.problem.Problem`.
+    """
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise GenboundError(f"dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
         dtype = DTYPES[dtype]
+    provenance = {
+        **pair.provenance, "rule": pair.rule, "head_policy": pair.head_policy, "head_note": pair.head_note,
+        "notes": list(pair.notes), "alignment": pair.alignment.lines(),
+    }  # fmt: skip
+    lacks = {"--model": pair.model is None, "--data": spec.data is None}
+    if any(lacks.values()):
+        reason = f"not measured: give {' and '.join(flag for flag, missing in lacks.items() if missing)}"
+        return WeightProblem(pair.params, pair.init, reason, provenance, pair.factors)
+    loss = default_loss(pair.model, spec.loss)
+    samples, held_out = _samples(pair, spec, loss)
+    said = {name: getattr(spec, name) for name in ("num_data", "loss_range", "layers")}
     return Problem(
         pair.model, pair.init, samples, loss, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,
-        provenance=provenance, init_buffers=pair.init_buffers, factors=pair.factors, **options,
+        provenance=provenance, init_buffers=pair.init_buffers, factors=pair.factors,
+        **{name: value for name, value in said.items() if value is not None}, **options,
     )  # fmt: skip
 
 
@@ -121,21 +146,16 @@ def default_loss(model: Any, loss: Any = None) -> Any:
     return loss
 
 
-def _samples(pair: Pair, data: Any, test_data: Any, loss: Any, trust: bool) -> tuple[Any, Any]:
-    config = getattr(pair.model, "config", None)
-    names = getattr(config, "label2id", None)
-    reader = Reader(
-        tokenizer=_first(pair.tokenizer_dir, load_tokenizer, trust) if isinstance(data, str) else None,
-        images=_first(pair.image_dir, load_image_processor, trust) if isinstance(data, str) else None,
-        label2id=names,
-        numeric=loss in ("squared_error", "multi_label"),
-        next_token=type(pair.model).__name__.endswith(("ForCausalLM", "LMHeadModel")),
-    )
-    samples = load_data(data, reader)
-    if test_data is None:
+def _samples(pair: Pair, spec: EvaluationSpec, loss: Any) -> tuple[Samples, Samples | None]:
+    """Training and held-out samples, read with the checkpoint's own tokenizer, image settings and class names."""
+    tokenizer = images = None
+    if isinstance(spec.data, str):
+        tokenizer = None if pair.tokenizer_dir is None else load_tokenizer(pair.tokenizer_dir, spec.trust_remote_code)
+        images = None if pair.image_dir is None else load_image_processor(pair.image_dir, spec.trust_remote_code)
+    names = getattr(getattr(pair.model, "config", None), "label2id", None)
+    causal = type(pair.model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    reader = Reader(tokenizer, images, names, numeric=loss in ("squared_error", "multi_label"), next_token=causal)
+    samples = load_data(spec.data, reader)
+    if spec.test_data is None:
         return samples, None
-    return samples, load_data(test_data, dataclasses.replace(reader, label2id=samples.label2id or names))
-
-
-def _first(folder: Any, loader: Callable, trust: bool) -> Any:
-    return None if folder is None else loader(folder, trust)
+    return samples, load_data(spec.test_data, replace(reader, label2id=samples.label2id or names))

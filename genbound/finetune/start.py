@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from genbound.checkpoints import huggingface
 from genbound.checkpoints.alignment import Signature, align
 from genbound.checkpoints.heads import head_names
-from genbound.checkpoints.sidecar import read_sidecar
+from genbound.checkpoints.huggingface import HubClass
+from genbound.checkpoints.pair_spec import PairSpec
 from genbound.checkpoints.state_file import StateFile, read_state
 from genbound.errors import GenboundError
 from genbound.user_code import call_user, rng_untouched
@@ -69,18 +70,19 @@ def build_start(
     Raises:
         GenboundError: no architecture, or INIT does not fit it.
     """
-    file = read_state(init)
-    spec, base = (model if model is not None else read_sidecar(file.path).get("model")), "."
+    said = PairSpec(init, model=model).completed()
+    file = read_state(init, said.entry, said.ignore or ())
+    spec = said.model
     with rng_untouched():
         torch.manual_seed(seed)  # draws the head
         if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "hf"):
-            auto = spec.partition(":")[2] if isinstance(spec, str) else ""
-            network, new, rule = _of_hub_class(file, auto, num_classes, label2id, images)
-            spec = None
+            hub = _hub_class(file, spec.partition(":")[2] if spec else "", num_classes, label2id, images)
+            network, new, rule, spec = *_of_hub_class(file, hub), hub.choice, None
         else:
-            network, new, rule = _of_factory(file, spec, base)
-            if isinstance(spec, str):
-                spec = _absolute(spec, base)
+            network, new = _of_factory(file, spec)
+            # A function's name, not its address: the same call must find the same run again.
+            rule = f"--model {spec if isinstance(spec, str) else getattr(spec, '__qualname__', type(spec).__name__)}"
+            spec = _absolute(spec) if isinstance(spec, str) else None
     sharing = huggingface.tokenizer_folder(file.directory)
     huggingface.name_padding(network, sharing)
     head = head_names(network)
@@ -90,34 +92,43 @@ def build_start(
             f"INIT {str(init)!r} lacks {len(stray)} weights of the model that are not its head ({', '.join(stray[:3])}): "
             "is it a checkpoint of this architecture?"
         )
-    return Start(network.float(), head, new, spec if isinstance(spec, str) else None, rule, sharing, file.sha256)
+    return Start(network.float(), head, new, spec, rule, sharing, file.sha256)
 
 
-def _absolute(spec: str, base: Any) -> str:
+def _absolute(spec: str) -> str:
+    """A model SPEC that means the same from every directory."""
     source, _, name = spec.rpartition(":")
-    return f"{Path(base, source).expanduser().resolve()}:{name}" if source.endswith(".py") else spec
+    return f"{Path(source).expanduser().resolve()}:{name}" if source.endswith(".py") else spec
 
 
-def _of_hub_class(file: StateFile, auto: str, num_classes, label2id, images) -> tuple[nn.Module, tuple[str, ...], str]:
+def _hub_class(
+    file: StateFile, auto: str, num_classes: int, label2id: Mapping[str, int] | None, images: bool
+) -> HubClass:
+    """The transformers class for the task, with a config that knows the task's classes."""
     if file.config is None:
         raise GenboundError(f"{str(file.path)!r} does not say which network it belongs to: add --model FILE.py:factory")
     written = (file.config.get("architectures") or [""])[0]
     if not auto and not written.endswith("Classification"):
         auto = "AutoModelForImageClassification" if images else "AutoModelForSequenceClassification"
-    cls, config, choice = huggingface.resolve_class(file.directory, auto)
-    if config.num_labels != num_classes or label2id:
-        config.num_labels = num_classes
+    hub = huggingface.resolve_class(file.directory, auto)
+    if hub.config.num_labels != num_classes or label2id:
+        hub.config.num_labels = num_classes
         names = label2id or {f"LABEL_{i}": i for i in range(num_classes)}
         if len(names) == num_classes:
-            config.label2id, config.id2label = dict(names), {i: name for name, i in names.items()}
-    network, state, _ = huggingface.load_through(cls, config, file.tensors)
+            hub.config.label2id, hub.config.id2label = dict(names), {i: name for name, i in names.items()}
+    return hub
+
+
+def _of_hub_class(file: StateFile, hub: HubClass) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network with INIT's weights, and the parameters that INIT did not give."""
+    network, state, _ = huggingface.load_through(hub, file.tensors)
     given = {name for name, value in state.items() if not value.is_meta}
-    return network, tuple(name for name, _ in network.named_parameters() if name not in given), choice
+    return network, tuple(name for name, _ in network.named_parameters() if name not in given)
 
 
-def _of_factory(file: StateFile, spec: Any, base: Any) -> tuple[nn.Module, tuple[str, ...], str]:
-    call: Callable[[], Any] = spec if callable(spec) else lambda: call_user(spec, base, "model factory")
-    network = call()
+def _of_factory(file: StateFile, spec: Any) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network that a factory makes with INIT's weights in it, and the parameters that INIT did not give."""
+    network = spec() if callable(spec) else call_user(spec, ".", "model factory")
     if not isinstance(network, nn.Module):
         raise GenboundError(f"model {spec!r} returns {type(network).__name__}; a factory must return a torch.nn.Module")
     fresh = network.state_dict()
@@ -128,9 +139,4 @@ def _of_factory(file: StateFile, spec: Any, base: Any) -> tuple[nn.Module, tuple
                 source: Tensor = file.tensors[alignment.init[name]]
                 if source.shape == value.shape:
                     value.copy_(source)
-    # A function's name, not its address: the same call must find the same run again.
-    return (
-        network,
-        alignment.new_head,
-        f"--model {spec if isinstance(spec, str) else getattr(spec, '__qualname__', type(spec).__name__)}",
-    )
+    return network, alignment.new_head

@@ -1,0 +1,81 @@
+"""What is said about two checkpoints: by the user, and where the user leaves something open, by ``genbound.yaml``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from genbound.checkpoints.sidecar import SIDECAR, read_sidecar
+from genbound.errors import GenboundError
+
+Spec = TypeVar("Spec", bound="PairSpec")
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """What is said about a fine-tuned checkpoint and the one it started from; ``None`` is left open.
+
+    The names are those of the command line's options. A class that says more about the same two checkpoints inherits from
+    this one, so that :meth:`completed` fills in its fields as well.
+
+    Attributes:
+        ckpt: the fine-tuned checkpoint, see :func:`~genbound.checkpoints.state_file.read_state`.
+        init: the checkpoint it was fine-tuned from.
+        model: ``hf[:AutoModelFor…]``, ``timm:NAME``, ``torchvision:NAME``, ``FILE.py:factory``, ``pkg.mod:factory``, a
+            function that returns a module, or a module.
+        head: what the output head counts as at the start: ``init`` (what ``None`` means in the end), ``zero``, ``exclude``
+            or ``seed:N``.
+        head_weights: patterns of the weights that form the head; also given as one text with commas.
+        ignore: patterns of names in the files to leave out, likewise.
+        entry: which entry of a training checkpoint holds the weights.
+        trust_remote_code: allow transformers to run code that lies in the checkpoint's directory.
+        beside: the names of the fields that the sidecar has filled in.
+
+    Raises:
+        GenboundError: the head policy is none of these.
+    """
+
+    ckpt: str | os.PathLike
+    init: str | os.PathLike | None = None
+    model: Any = None
+    head: str | None = None
+    head_weights: Iterable[str] | str | None = None
+    ignore: Iterable[str] | str | None = None
+    entry: str | None = None
+    trust_remote_code: bool = False
+    beside: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"init|zero|exclude|seed:\d{1,18}", self.head_policy):
+            raise GenboundError(f"head policy {self.head!r} is not understood: use init, zero, exclude or seed:N")
+        for name in ("head_weights", "ignore"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _patterns(value))
+
+    def completed(self: Spec) -> Spec:
+        """This, with what is left open as ``genbound.yaml`` beside CKPT says.
+
+        The one place where a sidecar is heeded. What it may decide, and under which trust, is decided here: what the user
+        has said, what the file says and ``trust_remote_code`` are all at hand.
+        """
+        said = read_sidecar(self.ckpt)
+        heeded = {f.name: said[f.name] for f in fields(self) if f.name in said and getattr(self, f.name) is None}
+        return replace(self, **heeded, beside=self.beside | set(heeded))
+
+    @property
+    def head_policy(self) -> str:
+        """``init``, ``zero``, ``exclude`` or ``seed:N``."""
+        return "init" if self.head is None else self.head
+
+    @property
+    def model_origin(self) -> str:
+        """Where the model is named, for the sentence that says which rule chose it."""
+        return SIDECAR if "model" in self.beside else "--model"
+
+
+def _patterns(value: Iterable[str] | str) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(part.strip() for part in parts if part.strip())

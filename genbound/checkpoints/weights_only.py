@@ -1,0 +1,68 @@
+"""Two bare state dicts without an architecture: their weights side by side, and nothing that depends on data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from genbound.checkpoints.alignment import OPTIONAL, STATISTICS, Alignment, Signature, align
+from genbound.checkpoints.heads import matching, named_head, only_new_module
+from genbound.checkpoints.pair import Built, Pair, pair_of
+from genbound.checkpoints.pair_files import PairFiles
+from genbound.errors import GenboundError
+
+RULE = "a bare state dict: weights only; add --model FILE.py:factory to measure on data"
+TABLES = re.compile(r"(word_embeddings|embed_tokens|wte|shared|lm_head)\.weight$")  # one row a token
+
+
+def weights_only(files: PairFiles) -> Pair:
+    """The tensors of both files, each once.
+
+    Raises:
+        GenboundError: the files do not belong together, or the head is to be drawn, which needs a model.
+    """
+    spec, tensors, start = files.spec, files.ckpt.tensors, files.init.tensors
+    if spec.head_policy.startswith("seed:"):
+        raise GenboundError(f"--head {spec.head_policy} has to construct the model: add --model FILE.py:factory")
+    signature = signature_of(tensors)
+    shapes = signature.params
+    if spec.head_weights:
+        head = matching(shapes, spec.head_weights)
+    else:
+        head = named_head(shapes) or only_new_module(shapes, start)
+    alignment = align(signature, tensors, start, head, spec.head_policy)
+    _refuse_another_architecture(alignment, start)
+    return pair_of(Built(None, tensors, start, RULE), files, {name: tensors[name] for name in shapes}, head, alignment)
+
+
+def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
+    """What the file itself says of its model: which tensors are weights, which buffers, which the same one again.
+
+    Args:
+        tensors: a state dict, values of any shape.
+    """
+    first: dict[tuple, str] = {}
+    shapes, buffers, aliases = {}, {}, {}
+    for name, tensor in tensors.items():
+        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        if not tensor.is_floating_point() or name.rpartition(".")[2] in (*STATISTICS, *OPTIONAL):
+            buffers[name] = tuple(tensor.shape)
+        elif tensor.numel() and first.setdefault(place, name) != name:
+            aliases[name] = first[place]  # torch.save keeps ties
+        else:
+            shapes[name] = tuple(tensor.shape)
+    return Signature(shapes, buffers, aliases, vocabulary=tuple(name for name in shapes if TABLES.search(name)))
+
+
+def _refuse_another_architecture(alignment: Alignment, init: Mapping[str, Tensor]) -> None:
+    """Without a model nothing says that CKPT is whole: INIT may have no more than one module beside it, and a head."""
+    extra = [name for name in alignment.unused_init if init[name].is_floating_point()]
+    extra = [name for name in extra if not named_head([name]) and name.rpartition(".")[2] not in OPTIONAL]
+    if len({name.rpartition(".")[0] for name in extra}) > 1:
+        raise GenboundError(
+            f"INIT is of another architecture: CKPT lacks {len(extra)} of its weights ({', '.join(extra[:3])}, …); "
+            "is INIT the checkpoint that CKPT was fine-tuned from? If CKPT leaves them out on purpose, "
+            f"add --model FILE.py:factory, or --ignore '{extra[0].split('.')[0]}.*'"
+        )
