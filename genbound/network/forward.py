@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def call_arguments(inputs: Any) -> tuple[tuple, dict]:
+def call_arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
+    """``(positional, keyword)`` arguments of a model for a batch's inputs: a dict gives keywords, a tuple several positions."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     if isinstance(inputs, tuple):
@@ -37,7 +38,11 @@ def call_arguments(inputs: Any) -> tuple[tuple, dict]:
 
 
 def scores(output: Any) -> Tensor:
-    """The scores of whatever a model returns: a tensor, an object with ``logits``, a dict, or a tuple."""
+    """The scores ``[N, ...]`` of whatever a model returns: a tensor, an object with ``logits``, a dict, or a tuple.
+
+    Raises:
+        GenboundError: there is no tensor of scores in it.
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping) and "logits" in output:
@@ -53,6 +58,7 @@ def scores(output: Any) -> Tensor:
 
 
 def describe(inputs: Any) -> str:
+    """Shapes and types of a batch's inputs in words, for messages."""
     if isinstance(inputs, Tensor):
         return f"{tuple(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}"
     if isinstance(inputs, Mapping):
@@ -65,7 +71,7 @@ def describe(inputs: Any) -> str:
 class PlainWeightNorm(TorchFunctionMode):
     """Weight normalisation by its formula: torch's fused one keeps the norm constant in its second derivative, silently."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if function is torch._weight_norm:
             v, g, dim = (*args, 0)[:3]
             return v * (g / torch.norm_except_dim(v, 2, dim))
@@ -73,6 +79,7 @@ class PlainWeightNorm(TorchFunctionMode):
 
 
 def has_weight_norm(model: nn.Module) -> bool:
+    """Whether a weight of the model is normalised by torch's weight norm, as a parametrisation or by a hook."""
     hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
     return any(isinstance(module, _WeightNorm) for module in model.modules()) or any(
         isinstance(hook, WeightNorm) for hook in hooks

@@ -65,12 +65,21 @@ class Loss:
     lipschitz: float | None = None
 
     def output_factor(self, outputs: Tensor, targets: Tensor) -> Factor:
+        """Square root of the Hessian in the output, of every sample, at ``outputs [N, ...]``."""
         if self.factor is not None:
             return self.factor(outputs, targets)
         return _numerical_factor(self.per_sample, outputs, targets)
 
     def output_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Gradient of every sample's loss in its own output, ``[N, ...]``, detached."""
+        """Gradient of every sample's loss in its own output, in the loss's unit per unit of output.
+
+        Args:
+            outputs: ``[N, ...]``.
+            targets: labels, ``[N, ...]``.
+
+        Returns:
+            Of the shape of ``outputs``, detached.
+        """
         outputs = outputs.detach().requires_grad_()
         with torch.enable_grad():
             total = self.per_sample(outputs, targets).sum()
@@ -115,7 +124,17 @@ def check_finite(losses: Tensor, indices: Sequence[int], spec: str) -> None:
 
 
 def output_form(loss: Loss, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
-    """``u^T (Hessian of the loss in the output) u`` per sample, in float64, as a sum of squares that loses no digits."""
+    """``u^T (Hessian of the loss in the output) u`` per sample, as a sum of squares that loses no digits.
+
+    Args:
+        loss: whose Hessian.
+        outputs: where, ``[N, ...]``.
+        targets: labels, ``[N, ...]``.
+        u: directions, of the shape of ``outputs``.
+
+    Returns:
+        ``[N]`` in float64, in the loss's unit.
+    """
     outputs = outputs.detach().double()
     factor = loss.output_factor(outputs, targets)
     # S^T u subtracts the mean before it squares: the two-term form of a variance loses half the digits.
@@ -186,7 +205,7 @@ def _multi_label_factor(outputs: Tensor, targets: Tensor) -> Factor:
     return Factor(lambda coefficients: scale * coefficients)
 
 
-def _numerical_factor(per_sample, outputs: Tensor, targets: Tensor) -> Factor:
+def _numerical_factor(per_sample: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Factor:
     """Eigendecomposition of the output Hessian of any twice differentiable per-sample loss.
 
     Cost: one vectorised Hessian of the loss alone (the network is not touched), K x K per sample.

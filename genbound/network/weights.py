@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ class BaseProblem:
 
     Attributes:
         params, init: name -> fine-tuned and pretrained weight, detached.
+        buffers, init_buffers: name -> buffer of the fine-tuned and the pretrained model.
         layers: the weights that count as layers.
         displacement: layer -> ``params - init``.
         head: names of the weights that form the output head.
@@ -44,6 +46,8 @@ class BaseProblem:
 
     params: Mapping[str, Tensor]
     init: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor] = MappingProxyType({})
+    init_buffers: Mapping[str, Tensor] = MappingProxyType({})
     layers: tuple[Layer, ...]
     displacement: Displacement
     provenance: dict[str, Any]

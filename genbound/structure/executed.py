@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from genbound.network.graph import Graph
 from genbound.network.weight_uses import ConvolutionUse, LinearUse, find_uses
+
+if TYPE_CHECKING:
+    from genbound.network.problem import Problem
 
 INPUT = "<input>"
 
@@ -28,7 +31,7 @@ class ExecutedPass:
         measured: the names of the layers.
     """
 
-    def __init__(self, problem, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]):
+    def __init__(self, problem: Problem, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]):
         self.buffers = buffers
         self.weights = {n: p.detach().requires_grad_() for n, p in params.items() if p.is_floating_point()}
         inputs, leaf, self.num_inputs = _with_gradient(problem.batch([0]).inputs)

@@ -17,6 +17,7 @@ Cost: two forward passes of one sample.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -36,10 +37,14 @@ from genbound.structure.tree import (
     series,
 )
 
+if TYPE_CHECKING:
+    from genbound.network.problem import Problem
+    from genbound.network.weights import BaseProblem
+
 _BIAS = {"Addmm": 0, "Convolution": 2}  # operand position
 
 
-def read_structure(problem) -> Structure:
+def read_structure(problem: BaseProblem) -> Structure:
     """Read the composition and the operators of a problem's network from a forward pass of its first sample.
 
     The tree is that of the fine-tuned model. Scale steps whose constant is another one at the initialisation (a batch
@@ -66,7 +71,7 @@ def read_structure(problem) -> Structure:
 class _Reader:
     """One forward pass of one sample and the walk through it."""
 
-    def __init__(self, problem, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]):
+    def __init__(self, problem: Problem, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]):
         self.run = ExecutedPass(problem, params, buffers)
         self.structure = Structure(_problem=problem, _uses=self.run.uses)
         self.steps = Steps(self.run, self.structure)

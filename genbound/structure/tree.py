@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from genbound.network.weight_uses import ConvolutionUse, LinearUse
 from genbound.structure.layer_matrices import Operator, as_operator
+
+if TYPE_CHECKING:
+    from genbound.network.weights import BaseProblem
 
 Node = dict[str, Any]
 MOST_NODES = 5000  # a tree repeats shared parts: densely connected branches would need exponentially many
@@ -73,7 +76,7 @@ class Structure:
     zero_preserving: bool = True
     notes: list[str] = field(default_factory=list)
     folds: dict[str, Fold] = field(default_factory=dict)
-    _problem: Any = None
+    _problem: BaseProblem | None = None
     _uses: dict[str, list] = field(default_factory=dict)
     _biases: dict[str, str] = field(default_factory=dict)
 
