@@ -1,8 +1,6 @@
 """Laws that hold for whole sets of quantities and bounds, and that nobody is in no set."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -217,53 +215,9 @@ def test_more_noise_in_the_labels_costs_more():
     assert values[0] == TRACE_DISTANCE.evaluate(evidence())["value"]
 
 
-# -- imports run one way ------------------------------------------------------------------------------------------------
+# -- randomness ----------------------------------------------------------------------------------------------------------
 
 PACKAGE = Path(genbound.__file__).parent
-
-
-def loaded(module):
-    code = f"import sys, {module}; print(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
-
-
-def test_bounds_and_the_catalogue_of_errors_import_no_torch():
-    assert "torch" not in loaded("genbound.bounds")
-    assert not {"torch", "numpy"} & loaded("genbound.errors")
-
-
-def test_what_sees_only_tables_measures_nothing():
-    for module in ("genbound.results.results", "genbound.figures.one_run", "genbound.results.comparison"):
-        assert not [m for m in loaded(module) if m.startswith("genbound.curvature") or m == "genbound.evaluation.loop"]
-
-
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-FORBIDDEN = {
-    "bounds": (
-        "torch",
-        "genbound.quantities",
-        "genbound.curvature",
-        "genbound.network.problem",
-        "genbound.evaluation.loop",
-    ),
-    "estimators": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.loop", "genbound.cli.main"),
-    "curvature": ("genbound.quantities", "genbound.bounds", "genbound.evaluation.loop", "genbound.cli.main"),
-    "quantities": ("genbound.bounds", "genbound.evaluation.loop", "genbound.results.results", "genbound.cli.main"),
-}
-
-
-@pytest.mark.parametrize("folder", FORBIDDEN)
-def test_imports_run_one_way(folder):
-    for path in sorted((PACKAGE / folder).glob("**/*.py")):
-        for name in imports(path):
-            assert not any(name == f or name.startswith(f + ".") for f in FORBIDDEN[folder]), (path.name, name)
 
 
 def test_no_global_random_state():

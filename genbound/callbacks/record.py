@@ -34,15 +34,16 @@ class Record:
 
     def evaluate(self, model: nn.Module, samples: Any, test_samples: Any, loss: Any, folder: str | Path) -> Any:
         """Measure ``model`` as it is and save the results in ``folder/genbound``."""
-        import genbound
+        from genbound.evaluation.loop import evaluate
+        from genbound.network.problem import Problem
 
         # A copy, so that devices, modes and hooks of the trained model stay as they are.
         copied = copy.deepcopy(model).cpu().eval()
-        problem = genbound.Problem(
+        problem = Problem(
             copied, self.start, samples, loss, test_data=test_samples, num_samples=self.num_samples,
             provenance={"rule": "measured at the end of training"},
         )  # fmt: skip
         out = Path(folder) / "genbound"
-        results = genbound.evaluate(problem, self.measures, out=out)
+        results = evaluate(problem, self.measures, out=out)
         results.save(out)
         return results

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import genbound
 from genbound.cli.finetune import finetune
 from genbound.cli.tables import COMMANDS, read_tags
 from genbound.errors import GenboundError
+from genbound.version import __version__
 
 if TYPE_CHECKING:
     from genbound.checkpoints.pair import Pair
@@ -159,7 +159,7 @@ def _confusion(path: str | None) -> Any:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(genbound.__version__, prog_name="genbound")
+@click.version_option(__version__, prog_name="genbound")
 def cli() -> None:
     """Measure how well a fine-tuned network is guaranteed to generalize."""
 

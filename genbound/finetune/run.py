@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import genbound
 from genbound.checkpoints import huggingface
 from genbound.data.spec import Reader, Samples, load_data
 from genbound.errors import GenboundError
@@ -29,6 +28,7 @@ from genbound.finetune.start import Start, build_start, tokenizer_of
 from genbound.finetune.training_data import Relabelled, all_labels, named_matrix, noisy_labels
 from genbound.network.forward import call_arguments, evaluation_mode, scores
 from genbound.user_code import rng_untouched
+from genbound.version import __version__
 
 ESTIMATES = {"anchor": lambda p, labels: anchor_points(p), "dual-t": dual_t}
 
@@ -99,7 +99,7 @@ def _finetune(init, data, out, model, test_data, num_classes, settings: Settings
     )
     identity = {
         **settings.record(), "init": start.sha256, "data": Relabelled(samples, task.observed).digest(), "rule": start.rule,
-        "test_data": None if test is None else test.digest(), "genbound": genbound.__version__,
+        "test_data": None if test is None else test.digest(), "genbound": __version__,
     }  # fmt: skip
     if finished := _continue(out, identity):
         return finished
