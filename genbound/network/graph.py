@@ -7,7 +7,7 @@ Two questions are answered here from the executed operations, never from module 
 * *Is the output piecewise linear in the weight?* If every operation between the weight and the output is affine
   or piecewise linear in what depends on the weight (a product only where one operand depends on it), then
   :math:`\nabla^2_W f_c = 0` wherever it exists, the block equals its Gauss-Newton part, and for a convex loss it
-  is positive semidefinite. An operation that is not in the tables below counts as curved.
+  is positive semidefinite. What each operation is: :mod:`genbound.network.operations`; one that is not there counts as curved.
 
 The condition is decided jointly for all uses of a weight: a weight used twice in sequence meets itself in a
 product and is curved; two parallel uses that are only added are not.
@@ -15,36 +15,12 @@ product and is curved; two parallel uses that are only added are not.
 
 from __future__ import annotations
 
-import re
-
 from torch import Tensor
 
-# Affine or piecewise linear jointly in all operands that carry gradients.
-PIECEWISE_LINEAR = frozenset(
-    """Add Sub Rsub Neg T Transpose Permute View UnsafeView ReshapeAlias Expand Squeeze Unsqueeze Select Slice Split
-    SplitWithSizes Unbind Cat Stack Clone Alias Mean Sum Index IndexSelect Gather Embedding ConstantPadNd
-    ReflectionPad1D ReflectionPad2D ReplicationPad1D ReplicationPad2D AvgPool2D AvgPool3D AdaptiveAvgPool2D
-    AdaptiveAvgPool3D MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D Relu LeakyRelu Threshold Hardtanh
-    Clamp ClampMin ClampMax Abs Maximum Minimum Max Min Amax Amin Where MaskedFill ToCopy Repeat Roll Flip Diagonal
-    Tril Triu PixelShuffle Im2Col Col2Im UpsampleNearest1D UpsampleNearest2D UpsampleBilinear2D UpsampleBicubic2D
-    AccumulateGrad""".split()
-)
-# A product of the operands at these two positions; the others are added.
-PRODUCTS = {
-    "Mul": (0, 1), "Mm": (0, 1), "Bmm": (0, 1), "Mv": (0, 1), "Dot": (0, 1), "PreluKernel": (0, 1),
-    "Convolution": (0, 1), "Addmm": (1, 2), "Baddbmm": (1, 2), "Addbmm": (1, 2), "Addmv": (1, 2),
-}  # fmt: skip
-# A product of the first two operands in evaluation mode, curved in training mode.
-NORMALIZATIONS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"})
+from genbound.network.operation import Operation
+from genbound.network.operations import of_node, operation
 
-
-def operation(node) -> str:
-    """``AddmmBackward0`` -> ``Addmm``; the name of the executed operation.
-
-    A user's own ``autograd.Function`` is called ``NameBackward`` without a number, and keeps that name: it may be called
-    like a built-in operation and be another one.
-    """
-    return re.sub(r"Backward\d+$", "", node.name()).removeprefix("torch::autograd::")
+LEAF = "AccumulateGrad"
 
 
 class Graph:
@@ -72,7 +48,7 @@ class Graph:
         self.leaves = {
             names[id(node.variable)]: node
             for node in self.order
-            if operation(node) == "AccumulateGrad" and id(node.variable) in names
+            if operation(node) == LEAF and id(node.variable) in names
         }
         self.curved_by = self._find_curved()
 
@@ -106,18 +82,18 @@ class Graph:
 
 def _curved_operands(node, masks: list[int], everything: int) -> int:
     """Bit mask of the weights that this operation is curved in."""
-    name = operation(node)
-    if name in PIECEWISE_LINEAR:
+    row = of_node(node)
+    if row.flat or operation(node) == LEAF:
         return 0
-    pair = PRODUCTS.get(name)
-    if name in NORMALIZATIONS and not node._saved_training:
-        pair = (0, 1)
-    if pair is not None:
-        first, second = (masks[i] if i < len(masks) else 0 for i in pair)
-        return first & second
-    if name == "Div":
-        return masks[1] if len(masks) > 1 else 0
-    return everything
+    if row.meets is None or _in_training(node, row):
+        return everything
+    first, second = (masks[i] if i < len(masks) else 0 for i in row.meets)
+    return first & second
+
+
+def _in_training(node, row: Operation) -> bool:
+    """A batch norm by the statistics of the samples themselves, which is no product."""
+    return row.name == "batch_norm" and bool(node._saved_training)
 
 
 def _topological_order(root) -> list:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from genbound.errors import GenboundError
 from genbound.estimators.random import generator, normal
-from genbound.network.graph import operation
+from genbound.network.operation import Kind
+from genbound.network.operations import of_node
 from genbound.network.tape import Tape
 from genbound.network.weight_uses import Use
 
@@ -56,35 +57,19 @@ class Layer:
         return torch.Size(self.shape).numel()
 
 
-_ROUTES = frozenset(
-    {
-        "Expand",
-        "Slice",
-        "Select",
-        "View",
-        "UnsafeView",
-        "Unsqueeze",
-        "Squeeze",
-        "Index",
-        "IndexSelect",
-        "Repeat",
-        "Clone",
-    }
-)
-
-
 def _is_table(tape: Tape, name: str) -> bool:
-    """The weight is only looked up, added or concatenated: it is a table of vectors, not a linear map."""
+    """The weight is only looked up, added or joined to others: it is a table of vectors, not a linear map."""
     if not tape.uses[name]:
         return False
     consumers, found = tape.graph.consumers, False
     pending = list(consumers[tape.graph.leaves[name]])
     while pending:
         node, _ = pending.pop()
-        if operation(node) in _ROUTES:
-            pending += consumers[node]
-        elif operation(node) in ("Embedding", "Add", "Cat"):
+        row = of_node(node)
+        if row.name == "embedding" or row.branches is not None and row.kind in (Kind.ROUTE, Kind.LINEAR):
             found = True
+        elif row.kind is Kind.ROUTE:
+            pending += consumers[node]
         else:
             return False
     return found

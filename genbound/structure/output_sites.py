@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from genbound.network.graph import NORMALIZATIONS, operation
+from genbound.network.operations import of_node, operation
 from genbound.network.weight_uses import ConvolutionUse, LinearUse
 
 
@@ -70,7 +70,7 @@ def find_sites(tape) -> list[Site]:
         for use in tape.uses[name]:
             node, scale, folded = use.edge.node, None, False
             consumers = tape.graph.consumers[node]
-            if len(consumers) == 1 and consumers[0][1] == 0 and operation(consumers[0][0]) in NORMALIZATIONS:
+            if len(consumers) == 1 and consumers[0][1] == 0 and of_node(consumers[0][0]).name == "batch_norm":
                 folded, edge = True, GradientEdge(consumers[0][0], 0)
                 ones = torch.ones_like(use.perturb(tape.weights[name].detach()))
                 # BatchNorm in evaluation mode is diagonal: its derivative along ones is its scale.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from genbound.network.graph import NORMALIZATIONS, PRODUCTS, operation
+from genbound.network.operations import of_node, operation
 from genbound.structure.executed import ExecutedPass, operand, shape
 from genbound.structure.steps import Steps
 from genbound.structure.tree import (
@@ -99,7 +99,7 @@ class _Reader:
             if added is not None and self.run.weights[added].shape == shape(node)[-1:] and node._saved_alpha == 1:
                 self.structure._biases[name] = added
                 return
-        if operation(node) in NORMALIZATIONS and not node._saved_training and operand(node, 0) in self.run.layer_of:
+        if of_node(node).name == "batch_norm" and not node._saved_training and operand(node, 0) in self.run.layer_of:
             mean, variance = self.run.buffer(node._saved_running_mean), self.run.buffer(node._saved_running_var)
             if mean is not None and variance is not None:
                 self.structure.folds[name] = Fold(
@@ -143,7 +143,7 @@ class _Reader:
             raise NoConstant("the output does not depend on the network's first floating-point input")
         for node in self.run.graph.order:
             parts = [o for o, _ in node.next_functions if o in self.run.depends]
-            if node in self.run.depends and len(parts) > 1 and operation(node) in {*PRODUCTS, "Div"}:
+            if node in self.run.depends and len(parts) > 1 and of_node(node).meets:
                 raise NoConstant(
                     "the product of two parts that depend on the input (a gate, squeeze-excitation) is not globally Lipschitz"
                 )

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genbound.network.graph import NORMALIZATIONS, operation
+from genbound.network.operations import of_node, operation
 from genbound.structure.executed import ExecutedPass, operand, operand_shape, ratio, shape
 from genbound.structure.tree import MERGES, NoConstant, Node, Structure, scale_step
 
@@ -104,7 +104,7 @@ class Steps:
             scale, slope = float(node._saved_scale), float(node._saved_alpha) * float(node._saved_input_scale)
             constant = abs(scale) * max(1.0, abs(slope))
             return self._activation(name, constant, constant, False, True)
-        if name in NORMALIZATIONS:
+        if of_node(node).name == "batch_norm":
             return self._batch_norm(node)
         if name in ("Mul", "Div"):
             return self._factor(node)

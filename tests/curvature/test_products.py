@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import genbound
 from genbound.curvature.layer_block import LayerOperator, dense_blocks
 from genbound.curvature.traces import dense_remainder_trace, gauss_newton_trace
-from genbound.network.graph import PIECEWISE_LINEAR, PRODUCTS
+from genbound.network.operations import OPERATIONS
 from genbound.network.problem import Problem
 
 
@@ -211,9 +211,10 @@ def test_single_operations(name):
     assert flags(problem)["head.weight"]
 
 
-def test_an_operation_that_is_not_in_the_tables_counts_as_curved():
-    assert not {"Gelu", "Silu", "Softmax", "Sigmoid", "Exp", "Pow", "Prod", "Norm", "Var", "Std"} & PIECEWISE_LINEAR
-    assert not set(PRODUCTS) & PIECEWISE_LINEAR
+def test_curved_operations_are_not_flat():
+    flat = {node for row in OPERATIONS if row.flat for node in row.nodes}
+    assert not {"Gelu", "Silu", "Softmax", "Sigmoid", "Exp", "Pow", "Prod", "Norm", "Var", "Std"} & flat
+    assert not {node for row in OPERATIONS if row.meets for node in row.nodes} & flat
 
 
 @pytest.mark.parametrize("way", ["T", "mT", "transpose", "permute", "t"])
