@@ -7,6 +7,7 @@ of the block's range lies there, and what the start vector has outside does not 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -40,11 +41,14 @@ class LayerOperator:
         self.dimension = torch.Size(self._shape).numel()
 
     def narrowed(self, tape: Tape, rows: Sequence[int]) -> LayerOperator:
-        """The same operator on the tape of some of its samples, those in these rows, and in the very same basis."""
-        kept = object.__new__(LayerOperator)
-        kept.__dict__.update(self.__dict__)
-        kept.tape = tape
-        kept._uses = kept.tape.uses[self.name]
+        """The same operator for some of the samples, on a smaller tape but in the very same basis.
+
+        Args:
+            tape: a pass of those samples alone.
+            rows: their places on this operator's tape.
+        """
+        kept = copy.copy(self)
+        kept.tape, kept._uses = tape, tape.uses[self.name]
         if self._basis is not None:
             # The smaller batch may be padded less; the samples' own inputs are the same, in coordinates of the old basis.
             kept._original, kept._basis = kept._uses[0], self._basis[rows]
