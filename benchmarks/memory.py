@@ -1,4 +1,7 @@
-"""``python -m benchmarks.memory WHAT [HEAD]``: peak memory of one thing in a process of its own, in bytes, above what the loaded problem holds."""
+"""Peak memory of one thing in a process of its own, in bytes, above what the loaded problem holds.
+
+``python -m benchmarks.memory WHAT [HEAD]`` prints it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The real checkpoints that are measured. Weights and data are read from where the environment says (see docs/performance.md)."""
+"""The real checkpoints that are measured.
+
+Weights and data are read from where the environment says (see docs/performance.md).
+"""
 
 from __future__ import annotations
 

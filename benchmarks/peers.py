@@ -1,9 +1,10 @@
 """The tools that genbound is compared with, each called as its own documentation says.
 
-curvlinops: ``HessianLinearOperator`` over the layers' weights, multiplied by several vectors at once as its own ``hutchinson_trace``,
-``hutchpp_trace`` and ``xtrace`` do; how many products each of them needs follows from the same vectors (``rows.py``).
-PyHessian: ``hessian(...).trace``; its stopping rule is replaced by a fixed budget (``tol = 0``), because as released it stops by
-chance. The published scripts: one shared one-sided draw of weight noise for each pass over the data.
+curvlinops: ``HessianLinearOperator`` over the layers' weights, multiplied by several vectors at once as its own
+``hutchinson_trace``, ``hutchpp_trace`` and ``xtrace`` do; how many products each of them needs follows from the same
+vectors (``rows.py``). PyHessian: ``hessian(...).trace``; its stopping rule is replaced by a fixed budget (``tol = 0``),
+because as released it stops by chance. The published scripts: one shared one-sided draw of weight noise for each pass
+over the data.
 """
 
 from __future__ import annotations
@@ -106,7 +107,10 @@ def shared_one_sided(problem, sigma: float, draw: int) -> float:
 
 
 def lanczos_products(problem, name: str, position: int, tolerance: float, most: int) -> int:
-    """Products that plain Lanczos on one sample's own block takes until ``v^T H^+ v`` by Gauss quadrature moves by less."""
+    """Products that plain Lanczos on one sample's own block takes.
+
+    It stops as soon as ``v^T H^+ v`` by Gauss quadrature moves by less than ``tolerance`` of itself.
+    """
     from genbound.curvature.layer_block import LayerOperator
     from genbound.estimators.lanczos import Lanczos
 

@@ -1,4 +1,7 @@
-"""``python -m benchmarks.run [ROW ...]``: measure, print the table, and add the rows to benchmarks/results.json and docs/performance.md."""
+"""``python -m benchmarks.run [ROW ...]``: measure and print the table.
+
+The rows are added to benchmarks/results.json and docs/performance.md.
+"""
 
 from __future__ import annotations
 

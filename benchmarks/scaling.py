@@ -1,7 +1,8 @@
-"""``python -m benchmarks.scaling``: how the cost of the estimators grows with samples, classes, layers and sequence length.
+"""``python -m benchmarks.scaling``: how the cost of the estimators grows.
 
-A small transformer encoder with random weights; one size is varied at a time. Times are processor seconds, beside those of a
-gradient over the same samples. Writes benchmarks/scaling.json and docs/images/performance_scaling.png.
+It is measured over the number of samples, of classes and of layers and the length of sequences. A small transformer
+encoder with random weights; one size is varied at a time. Times are processor seconds, beside those of a gradient over
+the same samples. Writes benchmarks/scaling.json and docs/images/performance_scaling.png.
 """
 
 from __future__ import annotations

@@ -116,7 +116,9 @@ CASES: dict[str, Case] = {
     "conv_1d": Case(conv_1d, ("0.weight", "2.weight", "4.weight"), psd=("2.weight", "4.weight")),
     "conv_transposed": Case(conv_transposed, ("0.weight", "2.weight", "6.weight"), psd=("2.weight", "6.weight")),
     "conv_3d": Case(conv_3d, ("0.weight", "4.weight"), psd=("4.weight",)),
-    "encoder_tied": Case(encoder(), ("words.weight", *ENCODER_LAYERS), psd=("down.1.weight",), single=("words.weight",)),
+    "encoder_tied": Case(
+        encoder(), ("words.weight", *ENCODER_LAYERS), psd=("down.1.weight",), single=("words.weight",),
+    ),
     "encoder": Case(encoder(tied=False), (*ENCODER_LAYERS, "head.weight"), psd=("down.1.weight", "head.weight")),
     "time_first": Case(
         encoder(tied=False, time_first=True), (*ENCODER_LAYERS, "head.weight"), psd=("down.1.weight", "head.weight")

@@ -12,8 +12,8 @@ def bound(value, lower=None, upper=None, log10=None, unit="loss", vacuous=False,
         lower, upper = value if lower is None else lower, value if upper is None else upper
         log10 = math.log10(value) if value > 0 else None
     return {
-        "value": value, "lower": lower, "upper": upper, "log10": log10, "bounds": unit, "kind": "measure", "vacuous": vacuous,
-        "note": note, "reference": "Nobody 2020", "forms": {"main_term": {"log10": log10}} | forms,
+        "value": value, "lower": lower, "upper": upper, "log10": log10, "bounds": unit, "kind": "measure",
+        "vacuous": vacuous, "note": note, "reference": "Nobody 2020", "forms": {"main_term": {"log10": log10}} | forms,
     }  # fmt: skip
 
 
@@ -31,13 +31,16 @@ def run(bounds=None, seed=0, layers=("a.weight", "b.weight"), name="finetuned", 
     return Results(
         config={
             "seed": seed, "num_samples": 256, "num_data": 1000, "loss_range": {"value": 2.0, "kind": "observed"},
-            "loss": "cross_entropy", "convention": "theorem", "head": "init", "delta": 0.05, "dtype": "float32", "options": {},
-            "device": "cpu", **config,
+            "loss": "cross_entropy", "convention": "theorem", "head": "init", "delta": 0.05, "dtype": "float32",
+            "options": {}, "device": "cpu", **config,
         },
-        checkpoint={"path": f"{name}.safetensors", "sha256": "a" * 64}, init={"path": "init.safetensors", "sha256": "b" * 64},
-        data={"spec": "npz:train.npz", "sha256": "c" * 64},
+        checkpoint={"path": f"{name}.safetensors", "sha256": "a" * 64},
+        init={"path": "init.safetensors", "sha256": "b" * 64}, data={"spec": "npz:train.npz", "sha256": "c" * 64},
         layer_rows=[
-            {"name": layer, "kind": "linear", "shape": [4, 5], "positive_semidefinite": True, "curved_by": None, "num_uses": 1}
+            {
+                "name": layer, "kind": "linear", "shape": [4, 5], "positive_semidefinite": True, "curved_by": None,
+                "num_uses": 1,
+            }
             for layer in layers
         ],
         quantities={
@@ -45,13 +48,16 @@ def run(bounds=None, seed=0, layers=("a.weight", "b.weight"), name="finetuned", 
             "displacement_norm": {"layers": {n: {"value": 1.0 + i, "init_norm": 3.0} for i, n in enumerate(layers)}},
             "hessian_trace": {
                 "layers": {
-                    n: {"value": 10.0 * (i + 1), "sem": 0.1, "data_sem": 1.0, "num_samples": 256} for i, n in enumerate(layers)
+                    n: {"value": 10.0 * (i + 1), "sem": 0.1, "data_sem": 1.0, "num_samples": 256}
+                    for i, n in enumerate(layers)
                 },
                 "total": {"value": 30.0, "sem": 0.2, "data_sem": 2.0, "num_samples": 256},
                 "num_probes": 512,
             },
             "max_quadratic_form": {
-                "layers": {n: {"value": 2.0, "lower": 1.98, "upper": 2.0, "sample": 17, "exact": False} for n in layers},
+                "layers": {
+                    n: {"value": 2.0, "lower": 1.98, "upper": 2.0, "sample": 17, "exact": False} for n in layers
+                },
                 "convention": "theorem", "note": "",
             },
         },

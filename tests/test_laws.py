@@ -24,7 +24,8 @@ USE_THE_INITIALISATION = {
 }  # fmt: skip
 # these look at the fine-tuned weights and the data alone
 OF_THE_NETWORK = {
-    "losses", "hessian_trace", "noise_stability", "max_positive_trace", "input_norm", "margin", "compression", "fisher_rao",
+    "losses", "hessian_trace", "noise_stability", "max_positive_trace", "input_norm", "margin", "compression",
+    "fisher_rao",
 }  # fmt: skip
 # bound -> power of n in its main term
 POWER_OF_N = {
@@ -53,7 +54,7 @@ def test_nobody_is_in_no_set():
     assert set(POWER_OF_DISPLACEMENT) <= set(BOUNDS)
 
 
-# -- quantities ---------------------------------------------------------------------------------------------------------
+# -- quantities -------------------------------------------------------------------------------------------------------
 
 
 def problem(name, factor=1.0, fitted=False, **arguments):
@@ -149,7 +150,7 @@ def test_doubling_every_sample_changes_no_mean_and_no_maximum():
     assert twice["hessian_trace"]["total"]["value"] == pytest.approx(once["hessian_trace"]["total"]["value"], rel=1e-10)
 
 
-# -- bounds -------------------------------------------------------------------------------------------------------------
+# -- bounds -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +216,7 @@ def test_more_noise_in_the_labels_costs_more():
     assert values[0] == TRACE_DISTANCE.evaluate(evidence())["value"]
 
 
-# -- randomness ----------------------------------------------------------------------------------------------------------
+# -- randomness -------------------------------------------------------------------------------------------------------
 
 PACKAGE = Path(genbound.__file__).parent
 

@@ -117,7 +117,7 @@ def test_the_measured_part_is_drawn_from_its_own_seed():
 
 
 def coverage(name, quantity, seeds):
-    """Share of seeds with the truth inside value +- 1.96 sem; mean error in units of its standard error; sem against spread."""
+    """Share of seeds with the truth inside value +- 1.96 sem, mean error in its standard errors, sem against spread."""
     problem, truth = CASES[name].problem(batch_size=64), CASES[name].truth()
     trace = sum(float(truth.traces(layer).mean()) for layer in truth.layers)
     found = []
@@ -134,7 +134,8 @@ def coverage(name, quantity, seeds):
     exact = trace if quantity == "hessian_trace" else 0.5e-6 * trace
     error = value.mean() - exact
     if quantity == "noise_stability":
-        # The error bars are finer than what the fourth order adds to half of sigma^2 Tr H: they are tried around the mean.
+        # The error bars are finer than what the fourth order adds to half of sigma^2 Tr H: they are tried around the
+        # mean.
         error, exact = np.sign(error) * max(abs(error) - 1e-4 * abs(exact), 0.0), value.mean()
     inside = float((np.abs(value - exact) <= 1.96 * sem).mean())
     drift = float(error / (value.std(ddof=1) / np.sqrt(seeds)))

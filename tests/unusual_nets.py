@@ -44,8 +44,10 @@ def standardised():
 
 
 class WeightNormed(nn.Module):
-    """Weight normalisation under the names of torch's parametrisation, for the dense twin: by its formula, because the second
-    derivative of torch's fused operation is wrong (it keeps the norm constant)."""
+    """Weight normalisation under the names of torch's parametrisation, for the dense twin.
+
+    By its formula, because the second derivative of torch's fused operation is wrong (it keeps the norm constant).
+    """
 
     def __init__(self, net):
         super().__init__()

@@ -6,8 +6,9 @@
     python tools/same_numbers.py compare before.json after.json
 
 Measured are the demo, a transformer, a network with batch norm and residual branches, and a bare state dict, with every
-quantity and bound. Only names that users rely on are used, so that it runs on any version. Times, memory and the digests of
-stored parts are left out. The numbers are those of one machine and one version of torch: nothing is kept in the repository.
+quantity and bound. Only names that users rely on are used, so that it runs on any version. Times, memory and the
+digests of stored parts are left out. The numbers are those of one machine and one version of torch: nothing is kept in
+the repository.
 """
 
 import argparse
@@ -28,6 +29,7 @@ DEMO = ROOT / "examples" / "demo"
 
 
 def demo():
+    """The demo's pair of checkpoints, on 96 of its training samples."""
     return genbound.load(
         DEMO / "finetuned.safetensors", DEMO / "pretrained.safetensors", f"{DEMO / 'model.py'}:build",
         f"{DEMO / 'data.py'}:train", f"{DEMO / 'data.py'}:test", num_samples=96,
@@ -41,6 +43,7 @@ def moved(model):
 
 
 def transformer():
+    """A BERT of two layers for three classes, on batches of unequal length."""
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
@@ -57,18 +60,22 @@ def transformer():
 
 
 class Residual(nn.Module):
+    """A convolution, a residual branch of another, a max-pool and a linear head; input ``[N, 2, H, W]``."""
+
     def __init__(self):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
         self.inner, self.head = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 3)
 
     def forward(self, x):
+        """Scores ``[N, 3]``."""
         x = F.relu(self.norm(self.stem(x)))
         x = F.max_pool2d(x + F.relu(self.inner(x)), 3, stride=2, padding=1)
         return self.head(x.mean((2, 3)))
 
 
 def residual():
+    """The residual network with batch norm, on batches of which the last is short."""
     torch.manual_seed(0)
     model = Residual()
     model.norm.running_var.uniform_(0.5, 2)
@@ -76,6 +83,7 @@ def residual():
 
 
 def weights_only():
+    """The demo's two state dicts, without a network or samples."""
     return genbound.load(DEMO / "finetuned.safetensors", DEMO / "pretrained.safetensors")
 
 
@@ -118,6 +126,7 @@ def differences(before, after, where=""):
 
 
 def main():
+    """Record or compare; exit status 1 where a number differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")

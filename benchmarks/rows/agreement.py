@@ -26,8 +26,9 @@ def minilm_agreement(num: int = 16, probes: int = 400) -> Iterator[Row]:
     z = (mean - [e["value"] for e in entries]) / np.hypot(sem, [e["sem"] for e in entries])
     yield row(
         f"hessian_trace: MiniLM/SST-2, {num} samples, every layer against {probes} probes of curvlinops",
-        f"{np.abs(z).max():.1f} errors at most", "<= 4", np.abs(z).max() <= 4, f"mean square {np.mean(z[:-1] ** 2):.2f} over {len(z) - 1} layers, total "
-        f"{z[-1]:+.1f}; relative error of the total {100 * sem[-1] / mean[-1]:.1f} % there, {100 * entries[-1]['sem'] / entries[-1]['value']:.1f} % here",
+        f"{np.abs(z).max():.1f} errors at most", "<= 4", np.abs(z).max() <= 4,
+        f"mean square {np.mean(z[:-1] ** 2):.2f} over {len(z) - 1} layers, total {z[-1]:+.1f}; relative error of the "
+        f"total {100 * sem[-1] / mean[-1]:.1f} % there, {100 * entries[-1]['sem'] / entries[-1]['value']:.1f} % here",
         z=z.tolist(),
     )  # fmt: skip
     sigma = 0.005
@@ -42,8 +43,10 @@ def minilm_agreement(num: int = 16, probes: int = 400) -> Iterator[Row]:
     sem = plain.std(ddof=1) / np.sqrt(probes)
     z = (plain.mean() - entry["value"]) / np.hypot(sem, entry["sem"])
     yield row(
-        f"noise_stability: MiniLM/SST-2, {num} samples, against {probes} shared one-sided draws", f"{abs(z):.1f} errors",
-        "<= 4", abs(z) <= 4, f"{entry['value']:.5f} +- {entry['sem']:.5f} here, {plain.mean():.5f} +- {sem:.5f} there", z=float(z),
+        f"noise_stability: MiniLM/SST-2, {num} samples, against {probes} shared one-sided draws",
+        f"{abs(z):.1f} errors",
+        "<= 4", abs(z) <= 4, f"{entry['value']:.5f} +- {entry['sem']:.5f} here, {plain.mean():.5f} +- {sem:.5f} there",
+        z=float(z),
     )  # fmt: skip
 
 
@@ -61,8 +64,9 @@ def minilm_precision(num: int = 32) -> Iterator[Row]:
         worst = np.max(np.abs(np.subtract(layers, exact[2])) / np.max(np.abs(exact[2])))
         yield row(
             f"hessian_trace: MiniLM/SST-2 in {str(dtype).removeprefix('torch.')} against float64, same probes",
-            f"{error:.1e} relative error", "<= 1e-3", error <= 1e-3, f"layers to {worst:.1e} of the largest; time {spent / seconds32:.2f} of float32's, float64 "
-            f"{exact[0] / seconds32:.2f}", error=error, time=spent / seconds32,
+            f"{error:.1e} relative error", "<= 1e-3", error <= 1e-3, f"layers to {worst:.1e} of the largest; time "
+            f"{spent / seconds32:.2f} of float32's, float64 {exact[0] / seconds32:.2f}", error=error,
+            time=spent / seconds32,
         )  # fmt: skip
 
 

@@ -39,10 +39,12 @@ def trace_rows(
     found = f"XTrace {xtrace}" if xtrace else f"XTrace more than {2 * largest + 2}"
     ratio = best * product / spent
     yield row(
-        f"hessian_trace, total: {label}, {problem.num_samples} samples", f"{ratio:.0f}x", f">= {target:g}x", ratio >= target,
-        f"genbound {spent / unit:.1f} gradients for 1 % (obtained {100 * reached:.2f} %); best peer {best:.0f} products of "
-        f"{product / unit:.1f} gradients, PyHessian's of {pyhessian / unit:.1f} (Hutchinson {left[0]:.0f}, Hutch++ {hutchpp:.0f} at rank {rank}, {found}; "
-        f"rank {largest} leaves {100 * left[largest] / left[0]:.0f} % of the variance), known to {known_to(draws[rank])}, extrapolated by 1/m",
+        f"hessian_trace, total: {label}, {problem.num_samples} samples", f"{ratio:.0f}x", f">= {target:g}x",
+        ratio >= target,
+        f"genbound {spent / unit:.1f} gradients for 1 % (obtained {100 * reached:.2f} %); best peer {best:.0f} "
+        f"products of {product / unit:.1f} gradients, PyHessian's of {pyhessian / unit:.1f} (Hutchinson {left[0]:.0f}, "
+        f"Hutch++ {hutchpp:.0f} at rank {rank}, {found}; rank {largest} leaves {100 * left[largest] / left[0]:.0f} % "
+        f"of the variance), known to {known_to(draws[rank])}, extrapolated by 1/m",
         ratio=ratio, gradients=spent / unit, peer_products=best, product_gradients=product / unit,
         left_by_sketch=left, value=total["value"], sem=total["sem"], peer_mean=float(values.sum(1).mean()),
         peer_sem=float(values.sum(1).std(ddof=1) / np.sqrt(probes)), seconds=spent, gradient_seconds=unit,
@@ -56,10 +58,11 @@ def trace_rows(
     theirs = values.var(0, ddof=1) / (ERROR * scale) ** 2 * product
     median = float(np.median(theirs / each))
     yield row(
-        f"hessian_trace, median layer: {label}, {problem.num_samples} samples", f"{median:.0f}x", f">= {layer_target:g}x",
+        f"hessian_trace, median layer: {label}, {problem.num_samples} samples", f"{median:.0f}x",
+        f">= {layer_target:g}x",
         median >= layer_target, f"against Hutchinson's joint probes; layers from {np.min(theirs / each):.0f}x to "
-        f"{np.max(theirs / each):.0f}x; genbound's layers to {100 * np.median(sem / scale):.1f} % in the median, {layers_spent / unit:.1f} gradients, "
-        f"of which {once / unit:.1f} whatever the error",
+        f"{np.max(theirs / each):.0f}x; genbound's layers to {100 * np.median(sem / scale):.1f} % in the median, "
+        f"{layers_spent / unit:.1f} gradients, of which {once / unit:.1f} whatever the error",
         ratio=median, gradients=layers_spent / unit, once=once / unit,
     )  # fmt: skip
 
@@ -99,8 +102,8 @@ def exact_trace(network: str) -> Callable[[], Iterator[Row]]:
         product, values = peer.product, peer.values
         mean, sem = values.sum(1).mean(), values.sum(1).std(ddof=1) / np.sqrt(len(values))
         yield row(
-            f"hessian_trace: {network}/CIFAR-10, exact, all layers", f"{gradients:.1f} gradients", "<= 12", gradients <= 12,
-            f"{problem.num_outputs} classes, sem {ours['total']['sem']:g}; curvlinops' probes: "
+            f"hessian_trace: {network}/CIFAR-10, exact, all layers", f"{gradients:.1f} gradients", "<= 12",
+            gradients <= 12, f"{problem.num_outputs} classes, sem {ours['total']['sem']:g}; curvlinops' probes: "
             f"{(mean - ours['total']['value']) / sem:+.1f} of their sem away, {product / unit:.1f} gradients each",
             gradients=gradients, value=ours["total"]["value"], peer_mean=float(mean), peer_sem=float(sem),
         )  # fmt: skip

@@ -42,7 +42,8 @@ def minilm_quadratic_form() -> Iterator[Row]:
     peer = float(np.mean(np.array(products) * np.array(cost))) * problem.num_samples * layers
     yield row(
         "max_quadratic_form: MiniLM/SST-2, against Lanczos for every sample", f"{peer / spent:.0f}x", ">= 20x",
-        peer / spent >= 20, f"peer extrapolated from {len(products)} pairs of sample and layer, {np.mean(products):.0f} products each",
+        peer / spent >= 20, f"peer extrapolated from {len(products)} pairs of sample and layer, "
+        f"{np.mean(products):.0f} products each",
         ratio=peer / spent,
     )  # fmt: skip
 
@@ -59,8 +60,8 @@ def _sample_product(problem, name: str, position: int) -> float:
     weight = [p for p in model.parameters() if p.requires_grad]
     with peers.plain_attention():
         hessian = HessianLinearOperator(
-            model, torch.nn.CrossEntropyLoss(), weight, [(inputs, batch.targets)], check_deterministic=False, num_data=1,
-            batch_size_fn=lambda x: x.size(0),
+            model, torch.nn.CrossEntropyLoss(), weight, [(inputs, batch.targets)], check_deterministic=False,
+            num_data=1, batch_size_fn=lambda x: x.size(0),
         )  # fmt: skip
         return typical(lambda: hessian @ [problem.displacement[name]], 2)
 

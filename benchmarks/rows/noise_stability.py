@@ -32,9 +32,11 @@ def minilm_noise(num: int = 256, draws: int = 64) -> Iterator[Row]:
     passes = (np.std(shared, ddof=1) / (ERROR * entry["value"])) ** 2
     peer = passes * typical(lambda: peers.shared_one_sided(problem, sigma, 0), 3)
     yield row(
-        f"noise_stability: MiniLM/SST-2, {num} samples, sigma {sigma:g}, mean to 1 %", f"{peer / spent:.0f}x", ">= 100x",
-        peer / spent >= 100, f"genbound {spent / unit:.0f} forward passes of time, {100 * share:.0f} % of it for the trace; one shared one-sided draw a pass: {passes:.0f} passes, "
-        f"known to {known_to(np.array(shared))}, extrapolated by 1/m", ratio=peer / spent, passes=spent / unit, peer_passes=float(passes),
+        f"noise_stability: MiniLM/SST-2, {num} samples, sigma {sigma:g}, mean to 1 %", f"{peer / spent:.0f}x",
+        ">= 100x",
+        peer / spent >= 100, f"genbound {spent / unit:.0f} forward passes of time, {100 * share:.0f} % of it for the "
+        f"trace; one shared one-sided draw a pass: {passes:.0f} passes, known to {known_to(np.array(shared))}, "
+        f"extrapolated by 1/m", ratio=peer / spent, passes=spent / unit, peer_passes=float(passes),
     )  # fmt: skip
 
 

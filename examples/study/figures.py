@@ -104,8 +104,8 @@ def draw_stability(axis, rows: list[Row], task: str) -> None:
     found = select(rows, task, "stability")[0]["results"]["quantities"]["noise_stability"]["sigmas"]
     sigma = [s["sigma"] for s in found]
     axis.errorbar(
-        sigma, [s["value"] for s in found], [1.96 * s["sem"] for s in found], fmt="o", color=COLOURS[0], ms=4, capsize=2,
-        label="noise stability (95 %)",
+        sigma, [s["value"] for s in found], [1.96 * s["sem"] for s in found], fmt="o", color=COLOURS[0], ms=4,
+        capsize=2, label="noise stability (95 %)",
     )  # fmt: skip
     axis.plot(sigma, [s["hessian_approximation"] for s in found], "-", color=COLOURS[3], label="½σ² Tr H")
     axis.set(xlabel="σ", ylabel="rise of the loss (nats)")

@@ -1,4 +1,6 @@
-"""How the radii in ``cells.py`` were chosen: by the accuracy on held-out *noisy* labels, on a seed that the study does not use.
+"""How the radii in ``cells.py`` were chosen: by the accuracy on held-out *noisy* labels.
+
+The seed is one that the study does not use.
 
 Under symmetric noise that accuracy rises with the true one, so nobody needs clean labels to choose.
 
@@ -44,8 +46,8 @@ def main() -> None:
     for candidate in args.candidates:
         radius, _, head = candidate.partition(":")
         settings = Settings(
-            epochs=task.noisy_epochs, batch_size=task.batch_size, lr=task.lr, schedule=task.schedule, warmup=task.warmup, seed=SEED, noise=f"{noise}:{RATE}",
-            radius=radius, head_radius=float(head or "inf"),
+            epochs=task.noisy_epochs, batch_size=task.batch_size, lr=task.lr, schedule=task.schedule,
+            warmup=task.warmup, seed=SEED, noise=f"{noise}:{RATE}", radius=radius, head_radius=float(head or "inf"),
         )  # fmt: skip
         folder = args.out / args.task / candidate.replace("%", "pc").replace(":", "-")
         record = finetune(init, train, folder, model=task.model, test_data=noisy, settings=settings)

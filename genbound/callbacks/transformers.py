@@ -28,8 +28,8 @@ class GenboundCallback(TrainerCallback):
         data: the training samples, as a data SPEC that counts from the output directory; by default the Trainer's own
             data set, which is written to ``genbound_train.parquet`` there if it is a tokenised one of ``datasets``.
         test_data: held-out samples, likewise.
-        measure: quantities and bounds to measure at the end of training, e.g. ``["hessian_distance"]``; the results go to
-            ``OUTPUT/genbound``. ``None`` measures nothing.
+        measure: quantities and bounds to measure at the end of training, e.g. ``["hessian_distance"]``; the results go
+            to ``OUTPUT/genbound``. ``None`` measures nothing.
         num_samples: how many training samples to measure on.
         settings: further settings of :func:`genbound.save_spec`.
 
@@ -46,6 +46,7 @@ class GenboundCallback(TrainerCallback):
         self.results: Any = None
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):
+        """Keep the weights before training, and write the sidecar into the output directory."""
         if self.record.start is None:
             self.record.begin(model)
         if not state.is_world_process_zero:
@@ -59,10 +60,12 @@ class GenboundCallback(TrainerCallback):
         self.record.write(folder)
 
     def on_save(self, args, state, control, **kwargs):
+        """Write the sidecar into the new checkpoint, with paths that count from there."""
         if state.is_world_process_zero:
             _point_up(Path(args.output_dir), Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
     def on_train_end(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):
+        """Measure what was asked for, on the Trainer's own data sets."""
         if self.record.measures is None or not state.is_world_process_zero:
             return
         from genbound.evaluation.loading import default_loss

@@ -15,7 +15,11 @@ from torch import nn
 
 from genbound.cli.main import main
 
-NETS = "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))\n"
+NETS = """import torch
+from torch import nn
+def net():
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+"""
 
 
 def net():
@@ -84,46 +88,78 @@ def header(**entries):
 
 CHECKPOINTS = {
     "TorchScript": ("bad.pt", scripted, ["TorchScript", "state_dict"]),
-    "other archive": ("bad.pt", lambda: zipfile.ZipFile("bad.pt", "w").writestr("a.txt", "x"), ["zip archive", "state_dict"]),
+    "other archive": (
+        "bad.pt", lambda: zipfile.ZipFile("bad.pt", "w").writestr("a.txt", "x"), ["zip archive", "state_dict"],
+    ),
     "announces more": ("bad.pt", legacy_bomb, ["announces", "save it again"]),
     "zip bomb": ("bad.pt", zip_bomb, ["zip bomb", "save it again"]),
     "endless view": ("bad.pt", endless, ["claims more values", "save it again"]),
-    "LFS pointer": ("bad.safetensors", lambda: make("bad.safetensors", "version https://git-lfs.github.com/spec/v1\n"), ["git lfs pull"]),
-    "header beyond the file": ("bad.safetensors", lambda: make("bad.safetensors", struct.pack("<Q", 1 << 50) + b"{}"), ["safetensors", "again"]),
+    "LFS pointer": (
+        "bad.safetensors", lambda: make("bad.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
+        ["git lfs pull"],
+    ),
+    "header beyond the file": (
+        "bad.safetensors", lambda: make("bad.safetensors", struct.pack("<Q", 1 << 50) + b"{}"),
+        ["safetensors", "again"],
+    ),
     "tensor beyond the file": (
-        "bad.safetensors", lambda: header(w={"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}), ["safetensors", "again"],
+        "bad.safetensors", lambda: header(w={"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}),
+        ["safetensors", "again"],
     ),
     "overlapping tensors": (
         "bad.safetensors",
-        lambda: header(a={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, b={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}),
+        lambda: header(
+            a={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            b={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        ),
         ["safetensors", "again"],
     ),
     "Keras": ("bad.h5", lambda: make("bad.h5", "x"), ["Keras", "safetensors"]),
     "ONNX": ("bad.onnx", lambda: make("bad.onnx", "x"), ["ONNX", "safetensors"]),
     "llama.cpp": ("bad.gguf", lambda: make("bad.gguf", "x"), ["llama.cpp", "safetensors"]),
     "several": ("bad.pt", lambda: torch.save({"gen": state(), "disc": state()}, "bad.pt"), ["several", "--entry gen"]),
-    "GPTQ": ("bad.safetensors", lambda: save_file(state(**{"0.qweight": torch.ones(2, dtype=torch.int32)}), "bad.safetensors"), ["GPTQ", "dequantise"]),
-    "bitsandbytes": ("bad.pt", lambda: torch.save(state(**{"0.SCB": torch.ones(2)}), "bad.pt"), ["bitsandbytes", "dequantise"]),
-    "torch.ao": ("bad.pt", lambda: torch.save(state(**{"0._packed_params": torch.ones(2)}), "bad.pt"), ["torch.ao", "dequantise"]),
+    "GPTQ": (
+        "bad.safetensors",
+        lambda: save_file(state(**{"0.qweight": torch.ones(2, dtype=torch.int32)}), "bad.safetensors"),
+        ["GPTQ", "dequantise"],
+    ),
+    "bitsandbytes": (
+        "bad.pt", lambda: torch.save(state(**{"0.SCB": torch.ones(2)}), "bad.pt"), ["bitsandbytes", "dequantise"],
+    ),
+    "torch.ao": (
+        "bad.pt", lambda: torch.save(state(**{"0._packed_params": torch.ones(2)}), "bad.pt"),
+        ["torch.ao", "dequantise"],
+    ),
     "torch.ao, dynamic": (
         "bad.pt", lambda: torch.save(state(**{"0.scale": torch.ones(()), "0.zero_point": torch.zeros(())}), "bad.pt"),
         ["torch.ao", "dequantise"],
     ),
     "unmerged adapter": (
-        "bad.pt", lambda: torch.save({"0.base_layer.weight": torch.ones(5, 4), "0.lora_A.default.weight": torch.ones(2, 4)}, "bad.pt"),
+        "bad.pt",
+        lambda: torch.save(
+            {"0.base_layer.weight": torch.ones(5, 4), "0.lora_A.default.weight": torch.ones(2, 4)}, "bad.pt"
+        ),
         ["scaling", "save_pretrained"],
     ),
-    "more layers": ("bad.pt", lambda: torch.save(state(**{"4.weight": torch.ones(2, 2)}), "bad.pt"), ["4.weight", r"--ignore '4\.\*'"]),
-    "optimizer alone": ("bad.pt", lambda: torch.save({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}, "bad.pt"), ["no state dict"]),
+    "more layers": (
+        "bad.pt", lambda: torch.save(state(**{"4.weight": torch.ones(2, 2)}), "bad.pt"),
+        ["4.weight", r"--ignore '4\.\*'"],
+    ),
+    "optimizer alone": (
+        "bad.pt", lambda: torch.save({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}, "bad.pt"),
+        ["no state dict"],
+    ),
     "distributed": ("d", lambda: make("d/__0_0.distcp", "x"), ["dcp_to_torch"]),
     "DeepSpeed": ("d", lambda: make("d/zero_to_fp32.py"), ["zero_to_fp32.py"]),
     "Trainer's output": ("d", lambda: (make("d/checkpoint-20/x"), make("d/checkpoint-100/x")), ["checkpoint-100"]),
     "Flax": ("d", lambda: make("d/flax_model.msgpack", "x"), ["another framework", "save_pretrained"]),
     "shard elsewhere": (
-        "d", lambda: make("d/model.safetensors.index.json", '{"weight_map": {"a": "/etc/passwd"}}'), ["outside its directory"],
+        "d", lambda: make("d/model.safetensors.index.json", '{"weight_map": {"a": "/etc/passwd"}}'),
+        ["outside its directory"],
     ),
     "shard above": (
-        "d", lambda: make("d/model.safetensors.index.json", '{"weight_map": {"a": "..\\\\x"}}'), ["outside its directory"],
+        "d", lambda: make("d/model.safetensors.index.json", '{"weight_map": {"a": "..\\\\x"}}'),
+        ["outside its directory"],
     ),
     "nested index": ("d", lambda: make("d/model.safetensors.index.json", "[" * 100_000), ["index of shards"]),
     "empty adapter": ("d", lambda: make("d/adapter_config.json", "{}"), ["adapter_model.safetensors"]),
@@ -260,15 +296,22 @@ DATA = {
     "streaming": ("hf:p?streaming=perhaps", lambda: make("p/a.csv", "text,label\na,1\n"), ["streaming=yes"]),
     "no tokens": ("jsonl:t.jsonl", lambda: make("t.jsonl", '{"a": 1, "label": 0}'), ["text=COL", "input_ids"]),
     "ragged tokens": (
-        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1, 2], "attention_mask": [1], "label": 0}'), ["different lengths", "tokenise"],
+        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1, 2], "attention_mask": [1], "label": 0}'),
+        ["different lengths", "tokenise"],
     ),
     "word labels": (
-        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1, 2], "labels": [0]}'), ["2 tokens and 1 labels", "one label a token"],
+        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1, 2], "labels": [0]}'),
+        ["2 tokens and 1 labels", "one label a token"],
     ),
-    "no labelled token": ("jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1], "labels": [-100]}'), ["no labelled token"]),
-    "negative word label": ("jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1], "labels": [-3]}'), ["-3", "negative"]),
+    "no labelled token": (
+        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1], "labels": [-100]}'), ["no labelled token"],
+    ),
+    "negative word label": (
+        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1], "labels": [-3]}'), ["-3", "negative"],
+    ),
     "mixed labels": (
-        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1], "labels": [1]}\n{"input_ids": [1], "labels": 1}'), ["one form"],
+        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1], "labels": [1]}\n{"input_ids": [1], "labels": 1}'),
+        ["one form"],
     ),
     "deep jsonl": ("jsonl:t.jsonl", lambda: make("t.jsonl", "[" * 100_000), ["no readable jsonl"]),
     "long number": ("jsonl:t.jsonl", lambda: make("t.jsonl", '{"a": ' + "9" * 5000 + "}"), ["no readable jsonl"]),

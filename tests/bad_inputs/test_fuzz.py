@@ -1,4 +1,7 @@
-"""Damaged files by the thousand: each loads or is refused in one line, without a traceback, a hang or a runaway allocation."""
+"""Damaged files by the thousand: each loads or is refused in one line.
+
+None ends in a traceback, a hang or a runaway allocation.
+"""
 
 import contextlib
 import json
@@ -18,7 +21,8 @@ from genbound.data.spec import load_data
 from genbound.errors import GenboundError
 
 ODD = [
-    0, 1, -1, 2, 7, 255, 1 << 31, -(1 << 31), 1 << 62, 10**18, 10**40, 0.5, 1e308, float("nan"), float("inf"), None, True, "", "x", "F32", "F8_E4M3",
+    0, 1, -1, 2, 7, 255, 1 << 31, -(1 << 31), 1 << 62, 10**18, 10**40, 0.5, 1e308, float("nan"), float("inf"), None,
+    True, "", "x", "F32", "F8_E4M3",
     "I64", "../x", "\x00", "é" * 50, [], [0], [1, 2], [[]], [10**9, 10**9], {}, {"a": 1}, "9" * 5000, [0, 1 << 40],
 ]  # fmt: skip
 

@@ -113,7 +113,8 @@ def evidence(
         },
         "sharpness": {
             "alpha": 0.1, "alpha_above": 0.11, "magnitude_alpha": 0.1, "magnitude_alpha_above": 0.11, "epsilon": 1e-3,
-            "displacement": 0.1, "num_parameters": 12, "norm_displacement": math.sqrt(moved), "norm_weights": math.sqrt(size),
+            "displacement": 0.1, "num_parameters": 12, "norm_displacement": math.sqrt(moved),
+            "norm_weights": math.sqrt(size),
             "log_sum_init": log_sum_of_box(layers, moved), "log_sum_origin": log_sum_of_box(layers, size),
         },
         "path_norm": {"log10_squared": math.log10(67), "value": math.sqrt(67)},
@@ -135,7 +136,7 @@ def evidence(
 
 
 def hidden(layers):
-    """Of each layer's input in the pretrained network, on 50 samples (1, 0) and 50 samples (0, 1): largest rms and width."""
+    """Largest rms and width of each layer's input in the pretrained network, on 50 samples (1, 0) and 50 of (0, 1)."""
     x = np.eye(next(iter(layers.values()))[0].shape[1])[:2]
     for name, (_, init) in layers.items():
         yield name, float(np.sqrt((x**2).mean(0)).max()), x.shape[1]

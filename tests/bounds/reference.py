@@ -1,4 +1,7 @@
-"""The bounds of the comparison once more, from their formulas: dense unrolled matrices, autograd for gains, no logarithms."""
+"""The bounds of the comparison once more, from their formulas.
+
+With dense unrolled matrices, autograd for gains, and no logarithms.
+"""
 
 from __future__ import annotations
 

@@ -18,10 +18,14 @@ def evidence(**changes):
     quantities = {
         "losses": LOSSES,
         "max_quadratic_form": {
-            "layers": {"a": {"value": 8.0, "lower": 4.5, "upper": 8.0}, "b": {"value": 2.0, "lower": 2.0, "upper": 2.0}},
+            "layers": {
+                "a": {"value": 8.0, "lower": 4.5, "upper": 8.0}, "b": {"value": 2.0, "lower": 2.0, "upper": 2.0},
+            },
             "convention": "theorem", "note": "",
         },
-        "max_positive_trace": {"layers": {"a": {"value": 18.0, "sem": 1.0}, "b": {"value": 0.5, "sem": 0.0}}, "note": ""},
+        "max_positive_trace": {
+            "layers": {"a": {"value": 18.0, "sem": 1.0}, "b": {"value": 0.5, "sem": 0.0}}, "note": "",
+        },
         "displacement_norm": {"layers": {"a": {"value": 1 / 3}, "b": {"value": 2.0}}, "total": {"value": 2.0}},
     }  # fmt: skip
     for name in changes.pop("without", ()):
@@ -45,7 +49,10 @@ def test_hessian_distance():
 
 
 def test_epsilon_forms():
-    """eps L + (1 + eps) sqrt((1 + eps) / (2 eps)) * 0.3: for 1, 0.1 + 2 * 1 * 0.3; for 0.1, 0.01 + 1.1 sqrt(5.5) * 0.3."""
+    """The form is eps L + (1 + eps) sqrt((1 + eps) / (2 eps)) * 0.3.
+
+    For 1 it is 0.1 + 2 * 1 * 0.3; for 0.1 it is 0.01 + 1.1 sqrt(5.5) * 0.3.
+    """
     forms = value("hessian_distance", evidence())["forms"]
     assert 10 ** forms["epsilon_1"]["log10"] == pytest.approx(0.7, rel=1e-12)
     assert 10 ** forms["epsilon_0.1"]["log10"] == pytest.approx(0.01 + 0.33 * math.sqrt(5.5), rel=1e-12)

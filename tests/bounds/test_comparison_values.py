@@ -1,7 +1,8 @@
 """Pencil values on the net W1 = [[2,1],[0,1],[-2,1]], W2 = [[2,1,2],[1,-4,1]] (columns and rows orthogonal).
 
-Norms: spectral sqrt 8, sqrt 18; displacement 1, 2; Frobenius squared 11, 27; displacement 2, 4; MARS 3, 6; displacement 1, 2; rows of the
-displacement 2, 2. Phi with the displacement: 2 * 18 + 4 * 8 = 68; with the weights: 11 * 18 + 27 * 8 = 414.
+Norms: spectral sqrt 8, sqrt 18; displacement 1, 2; Frobenius squared 11, 27; displacement 2, 4; MARS 3, 6; displacement
+1, 2; rows of the displacement 2, 2. Phi with the displacement: 2 * 18 + 4 * 8 = 68; with the weights:
+11 * 18 + 27 * 8 = 414.
 """
 
 import math
@@ -53,7 +54,10 @@ def test_neyshabur_with_constants():
 
 
 def test_neyshabur_rigorous():
-    """Tolerance gamma / (2 sqrt 2): eta = .1, sigma = 2^(-34/4); gamma / 4 (evidence with gamma / sqrt 2): 2^(-36/4)."""
+    """Tolerance gamma / (2 sqrt 2): eta = .1, sigma = 2^(-34/4).
+
+    Tolerance gamma / 4 (evidence with gamma / sqrt 2): 2^(-36/4).
+    """
     assert number(neyshabur.NEYSHABUR2018, "init_rigorous") == pytest.approx(14.729974, abs=1e-6)
     assert number(neyshabur.NEYSHABUR2018, "init_rigorous", net(gamma=1 / math.sqrt(2))) == pytest.approx(
         20.829592, abs=1e-6
@@ -115,8 +119,9 @@ def convolution():
 
 
 def test_convolution():
-    """One layer: all gains are 1. Pitas 615.391 * 3 / 10; Neyshabur sqrt(16 ln 16) * 10 / 10; Bartlett 39.595918 / 10;
+    """One layer: all gains are 1.
 
+    Pitas 615.391 * 3 / 10; Neyshabur sqrt(16 ln 16) * 10 / 10; Bartlett 39.595918 / 10;
     Gouk 4 sqrt(ln 32) * 16 outputs * 9 * 2 / 10; (2,1) norm, MARS norm and operator norm as distances.
     """
     given = convolution()
@@ -177,7 +182,10 @@ def test_long_with_small_initial_norms():
 
 
 def test_long_derived():
-    """Per layer B = 1 * (4.277936 + 2) + 2 * (2.302776 + 1) = 12.883487; covers 0.706536 and, with 3 exp(2 nu + 3), 1.003550."""
+    """Per layer B = 1 * (4.277936 + 2) + 2 * (2.302776 + 1) = 12.883487.
+
+    Covers 0.706536 and, with 3 exp(2 nu + 3), 1.003550.
+    """
     penalty = math.log(20)
     for constant, expected in ((math.log10(12.883487), 0.706536), (10.654484 / math.log(10), 1.003550)):
         least = min(long.cover(constant, 12, 100, 1.0, penalty, 10 ** (-e / 200)) for e in range(100, 800))
@@ -316,7 +324,8 @@ def test_jiang_sharpness_of_magnitudes():
     """Boxes .1 |w| + .001 of |w| = 0, six 1, four 2 and a 4: squares 1e-6, .010201, .040401, .160801, in all .383612.
 
     The prior's variance times 2 ln 24 is .383612 / 12 + 6.3561077 * 6 / 12 = 3.2100215, whose logarithm is 1.1662777:
-    12 of it and 13.8155106, 6 * 4.5852695, 4 * 3.2089007, 1.8275877, in all 69.9856500; the weights 3 * 38 / 6 for 3 * 6 / 6.
+    12 of it and 13.8155106, 6 * 4.5852695, 4 * 3.2089007, 1.8275877, in all 69.9856500; the weights 3 * 38 / 6 for
+    3 * 6 / 6.
     """
     assert number(jiang.JIANG2020_SHARPNESS_MAGNITUDE) == pytest.approx(math.sqrt(69.985650 / 400), rel=1e-7)
     top = math.log(0.383612 / 12 + 2 * math.log(24) * 38 / 12)
@@ -340,7 +349,7 @@ def test_jiang_sharpness_says_what_it_is():
 
 
 def test_noise_stays_in_the_box_half_of_the_time():
-    """What the factor ln(2 omega) stands for: P(max |u_i| <= alpha) >= 1/2, and a narrower box would not do for many."""
+    """The factor ln(2 omega): P(max |u_i| <= alpha) >= 1/2, and a narrower box would not do for many."""
     for size in (1, 12, 10**4, 10**8):
         deviations = math.sqrt(2 * math.log(2 * size))
         stays = math.exp(size * math.log1p(-math.erfc(deviations / math.sqrt(2))))

@@ -36,7 +36,8 @@ def test_best_covariance(a):
 def test_factors(epsilon):
     """KL's half and the linear bound with 1 / beta = 1 + eps: b = (1 + eps)^2 C / (4 eps n).
 
-    a = (1 + eps) / 2 without, eps / 2 with concentration of the Hessian; eps (no half of Taylor's) gives the published constant.
+    a = (1 + eps) / 2 without, eps / 2 with concentration of the Hessian; eps (no half of Taylor's) gives the published
+    constant.
     """
     beta = 1 / (1 + epsilon)
     b = 0.5 / (2 * beta * (1 - beta))

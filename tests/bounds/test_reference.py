@@ -1,4 +1,4 @@
-"""The whole chain, from a network to every form of every bound, against dense matrices and hand-written compositions."""
+"""From a network to every form of every bound, against dense matrices and hand-written compositions."""
 
 import copy
 import math

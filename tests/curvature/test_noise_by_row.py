@@ -184,15 +184,18 @@ def _by_pixel(size):
     """The first convolution's noise is on its weights where the map has more than 27 positions."""
     small = (size + 1) // 2
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 6, 3, stride=2, padding=1, groups=2), nn.GELU(), nn.Flatten(),
-        nn.Linear(6 * small * small, 3),
+        nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 6, 3, stride=2, padding=1, groups=2), nn.GELU(),
+        nn.Flatten(), nn.Linear(6 * small * small, 3),
     ), (3, size, size)  # fmt: skip
 
 
 # Below and above the number of inputs: Cholesky, and full weights.
 @pytest.mark.parametrize("network", [_by_token(4), _by_token(9), _by_pixel(4), _by_pixel(7)])
 def test_the_second_order_term_of_a_draw_is_what_tangents_give(network):
-    """(l(W + sU) + l(W - sU)) / 2 - l(W) = s^2 c + O(s^4) for the same normals, with the noise drawn at the moved inputs."""
+    """(l(W + sU) + l(W - sU)) / 2 - l(W) = s^2 c + O(s^4) for the same normals.
+
+    The noise is drawn at the moved inputs.
+    """
     generator = torch.Generator().manual_seed(2)
     model, shape = network[0].double(), network[1]
     for p in model.parameters():

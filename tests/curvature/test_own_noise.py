@@ -1,4 +1,7 @@
-"""The mean of a layer's own noise in place of its draw: right whichever way the noise comes, and exact where it is all there is."""
+"""The mean of a layer's own noise in place of its draw.
+
+It is right whichever way the noise comes, and exact where it is all there is.
+"""
 
 import pytest
 import torch
@@ -50,7 +53,10 @@ APART = {
 
 
 def mean_over_directions(problem, positions):
-    """Exact mean of ``mean_remainder`` over weights of variance 1: a constant and a quadratic form, whose trace unit weights give."""
+    """Exact mean of ``mean_remainder`` over weights of variance 1.
+
+    It is a constant and a quadratic form, whose trace unit weights give.
+    """
     sweep = Sweep(problem, positions)
     zero = {name: torch.zeros(sweep.shape(name), dtype=D) for name in sweep.starts}
     constant = sweep.mean_remainder(zero)

@@ -36,7 +36,8 @@ def results():
         layer_rows=[{"name": n, "positive_semidefinite": n == "first"} for n in forms],
         quantities={
             "noise_stability": {
-                "sigmas": [row(0.01, 1.0, 1.02), row(0.02, 4.0, 4.1), row(0.1, 50.0, 102.0, False)], "relative_rss": 0.25,
+                "sigmas": [row(0.01, 1.0, 1.02), row(0.02, 4.0, 4.1), row(0.1, 50.0, 102.0, False)],
+                "relative_rss": 0.25,
             },
             "max_quadratic_form": {"layers": forms},
         },

@@ -30,8 +30,8 @@ def runs(tmp_path_factory):
         results.quantities["losses"] = losses(test=0.3 + 0.1 * i)
         results.quantities["noise_stability"] = {
             "sigmas": [
-                {"sigma": s, "value": v, "sem": 0.02 * v, "data_sem": 0.0, "std": v, "hessian_approximation": v, "quadratic_regime": v < 1,
-                 "hessian_approximation_sem": 0.0} for s, v in ((0.001, 0.1), (0.01, 10.0))
+                {"sigma": s, "value": v, "sem": 0.02 * v, "data_sem": 0.0, "std": v, "hessian_approximation": v,
+                 "quadratic_regime": v < 1, "hessian_approximation_sem": 0.0} for s, v in ((0.001, 0.1), (0.01, 10.0))
             ], "relative_rss": 0.1,
         }  # fmt: skip
         results.samples = pd.DataFrame(

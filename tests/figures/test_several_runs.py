@@ -17,7 +17,8 @@ from genbound.figures.several_runs import plot_correlation, plot_over
 from genbound.figures.style import new_axes
 from genbound.quantities.noise_stability import relative_rss
 
-# Published columns: noise stability ± standard deviation, Hessian approximation (per cent of the loss's unit as printed).
+# Published columns: noise stability ± standard deviation, Hessian approximation (per cent of the loss's unit as
+# printed).
 PUBLISHED = {
     "ResNet-18": (
         [0.86, 1.13, 1.45, 1.82, 2.23, 2.65, 3.07, 3.47, 3.84, 4.15, 4.43],

@@ -29,7 +29,9 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU()
+        )
         self.fc = nn.Linear(8, 3)
 
     def forward(self, x):
@@ -58,8 +60,9 @@ def folder(tmp_path):
 
 def arguments(folder, out, *more):
     return [
-        "finetune", str(folder / "init.safetensors"), "--model", f"{folder / 'nets.py'}:make", "--data", f"npz:{folder / 'train.npz'}",
-        "--test-data", f"npz:{folder / 'test.npz'}", "--out", str(out), "--epochs", "3", "--batch-size", "16", "--lr", "0.05", *more,
+        "finetune", str(folder / "init.safetensors"), "--model", f"{folder / 'nets.py'}:make",
+        "--data", f"npz:{folder / 'train.npz'}", "--test-data", f"npz:{folder / 'test.npz'}", "--out", str(out),
+        "--epochs", "3", "--batch-size", "16", "--lr", "0.05", *more,
     ]  # fmt: skip
 
 

@@ -53,7 +53,8 @@ def test_sharpness_aware_gradient():
 
 
 def test_two_sided_noise():
-    # On a quadratic the first-order terms cancel exactly: the gradient is that at w, the loss rises by the mean of ½u'Au.
+    # On a quadratic the first-order terms cancel exactly: the gradient is that at w, the loss rises by the mean of
+    # ½u'Au.
     model = quadratic()
     w, plain = model.weight.detach().clone(), float(model().detach())
     losses = []
@@ -154,8 +155,8 @@ def test_in_the_trainer_of_transformers(tmp_path, more):
             seen.append({n: float((p - init[n]).double().norm()) for n, p in model.named_parameters() if p.dim() >= 2})
 
     arguments = transformers.TrainingArguments(
-        str(tmp_path), num_train_epochs=1, per_device_train_batch_size=8, learning_rate=0.1, use_cpu=True, report_to="none",
-        save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, **more,
+        str(tmp_path), num_train_epochs=1, per_device_train_batch_size=8, learning_rate=0.1, use_cpu=True,
+        report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, **more,
     )  # fmt: skip
     loss = ConsistentLoss(symmetric_noise(0.2, 3))
     trainer = transformers.Trainer(
@@ -197,7 +198,10 @@ def test_without_noise_and_bound_the_trainer_of_transformers_is_itself_bit_for_b
     )
     stream = torch.Generator().manual_seed(0)
     data = [
-        {"input_ids": torch.randint(0, 30, (6,), generator=stream), "attention_mask": torch.ones(6, dtype=torch.long), "labels": i % 3}
+        {
+            "input_ids": torch.randint(0, 30, (6,), generator=stream),
+            "attention_mask": torch.ones(6, dtype=torch.long), "labels": i % 3,
+        }
         for i in range(30)
     ]  # fmt: skip
     ends = []

@@ -44,23 +44,36 @@ CASES = {
     "pt": lambda f: plain(f, torch_save(f / P), torch_save(f / "b.pth")),
     "bin beside safetensors": lambda f: plain(f, torch_save(f / "a.bin"), tensors_save(f / "b.safetensors")),
     "before torch 1.6": lambda f: plain(
-        f, torch_save(f / P, _use_new_zipfile_serialization=False), torch_save(f / "b.pt", _use_new_zipfile_serialization=False)
+        f, torch_save(f / P, _use_new_zipfile_serialization=False),
+        torch_save(f / "b.pt", _use_new_zipfile_serialization=False)
     ),
-    "directory with one file": lambda f: plain(f, lambda m: (tensors_save(f / "d" / "w.safetensors")(m), f / "d")[1] if (f / "d").mkdir() is None else None, torch_save(f / "b.pt")),
+    "directory with one file": lambda f: plain(
+        f, lambda m: (tensors_save(f / "d" / "w.safetensors")(m), f / "d")[1] if (f / "d").mkdir() is None else None,
+        torch_save(f / "b.pt"),
+    ),
     "whole module": lambda f: plain(f, whole(f / P), whole(f / "b.pt")),
-    "training checkpoint": lambda f: plain(f, torch_save(f / P, training), torch_save(f / "b.pt"), says=("entry 'model'",)),
-    "scripts of torch and timm": lambda f: plain(
-        f, torch_save(f / "best.pth.tar", lambda s: {"epoch": 1, "arch": "net", "state_dict": prefixed("module.")(s)}), torch_save(f / "b.pt")
+    "training checkpoint": lambda f: plain(
+        f, torch_save(f / P, training), torch_save(f / "b.pt"), says=("entry 'model'",),
     ),
-    "DeepSpeed": lambda f: plain(f, torch_save(f / P, lambda s: {"module": s, "optimizer": None, "ds_version": "0"}), torch_save(f / "b.pt")),
+    "scripts of torch and timm": lambda f: plain(
+        f, torch_save(f / "best.pth.tar", lambda s: {"epoch": 1, "arch": "net", "state_dict": prefixed("module.")(s)}),
+        torch_save(f / "b.pt")
+    ),
+    "DeepSpeed": lambda f: plain(
+        f, torch_save(f / P, lambda s: {"module": s, "optimizer": None, "ds_version": "0"}), torch_save(f / "b.pt"),
+    ),
     "DDP": lambda f: plain(f, torch_save(f / P, prefixed("module.")), torch_save(f / "b.pt")),
     "torch.compile": lambda f: plain(f, tensors_save(f / "a.safetensors", prefix="_orig_mod."), torch_save(f / "b.pt")),
-    "compiled DDP": lambda f: plain(f, torch_save(f / P, prefixed("_orig_mod.module.")), torch_save(f / "b.pt", prefixed("module."))),
+    "compiled DDP": lambda f: plain(
+        f, torch_save(f / P, prefixed("_orig_mod.module.")), torch_save(f / "b.pt", prefixed("module.")),
+    ),
     "DDP of a compiled training class": lambda f: plain(
         f, torch_save(f / P, prefixed("module._orig_mod.model.")), torch_save(f / "b.pt", prefixed("model.module."))
     ),
     "FSDP, checkpointing and compile inside": lambda f: plain(f, torch_save(f / P, infix), torch_save(f / "b.pt")),
-    "averaged weights alone": lambda f: plain(f, torch_save(f / P, lambda s: {"ema_state_dict": s, "step": 3}), torch_save(f / "b.pt")),
+    "averaged weights alone": lambda f: plain(
+        f, torch_save(f / P, lambda s: {"ema_state_dict": s, "step": 3}), torch_save(f / "b.pt"),
+    ),
     "averaged weights beside": beside_average,
     "AveragedModel": lambda f: plain(f, averaged(f / P), torch_save(f / "b.pt")),
     "student and teacher": distilled,
@@ -81,14 +94,18 @@ CASES = {
     "BERT in Lightning": in_lightning,
     "BERT, token classification": lambda f: bert(f, "TokenClassification", token_labels()),
     "BERT, regression": lambda f: bert(
-        f, data=tokens(labels=torch.linspace(-1, 1, 6)), config={"num_labels": 1, "problem_type": "regression"}, loss="squared_error"
+        f, data=tokens(labels=torch.linspace(-1, 1, 6)), config={"num_labels": 1, "problem_type": "regression"},
+        loss="squared_error"
     ),
     "BERT, several labels": lambda f: bert(
-        f, data=tokens(labels=torch.eye(3).repeat(2, 1)), config={"problem_type": "multi_label_classification"}, loss="multi_label"
+        f, data=tokens(labels=torch.eye(3).repeat(2, 1)), config={"problem_type": "multi_label_classification"},
+        loss="multi_label"
     ),
     "BERT, more tokens": resized,
     "RoBERTa": lambda f: family(f, "Roberta", "Model", "ForSequenceClassification"),
-    "DistilBERT": lambda f: family(f, "DistilBert", "Model", "ForSequenceClassification", dim=8, hidden_dim=16, n_layers=2, n_heads=2),
+    "DistilBERT": lambda f: family(
+        f, "DistilBert", "Model", "ForSequenceClassification", dim=8, hidden_dim=16, n_layers=2, n_heads=2,
+    ),
     "ELECTRA": lambda f: family(f, "Electra", "Model", "ForSequenceClassification", embedding_size=8),
     "ALBERT": lambda f: family(f, "Albert", "Model", "ForSequenceClassification", embedding_size=8),
     "GPT-2, causal language model": lambda f: gpt2(f, "LMHeadModel"),
@@ -101,7 +118,9 @@ CASES = {
     "LoRA": lambda f: lora(f, "adapter"),
     "LoRA, merged": lambda f: lora(f, "merged"),
     "LoRA on GPT-2, ranks stabilised": lambda f: lora(f, "adapter", "gpt2", ("c_attn",), use_rslora=True),
-    "LoRA, ranks and biases": lambda f: lora(f, "adapter", rank_pattern={"query": 3}, alpha_pattern={"value": 2}, bias="lora_only"),
+    "LoRA, ranks and biases": lambda f: lora(
+        f, "adapter", rank_pattern={"query": 3}, alpha_pattern={"value": 2}, bias="lora_only",
+    ),
     "LoRA on the table of tokens": lambda f: lora(f, "adapter", "llama", ("q_proj", "embed_tokens")),
     "AdaLoRA": adaptive,
     "DoRA": lambda f: lora(f, "adapter", use_dora=True),

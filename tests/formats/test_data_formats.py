@@ -1,4 +1,7 @@
-"""Samples in every form reach the model as the plain tensors would, with the checkpoint's own tokenizer and image settings."""
+"""Samples in every form reach the model as the plain tensors would.
+
+The tokenizer and the image settings are the checkpoint's own.
+"""
 
 import json
 

@@ -121,8 +121,8 @@ def test_trainer_callback(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = transformers.TrainingArguments(
-            tmp_path / "out", max_steps=2, save_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True,
-            learning_rate=0.01,
+            tmp_path / "out", max_steps=2, save_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True,
+            disable_tqdm=True, learning_rate=0.01,
         )  # fmt: skip
         trainer = transformers.Trainer(
             model, arguments, train_dataset=rows, data_collator=collate, callbacks=[callback]
@@ -160,7 +160,8 @@ def test_lightning_callback(tmp_path, monkeypatch):
         warnings.simplefilter("ignore")
         trainer = pl.Trainer(
             max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-            default_root_dir=tmp_path, callbacks=[callback, pl.callbacks.ModelCheckpoint(tmp_path / "ckpt", filename="last")],
+            default_root_dir=tmp_path,
+            callbacks=[callback, pl.callbacks.ModelCheckpoint(tmp_path / "ckpt", filename="last")],
         )  # fmt: skip
         trainer.fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=5))
     later = genbound.load(tmp_path / "ckpt" / "last.ckpt")

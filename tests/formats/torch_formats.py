@@ -32,9 +32,10 @@ def training(state):
     parameters[0].sum().backward()
     optimizer.step()
     return {
-        "model": state, "optimizer": optimizer.state_dict(), "epoch": 3, "best_acc": np.float64(0.9), "loss": torch.tensor(0.3),
-        "args": argparse.Namespace(lr=0.1, data="x"), "rng": torch.get_rng_state(), "history": collections.defaultdict(list, a=[1]),
-        "scheduler": {"last_epoch": 3},
+        "model": state, "optimizer": optimizer.state_dict(), "epoch": 3, "best_acc": np.float64(0.9),
+        "loss": torch.tensor(0.3),
+        "args": argparse.Namespace(lr=0.1, data="x"), "rng": torch.get_rng_state(),
+        "history": collections.defaultdict(list, a=[1]), "scheduler": {"last_epoch": 3},
     }  # fmt: skip
 
 
@@ -87,8 +88,8 @@ def lightning(folder, model):
         truth = nn.ModuleDict({"net": tuned})
         truth.forward = lambda x: tuned(x)
         return Case(
-            folder / "last.ckpt", folder / "init.safetensors", truth, {f"net.{k}": v for k, v in state.items()}, images(),
-            {"model": f"{folder}/lit.py:Lit"},
+            folder / "last.ckpt", folder / "init.safetensors", truth, {f"net.{k}": v for k, v in state.items()},
+            images(), {"model": f"{folder}/lit.py:Lit"},
         )  # fmt: skip
     return Case(
         folder / "last.ckpt", folder / "init.safetensors", tuned, state, images(), {"model": f"{folder}/nets.py:Net"}

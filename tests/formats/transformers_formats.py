@@ -6,8 +6,8 @@ import torch
 from small_checkpoints import Case, nudge, prefixed, start_of
 
 SMALL = dict(
-    vocab_size=50, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=16,
-    pad_token_id=0,
+    vocab_size=50, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+    max_position_embeddings=16, pad_token_id=0,
 )  # fmt: skip
 
 
@@ -61,10 +61,12 @@ def gpt2(folder, head):
     import transformers
 
     config = transformers.GPT2Config(
-        vocab_size=50, n_embd=8, n_layer=2, n_head=2, n_positions=16, num_labels=3, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        vocab_size=50, n_embd=8, n_layer=2, n_head=2, n_positions=16, num_labels=3, bos_token_id=0, eos_token_id=0,
+        pad_token_id=0,
     )  # fmt: skip
     if head == "LMHeadModel":
-        # Files hold labels as transformers wants them, beside their tokens; the truth has them where they are predicted.
+        # Files hold labels as transformers wants them, beside their tokens; the truth has them where they are
+        # predicted.
         labels = torch.roll(tokens(2)["input_ids"], -1, 1)
         labels[:, -1] = -100
         data = tokens(2, labels=labels)

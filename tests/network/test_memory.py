@@ -25,7 +25,10 @@ def test_a_graph_grows_with_its_samples():
 
 
 def test_the_saved_activations_are_counted():
-    """Tanh keeps its output of 32 numbers, the layer behind it the same tensor; the first layer its 6 inputs: at least 4 x 38 bytes."""
+    """At least 4 x 38 bytes: the first layer keeps its 6 inputs, and tanh its output of 32 numbers.
+
+    The layer behind tanh keeps the same tensor.
+    """
     given = problem()
     assert graph_bytes(given, [0], given.samples_first) >= 3 * 4 * 38
 
@@ -65,7 +68,8 @@ def test_the_command_line_passes_it_on(tmp_path, capsys):
     script.write_text(
         "import torch\nfrom torch import nn\n"
         "def build():\n    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))\n"
-        "def train():\n    return torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3\n"
+        "def train():\n"
+        "    return torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3\n"
     )
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     torch.save(model.state_dict(), tmp_path / "after.pt")

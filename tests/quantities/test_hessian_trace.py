@@ -51,7 +51,10 @@ def test_hessian_trace_stochastic(name, problems, truths):
 
 @pytest.mark.parametrize("targets", [{"layer_sem": 0.02, "total_sem": 0.5}, {"layer_sem": 5.0, "total_sem": 0.002}])
 def test_hessian_trace_by_sweeps(targets, monkeypatch):
-    """Separate sweeps for hard samples, joint ones for the total: unbiased, with right errors, and the layers add up."""
+    """Separate sweeps for hard samples, joint ones for the total.
+
+    Both are unbiased, with right errors, and the layers add up.
+    """
     from genbound.quantities import hessian_trace
 
     plans, original = [], hessian_trace.plan_probes

@@ -17,7 +17,10 @@ def measured(model, init, x, **options):
 
 @pytest.mark.parametrize("batch_size", [3, 100])
 def test_by_hand(batch_size):
-    """50 samples (1, 0) and 50 (0, 1): rms sqrt(1/2); ReLU of [[1, 1], [0, 1], [-2, 0]] x is (1, 0, 0) and (1, 1, 0): 1."""
+    """50 samples (1, 0) and 50 (0, 1): rms sqrt(1/2).
+
+    ReLU of [[1, 1], [0, 1], [-2, 0]] x is (1, 0, 0) and (1, 1, 0): 1.
+    """
     model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False)).to(DTYPE)
     init = {
         "0.weight": torch.tensor([[1, 1], [0, 1], [-2, 0]], dtype=DTYPE),

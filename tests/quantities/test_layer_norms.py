@@ -54,7 +54,10 @@ def test_pencil_values(pencil, layer, part, mars, spectral, frobenius_squared, t
 
 
 def test_weights_without_a_network(tmp_path):
-    """The same norms from two bare state dicts; a convolution counts as its stored matrix, a row for each output channel."""
+    """The same norms from two bare state dicts.
+
+    A convolution counts as its stored matrix, with a row for each output channel.
+    """
     kernel = torch.tensor([[[[3.0, 0.0]], [[0.0, 4.0]]], [[[0.0, 0.0]], [[0.0, 0.0]]]])
     torch.save({"a.weight": torch.tensor([[2.0, 1], [0, 1], [-2, 1]]), "conv.weight": kernel}, tmp_path / "tuned.pt")
     torch.save(
@@ -166,7 +169,8 @@ def test_batch_norm_is_folded_into_both_models(folded, name):
 def test_sizes(folded):
     row = folded[3]["layer_norms"]["layers"]["first.weight"]
     expected = {"in_channels": 2, "out_channels": 4, "kernel_side": 3, "kernel_taps": 9, "groups": 2, "stride": 2,
-                "input_size": 72, "output_size": 36, "input_resolution": 6, "output_positions": 9, "num_weights": 36}  # fmt: skip
+                "input_size": 72, "output_size": 36, "input_resolution": 6, "output_positions": 9,
+                "num_weights": 36}  # fmt: skip
     assert {key: row[key] for key in expected} == expected
 
 
@@ -262,7 +266,8 @@ def test_a_deep_residual_net_takes_seconds():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(
-            nn.Conv2d(3, 16, 3, 1, 1), Block(16, 16, 1), Block(16, 32, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)
+            nn.Conv2d(3, 16, 3, 1, 1), Block(16, 16, 1), Block(16, 32, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(32, 10)
         )  # fmt: skip
         init = {n: p.detach() + 0.01 * torch.randn_like(p) for n, p in model.named_parameters()}
         problem = Problem(model, init, (torch.randn(2, 3, 32, 32), torch.tensor([0, 1])))

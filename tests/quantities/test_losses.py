@@ -12,7 +12,7 @@ import genbound
 
 
 def test_losses_by_hand():
-    """Identity network, scores (1, 0), (0, 2), (0, 0): -log softmax by hand, and one sample in each batch but the first."""
+    """Identity network, scores (1, 0), (0, 2), (0, 0): -log softmax by hand, in batches of two samples and one."""
     x = [[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
     test = (torch.tensor([[3.0, 0.0]], dtype=D), torch.tensor([1]))
     problem = linear([[1.0, 0.0], [0.0, 1.0]], x, [0, 0, 1], batch_size=2, test_data=test)

@@ -45,7 +45,8 @@ def margin(found, **options):
 def test_margins_by_hand(batch_size):
     found = margin(problem(batch_size=batch_size), percentile=50.0)
     assert found == {
-        "percentile": 50, "value": 2, "margin_loss": 0.6, "minimum": -3, "median": 2, "num_samples": 5, "inverse_square": 0.25,
+        "percentile": 50, "value": 2, "margin_loss": 0.6, "minimum": -3, "median": 2, "num_samples": 5,
+        "inverse_square": 0.25,
     }  # fmt: skip
     low = margin(problem(batch_size=batch_size))
     assert low["value"] == pytest.approx(np.percentile(MARGINS, 5)) == pytest.approx(-2.4)
@@ -113,7 +114,8 @@ def test_the_command_line_has_the_percentile(tmp_path):
     )
     arguments = [
         "evaluate", str(tmp_path / "trained.pt"), str(tmp_path / "init.pt"), "--model", f"{tmp_path}/net.py:build",
-        "--data", f"npz:{tmp_path}/data.npz", "--measures", "margin", "--out", str(tmp_path / "out"), "--margin-percentile",
+        "--data", f"npz:{tmp_path}/data.npz", "--measures", "margin", "--out", str(tmp_path / "out"),
+        "--margin-percentile",
     ]  # fmt: skip
     assert main([*arguments, "50"]) == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["quantities"]["margin"]

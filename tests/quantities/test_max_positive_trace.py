@@ -42,7 +42,7 @@ def test_max_positive_trace_estimated(name, problems, truths):
 
 
 def test_max_positive_trace_finds_the_sample_that_stands_out():
-    """Among more samples than there are candidates, one has inputs that are ten times as large and lies on the wrong side."""
+    """Among more samples than there are candidates, one lies on the wrong side with inputs ten times as large."""
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 2)).double()
     x = 0.3 * torch.randn(40, 6, dtype=D)

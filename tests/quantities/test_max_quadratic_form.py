@@ -54,7 +54,10 @@ def test_max_quadratic_form_in_single_precision(truths):
 
 
 def test_max_quadratic_form_of_softmax_regression():
-    """v'Hv = Var_p(Vx), by hand: x = 1, scores (0, 0), V = (1, -1): variance 1. Second sample: x = 2: 4 * p (1-p) * 4 ..."""
+    """By hand, v'Hv = Var_p(Vx).
+
+    x = 1, scores (0, 0), V = (1, -1): variance 1. Second sample: x = 2: 4 * p (1-p) * 4 ...
+    """
     problem = linear([[0.5], [-0.5]], [[0.0], [1.0]], [0, 1], init=0.0)
     p = 1 / (1 + math.exp(-1))
     found = genbound.measure(problem, "max_quadratic_form")["weight"]

@@ -59,7 +59,8 @@ def test_noise_stability_at_small_noise(name, problems, truths):
     found = genbound.measure(problems(name), "noise_stability", sigmas=(1e-3,), relative_sem=0.3)[1e-3]
     expected, sem = 0.5e-6 * trace, found.sem
     if name == "conv_silu":
-        # One of its samples lies on a kink of a max-pool, which no Hessian sees: plain noise on the weights is the truth.
+        # One of its samples lies on a kink of a max-pool, which no Hessian sees: plain noise on the weights is the
+        # truth.
         rises = _plain_rises(problems(name), 1e-3, 1500)
         expected, own = rises.mean(), rises.std(ddof=1) / math.sqrt(len(rises))
         assert own < 0.05 * expected and abs(expected - 0.5e-6 * trace) > 4 * own
@@ -96,7 +97,8 @@ def test_noise_stability_with_a_single_draw_of_most_samples():
     init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     x = torch.randn(300, 4, generator=generator, dtype=D) * torch.linspace(0.1, 3, 300, dtype=D)[:, None]
     problem = Problem(model, init, (x, (x.sum(1) > 0).long()), dtype=D, batch_size=300)
-    # No control: the mean of the second-order term is not known well enough for it, and it explains little at this sigma.
+    # No control: the mean of the second-order term is not known well enough for it, and it explains little at this
+    # sigma.
     options = {"noise_stability": {"sigmas": (1.0,), "relative_sem": 1.0, "num_shared": 2, "max_shared_samples": 8}}
     runs = [genbound.evaluate(problem, ["noise_stability"], seed, options=options) for seed in range(1000, 1032)]
     rows = [run.quantities["noise_stability"]["sigmas"][0] for run in runs]

@@ -48,7 +48,8 @@ def test_one_sample():
     model, x, y = build()
     init = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     measures = [
-        "hessian_trace", "max_quadratic_form", "max_positive_trace", "noise_stability", "hessian_distance", "trace_distance",
+        "hessian_trace", "max_quadratic_form", "max_positive_trace", "noise_stability", "hessian_distance",
+        "trace_distance",
     ]  # fmt: skip
     results = genbound.evaluate(Problem(model, init, (x, y)), measures)
     assert not results.notes and "hessian_distance" in results.to_markdown()

@@ -244,7 +244,10 @@ def test_another_seed_passes():
 
 
 def test_false_alarms_of_simulated_seeds():
-    """Normal numbers with a true error bar, 20 layers: seeds against baselines of their own are flagged at the stated rate."""
+    """Seeds against baselines of their own are flagged at the stated rate.
+
+    The numbers are normal with a true error bar, in 20 layers.
+    """
     layers = tuple(f"layer{i}.weight" for i in range(20))
     stream = np.random.default_rng(0)
 

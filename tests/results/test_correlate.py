@@ -81,7 +81,10 @@ GRID = [{"lr": lr, "width": width} for lr, width in itertools.product((0.1, 0.2,
 
 
 def test_granulated_kendall_by_hand():
-    """The measure follows lr in width 8 (tau 1), in width 16 two of three pairs (1/3): psi_lr = 2/3; width is wrong each time."""
+    """The measure follows lr in width 8 (tau 1), in width 16 two of three pairs (1/3): psi_lr = 2/3.
+
+    Width is wrong each time.
+    """
     gap = np.array([1.0, 10.0, 2.0, 20.0, 3.0, 30.0])
     measure = np.array([11.0, 1.0, 12.0, 3.0, 13.0, 2.0])
     total, parts = granulated_kendall(measure, gap, GRID)
@@ -147,8 +150,8 @@ def test_conditional_mutual_information_another_way(names):
 def grid_runs(folder=None, data="c"):
     runs = []
     for i, setting in enumerate(GRID):
-        results = run({"good": bound(1.0 + i), "bad": bound(10.0 - i), "huge": bound(None, log10=300.0 + i)}, name=f"run{i}",
-                      hyperparameters=setting)  # fmt: skip
+        measures = {"good": bound(1.0 + i), "bad": bound(10.0 - i), "huge": bound(None, log10=300.0 + i)}
+        results = run(measures, name=f"run{i}", hyperparameters=setting)
         results.quantities["losses"] = losses(test=0.2 + 0.1 * i, test_error=0.05 + 0.01 * i)
         results.data = {"spec": f"npz:{data}.npz", "sha256": data * 64}
         runs.append(results if folder is None else results.save(folder / f"{data}{i}"))

@@ -74,10 +74,13 @@ def head(features: int) -> list[nn.Module]:
 
 
 NETS = {
-    "perceptron": (lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 2)), (5,)),
+    "perceptron": (
+        lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 2)), (5,),
+    ),
     "smooth activations": (
         lambda: nn.Sequential(
-            nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 6), nn.SiLU(), nn.Linear(6, 6), nn.Mish(), nn.Linear(6, 6), nn.SELU(),
+            nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 6), nn.SiLU(), nn.Linear(6, 6), nn.Mish(), nn.Linear(6, 6),
+            nn.SELU(),
             nn.Linear(6, 6), nn.CELU(0.5), nn.Linear(6, 6), nn.Hardswish(), nn.Linear(6, 6), nn.LeakyReLU(1.7),
             nn.Linear(6, 6), nn.PReLU(init=1.3), nn.Linear(6, 6), nn.GELU("tanh"), nn.Linear(6, 2), nn.Sigmoid(),
         ), (5,),
@@ -88,21 +91,32 @@ NETS = {
             nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 2),
         ), (2, 8, 8),
     ),
-    "dilated max-pool": (lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1, dilation=2), nn.Flatten(), nn.Linear(18, 2)), (2, 8, 8)),
+    "dilated max-pool": (
+        lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1, dilation=2), nn.Flatten(), nn.Linear(18, 2)), (2, 8, 8),
+    ),
     "adaptive pools that repeat": (
-        lambda: nn.Sequential(nn.Conv2d(2, 2, 3), nn.AdaptiveAvgPool2d(5), nn.AdaptiveMaxPool2d(3), nn.Flatten(), nn.Linear(18, 2)),
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 2, 3), nn.AdaptiveAvgPool2d(5), nn.AdaptiveMaxPool2d(3), nn.Flatten(), nn.Linear(18, 2),
+        ),
         (2, 4, 4),
     ),
-    "residual": (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), basic_block(3, 4, 2), *head(4)), (2, 7, 7)),
+    "residual": (
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), basic_block(3, 4, 2), *head(4)),
+        (2, 7, 7),
+    ),
     "pre-activation": (
         lambda: nn.Sequential(
             nn.Conv2d(2, 3, 3, bias=False),
-            Apply(lambda m, x: x + m.conv(F.relu(m.bn(x))), bn=nn.BatchNorm2d(3), conv=nn.Conv2d(3, 3, 3, 1, 1)), *head(3),
+            Apply(lambda m, x: x + m.conv(F.relu(m.bn(x))), bn=nn.BatchNorm2d(3), conv=nn.Conv2d(3, 3, 3, 1, 1)),
+            *head(3),
         ), (2, 6, 6),
     ),
     "concatenation": (
         lambda: nn.Sequential(
-            Apply(lambda m, x: torch.cat([x, F.relu(m.a(x)), m.b(x)], 1), a=nn.Conv2d(2, 2, 1), b=nn.Conv2d(2, 3, 3, 1, 1)),
+            Apply(
+                lambda m, x: torch.cat([x, F.relu(m.a(x)), m.b(x)], 1), a=nn.Conv2d(2, 2, 1),
+                b=nn.Conv2d(2, 3, 3, 1, 1),
+            ),
             *head(7),
         ), (2, 5, 5),
     ),
@@ -118,16 +132,23 @@ NETS = {
     ),
     "separable": (
         lambda: nn.Sequential(
-            nn.Conv2d(3, 6, 3, groups=3, stride=2), nn.BatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4),
-            nn.Upsample(scale_factor=2), nn.ConvTranspose2d(4, 4, 3, 2, groups=2), nn.BatchNorm2d(4, affine=False), *head(4),
+            nn.Conv2d(3, 6, 3, groups=3, stride=2), nn.BatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.Upsample(scale_factor=2), nn.ConvTranspose2d(4, 4, 3, 2, groups=2), nn.BatchNorm2d(4, affine=False),
+            *head(4),
         ), (3, 7, 7),
     ),
     "sequence": (
         lambda: Apply(lambda m, x: m.b(F.relu(m.c(m.a(x).transpose(1, 2)))).sum(2)[:, :2],
                       a=nn.Linear(3, 4), c=nn.Conv1d(4, 4, 3, 2), b=nn.Conv1d(4, 2, 1)), (6, 3),
     ),
-    "tokens": (lambda: Apply(lambda m, x: m.b(torch.relu(m.a(x)).mean(1)), a=nn.Linear(3, 5, bias=False), b=nn.Linear(5, 2)), (4, 3)),
-    "batch norm behind a linear map": (lambda: nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)), (3,)),
+    "tokens": (
+        lambda: Apply(lambda m, x: m.b(torch.relu(m.a(x)).mean(1)), a=nn.Linear(3, 5, bias=False), b=nn.Linear(5, 2)),
+        (4, 3),
+    ),
+    "batch norm behind a linear map": (
+        lambda: nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)), (3,),
+    ),
     "a maximum of branches": (
         lambda: Apply(lambda m, x: torch.maximum(m.a(x), m.b(x)), a=nn.Linear(4, 2), b=nn.Linear(4, 2)), (4,),
     ),
@@ -300,8 +321,12 @@ REFUSED = {
     "layer norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)), (3,), "LayerNorm"),
     "group norm": (lambda: nn.Sequential(nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4), *head(4)), (2, 3, 3), "group norm"),
     "squeeze-excitation": (SqueezeExcitation, (2, 5, 5), "squeeze-excitation"),
-    "a square": (lambda: Apply(lambda m, x: m.a(x) ** 2, a=nn.Linear(3, 2)), (3,), "operation Pow: no Lipschitz constant known"),
-    "a quotient": (lambda: Apply(lambda m, x: m.a(x) / (1 + x.abs().sum(1, keepdim=True)), a=nn.Linear(3, 2)), (3,), "product"),
+    "a square": (
+        lambda: Apply(lambda m, x: m.a(x) ** 2, a=nn.Linear(3, 2)), (3,), "operation Pow: no Lipschitz constant known",
+    ),
+    "a quotient": (
+        lambda: Apply(lambda m, x: m.a(x) / (1 + x.abs().sum(1, keepdim=True)), a=nn.Linear(3, 2)), (3,), "product",
+    ),
     "an inverse": (lambda: Apply(lambda m, x: 1 / (1 + m.a(x).abs()), a=nn.Linear(3, 2)), (3,), "Reciprocal"),
     "a constant": (lambda: Apply(lambda m, x: m.a(torch.zeros_like(x)), a=nn.Linear(3, 2)), (3,), "depend"),
 }  # fmt: skip
