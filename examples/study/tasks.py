@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from genbound.data.spec import Samples, TensorSamples, TextSamples
+from genbound.data import Samples, TensorSamples, TextSamples
 from genbound.finetune.start import tokenizer_of
 from genbound.user_code import call_user
 

@@ -290,7 +290,7 @@ def name_padding(model: nn.Module, folder: Path | None, trust_remote_code: bool 
     """Tell a causal classifier which token pads: it reads the last token before the padding.
 
     GPT-2 and its like have none and refuse batches; the tokenizer's padding token, or else its end-of-text
-    token, is what :class:`~genbound.data.spec.TextSamples` pads with.
+    token, is what :class:`~genbound.data.texts.TextSamples` pads with.
     """
     config = getattr(model, "config", None)
     if config is None or getattr(config, "pad_token_id", 0) is not None:

@@ -5,15 +5,27 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from genbound.data.columns import Table, table_samples
+from genbound.data.samples import Samples
+from genbound.data.spec import DataSpec, Reader
 from genbound.errors import GenboundError, first_line
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
+# What a column is for -> the names that it usually has.
+USUAL = {
+    "text": ("text", "sentence", "tokens", "words"),
+    "image": ("image", "img"),
+    "label": ("label", "labels", "ner_tags", "tags"),
+}
+
 
 def import_datasets() -> Any:
+    """datasets, or one line on how to get it."""
     try:
         import datasets
     except Exception as error:
@@ -21,45 +33,96 @@ def import_datasets() -> Any:
     return datasets
 
 
-def load_dataset(name: str, folder: Path, split: str | None, samples: int | None, streaming: bool) -> Any:
+def hub_samples(spec: DataSpec, reader: Reader) -> Samples:
+    """The samples of a data set; columns that the SPEC does not name go by their usual names.
+
+    Raises:
+        GenboundError: the data set cannot be read, or has no such column.
+    """
+    found = load_dataset(spec)
+    spec = _with_usual_columns(spec, list(found.column_names))
+    for what in ("text", "text_pair", "image"):
+        if what in spec.options and spec.options[what] not in found.column_names:
+            raise GenboundError(
+                f"data {spec.text!r}: no column {spec.options[what]!r}; the columns are {', '.join(found.column_names)}"
+            )
+    # The image column stays as it is: it opens an image when it is asked for.
+    columns = {
+        name: found[name] if name == spec.options.get("image") else list(found[name]) for name in found.column_names
+    }
+    classes = _class_names(found, spec.options.get("label")) or reader.label2id
+    return table_samples(spec, reader, Table(f"hf:{spec.place}", columns, spec.base_dir, classes))
+
+
+def _with_usual_columns(spec: DataSpec, columns: list[str]) -> DataSpec:
+    """The SPEC with the columns of texts or images and of labels filled in; tokens need no name."""
+    options = dict(spec.options)
+    for what, usual in USUAL.items():
+        unwanted = "input_ids" in columns if what == "text" else what == "image" and "text" in options
+        guess = next((column for column in usual if column in columns), None)
+        if what not in options and guess is not None and not unwanted:
+            options[what] = guess
+    return replace(spec, options=options)
+
+
+def _class_names(found: Any, label: str | None) -> dict[str, int] | None:
+    """The names of the classes, where the data set keeps them with its label column."""
+    if label not in found.column_names:
+        return None
+    feature = found.features[label]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    return None if names is None else {name: index for index, name in enumerate(names)}
+
+
+def load_dataset(spec: DataSpec) -> Any:
     """The rows of a data set; nothing is downloaded and no code of the data set is run.
 
     Args:
-        name: a directory (of ``save_to_disk``, or with parquet, csv, json or arrow files), such a file, or
-            ``NAME[/CONFIG]`` of one that the library has downloaded before.
-        folder: what relative paths start from.
-        split: which part; may be left out where there is only one.
-        samples: how many rows are wanted.
-        streaming: read only as many rows as are wanted.
+        spec: its place is a directory (of ``save_to_disk``, or with parquet, csv, json or arrow files), such a file, or
+            ``NAME[/CONFIG]`` of one that the library has downloaded before. Its options: ``split``, which part, may be left
+            out where there is only one; ``samples``, how many rows are wanted; ``streaming=yes``, read no more than those.
     """
     datasets = import_datasets()
-    path = Path(folder, name).expanduser()
+    streaming = spec.options.get("streaming", "no")
+    if streaming not in ("yes", "no"):
+        raise GenboundError(f"data {spec.text!r}: streaming={streaming} is not understood; use streaming=yes")
     with _quiet(datasets), tempfile.TemporaryDirectory() as cache:
-        try:
-            if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-                found = datasets.load_from_disk(str(path))
-            elif path.exists():
-                found = _from_files(datasets, path, split, cache, streaming)
-            else:
-                found = _from_cache(datasets, name, streaming)
-        except GenboundError:
-            raise
-        except Exception as error:
-            reason = first_line(error)[:200]
-            raise GenboundError(
-                f"data hf:{name} cannot be read ({type(error).__name__}: {reason}); nothing is downloaded: save it to a directory "
-                "(dataset.save_to_disk(DIR), or hf download --repo-type dataset NAME --local-dir DIR) and say hf:DIR"
-            ) from error
-        if isinstance(found, dict):
-            if split is None and len(found) > 1:
-                raise GenboundError(f"data hf:{name} has the splits {', '.join(found)}; say which with ?split=")
-            if split is not None and split not in found:
-                raise GenboundError(f"data hf:{name} has no split {split!r}; it has {', '.join(found)}")
-            found = found[split or next(iter(found))]
-        if streaming:
-            rows = list(found.take(samples) if samples else found)
+        found = _split(_stored(datasets, spec, cache, streaming == "yes"), spec)
+        if streaming == "yes":
+            rows = list(found.take(spec.samples) if spec.samples else found)
             return datasets.Dataset.from_list(rows, features=found.features)
-        return found.select(range(min(samples, len(found)))) if samples else found
+        return found.select(range(min(spec.samples, len(found)))) if spec.samples else found
+
+
+def _stored(datasets: Any, spec: DataSpec, cache: str, streaming: bool) -> Any:
+    """The data set wherever it lies, one part or all of them."""
+    path = spec.path
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return datasets.load_from_disk(str(path))
+        if path.exists():
+            return _from_files(datasets, path, spec.options.get("split"), cache, streaming)
+        return _from_cache(datasets, spec.place, streaming)
+    except GenboundError:
+        raise
+    except Exception as error:
+        raise GenboundError(
+            f"data hf:{spec.place} cannot be read ({type(error).__name__}: {first_line(error)[:200]}); nothing is downloaded: "
+            "save it to a directory (dataset.save_to_disk(DIR), or hf download --repo-type dataset NAME --local-dir DIR) and say "
+            "hf:DIR"
+        ) from error
+
+
+def _split(found: Any, spec: DataSpec) -> Any:
+    """The part that is asked for, of a data set with several."""
+    if not isinstance(found, dict):
+        return found
+    split = spec.options.get("split")
+    if split is None and len(found) > 1:
+        raise GenboundError(f"data hf:{spec.place} has the splits {', '.join(found)}; say which with ?split=")
+    if split is not None and split not in found:
+        raise GenboundError(f"data hf:{spec.place} has no split {split!r}; it has {', '.join(found)}")
+    return found[split or next(iter(found))]
 
 
 def _from_files(datasets: Any, path: Path, split: str | None, cache: str, streaming: bool) -> Any:

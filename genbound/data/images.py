@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genbound.data.labels import encode_labels
 from genbound.data.sample_parts import Inputs
 from genbound.data.samples import Samples
+from genbound.data.spec import DataSpec, Reader
 from genbound.errors import GenboundError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -106,6 +108,16 @@ def read_folder(folder: Path) -> tuple[list[Path], list[str]]:
         raise GenboundError(f"class {empty[0]!r} of {str(folder)!r} has no images; remove its directory or fill it")
     files = [file for path in classes for file in images[path]]
     return files, [path.name for path in classes for _ in images[path]]
+
+
+def folder_samples(spec: DataSpec, reader: Reader) -> ImageSamples:
+    """The samples of an image folder: a directory a class."""
+    files, names = read_folder(spec.path)
+    # Numbered over all classes before the first samples are taken, so that a class keeps its number.
+    labels = encode_labels(names, str(spec.path), reader.label2id, names=True)
+    samples = ImageSamples(files, labels, make_transform(spec.options, reader.images), spec.text).head(spec.samples)
+    samples.label2id = dict(zip(names, labels.tolist(), strict=True))
+    return samples
 
 
 def make_transform(options: Mapping[str, Any], processor: Any = None) -> Callable[[Any], Inputs]:

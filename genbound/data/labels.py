@@ -8,9 +8,62 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from genbound.data.data_files import encode_labels
 from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
+
+
+def encode_labels(
+    labels: Sequence, where: str, label2id: Mapping[str, int] | None = None, names: bool = False
+) -> Tensor:
+    """Class indices of labels that are integers, or strings.
+
+    Strings are looked up in ``label2id`` (the model's own names) where it has real names, and are numbered in
+    sorted order otherwise; with ``names`` also those that look like numbers.
+
+    Raises:
+        GenboundError: a missing, negative or fractional label, or one that the model does not know.
+    """
+    for row, label in enumerate(labels):
+        if label is None or label == "" or label != label:
+            raise GenboundError(f"{where}: sample {row} has no label; fill it in or remove the row")
+    known = label2id if label2id and not all(name.startswith("LABEL_") for name in label2id) else None
+    numbers = [None if names and not known else _integer(label) for label in labels]
+    if known and all(isinstance(label, str) and label in known for label in labels):
+        return torch.tensor([known[label] for label in labels], dtype=torch.long)
+    if None not in numbers:
+        negative = next((row for row, number in enumerate(numbers) if number < 0), None)
+        if negative is not None:
+            raise GenboundError(
+                f"{where}: label {numbers[negative]} of sample {negative} is negative; "
+                "classes count from 0, remove unlabelled rows"
+            )
+        return torch.tensor(numbers, dtype=torch.long)
+    row = numbers.index(None)
+    if not isinstance(labels[row], str) or (_is_number(labels[row]) and not names):
+        raise GenboundError(f"{where}: label {labels[row]!r} of sample {row} is no class; use whole numbers or names")
+    found = {str(label) for label in labels}
+    # LABEL_0, LABEL_1, ... is what transformers writes when nobody named the classes.
+    if known:
+        unknown = sorted(found - set(known))
+        raise GenboundError(f"{where}: label {unknown[0][:80]!r} is none of the model's {', '.join(known)[:200]}")
+    numbered = {name: index for index, name in enumerate(sorted(found))}
+    return torch.tensor([numbered[str(label)] for label in labels], dtype=torch.long)
+
+
+def _integer(label) -> int | None:
+    try:
+        number = float(label)  # "1.0": the column went through floats on its way into the csv
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() and abs(number) < 1 << 53 else None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_labels(

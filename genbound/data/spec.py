@@ -1,26 +1,29 @@
-"""Which samples are measured: what a data SPEC names, read with the checkpoint's own tokenizer or image settings."""
+"""What is said about samples: by a data SPEC, and by the checkpoint that is measured on them."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-import torch
-
-from genbound.data.data_files import encode_labels, parse_options, read_npz, read_table
-from genbound.data.images import ImageSamples, make_transform, read_folder
-from genbound.data.labels import read_labels
-from genbound.data.samples import Batch, ListSamples, Samples, TensorSamples, as_samples
-from genbound.data.texts import NextToken, TextSamples, TokenSamples
 from genbound.errors import GenboundError
-from genbound.user_code import call_user
 
-__all__ = ["Batch", "ListSamples", "Reader", "Samples", "TensorSamples", "TextSamples", "as_samples", "load_data"]
-
-TABLE = ("text", "text_pair", "label", "image", "max_length", "samples", "size", "mean", "std")
+FUNCTION = "function"  # FILE.py:function and pkg.mod:function, which have no scheme of their own
+COLUMNS = ("text", "text_pair", "label", "image", "max_length", "samples", "size", "mean", "std")
+# Scheme -> the options that it takes behind the "?".
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "npz": ("x", "y", "samples"),
+    "imagefolder": ("samples", "size", "mean", "std"),
+    "csv": COLUMNS,
+    "jsonl": COLUMNS,
+    "parquet": COLUMNS,
+    "hf": (*COLUMNS, "split", "streaming"),
+    FUNCTION: ("samples",),
+}
 
 
 @dataclass(frozen=True)
@@ -42,171 +45,93 @@ class Reader:
     next_token: bool = False
 
 
-def load_data(spec: Any, reader: Reader | None = None, base_dir: str | os.PathLike = ".") -> Samples:
-    """Read the samples that a data SPEC names.
+@dataclass(frozen=True)
+class DataSpec:
+    """What a data SPEC says.
 
-    Args:
-        spec: ``npz:FILE[?x=NAME&y=NAME]``; ``imagefolder:DIR``; ``csv:|jsonl:|parquet:FILE?text=COL[&text_pair=COL]&label=COL``;
-            ``hf:DIR`` or ``hf:NAME[/CONFIG]`` with ``?split=NAME`` and columns likewise; ``FILE.py:function`` or
-            ``pkg.mod:function``; each also with ``samples=N`` for the first N. docs/data.md has all options. What is no
-            string goes to :func:`~genbound.data.samples.as_samples`.
-        reader: what the checkpoint says about its data.
+    Attributes:
+        text: the SPEC as it was given, for messages and for the record.
+        scheme: a key of :data:`OPTIONS`.
+        place: what stands behind the scheme: a file, a directory, a name, or ``FILE.py:function``.
+        options: those behind the ``?``, counts as numbers and colours as three of them.
         base_dir: what relative paths start from.
-
-    Raises:
-        GenboundError: the SPEC, the file or its content cannot be used; the message names the mend.
     """
-    reader = reader or Reader()
-    if not isinstance(spec, str):
-        return _shifted(as_samples(spec), reader)
-    place, _, query = spec.partition("?")
-    scheme, colon, file = place.partition(":")
-    path = Path(base_dir, file).expanduser()
-    if scheme == "npz":
-        return _shifted(_npz(spec, path, parse_options(spec, query, ("x", "y", "samples")), reader), reader)
-    if scheme == "imagefolder" and file:
-        return _image_folder(spec, path, parse_options(spec, query, ("samples", "size", "mean", "std")), reader)
-    if scheme in ("csv", "jsonl", "parquet"):
-        return _table(spec, scheme, path, parse_options(spec, query, TABLE), reader)
-    if scheme == "hf" and file:
-        options = parse_options(spec, query, (*TABLE, "split", "streaming"))
-        return _hugging_face(spec, file, Path(base_dir), options, reader)
-    if colon and (scheme.endswith(".py") or all(part.isidentifier() for part in scheme.split("."))) and file:
-        options = parse_options(spec, query, ("samples",))
-        return _shifted(as_samples(call_user(place, base_dir, "data function"), spec, options.get("samples")), reader)
-    raise GenboundError(
-        f"data {spec!r} is not understood: use npz:FILE, imagefolder:DIR, csv:FILE?text=COL&label=COL (or jsonl:, parquet:), "
-        "hf:DIR, FILE.py:function or pkg.mod:function"
-    )
 
+    text: str
+    scheme: str
+    place: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    base_dir: Path = Path(".")
 
-def _shifted(samples: Samples, reader: Reader) -> Samples:
-    """Labels beside their tokens, as transformers has them, go to the token before in a causal language model."""
-    if not reader.next_token:
-        return samples
-    first = samples.batch([0])
-    tokens = first.inputs.get("input_ids") if isinstance(first.inputs, dict) else first.inputs
-    same = isinstance(tokens, torch.Tensor) and tokens.shape == first.targets.shape and first.targets.ndim == 2
-    return NextToken(samples) if same else samples
+    @classmethod
+    def parse(cls, text: str, base_dir: str | os.PathLike = ".") -> DataSpec:
+        """Take a SPEC apart.
 
+        Args:
+            text: see :func:`~genbound.data.load_data.load_data`.
+            base_dir: what relative paths start from.
 
-def _npz(spec: str, path: Path, options: Mapping[str, Any], reader: Reader) -> Samples:
-    inputs, targets, images = read_npz(path, options.get("x"), options.get("y"), raw_images=reader.images is not None)
-    if images:
-        return ImageSamples(list(inputs), targets, make_transform({}, reader.images), spec).head(options.get("samples"))
-    return TensorSamples(inputs, targets.float() if reader.numeric else targets, spec).head(options.get("samples"))
+        Raises:
+            GenboundError: an unknown scheme or option, or a value that the option does not take.
 
-
-def _image_folder(spec: str, path: Path, options: Mapping[str, Any], reader: Reader) -> Samples:
-    files, names = read_folder(path)
-    # Numbered over all classes before the first samples are taken, so that a class keeps its number.
-    labels = encode_labels(names, str(path), reader.label2id, names=True)
-    samples = ImageSamples(files, labels, make_transform(options, reader.images), spec).head(options.get("samples"))
-    samples.label2id = dict(zip(names, labels.tolist(), strict=True))
-    return samples
-
-
-def _table(spec: str, scheme: str, path: Path, options: dict[str, Any], reader: Reader) -> Samples:
-    wanted = [options[name] for name in ("text", "text_pair", "image") if name in options]
-    wanted += options["label"].split(",") if "label" in options else []
-    if not {"text", "image"} & set(options):
-        if scheme == "csv" and "label" in options or reader.tokenizer is None and scheme == "csv":
-            raise GenboundError(f"data {spec!r} does not say which column is the text: add text=COL after '?'")
-        wanted = None  # tokenised already: every column with one list a row is an input
-    if "label" not in options and not reader.next_token and wanted is not None:
-        raise GenboundError(f"data {spec!r} does not say which column is the label: add label=COL after '?'")
-    table = read_table(scheme, path, wanted, options.get("samples"))
-    return _columns(spec, str(path), table, options, reader, reader.label2id, path.parent)
-
-
-def _hugging_face(spec: str, name: str, folder: Path, options: dict[str, Any], reader: Reader) -> Samples:
-    from genbound.data.hf_datasets import load_dataset
-
-    streaming = options.get("streaming", "no")
-    if streaming not in ("yes", "no"):
-        raise GenboundError(f"data {spec!r}: streaming={streaming} is not understood; use streaming=yes")
-    found = load_dataset(name, folder, options.get("split"), options.get("samples"), streaming == "yes")
-    columns = list(found.column_names)
-    for what, usual in (
-        ("text", ("text", "sentence", "tokens", "words")), ("image", ("image", "img")),
-        ("label", ("label", "labels", "ner_tags", "tags")),
-    ):  # fmt: skip
-        guess = next((column for column in usual if column in columns), None)
-        if what not in options and guess is not None and not (what == "image" and "text" in options):
-            if not (what == "text" and "input_ids" in columns):
-                options[what] = guess
-    for what in ("text", "text_pair", "image"):
-        if what in options and options[what] not in columns:
-            raise GenboundError(f"data {spec!r}: no column {options[what]!r}; the columns are {', '.join(columns)}")
-    names = None
-    if "label" in options and options["label"] in columns:
-        feature = found.features[options["label"]]
-        names = getattr(getattr(feature, "feature", feature), "names", None)
-    table = {column: found[column] for column in columns} if "image" not in options else {
-        column: (found[column] if column == options["image"] else list(found[column])) for column in columns
-    }  # fmt: skip
-    table = {column: values if column == options.get("image") else list(values) for column, values in table.items()}
-    classes = reader.label2id if names is None else {label: index for index, label in enumerate(names)}
-    return _columns(spec, f"hf:{name}", table, options, reader, classes, folder)
-
-
-def _columns(
-    spec: str, where: str, table: Mapping[str, Any], options: Mapping[str, Any], reader: Reader,
-    classes: Mapping[str, int] | None, folder: Path,
-) -> Samples:  # fmt: skip
-    """Samples of a table's columns: text, images, or tokens."""
-    tokens = not {"text", "image"} & set(options)
-    label = options.get("label") or next((n for n in ("labels", "label") if tokens and n in table), None)
-    for name in (label or "").split(",") if label else ():
-        if name not in table:
-            raise GenboundError(f"{where!r} has no column {name!r}; it has {', '.join(map(str, table))}")
-    if label is None and not reader.next_token:
-        raise GenboundError(f"data {spec!r} does not say which column is the label: add label=COL after '?'")
-    labels = None
-    if label is not None:
-        columns = [table[name] for name in label.split(",")]
-        words = (
-            not tokens and len(table[options["text"]]) and isinstance(table[options["text"]][0], list)
-            if "text" in options
-            else tokens
-        )
-        labels = read_labels(columns, where, classes, reader.numeric, bool(words))
-    if tokens:
-        return _tokenised(spec, where, table, labels, reader)
-    if "image" in options:
-        images = table[options["image"]]
-        files = (
-            [folder / image if isinstance(image, str) else image for image in images]
-            if isinstance(images, list)
-            else images
-        )
-        return ImageSamples(files, labels, make_transform(options, reader.images), spec)
-    for name in (options["text"], options.get("text_pair")):
-        for row, text in enumerate(table.get(name, ())):
-            if not isinstance(text, str) and not (isinstance(text, list) and text and isinstance(text[0], str)):
-                raise GenboundError(f"{where!r}: column {name!r} of sample {row} holds {type(text).__name__}, no text")
-    samples = TextSamples(
-        table[options["text"]], table.get(options.get("text_pair")), labels, reader.tokenizer, options.get("max_length"), spec,
-        reader.next_token,
-    )  # fmt: skip
-    if isinstance(labels, torch.Tensor) and labels.ndim == 1 and not labels.is_floating_point():
-        named = dict(zip(map(str, table[label]), labels.tolist(), strict=True))
-        samples.label2id = {**(reader.label2id or {}), **named}
-    return samples
-
-
-def _tokenised(spec: str, where: str, table: Mapping[str, Any], labels: Any, reader: Reader) -> Samples:
-    inputs = {name: values for name, values in table.items() if len(values) and isinstance(values[0], list)}
-    inputs = {name: values for name, values in inputs.items() if name not in ("labels", "label")}
-    if "input_ids" not in inputs:
+        Example:
+            >>> spec = DataSpec.parse("csv:reviews.csv?text=body&label=stars&samples=100")
+            >>> spec.scheme, spec.place, dict(spec.options)
+            ('csv', 'reviews.csv', {'text': 'body', 'label': 'stars', 'samples': 100})
+        """
+        place, _, query = text.partition("?")
+        scheme, colon, rest = place.partition(":")
+        if colon and rest and scheme in OPTIONS and scheme != FUNCTION:
+            return cls(text, scheme, rest, _options(text, query, OPTIONS[scheme]), Path(base_dir))
+        if colon and rest and (scheme.endswith(".py") or all(part.isidentifier() for part in scheme.split("."))):
+            return cls(text, FUNCTION, place, _options(text, query, OPTIONS[FUNCTION]), Path(base_dir))
         raise GenboundError(
-            f"data {spec!r} does not say which column is the text (add text=COL), and {where!r} holds no tokens in 'input_ids'; it "
-            f"has {', '.join(map(str, table))}"
+            f"data {text!r} is not understood: use npz:FILE, imagefolder:DIR, csv:FILE?text=COL&label=COL (or jsonl:, parquet:), "
+            "hf:DIR, FILE.py:function or pkg.mod:function"
         )
-    known = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-    rows = [{name: inputs[name][i] for name in known if name in inputs} for i in range(len(inputs["input_ids"]))]
-    for row in rows:
-        row.setdefault("attention_mask", [1] * len(row["input_ids"]))
-    pad = getattr(reader.tokenizer, "pad_token_id", None)
-    side = getattr(reader.tokenizer, "padding_side", "right")
-    return TokenSamples(rows, labels, {"input_ids": pad or 0}, side, reader.next_token, spec)
+
+    @property
+    def path(self) -> Path:
+        """The file or directory."""
+        return Path(self.base_dir, self.place).expanduser()
+
+    @property
+    def samples(self) -> int | None:
+        """How many of the first samples are wanted; ``None`` for all."""
+        return self.options.get("samples")
+
+    def existing_file(self) -> Path:
+        """The path if it is that of a file with something in it.
+
+        Raises:
+            GenboundError: it is not.
+        """
+        path = self.path
+        if not path.exists():
+            raise GenboundError(f"no data file {str(path)!r}; check the path after the colon of --data")
+        if not path.is_file():
+            raise GenboundError(f"{str(path)!r} is not a file; name the file itself in --data")
+        if path.stat().st_size == 0:
+            raise GenboundError(f"data file {str(path)!r} is empty (0 bytes); write it again")
+        return path
+
+
+def _options(text: str, query: str, allowed: tuple[str, ...]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for part in filter(None, query.split("&")):
+        name, equals, value = part.partition("=")
+        if name not in allowed or not equals or not value:
+            raise GenboundError(f"data {text!r}: option {part!r} is not understood; there are {'=, '.join(allowed)}=")
+        options[name] = unquote(value)
+    for name in {"samples", "max_length", "size"} & set(options):
+        if not re.fullmatch(r"0*[1-9][0-9]{0,11}", options[name]):
+            raise GenboundError(f"data {text!r}: {name}={options[name]} is no positive whole number")
+        options[name] = int(options[name])
+    for name in {"mean", "std"} & set(options):
+        try:
+            options[name] = [float(number) for number in options[name].split(",")]
+        except ValueError:
+            options[name] = []
+        if len(options[name]) != 3 or (name == "std" and min(options[name]) <= 0):
+            raise GenboundError(f"data {text!r}: {name}= needs three numbers with commas, one a colour")
+    return options

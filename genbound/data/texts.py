@@ -192,3 +192,18 @@ class NextToken(Samples):
 
     def digest(self) -> str:
         return hashlib.sha256(f"next token|{self._samples.digest()}".encode()).hexdigest()
+
+
+def shifted(samples: Samples, next_token: bool) -> Samples:
+    """Labels that stand beside their tokens go to the token before, if the model predicts the next token.
+
+    Args:
+        samples: of any kind; those whose labels ``[N, T]`` are not one a token ``[N, T]`` stay as they are.
+        next_token: the model is a causal language model.
+    """
+    if not next_token:
+        return samples
+    first = samples.batch([0])
+    tokens = first.inputs.get("input_ids") if isinstance(first.inputs, dict) else first.inputs
+    beside = isinstance(tokens, Tensor) and tokens.shape == first.targets.shape and first.targets.ndim == 2
+    return NextToken(samples) if beside else samples

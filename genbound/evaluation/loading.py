@@ -15,8 +15,8 @@ from genbound.checkpoints.architecture import load_pair
 from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer
 from genbound.checkpoints.pair import Pair
 from genbound.checkpoints.pair_spec import PairSpec
+from genbound.data import Reader, load_data
 from genbound.data.samples import Samples
-from genbound.data.spec import Reader, load_data
 from genbound.errors import GenboundError
 from genbound.network.loss_functions import Loss
 from genbound.network.problem import Problem

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from genbound.checkpoints import huggingface
-from genbound.data.spec import Reader, Samples, load_data
+from genbound.data import Reader, Samples, load_data
 from genbound.errors import GenboundError
 from genbound.files import write_atomically, write_json
 from genbound.finetune.constraint.distance_constraint import constraint_of

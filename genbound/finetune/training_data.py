@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genbound.data.spec import Batch, Reader, Samples, load_data
+from genbound.data import Batch, Reader, Samples, load_data
 from genbound.errors import GenboundError
 from genbound.finetune.label_noise.confusion import check_confusion
 from genbound.finetune.label_noise.draw import flip_labels, symmetric_noise

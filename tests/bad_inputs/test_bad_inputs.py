@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from genbound.checkpoints.architecture import build_pair
-from genbound.data.spec import Reader, as_samples, load_data
+from genbound.data import Reader, as_samples, load_data
 from genbound.errors import GenboundError
 
 

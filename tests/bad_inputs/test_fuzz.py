@@ -17,7 +17,7 @@ from torch import nn
 
 from genbound.checkpoints.architecture import build_pair
 from genbound.checkpoints.state_file import read_state
-from genbound.data.spec import load_data
+from genbound.data import load_data
 from genbound.errors import GenboundError
 
 ODD = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from genbound.data.spec import Batch, ListSamples, Reader, TextSamples, as_samples, load_data
+from genbound.data import Batch, ListSamples, Reader, TextSamples, as_samples, load_data
 from genbound.errors import GenboundError
 
 X, Y = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 3

@@ -12,8 +12,8 @@ from small_checkpoints import Net, images, nudge
 from transformers_formats import bert, gpt2, vit
 
 import genbound
+from genbound.data import Reader, load_data
 from genbound.data.images import make_transform
-from genbound.data.spec import Reader, load_data
 from genbound.errors import GenboundError
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

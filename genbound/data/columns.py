@@ -1,0 +1,146 @@
+"""Columns of a table as samples: which are texts, images or tokens, and which hold the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from genbound.data.images import ImageSamples, make_transform
+from genbound.data.labels import read_labels
+from genbound.data.samples import Samples
+from genbound.data.spec import DataSpec, Reader
+from genbound.data.table_files import read_table
+from genbound.data.texts import TextSamples, TokenSamples
+from genbound.errors import GenboundError
+
+TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+Labels = Tensor | list[list[int]] | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns by name, each with one value a sample.
+
+    Attributes:
+        where: the file or the data set, for messages.
+        columns: name -> values.
+        folder: what paths of images start from.
+        classes: class names and numbers; labels that are strings are numbered in sorted order without them.
+    """
+
+    where: str
+    columns: Mapping[str, Any]
+    folder: Path
+    classes: Mapping[str, int] | None = None
+
+
+def file_samples(spec: DataSpec, reader: Reader) -> Samples:
+    """The samples of a csv, jsonl or parquet file."""
+    wanted = [spec.options[name] for name in ("text", "text_pair", "image") if name in spec.options]
+    wanted += spec.options["label"].split(",") if "label" in spec.options else []
+    if _is_tokenised(spec):
+        if spec.scheme == "csv" and ("label" in spec.options or reader.tokenizer is None):
+            raise GenboundError(f"data {spec.text!r} does not say which column is the text: add text=COL after '?'")
+        wanted = None  # every column with one list a row is an input
+    elif "label" not in spec.options and not reader.next_token:
+        raise _unlabelled(spec)
+    columns = read_table(spec, wanted)
+    return table_samples(spec, reader, Table(str(spec.path), columns, spec.path.parent, reader.label2id))
+
+
+def table_samples(spec: DataSpec, reader: Reader, table: Table) -> Samples:
+    """Samples of the columns that the SPEC names: of texts, of images, or of every column of tokens.
+
+    Raises:
+        GenboundError: a column is missing, or holds something else than what it is named for.
+    """
+    label = _label(spec, reader, table)
+    labels = _read_labels(spec, reader, table, label)
+    if _is_tokenised(spec):
+        return _token_samples(spec, reader, table, labels)
+    if "image" in spec.options:
+        return _image_samples(spec, reader, table, labels)
+    samples = _text_samples(spec, reader, table, labels)
+    if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
+        named = dict(zip(map(str, table.columns[label]), labels.tolist(), strict=True))
+        samples.label2id = {**(reader.label2id or {}), **named}
+    return samples
+
+
+def _is_tokenised(spec: DataSpec) -> bool:
+    """No column of texts or images is named, so that the table must hold tokens."""
+    return not {"text", "image"} & set(spec.options)
+
+
+def _unlabelled(spec: DataSpec) -> GenboundError:
+    return GenboundError(f"data {spec.text!r} does not say which column is the label: add label=COL after '?'")
+
+
+def _label(spec: DataSpec, reader: Reader, table: Table) -> str | None:
+    """The label column, or several with commas; ``None`` where the tokens themselves are the labels."""
+    usual = [name for name in ("labels", "label") if _is_tokenised(spec) and name in table.columns]
+    label = spec.options.get("label") or next(iter(usual), None)
+    if label is None:
+        if not reader.next_token:
+            raise _unlabelled(spec)
+        return None
+    for name in label.split(","):
+        if name not in table.columns:
+            raise GenboundError(f"{table.where!r} has no column {name!r}; it has {', '.join(map(str, table.columns))}")
+    return label
+
+
+def _read_labels(spec: DataSpec, reader: Reader, table: Table, label: str | None) -> Labels:
+    if label is None:
+        return None
+    if "text" in spec.options:
+        texts = table.columns[spec.options["text"]]
+        words = bool(len(texts)) and isinstance(texts[0], list)
+    else:
+        words = _is_tokenised(spec)
+    columns = [table.columns[name] for name in label.split(",")]
+    return read_labels(columns, table.where, table.classes, reader.numeric, words)
+
+
+def _image_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels) -> ImageSamples:
+    images = table.columns[spec.options["image"]]
+    if isinstance(images, list):  # a data set's own column opens an image when it is asked for
+        images = [table.folder / image if isinstance(image, str) else image for image in images]
+    return ImageSamples(images, labels, make_transform(spec.options, reader.images), spec.text)
+
+
+def _text_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels) -> TextSamples:
+    texts, pairs = (table.columns.get(spec.options.get(name)) for name in ("text", "text_pair"))
+    for name, column in ((spec.options["text"], texts), (spec.options.get("text_pair"), pairs)):
+        _refuse_other_than_text(column or (), name, table.where)
+    return TextSamples(
+        texts, pairs, labels, reader.tokenizer, spec.options.get("max_length"), spec.text, reader.next_token
+    )
+
+
+def _refuse_other_than_text(column: Sequence, name: str | None, where: str) -> None:
+    for row, text in enumerate(column):
+        if not isinstance(text, str) and not (isinstance(text, list) and text and isinstance(text[0], str)):
+            raise GenboundError(f"{where!r}: column {name!r} of sample {row} holds {type(text).__name__}, no text")
+
+
+def _token_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels) -> TokenSamples:
+    """Every column of lists with a name that models know is an input."""
+    columns = table.columns
+    inputs = {name: columns[name] for name in TOKENS if name in columns}
+    inputs = {name: values for name, values in inputs.items() if len(values) and isinstance(values[0], list)}
+    if "input_ids" not in inputs:
+        raise GenboundError(
+            f"data {spec.text!r} does not say which column is the text (add text=COL), and {table.where!r} holds no tokens in "
+            f"'input_ids'; it has {', '.join(map(str, columns))}"
+        )
+    rows = [{name: inputs[name][i] for name in inputs} for i in range(len(inputs["input_ids"]))]
+    for row in rows:
+        row.setdefault("attention_mask", [1] * len(row["input_ids"]))
+    pad = getattr(reader.tokenizer, "pad_token_id", None)
+    side = getattr(reader.tokenizer, "padding_side", "right")
+    return TokenSamples(rows, labels, {"input_ids": pad or 0}, side, reader.next_token, spec.text)

@@ -1,0 +1,103 @@
+"""Files of rows and columns: csv, jsonl, parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from genbound.data.spec import DataSpec
+from genbound.errors import GenboundError
+
+
+def read_table(spec: DataSpec, columns: Sequence[str] | None) -> dict[str, list]:
+    """The named columns of the first rows of a csv (with a header, UTF-8), jsonl or parquet file.
+
+    Args:
+        spec: the file, and how many rows are wanted.
+        columns: names; ``None`` for all.
+
+    Returns:
+        Name -> values, one a row.
+    """
+    path = spec.existing_file()
+    read = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}[spec.scheme]
+    table = read(path, columns, spec.samples)
+    if not table or not next(iter(table.values())):
+        raise GenboundError(f"{str(path)!r} has no rows; write it again")
+    return table
+
+
+def _require(where: str, columns: Sequence[str], present: Sequence[str]) -> None:
+    for column in columns:
+        if column not in present:
+            shown = ", ".join(str(name)[:40] for name in present[:20])
+            raise GenboundError(f"{where} has no column {column!r}; it has {shown or 'none'}")
+
+
+def _read_csv(path: Path, columns: Sequence[str] | None, limit: int | None) -> dict[str, list]:
+    try:
+        # utf-8-sig: spreadsheets put a byte-order mark before the name of the first column.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, strict=True)
+            columns = list(rows.fieldnames or []) if columns is None else columns
+            _require(repr(str(path)), columns, rows.fieldnames or [])
+            table = {column: [] for column in columns}
+            for row in islice(rows, limit):
+                if None in row or None in row.values():
+                    raise GenboundError(
+                        f"{str(path)!r} line {rows.line_num}: not as many cells as the header has; quote cells that hold commas"
+                    )
+                for column in columns:
+                    table[column].append(row[column])
+            return table
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise GenboundError(f"{str(path)!r} is no readable UTF-8 csv: {error}; save it as UTF-8 with commas") from error
+
+
+def _read_jsonl(path: Path, columns: Sequence[str] | None, limit: int | None) -> dict[str, list]:
+    table: dict[str, list] = {column: [] for column in columns or ()}
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            for number, line in islice(lines, limit):
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise GenboundError(f"{str(path)!r} line {number} is no JSON object; write one {{...}} a line")
+                if columns is None:
+                    columns = list(row)
+                    table = {column: [] for column in columns}
+                _require(f"{str(path)!r}, line {number},", columns, list(row))
+                for column in columns:
+                    table[column].append(row[column])
+    except (ValueError, RecursionError) as error:  # also of bytes that are no UTF-8 and numbers without end
+        raise GenboundError(
+            f"{str(path)!r} is no readable jsonl: {str(error)[:200]}; write one JSON object a line"
+        ) from error
+    return table
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None, limit: int | None) -> dict[str, list]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise GenboundError("parquet files need pyarrow: pip install pyarrow") from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = list(file.schema_arrow.names) if columns is None else list(columns)
+            _require(repr(str(path)), columns, file.schema_arrow.names)
+            table: dict[str, list] = {column: [] for column in columns}
+            for batch in file.iter_batches(columns=columns):
+                for column, values in batch.to_pydict().items():
+                    table[column] += values
+                if limit is not None and len(table[columns[0]]) >= limit:
+                    break
+            return {column: values[:limit] for column, values in table.items()}
+    except (pyarrow.ArrowException, OSError, MemoryError, ValueError) as error:
+        reason = str(error)[:200]
+        raise GenboundError(
+            f"{str(path)!r} is no readable parquet file (truncated?): {reason}; write it again"
+        ) from error
