@@ -131,8 +131,14 @@ def test_errors_need_nothing():
     "module", ["genbound.results.results", "genbound.figures.one_run", "genbound.results.comparison"]
 )
 def test_what_sees_only_tables_measures_nothing(module):
-    measuring = ("genbound.network", "genbound.curvature", "genbound.quantities", "genbound.evaluation")
+    measuring = ("torch", "genbound.network", "genbound.curvature", "genbound.structure", "genbound.evaluation")
     assert not [found for found in loaded(module) if found.startswith(measuring)]
+
+
+def test_the_catalogue_of_quantities_is_read_without_torch():
+    found = loaded("genbound.quantities")
+    assert "torch" not in found and "genbound.quantities.catalogue.flatness" in found
+    assert "genbound.quantities.flatness" not in found
 
 
 def loaded(module: str) -> set[str]:

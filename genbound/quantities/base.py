@@ -4,20 +4,27 @@ A quantity's ``measure`` maps stages over shards of the samples (or over layers)
 small dictionary of arrays that is stored as soon as it is there and read back when a run continues. What is done with
 the collected parts is plain arithmetic. Random numbers come from streams named by (seed, quantity, stage, draw, block),
 so neither the order of the parts nor what else is measured changes a value.
+
+The catalogue is read without torch: to list it, to know its options, and to print, compare and check what was measured
+and stored long ago. So a quantity is one file that imports no torch at its top; where measuring needs more than that, its
+row is a file of its own in :mod:`genbound.quantities.catalogue`, and names the functions that measure with :func:`later`.
+Storing these facts with the results instead would not do: how a number is printed and which error it has are functions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from genbound.errors import GenboundError
 from genbound.estimators.measured import Measured, Part
-from genbound.estimators.random import generator
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Context(Protocol):
@@ -33,6 +40,29 @@ class Context(Protocol):
 
 
 @dataclass(frozen=True)
+class NoOptions:
+    """There is nothing to choose."""
+
+
+def option(default: Any, meaning: str, *, flag: str = "", choices: Sequence[str] = ()) -> Any:
+    """A field of an options dataclass.
+
+    Args:
+        default: its value where none is given.
+        meaning: one line for ``genbound list options``.
+        flag: short form on the command line; every option has the long one, ``--set QUANTITY.OPTION=VALUE``.
+        choices: all values there are, if it is a word.
+    """
+    return field(default=default, metadata={"meaning": meaning, "flag": flag, "choices": tuple(choices)})
+
+
+def later(function: str) -> Callable[..., Any]:
+    """``module:name``, imported when it is first called."""
+    module, _, name = function.partition(":")
+    return lambda *arguments: getattr(import_module(module), name)(*arguments)
+
+
+@dataclass(frozen=True)
 class Quantity:
     """A row of the QUANTITIES table.
 
@@ -40,7 +70,7 @@ class Quantity:
         name: how it is called everywhere.
         summary: one line for ``genbound list``.
         measure: ``(problem, context) -> Measured``.
-        options: dataclass of its options with their defaults.
+        options: dataclass of its options, each an :func:`option`.
         requires: quantities whose results it reads.
         needs_data: needs a model and samples, not the weights alone.
         reads_test_data: its value depends on the test data too.
@@ -52,7 +82,7 @@ class Quantity:
     name: str
     summary: str
     measure: Callable[[Any, Context], Measured]
-    options: type
+    options: type = NoOptions
     requires: tuple[str, ...] = ()
     needs_data: bool = True
     reads_test_data: bool = False
@@ -70,6 +100,9 @@ def check_options(options: Any, **least: float) -> None:
 
 
 def stream(context: Context, quantity: str, *key: str | int) -> torch.Generator:
+    """The random numbers of one draw, named by its key."""
+    from genbound.estimators.random import generator
+
     return generator(context.seed, quantity, *key)
 
 

@@ -53,54 +53,20 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK, normal, rademacher
 from genbound.network.weight_uses import ConvolutionUse
-from genbound.quantities.base import Context, Measured, Part, Quantity, stack, stream
+from genbound.quantities.base import Context, Measured, Part, stack, stream
+from genbound.quantities.catalogue.compression import CompressionOptions
 from genbound.structure.output_sites import Site, find_sites, has_attention
 from genbound.structure.output_watch import Observer
 
 NAME = "compression"
-
-
-@dataclass(frozen=True)
-class CompressionOptions:
-    """Options of ``compression``.
-
-    Attributes:
-        zeta: fraction of the samples that each number may leave out.
-        num_samples: most samples to take the extrema over, evenly spaced among those of the problem.
-        num_probes: random signs per sample and later layer that choose the candidates.
-        num_refined: independent ones that measure a candidate.
-        candidates: samples for each layer and number.
-        exact: most coordinates of a later layer's output for which the Jacobian's norm is computed exactly.
-        noise: norm of the noise relative to the layer's output.
-        num_draws: noise draws per sample and layer; 0 leaves the smoothness out.
-    """
-
-    zeta: float = 0.0
-    num_samples: int = 32
-    num_probes: int = 4
-    num_refined: int = 64
-    candidates: int = 4
-    exact: int = 32
-    noise: float = 0.1
-    num_draws: int = 1
-
-    def __post_init__(self):
-        if not 0 <= self.zeta < 1:
-            raise GenboundError(f"zeta {self.zeta:g} is a fraction of the samples: 0 <= zeta < 1")
-        if min(self.num_samples, self.num_probes, self.candidates) < 1 or self.num_refined < 2 or self.num_draws < 0:
-            raise GenboundError("num_samples, num_probes and candidates must be at least 1, num_refined at least 2")
-        if not self.noise > 0:
-            raise GenboundError(f"noise {self.noise:g} must be positive")
 
 
 def _draw(kind, context: Context, key, numbers: list[int], like: Tensor) -> Tensor:
@@ -465,14 +431,3 @@ def forecast(problem, options: CompressionOptions) -> float:
     refined = options.candidates * 2 * options.num_refined / max(1, num)
     share = num / max(1, problem.num_samples)
     return share * count * (options.num_probes / 5 + 1.2 + options.num_draws + refined / 5)
-
-
-QUANTITY = Quantity(
-    NAME,
-    "layer and interlayer cushions, contraction, smoothness and spread of the Jacobians (compression bound)",
-    measure,
-    CompressionOptions,
-    gradients=forecast,
-    applies_to=applies_to,
-    reference="Arora, Ge, Neyshabur & Zhang 2018",
-)

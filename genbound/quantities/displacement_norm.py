@@ -5,16 +5,9 @@ Needs the weights alone. Exact; cost negligible.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from genbound.quantities.base import Context, Measured, Quantity
 
 NAME = "displacement_norm"
-
-
-@dataclass(frozen=True)
-class DisplacementNormOptions:
-    """``displacement_norm`` has no options."""
 
 
 def measure(problem, context: Context) -> Measured:
@@ -30,6 +23,5 @@ QUANTITY = Quantity(
     NAME,
     "Frobenius norm of each layer's displacement from its initialisation",
     measure,
-    DisplacementNormOptions,
     needs_data=False,
 )

@@ -28,7 +28,6 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -36,14 +35,9 @@ import torch
 from genbound.estimators.estimate import data_sem
 from genbound.network.loss_functions import CROSS_ENTROPY
 from genbound.network.weight_uses import LeafUse
-from genbound.quantities.base import Context, Measured, Part, Quantity, stack
+from genbound.quantities.base import Context, Measured, Part, stack
 
 NAME = "fisher_rao"
-
-
-@dataclass(frozen=True)
-class FisherRaoOptions:
-    """``fisher_rao`` has no options."""
 
 
 def _inner_products(problem, positions) -> Part:
@@ -115,13 +109,3 @@ def measure(problem, context: Context) -> Measured:
             "num_samples": num,
         }
     )
-
-
-QUANTITY = Quantity(
-    NAME,
-    "Fisher-Rao norm of the weights",
-    measure,
-    FisherRaoOptions,
-    gradients=lambda problem, options: 3.0,
-    reference="Liang, Poggio, Rakhlin & Stokes 2019",
-)

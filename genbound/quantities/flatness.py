@@ -42,42 +42,16 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from genbound.errors import GenboundError
 from genbound.estimators.random import normal
+from genbound.network.problem import Problem
 from genbound.quantities import perturbed_error
-from genbound.quantities.base import Context, Measured, Part, Quantity, stack, stream
+from genbound.quantities.base import Context, Measured, Part, stack, stream
+from genbound.quantities.catalogue.flatness import FlatnessOptions
 from genbound.quantities.perturbed_error import GROUP, check_loss, flat, names
 
 NAME = "flatness"
 START, STEP = 2.0**-6, 4.0  # first trial, and the factor of the trials until the rise is bracketed
 SMALLEST, LARGEST = 2.0**-40, 2.0**20
-
-
-@dataclass(frozen=True)
-class FlatnessOptions:
-    """Options of ``flatness``.
-
-    Attributes:
-        displacement: largest mean rise of the error.
-        tolerance: relative width of the interval that sigma is searched to.
-        num_draws: draws of the noise, each on the next group of samples.
-        num_coarse: draws while sigma is only bracketed, to a factor of 4; the first ones of the same.
-        epsilon: floor of the magnitude-aware standard deviation.
-    """
-
-    displacement: float = 0.1
-    tolerance: float = 0.05
-    num_draws: int = 12
-    num_coarse: int = 4
-    epsilon: float = 1e-3
-
-    def __post_init__(self):
-        if not 0 < self.displacement < 1:
-            raise GenboundError(f"displacement {self.displacement:g} is a rise of the error: 0 < displacement < 1")
-        if not self.tolerance > 0 or not self.epsilon > 0:
-            raise GenboundError("tolerance and epsilon must be positive")
-        if not 2 <= self.num_coarse <= self.num_draws:
-            raise GenboundError("2 <= num_coarse <= num_draws is needed: a mean of one draw has no standard error")
 
 
 def _deviations(problem, kind: str, sigma: float, epsilon: float) -> dict[str, Tensor | float]:
@@ -235,18 +209,12 @@ def measure(problem, context: Context) -> Measured:
     )
 
 
+def applies_to(problem: Problem) -> str | None:
+    """The loss must know which answers are wrong."""
+    return check_loss("sigma", problem)
+
+
 def forecast(problem, options: FlatnessOptions) -> float:
     """Three searches of four coarse and three fine trials, and two floors; a forward pass is a third of a gradient."""
     draws = 3 * (4 * options.num_coarse + 3 * options.num_draws) + 2 * options.num_draws
     return draws * min(1.0, GROUP / problem.num_samples) / 3
-
-
-QUANTITY = Quantity(
-    NAME,
-    "largest weight noise that raises the training error by 0.1 at most, plain and magnitude-aware",
-    measure,
-    FlatnessOptions,
-    gradients=forecast,
-    applies_to=lambda problem: check_loss("sigma", problem),
-    reference="Jiang et al. 2020",
-)

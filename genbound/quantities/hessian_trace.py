@@ -27,7 +27,6 @@ References:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -48,41 +47,14 @@ from genbound.estimators.estimate import data_sem, stratified_mean, stratum_vari
 from genbound.estimators.random import row_of
 from genbound.estimators.trace_plan import BACKWARD, Plan, Sweeps, plan_probes
 from genbound.network.problem import SHARD
-from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, per_layer, stack
+from genbound.quantities.base import Context, Measured, Part, per_layer, stack
+from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
 
 NAME = "hessian_trace"
 PILOT = 128  # most samples of the pilot round
 DEAR = 10  # times the pilot's own cost: work before which it pays
 TYPICAL = 0.8  # variance of a joint sweep over that of a double backward probe, where nothing is measured
 SMALL = 2**28  # samples x weights x probes that take no more than about half a minute: small problems get better errors
-
-
-@dataclass(frozen=True)
-class HessianTraceOptions:
-    """Options of ``hessian_trace``.
-
-    Attributes:
-        layer_sem: wanted standard error of each layer, relative to its trace (or to a tenth of its root mean square over the
-            samples, where they cancel, or to 1 % of the largest layer's).
-        total_sem: wanted standard error of the total, relative to it.
-        num_pilot: probes per sample in the pilot round.
-        max_probes: cap on the mean number of double backward probes per sample, or as much time in sweeps, for the layers and
-            again for the total; a small problem may take up to 512, see SMALL.
-        exact_outputs: most output coordinates for which the Gauss-Newton part is computed exactly.
-        num_factors: random combinations per sample beyond that.
-        exact_products: the remainder too is computed exactly if that takes no more Hessian products on single samples.
-    """
-
-    layer_sem: float = 0.07
-    total_sem: float = 0.02
-    num_pilot: int = 4
-    max_probes: int = 8
-    exact_outputs: int = 64
-    num_factors: int = 16
-    exact_products: int = 2**15
-
-    def __post_init__(self):
-        check_options(self, layer_sem=0, total_sem=0, num_pilot=2, max_probes=1, num_factors=2)
 
 
 def _num_first(problem) -> int:
@@ -372,13 +344,3 @@ def forecast(problem, options: HessianTraceOptions) -> float:
     pilot = options.num_pilot * min(1.0, PILOT / problem.num_samples)
     probes = _num_first(problem) + pilot + 2 * options.max_probes
     return 0.5 + 0.4 * outputs + (1.2 * probes if curved else 0.0)
-
-
-QUANTITY = Quantity(
-    NAME,
-    "trace of each layer's Hessian block, exact Gauss-Newton part plus a probed remainder",
-    measure,
-    HessianTraceOptions,
-    gradients=forecast,
-    reference="Hutchinson 1990; Ju, Li & Zhang 2022",
-)

@@ -12,23 +12,16 @@ pass over the training data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from genbound.network.graph import Graph
 from genbound.network.weight_uses import ConvolutionUse, LinearUse, find_uses
-from genbound.quantities.base import Context, Measured, Part, Quantity
+from genbound.quantities.base import Context, Measured, Part
 from genbound.structure.reader import read_structure
 
 NAME = "init_activations"
 UNKNOWN = "its use in the network is not recognised as linear"
-
-
-@dataclass(frozen=True)
-class InitActivationsOptions:
-    """``init_activations`` has no options."""
 
 
 def _sums(problem, indices) -> dict[str, list[torch.Tensor]]:
@@ -79,14 +72,3 @@ def applies_to(problem) -> str | None:
     if (structure := read_structure(problem)).tree is None:
         return f"only bounds by row sums read it, and there is none: {structure.reason}"
     return None
-
-
-QUANTITY = Quantity(
-    NAME,
-    "largest root mean square of a coordinate of each layer's input in the pretrained network",
-    measure,
-    InitActivationsOptions,
-    applies_to=applies_to,
-    gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
-    reference="Gouk et al. 2021",
-)

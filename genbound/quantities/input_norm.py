@@ -13,22 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genbound.quantities.base import Context, Measured, Part, Quantity, stack
+from genbound.quantities.base import Context, Measured, Part, stack
 
 NAME = "input_norm"
 SHARD = 512
-
-
-@dataclass(frozen=True)
-class InputNormOptions:
-    """``input_norm`` has no options."""
 
 
 def first_floating(inputs: Any) -> Tensor | None:
@@ -77,13 +71,3 @@ def applies_to(problem) -> str | None:
     if first_floating(problem.batch([0]).inputs) is None:
         return "the inputs are integers (token numbers), which have no norm"
     return None
-
-
-QUANTITY = Quantity(
-    NAME,
-    "largest and mean norms of the inputs, and the largest norm of the output",
-    measure,
-    InputNormOptions,
-    applies_to=applies_to,
-    gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
-)

@@ -28,20 +28,13 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from genbound.quantities.base import Context, Measured, Quantity
+from genbound.quantities.base import Context, Measured
 from genbound.structure.layer_matrices import exact_norms
 from genbound.structure.reader import read_structure
 
 NAME = "layer_norms"
-
-
-@dataclass(frozen=True)
-class LayerNormsOptions:
-    """``layer_norms`` has no options."""
 
 
 def measure(problem, context: Context) -> Measured:
@@ -78,14 +71,3 @@ def _difference(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 def _bias_norms(name: str, bias: Tensor | None, positions: int) -> dict[str, float]:
     norm = 0.0 if bias is None else float(bias.norm())
     return {f"{name}_norm": norm * positions**0.5, f"{name}_vector_norm": norm}
-
-
-QUANTITY = Quantity(
-    NAME,
-    "Frobenius, MARS and (2,1) norms of each layer's operator, of its initialisation and of the difference",
-    measure,
-    LayerNormsOptions,
-    needs_data=False,
-    gradients=lambda problem, options: 6.0 / problem.num_samples,
-    reference="Gouk et al. 2021; Bartlett et al. 2017",
-)

@@ -13,22 +13,16 @@ Cost: one forward pass over the training and test data.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from genbound.data.sample_parts import IGNORED
 from genbound.network.loss_functions import check_finite
-from genbound.quantities.base import Context, Measured, Part, Quantity, stack
+from genbound.quantities.base import Context, Measured, Part, stack
 
 NAME = "losses"
 SHARD = 512
-
-
-@dataclass(frozen=True)
-class LossesOptions:
-    """``losses`` has no options."""
 
 
 def _evaluate(problem, samples) -> Callable[[range], Part]:
@@ -143,13 +137,3 @@ def _constant(problem, targets: np.ndarray) -> tuple[float | None, float | None]
         # A truncated or bounded loss is never above its range, whatever is predicted.
         return min(entropy, loss.range), float(1 - p.max())
     return None, None
-
-
-QUANTITY = Quantity(
-    NAME,
-    "training and test loss and error, and the generalization gap",
-    measure,
-    LossesOptions,
-    reads_test_data=True,
-    gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
-)

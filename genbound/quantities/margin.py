@@ -17,20 +17,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from genbound.errors import GenboundError
-from genbound.quantities.base import Context, Measured, Quantity
+from genbound.quantities.base import Context, Measured, Quantity, option
 
 NAME = "margin"
 
 
 @dataclass(frozen=True)
 class MarginOptions:
-    """Options of ``margin``.
+    """Options of ``margin``."""
 
-    Attributes:
-        percentile: of the training margins, between 0 and 100; its value is the margin γ.
-    """
-
-    percentile: float = 5.0
+    percentile: float = option(
+        5.0, "of the training margins, between 0 and 100; its value is the margin γ", flag="--margin-percentile"
+    )
 
     def __post_init__(self):
         if not isinstance(self.percentile, int | float) or not 0 <= self.percentile <= 100:

@@ -21,8 +21,6 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -30,33 +28,10 @@ from genbound.curvature.layer_block import LayerOperator, dense_blocks
 from genbound.curvature.traces import gauss_newton_trace
 from genbound.estimators.lanczos import Lanczos
 from genbound.estimators.random import rademacher
-from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, plain, stream
+from genbound.quantities.base import Context, Measured, Part, plain, stream
+from genbound.quantities.catalogue.max_positive_trace import MaxPositiveTraceOptions
 
 NAME = "max_positive_trace"
-
-
-@dataclass(frozen=True)
-class MaxPositiveTraceOptions:
-    """Options of ``max_positive_trace``.
-
-    Attributes:
-        dense_products: Hessian products on single samples that a layer may cost before it is estimated.
-        candidates: samples that are looked at in the first round of an estimate.
-        finalists: samples that the second round chooses among.
-        num_steps: Lanczos steps of each quadrature.
-        subspace: dimension of the subspace that is treated exactly.
-        num_probes: probes outside it.
-    """
-
-    dense_products: int = 5_000
-    candidates: int = 8
-    finalists: int = 2
-    num_steps: int = 10
-    subspace: int = 16
-    num_probes: int = 10
-
-    def __post_init__(self):
-        check_options(self, candidates=1, finalists=1, num_steps=1, subspace=1, num_probes=2)
 
 
 def _positive_traces(blocks: torch.Tensor) -> np.ndarray:
@@ -241,14 +216,3 @@ def forecast(problem, options: MaxPositiveTraceOptions) -> float:
     curved = sum(not layer.positive_semidefinite for layer in problem.layers)
     chains = options.candidates + 4 * options.finalists + options.subspace + options.num_probes
     return curved * (options.subspace + chains * options.num_steps) / problem.num_samples
-
-
-QUANTITY = Quantity(
-    NAME,
-    "largest Tr[H+] over the samples for each layer's own block",
-    measure,
-    MaxPositiveTraceOptions,
-    requires=("hessian_trace",),
-    gradients=forecast,
-    reference="Ju, Li & Zhang 2022; Ubaru, Chen & Saad 2017; Meyer et al. 2021",
-)

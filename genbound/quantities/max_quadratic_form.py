@@ -25,16 +25,14 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from genbound.curvature.layer_block import LayerOperator
-from genbound.errors import GenboundError
 from genbound.estimators.lanczos import Lanczos, rounding
 from genbound.network.loss_functions import output_form
-from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, plain, stack
+from genbound.quantities.base import Context, Measured, Part, plain, stack
+from genbound.quantities.catalogue.max_quadratic_form import MaxQuadraticFormOptions
 
 NAME = "max_quadratic_form"
 QUANTILES = (0.5, 0.9, 0.99)
@@ -46,30 +44,6 @@ KRYLOV_BYTES = 2**30
 FIRST = 4  # samples that are refined to the end before the others
 RECORDING = 8  # products that recording a tape is reckoned at
 CONVENTIONS = ("theorem", "paper-code")
-
-
-@dataclass(frozen=True)
-class MaxQuadraticFormOptions:
-    """Options of ``max_quadratic_form``.
-
-    Attributes:
-        tolerance: width of the interval relative to its upper end.
-        max_products: Hessian products spent on one sample and layer before the interval is left as wide as it is.
-        convention: ``theorem`` or ``paper-code``.
-        paper_batch_size: samples whose mean loss the published scripts differentiate.
-    """
-
-    tolerance: float = 0.01
-    max_products: int = 320
-    convention: str = "theorem"
-    paper_batch_size: int = 8
-
-    def __post_init__(self):
-        if not 0 < self.tolerance < 1:
-            raise GenboundError(f"tolerance {self.tolerance:g} must lie between 0 and 1")
-        check_options(self, max_products=1, paper_batch_size=1)
-        if self.convention not in CONVENTIONS:
-            raise GenboundError(f"convention {self.convention!r} is unknown: use {' or '.join(CONVENTIONS)}")
 
 
 def screen(problem, positions: range) -> Part:
@@ -230,13 +204,3 @@ def forecast(problem, options: MaxQuadraticFormOptions) -> float:
     """A gradient to screen each curved layer, and about as much again to refine the survivors."""
     curved = sum(not layer.positive_semidefinite for layer in problem.layers)
     return 0.5 + 0.4 * min(problem.num_outputs, len(problem.layers)) + 2.0 * curved
-
-
-QUANTITY = Quantity(
-    NAME,
-    "largest v'H+v over the samples for each layer's own block, as a certified interval",
-    measure,
-    MaxQuadraticFormOptions,
-    gradients=forecast,
-    reference="Ju, Li & Zhang 2022",
-)

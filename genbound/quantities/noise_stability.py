@@ -35,18 +35,16 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from genbound.curvature.noise_by_row import Normals, can_move_rows, noise_directions, noisy_losses
 from genbound.curvature.sweep import Sweep, can_sweep
-from genbound.errors import GenboundError
 from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, predict
 from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
 from genbound.estimators.random import BLOCK, normal, row_of
-from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, stack, stream
+from genbound.quantities.base import Context, Measured, Part, stack, stream
+from genbound.quantities.catalogue.noise_stability import NoiseStabilityOptions
 
 NAME = "noise_stability"
 DRAWS = 128  # whose results are stored together
@@ -54,37 +52,6 @@ PILOT = 96  # most samples of the pilot round
 PAYS = 0.6  # part of a draw's variance that a control may leave
 SAFETY = 0.8  # the spread is known from a small pilot only
 SMALL = 2**26  # samples x weights x draws that take seconds: small problems get better errors
-
-
-@dataclass(frozen=True)
-class NoiseStabilityOptions:
-    """Options of ``noise_stability``.
-
-    Attributes:
-        sigmas: standard deviations of the noise.
-        relative_sem: wanted standard error, relative to the value.
-        num_pilot: antithetic pairs of the pilot round.
-        max_perturbations: cap on the mean number of antithetic pairs per sample (per block of 16, where the weights
-            themselves are moved); a small problem may take more, see SMALL.
-        num_shared: antithetic pairs of the round that all samples share.
-        max_shared_samples: samples of that round.
-    """
-
-    sigmas: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02)
-    relative_sem: float = 0.05
-    num_pilot: int = 2
-    max_perturbations: int = 16
-    num_shared: int = 4
-    max_shared_samples: int = 64
-
-    def __post_init__(self):
-        check_options(self, relative_sem=0, num_pilot=2, max_shared_samples=1)
-        if not self.sigmas or any(not (0 < s < float("inf")) for s in self.sigmas):
-            raise GenboundError(f"sigmas {list(self.sigmas)} must be positive numbers")
-        if list(self.sigmas) != sorted(set(self.sigmas)):
-            raise GenboundError(f"sigmas {list(self.sigmas)} must increase, each given once")
-        if self.num_shared < 2:
-            raise GenboundError(f"num_shared {self.num_shared} must be at least 2: one draw has no spread")
 
 
 # A draw of the noise: the positions it moves, and the key of its random numbers (for one sample, a stream and its member).
@@ -360,14 +327,3 @@ def forecast(problem, options: NoiseStabilityOptions) -> float:
     shared = options.num_shared * min(1.0, options.max_shared_samples / num)
     pilot = max(options.num_pilot * min(1.0, PILOT / num), 128 / num)
     return (2 * len(options.sigmas) * (shared + pilot + min(4, options.max_perturbations)) + 5) / 3
-
-
-QUANTITY = Quantity(
-    NAME,
-    "rise of the loss under Gaussian weight noise over a grid of sigmas, beside its Hessian approximation",
-    measure,
-    NoiseStabilityOptions,
-    requires=("hessian_trace",),
-    gradients=forecast,
-    reference="Ju, Li & Zhang 2022",
-)

@@ -22,21 +22,15 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from genbound.quantities.base import Context, Measured, Quantity
+from genbound.quantities.base import Context, Measured
 from genbound.structure.output_sites import has_attention
 from genbound.structure.path_sums import PathSums, UnsupportedOperation
 
 NAME = "path_norm"
-
-
-@dataclass(frozen=True)
-class PathNormOptions:
-    """``path_norm`` has no options."""
 
 
 def log_path_norm(problem) -> float:
@@ -80,14 +74,3 @@ def applies_to(problem) -> str | None:
     except (RuntimeError, TypeError, ValueError) as error:
         return f"the network cannot run on sums over paths: {(str(error).splitlines() or [type(error).__name__])[0]}"
     return None
-
-
-QUANTITY = Quantity(
-    NAME,
-    "squared path norm: the output of the network with squared weights for an input of ones",
-    measure,
-    PathNormOptions,
-    gradients=lambda problem, options: 1.0 / problem.num_samples,
-    applies_to=applies_to,
-    reference="Neyshabur, Tomioka & Srebro 2015; Jiang et al. 2020",
-)

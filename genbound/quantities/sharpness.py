@@ -41,47 +41,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from itertools import count
 
 import numpy as np
 from torch import Tensor
 
-from genbound.errors import GenboundError
 from genbound.estimators.random import normal
-from genbound.quantities.base import Context, Measured, Part, Quantity, check_options, stream
-from genbound.quantities.perturbed_error import GROUP, check_loss, error, error_and_gradient, flat, groups, names
+from genbound.network.problem import Problem
+from genbound.quantities.base import Context, Measured, Part, stream
+from genbound.quantities.catalogue.sharpness import SharpnessOptions
+from genbound.quantities.perturbed_error import check_loss, error, error_and_gradient, flat, groups, names
 
 NAME = "sharpness"
 START = {"alpha": 2.0**-10, "magnitude_alpha": 2.0**-6}  # first trial
 STEP = 4.0  # between the first two trials, squared for each further one until alpha is bracketed
 SMALLEST, LARGEST = 2.0**-40, 2.0**20
 ROUNDING = 1e-9  # a rise of just the displacement is none too many
-
-
-@dataclass(frozen=True)
-class SharpnessOptions:
-    """Options of ``sharpness``.
-
-    Attributes:
-        displacement: largest rise of the error.
-        tolerance: relative width of the interval that alpha is searched to.
-        num_steps: perturbations that a trial looks at.
-        num_samples: most samples to search on, spread evenly over the measured ones.
-        epsilon: size of the magnitude-aware box where a weight is zero.
-    """
-
-    displacement: float = 0.1
-    tolerance: float = 0.1
-    num_steps: int = 4
-    num_samples: int = GROUP
-    epsilon: float = 1e-3
-
-    def __post_init__(self):
-        if not 0 < self.displacement < 1:
-            raise GenboundError(f"displacement {self.displacement:g} is a rise of the error: 0 < displacement < 1")
-        check_options(self, tolerance=0, num_steps=1, num_samples=1, epsilon=0)
 
 
 def box(weight: Tensor, kind: str, alpha: float, epsilon: float) -> Tensor | float:
@@ -225,20 +201,14 @@ def measure(problem, context: Context) -> Measured:
     )
 
 
+def applies_to(problem: Problem) -> str | None:
+    """The loss must know which answers are wrong."""
+    return check_loss("alpha", problem)
+
+
 def forecast(problem, options: SharpnessOptions) -> float:
     """Twice: five passes, a trial that ends at once, one at the lower end and the halvings; a floor; the gradient at w."""
     halvings = math.ceil(math.log2(max(math.log(STEP) / math.log(1 + options.tolerance), 1)))
     whole = options.num_steps - 2 / 3  # the last pass of a trial is forward
     found = 4 / 3 + whole + 2 * (5 / 3 + 1 + (1 + halvings) * whole)
     return found * min(1.0, options.num_samples / problem.num_samples)
-
-
-QUANTITY = Quantity(
-    NAME,
-    "largest box of weight perturbations whose worst one found raises the training error by 0.1 at most, plain and magnitude-aware",
-    measure,
-    SharpnessOptions,
-    gradients=forecast,
-    applies_to=lambda problem: check_loss("alpha", problem),
-    reference="Jiang et al. 2020",
-)

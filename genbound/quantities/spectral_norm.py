@@ -16,22 +16,15 @@ no pass over the data. Exact in the sense of the bracket; no Monte Carlo error b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from genbound.estimators.operator_norm import FAILURE, operator_norm
-from genbound.quantities.base import Context, Measured, Part, Quantity, stream
+from genbound.quantities.base import Context, Measured, Part, stream
 from genbound.structure.reader import read_structure
 
 NAME = "spectral_norm"
 MODELS = ("trained", "init", "displacement")
 TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class SpectralNormOptions:
-    """``spectral_norm`` has no options."""
 
 
 def measure(problem, context: Context) -> Measured:
@@ -66,15 +59,3 @@ def measure(problem, context: Context) -> Measured:
             "folded": bool(part["folded"]),
         }
     return Measured({"layers": rows, "failure_probability": FAILURE})
-
-
-QUANTITY = Quantity(
-    NAME,
-    "operator 2-norm of each layer, of its initialisation and of the difference, within 1 %",
-    measure,
-    SpectralNormOptions,
-    # Some 190 products for three operators, each the cost of a forward pass of its layer.
-    needs_data=False,
-    gradients=lambda problem, options: 190.0 / problem.num_samples,
-    reference="Kuczynski & Wozniakowski 1992",
-)

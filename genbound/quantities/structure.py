@@ -8,17 +8,10 @@ Cost: two forward passes of one sample. Exact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from genbound.quantities.base import Context, Measured, Quantity
+from genbound.quantities.base import Context, Measured
 from genbound.structure.reader import read_structure
 
 NAME = "structure"
-
-
-@dataclass(frozen=True)
-class StructureOptions:
-    """``structure`` has no options."""
 
 
 def measure(problem, context: Context) -> Measured:
@@ -36,12 +29,3 @@ def measure(problem, context: Context) -> Measured:
             "notes": found.notes,
         }
     )
-
-
-QUANTITY = Quantity(
-    NAME,
-    "how the layers are composed: series, sums of branches, and the Lipschitz constants in between",
-    measure,
-    StructureOptions,
-    gradients=lambda problem, options: 0.7 / problem.num_samples,
-)

@@ -1,0 +1,38 @@
+"""``flatness``, measured in :mod:`genbound.quantities.flatness`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genbound.errors import GenboundError
+from genbound.quantities.base import Quantity, later, option
+
+
+@dataclass(frozen=True)
+class FlatnessOptions:
+    """Options of ``flatness``."""
+
+    displacement: float = option(0.1, "largest mean rise of the error")
+    tolerance: float = option(0.05, "relative width of the interval that sigma is searched to")
+    num_draws: int = option(12, "draws of the noise, each on the next group of samples")
+    num_coarse: int = option(4, "draws while sigma is only bracketed, to a factor of 4; the first ones of the same")
+    epsilon: float = option(1e-3, "floor of the magnitude-aware standard deviation")
+
+    def __post_init__(self):
+        if not 0 < self.displacement < 1:
+            raise GenboundError(f"displacement {self.displacement:g} is a rise of the error: 0 < displacement < 1")
+        if not self.tolerance > 0 or not self.epsilon > 0:
+            raise GenboundError("tolerance and epsilon must be positive")
+        if not 2 <= self.num_coarse <= self.num_draws:
+            raise GenboundError("2 <= num_coarse <= num_draws is needed: a mean of one draw has no standard error")
+
+
+QUANTITY = Quantity(
+    "flatness",
+    "largest weight noise that raises the training error by 0.1 at most, plain and magnitude-aware",
+    later("genbound.quantities.flatness:measure"),
+    FlatnessOptions,
+    gradients=later("genbound.quantities.flatness:forecast"),
+    applies_to=later("genbound.quantities.flatness:applies_to"),
+    reference="Jiang et al. 2020",
+)

@@ -1,0 +1,43 @@
+"""``hessian_trace``, measured in :mod:`genbound.quantities.hessian_trace`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genbound.quantities.base import Quantity, check_options, later, option
+
+
+@dataclass(frozen=True)
+class HessianTraceOptions:
+    """Options of ``hessian_trace``."""
+
+    layer_sem: float = option(
+        0.07,
+        "wanted standard error of each layer, relative to its trace (or to a tenth of its root mean square over the"
+        " samples, where they cancel, or to 1 % of the largest layer's)",
+    )
+    total_sem: float = option(0.02, "wanted standard error of the total, relative to it")
+    num_pilot: int = option(4, "probes per sample in the pilot round")
+    max_probes: int = option(
+        8,
+        "cap on the mean number of double backward probes per sample, or as much time in sweeps, for the layers and again"
+        " for the total; a small problem may take up to 512",
+    )
+    exact_outputs: int = option(64, "most output coordinates for which the Gauss-Newton part is computed exactly")
+    num_factors: int = option(16, "random combinations per sample beyond that")
+    exact_products: int = option(
+        2**15, "the remainder too is computed exactly if that takes no more Hessian products on single samples"
+    )
+
+    def __post_init__(self):
+        check_options(self, layer_sem=0, total_sem=0, num_pilot=2, max_probes=1, num_factors=2)
+
+
+QUANTITY = Quantity(
+    "hessian_trace",
+    "trace of each layer's Hessian block, exact Gauss-Newton part plus a probed remainder",
+    later("genbound.quantities.hessian_trace:measure"),
+    HessianTraceOptions,
+    gradients=later("genbound.quantities.hessian_trace:forecast"),
+    reference="Hutchinson 1990; Ju, Li & Zhang 2022",
+)

@@ -1,0 +1,14 @@
+"""``layer_norms``, measured in :mod:`genbound.quantities.layer_norms`."""
+
+from __future__ import annotations
+
+from genbound.quantities.base import Quantity, later
+
+QUANTITY = Quantity(
+    "layer_norms",
+    "Frobenius, MARS and (2,1) norms of each layer's operator, of its initialisation and of the difference",
+    later("genbound.quantities.layer_norms:measure"),
+    needs_data=False,
+    gradients=lambda problem, options: 6.0 / problem.num_samples,
+    reference="Gouk et al. 2021; Bartlett et al. 2017",
+)

@@ -1,0 +1,35 @@
+"""``max_positive_trace``, measured in :mod:`genbound.quantities.max_positive_trace`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genbound.quantities.base import Quantity, check_options, later, option
+
+
+@dataclass(frozen=True)
+class MaxPositiveTraceOptions:
+    """Options of ``max_positive_trace``."""
+
+    dense_products: int = option(
+        5_000, "Hessian products on single samples that a layer may cost before it is estimated"
+    )
+    candidates: int = option(8, "samples that are looked at in the first round of an estimate")
+    finalists: int = option(2, "samples that the second round chooses among")
+    num_steps: int = option(10, "Lanczos steps of each quadrature")
+    subspace: int = option(16, "dimension of the subspace that is treated exactly")
+    num_probes: int = option(10, "probes outside it")
+
+    def __post_init__(self):
+        check_options(self, candidates=1, finalists=1, num_steps=1, subspace=1, num_probes=2)
+
+
+QUANTITY = Quantity(
+    "max_positive_trace",
+    "largest Tr[H+] over the samples for each layer's own block",
+    later("genbound.quantities.max_positive_trace:measure"),
+    MaxPositiveTraceOptions,
+    requires=("hessian_trace",),
+    gradients=later("genbound.quantities.max_positive_trace:forecast"),
+    reference="Ju, Li & Zhang 2022; Ubaru, Chen & Saad 2017; Meyer et al. 2021",
+)

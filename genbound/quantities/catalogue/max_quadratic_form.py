@@ -1,0 +1,43 @@
+"""``max_quadratic_form``, measured in :mod:`genbound.quantities.max_quadratic_form`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genbound.errors import GenboundError
+from genbound.quantities.base import Quantity, check_options, later, option
+
+CONVENTIONS = ("theorem", "paper-code")
+
+
+@dataclass(frozen=True)
+class MaxQuadraticFormOptions:
+    """Options of ``max_quadratic_form``."""
+
+    tolerance: float = option(0.01, "width of the interval relative to its upper end", flag="--tolerance")
+    max_products: int = option(
+        320, "Hessian products spent on one sample and layer before the interval is left as wide as it is"
+    )
+    convention: str = option(
+        "theorem", "paper-code computes what the published scripts do", flag="--convention", choices=CONVENTIONS
+    )
+    paper_batch_size: int = option(
+        8, "samples whose mean loss the published scripts differentiate", flag="--paper-batch-size"
+    )
+
+    def __post_init__(self):
+        if not 0 < self.tolerance < 1:
+            raise GenboundError(f"tolerance {self.tolerance:g} must lie between 0 and 1")
+        check_options(self, max_products=1, paper_batch_size=1)
+        if self.convention not in CONVENTIONS:
+            raise GenboundError(f"convention {self.convention!r} is unknown: use {' or '.join(CONVENTIONS)}")
+
+
+QUANTITY = Quantity(
+    "max_quadratic_form",
+    "largest v'H+v over the samples for each layer's own block, as a certified interval",
+    later("genbound.quantities.max_quadratic_form:measure"),
+    MaxQuadraticFormOptions,
+    gradients=later("genbound.quantities.max_quadratic_form:forecast"),
+    reference="Ju, Li & Zhang 2022",
+)

@@ -1,0 +1,46 @@
+"""``noise_stability``, measured in :mod:`genbound.quantities.noise_stability`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genbound.errors import GenboundError
+from genbound.quantities.base import Quantity, check_options, later, option
+
+
+@dataclass(frozen=True)
+class NoiseStabilityOptions:
+    """Options of ``noise_stability``."""
+
+    sigmas: tuple[float, ...] = option(
+        (0.001, 0.002, 0.005, 0.01, 0.02), "standard deviations of the noise", flag="--sigmas"
+    )
+    relative_sem: float = option(0.05, "wanted standard error, relative to the value")
+    num_pilot: int = option(2, "antithetic pairs of the pilot round")
+    max_perturbations: int = option(
+        16,
+        "cap on the mean number of antithetic pairs per sample (per block of 16, where the weights themselves are moved);"
+        " a small problem may take more",
+    )
+    num_shared: int = option(4, "antithetic pairs of the round that all samples share")
+    max_shared_samples: int = option(64, "samples of that round")
+
+    def __post_init__(self):
+        check_options(self, relative_sem=0, num_pilot=2, max_shared_samples=1)
+        if not self.sigmas or any(not (0 < s < float("inf")) for s in self.sigmas):
+            raise GenboundError(f"sigmas {list(self.sigmas)} must be positive numbers")
+        if list(self.sigmas) != sorted(set(self.sigmas)):
+            raise GenboundError(f"sigmas {list(self.sigmas)} must increase, each given once")
+        if self.num_shared < 2:
+            raise GenboundError(f"num_shared {self.num_shared} must be at least 2: one draw has no spread")
+
+
+QUANTITY = Quantity(
+    "noise_stability",
+    "rise of the loss under Gaussian weight noise over a grid of sigmas, beside its Hessian approximation",
+    later("genbound.quantities.noise_stability:measure"),
+    NoiseStabilityOptions,
+    requires=("hessian_trace",),
+    gradients=later("genbound.quantities.noise_stability:forecast"),
+    reference="Ju, Li & Zhang 2022",
+)

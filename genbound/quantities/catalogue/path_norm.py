@@ -1,0 +1,14 @@
+"""``path_norm``, measured in :mod:`genbound.quantities.path_norm`."""
+
+from __future__ import annotations
+
+from genbound.quantities.base import Quantity, later
+
+QUANTITY = Quantity(
+    "path_norm",
+    "squared path norm: the output of the network with squared weights for an input of ones",
+    later("genbound.quantities.path_norm:measure"),
+    gradients=lambda problem, options: 1.0 / problem.num_samples,
+    applies_to=later("genbound.quantities.path_norm:applies_to"),
+    reference="Neyshabur, Tomioka & Srebro 2015; Jiang et al. 2020",
+)

@@ -1,0 +1,35 @@
+"""``sharpness``, measured in :mod:`genbound.quantities.sharpness`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genbound.errors import GenboundError
+from genbound.quantities.base import Quantity, check_options, later, option
+
+
+@dataclass(frozen=True)
+class SharpnessOptions:
+    """Options of ``sharpness``."""
+
+    displacement: float = option(0.1, "largest rise of the error")
+    tolerance: float = option(0.1, "relative width of the interval that alpha is searched to")
+    num_steps: int = option(4, "perturbations that a trial looks at")
+    num_samples: int = option(64, "most samples to search on, spread evenly over the measured ones")
+    epsilon: float = option(1e-3, "size of the magnitude-aware box where a weight is zero")
+
+    def __post_init__(self):
+        if not 0 < self.displacement < 1:
+            raise GenboundError(f"displacement {self.displacement:g} is a rise of the error: 0 < displacement < 1")
+        check_options(self, tolerance=0, num_steps=1, num_samples=1, epsilon=0)
+
+
+QUANTITY = Quantity(
+    "sharpness",
+    "largest box of weight perturbations whose worst one found raises the training error by 0.1 at most, plain and magnitude-aware",
+    later("genbound.quantities.sharpness:measure"),
+    SharpnessOptions,
+    gradients=later("genbound.quantities.sharpness:forecast"),
+    applies_to=later("genbound.quantities.sharpness:applies_to"),
+    reference="Jiang et al. 2020",
+)
