@@ -11,7 +11,7 @@ from cases import CASES, D
 import genbound
 from genbound.bounds import BOUNDS, Evidence
 from genbound.bounds.ju2022hessian import HESSIAN_DISTANCE, NOISY_LABEL_DISTANCE, TRACE_DISTANCE
-from genbound.evaluation.loop import resolve
+from genbound.evaluation.selection import resolve
 from genbound.quantities import QUANTITIES
 
 # -- the tables -------------------------------------------------------------------------------------------------------

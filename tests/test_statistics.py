@@ -8,7 +8,7 @@ import torch
 from cases import CASES
 
 import genbound
-from genbound.evaluation.loop import resolve
+from genbound.evaluation.selection import resolve
 
 STOCHASTIC = {
     "hessian_trace": {"exact_products": 0, "layer_sem": 5.0, "total_sem": 5.0},

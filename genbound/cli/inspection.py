@@ -25,7 +25,7 @@ def catalogue(what: str | None = None) -> str:
 
 def describe(pair: Any, problem: Any, measures: Iterable[str] | None, options: Mapping[str, Mapping[str, Any]]) -> str:
     """The report of ``genbound inspect``."""
-    from genbound.evaluation.loop import resolve
+    from genbound.evaluation.selection import resolve
 
     names, _ = resolve(measures)
     lines = [f"architecture   {pair.rule}"]

@@ -173,7 +173,7 @@ def evaluate(**given: Any) -> None:
     """
     from genbound.checkpoints.architecture import load_pair
     from genbound.evaluation.loop import evaluate as run
-    from genbound.evaluation.loop import resolve
+    from genbound.evaluation.selection import resolve
 
     resolve(given["measures"])  # a misspelt name fails before anything is loaded
     spec = _spec(given)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from genbound.evaluation.loop import get_options
+from genbound.evaluation.selection import get_options
 from genbound.network.memory import graph_bytes, weight_bytes
 from genbound.quantities import QUANTITIES
 

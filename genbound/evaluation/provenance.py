@@ -1,0 +1,84 @@
+"""What the results say beside the numbers: of what, how and where they were measured."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from genbound.estimators.measured import Measured
+from genbound.evaluation.selection import Selection
+from genbound.network.weights import BaseProblem
+from genbound.results.results import to_plain
+
+UNKNOWN_FILE = {"path": None, "sha256": None}
+
+
+def config_entries(
+    problem: BaseProblem, selection: Selection, measured: Mapping[str, Measured], seed: int, delta: float
+) -> dict[str, Any]:
+    """The entries of the results' ``config``."""
+    quadratic_form = selection.options.get("max_quadratic_form")
+    return to_plain(
+        {
+            "seed": seed, "num_samples": problem.num_samples, "num_data": problem.num_data,
+            "loss_range": loss_range(problem, measured), "samples_sha256": _samples_digest(problem),
+            "loss": None if problem.loss is None else problem.loss.name,
+            "convention": "theorem" if quadratic_form is None else quadratic_form.convention,
+            "head": problem.provenance.get("head_policy", "init"),
+            "head_note": problem.provenance.get("head_note", ""),
+            "dtype": str(problem.dtype).removeprefix("torch."), "device": str(problem.device), "attention": "math",
+            "batch_size": problem.batch_size, "delta": delta,
+            "options": {name: asdict(options) for name, options in selection.options.items() if name in measured},
+            "torch": torch.__version__, "threads": torch.get_num_threads(), "python": platform.python_version(),
+        }
+    )  # fmt: skip
+
+
+def source_entries(problem: BaseProblem) -> dict[str, dict[str, Any]]:
+    """The results' ``checkpoint``, ``init`` and ``data``: where the weights and the samples are from, with digests."""
+    data = problem.data
+    return {
+        "checkpoint": dict(problem.provenance.get("checkpoint", UNKNOWN_FILE)),
+        "init": dict(problem.provenance.get("init", UNKNOWN_FILE)),
+        "data": {"spec": None, "sha256": None} if data is None else {"spec": data.spec, "sha256": data.digest()},
+    }
+
+
+def layer_rows(problem: BaseProblem) -> list[dict[str, Any]]:
+    """The results' ``layers``."""
+    return [
+        {
+            "name": layer.name, "kind": layer.kind, "shape": list(layer.shape),
+            "positive_semidefinite": layer.positive_semidefinite, "curved_by": layer.curved_by or None,
+            "num_uses": layer.num_uses,
+        }
+        for layer in problem.layers
+    ]  # fmt: skip
+
+
+def loss_range(problem: BaseProblem, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """The range C of the loss, in its unit, and how it is known; observed is the largest loss of any sample."""
+    if problem.loss is not None and problem.loss_range_spec != "observed":
+        return {"value": problem.loss.range, "kind": problem.loss_range_spec}
+    value = measured["losses"].summary["largest_loss"] if "losses" in measured else None
+    return {"value": value, "kind": "observed"}
+
+
+def peak_memory() -> int:
+    """Largest resident size of the process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _samples_digest(problem: BaseProblem) -> str | None:
+    """Which training samples were measured: two runs with the same ones differ by their draws alone."""
+    if not problem.num_samples:
+        return None
+    return hashlib.sha256(repr(sorted(int(i) for i in problem.indices)).encode()).hexdigest()

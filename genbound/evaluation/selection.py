@@ -1,0 +1,86 @@
+"""What an evaluation is about: the quantities that are needed, their options, and the bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from genbound.bounds import BOUNDS
+from genbound.errors import GenboundError
+from genbound.quantities import QUANTITIES
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is measured and what is concluded.
+
+    Attributes:
+        options: quantity -> its options, in the order in which they are measured.
+        bounds: names of bounds.
+    """
+
+    options: dict[str, Any]
+    bounds: list[str]
+
+    def behind(self, name: str) -> dict[str, dict[str, Any]]:
+        """The options of a quantity and of all it builds on, by name: what its value depends on."""
+        found = {name: asdict(self.options[name])}
+        for required in QUANTITIES[name].requires:
+            found |= self.behind(required)
+        return found
+
+
+def select(measures: Iterable[str] | None, options: Mapping[str, Mapping[str, Any]]) -> Selection:
+    """The quantities and bounds that are named and all they need.
+
+    Args:
+        measures: names of either; ``None`` means all.
+        options: quantity -> its options, where they are not the defaults.
+
+    Raises:
+        GenboundError: a name or an option that does not exist.
+    """
+    names, bounds = resolve(measures)
+    for name in options:
+        if name not in QUANTITIES:
+            raise GenboundError(f"options are given for {name!r}, which is no quantity")
+    return Selection({name: get_options(name, options.get(name, {})) for name in names}, bounds)
+
+
+def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:
+    """``(quantities in the order they are measured, bounds)`` that a selection of either needs."""
+    if measures is None:
+        return list(QUANTITIES), list(BOUNDS)
+    wanted = list(dict.fromkeys(measures))
+    if not wanted:
+        raise GenboundError("no measures are named: leave them out for all, or see `genbound list`")
+    for name in wanted:
+        if name not in QUANTITIES and name not in BOUNDS:
+            raise GenboundError(
+                f"unknown measure {name!r}: `genbound list` shows them ({', '.join([*QUANTITIES, *BOUNDS])})"
+            )
+    needed: set[str] = set()
+    more = {r for name in wanted for r in (BOUNDS[name].requires if name in BOUNDS else (name,))}
+    while more:
+        needed |= more
+        more = {r for name in needed for r in QUANTITIES[name].requires} - needed
+    return [name for name in QUANTITIES if name in needed], [name for name in BOUNDS if name in wanted]
+
+
+def get_options(name: str, given: Mapping[str, Any]) -> Any:
+    """A quantity's options from keyword arguments, refusing those it does not have."""
+    kind = QUANTITIES[name].options
+    known = {f.name for f in fields(kind)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise GenboundError(
+            f"{name} has no option {unknown[0]!r}; its options are {', '.join(sorted(known)) or 'none'}"
+        )
+    values = {key: tuple(v) if isinstance(v, list | np.ndarray) else v for key, v in given.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise GenboundError(f"options of {name} are wrong: {error}") from error

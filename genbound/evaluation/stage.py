@@ -1,0 +1,109 @@
+"""The measuring of one quantity: stage by stage, from what is stored where something is."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from genbound.estimators.measured import Measured, Part
+from genbound.evaluation.store import DiskStore, MemoryStore
+from genbound.network.weights import BaseProblem
+from genbound.quantities import QUANTITIES
+from genbound.quantities.base import Context
+from genbound.results.results import to_plain
+
+PARTS = 3  # of stored parts: raised when a quantity keeps other arrays than before, so that older ones are not read
+
+
+class TimeBudgetSpent(Exception):
+    """The time budget ran out between two parts; what is finished is stored."""
+
+
+@dataclass
+class StoredContext(Context):
+    """What a measurement is given: its options, earlier quantities, and a map that keeps finished parts.
+
+    Attributes:
+        name: of the quantity.
+        seed: of all randomness.
+        options: its options.
+        measured: the quantities before it.
+        store: where its parts are kept.
+        progress: show a bar on standard error.
+        deadline: time on the monotonic clock, in seconds, after which no further part is started.
+    """
+
+    name: str
+    seed: int
+    options: Any
+    measured: Mapping[str, Measured]
+    store: MemoryStore
+    progress: bool = False
+    deadline: float | None = None
+
+    def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
+        """The parts of all items, in their order; those that are not stored are computed, each stored as soon as it is there.
+
+        Raises:
+            TimeBudgetSpent: the deadline is over and a part is missing.
+        """
+        stored = [self.store.part(f"{stage}-{index}") for index in range(len(items))]
+        missing = [index for index, part in enumerate(stored) if part is None]
+        found = {index: part for index, part in enumerate(stored) if part is not None}
+        bar = tqdm(
+            missing, desc=f"{self.name}: {stage}", unit="part", total=len(items), initial=len(found), delay=2,
+            leave=False, file=sys.stderr, disable=not self.progress, dynamic_ncols=True,
+        )  # fmt: skip
+        for index in bar:
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                raise TimeBudgetSpent
+            found[index] = function(items[index])
+            self.store.save_part(f"{stage}-{index}", found[index])
+        return [found[index] for index in range(len(items))]
+
+
+def open_store(out: str | Path | None, name: str, *depends_on: Any) -> MemoryStore:
+    """Where the parts of a quantity are kept.
+
+    Args:
+        out: directory of the results; ``None`` keeps nothing.
+        name: of the quantity.
+        depends_on: everything that its numbers depend on.
+    """
+    if out is None:
+        return MemoryStore()
+    return DiskStore(Path(out), name, hashlib.sha256(repr((PARTS, *depends_on)).encode()).hexdigest())
+
+
+def why_not(problem: BaseProblem, name: str, measured: Mapping[str, Measured]) -> str:
+    """Why a quantity cannot be measured; empty if it can."""
+    quantity = QUANTITIES[name]
+    if quantity.needs_data and problem.data is None:
+        return problem.reason
+    lacking = [required for required in quantity.requires if required not in measured]
+    if lacking:
+        return f"needs {', '.join(lacking)}, which was not measured"
+    reason = quantity.applies_to(problem)
+    return "" if reason is None else f"does not apply: {reason}"
+
+
+def measure_stages(problem: BaseProblem, context: StoredContext) -> tuple[Measured, float]:
+    """What a quantity finds, and the seconds that took when it was measured."""
+    found = context.store.measured()
+    if found is None:
+        begin = time.monotonic()
+        with torch.random.fork_rng(devices=[]):
+            found = QUANTITIES[context.name].measure(problem, context)
+        found = replace(found, summary={**to_plain(found.summary), "_seconds": time.monotonic() - begin})
+        context.store.save_measured(found)
+    summary = dict(found.summary)
+    seconds = summary.pop("_seconds", 0.0)
+    return replace(found, summary=summary), seconds
