@@ -16,6 +16,7 @@ product and is curved; two parallel uses that are only added are not.
 from __future__ import annotations
 
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from genbound.network.operation import Operation
 from genbound.network.operations import of_node, operation
@@ -27,8 +28,8 @@ class Graph:
     """The executed operations between some weights and an output.
 
     Args:
-        output: the network's output, on a live autograd graph.
-        weights: name -> leaf tensor that requires grad.
+        output: the network's output, ``[N, ...]``, on a live autograd graph.
+        weights: name -> leaf tensor ``[*shape]`` that requires grad.
 
     Attributes:
         order: all operations, every operation after its operands.
@@ -39,7 +40,7 @@ class Graph:
 
     def __init__(self, output: Tensor, weights: dict[str, Tensor]):
         self.order = _topological_order(output.grad_fn)
-        self.consumers: dict = {node: [] for node in self.order}
+        self.consumers: dict[Node, list[tuple[Node, int]]] = {node: [] for node in self.order}
         for node in self.order:
             for position, (operand, _) in enumerate(node.next_functions):
                 if operand is not None:
@@ -54,7 +55,7 @@ class Graph:
 
     def _find_curved(self) -> dict[str, str]:
         bit = {node: 1 << i for i, node in enumerate(self.leaves.values())}
-        depends: dict = {}
+        depends: dict[Node, int] = {}
         curved, found = 0, {}
         names = list(self.leaves)
         for node in self.order:
@@ -69,7 +70,7 @@ class Graph:
                 found |= {name: operation(node) for i, name in enumerate(names) if bent >> i & 1}
         return found
 
-    def upstream(self, node) -> set:
+    def upstream(self, node: Node) -> set[Node]:
         """All operations whose result the operation depends on."""
         seen, stack = set(), [node]
         while stack:
@@ -80,7 +81,7 @@ class Graph:
         return seen
 
 
-def _curved_operands(node, masks: list[int], everything: int) -> int:
+def _curved_operands(node: Node, masks: list[int], everything: int) -> int:
     """Bit mask of the weights that this operation is curved in."""
     row = of_node(node)
     if row.flat or operation(node) == LEAF:
@@ -91,12 +92,12 @@ def _curved_operands(node, masks: list[int], everything: int) -> int:
     return first & second
 
 
-def _in_training(node, row: Operation) -> bool:
+def _in_training(node: Node, row: Operation) -> bool:
     """A batch norm by the statistics of the samples themselves, which is no product."""
     return row.name == "batch_norm" and bool(node._saved_training)
 
 
-def _topological_order(root) -> list:
+def _topological_order(root: Node) -> list[Node]:
     """Depth-first post-order without recursion: a network may be thousands of operations deep."""
     order, done, stack = [], set(), [(root, False)]
     while stack:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genbound.network.weight_uses import ConvolutionUse, LinearUse
+from genbound.network.weight_uses import ConvolutionUse, LinearUse, Use
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _geometric_mean(sides: tuple[int, ...]) -> float | int:
     return int(sides[0]) if len(set(sides)) == 1 else math.prod(sides) ** (1 / len(sides))
 
 
-def as_operator(use, weight: Tensor) -> Operator:
+def as_operator(use: Use | None, weight: Tensor) -> Operator:
     """The map of one recorded use of one sample, in float64; the stored matrix where the use is not recognised."""
     weight = weight.detach().double()
     if isinstance(use, LinearUse):

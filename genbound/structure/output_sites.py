@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from genbound.network.operations import of_node, operation
+from genbound.network.tape import Tape
 from genbound.network.weight_uses import ConvolutionUse, LinearUse
 
 
@@ -63,7 +64,7 @@ class Site:
         return z.flatten(2).square().sum(1)
 
 
-def find_sites(tape) -> list[Site]:
+def find_sites(tape: Tape) -> list[Site]:
     """The sites of a tape's layers in the order of execution; layers without a use are left out."""
     sites = []
     for name in tape.layers:
@@ -81,12 +82,12 @@ def find_sites(tape) -> list[Site]:
     return sorted(sites, key=lambda site: site.order)
 
 
-def executed(tape) -> frozenset[str]:
+def executed(tape: Tape) -> frozenset[str]:
     """Names of the operations that a forward pass executed and recorded."""
     return frozenset(operation(node) for node in tape.graph.order)
 
 
-def has_attention(tape) -> bool:
+def has_attention(tape: Tape) -> bool:
     """A softmax whose result is multiplied by other activations."""
     names = executed(tape)
     return any(name.startswith("ScaledDotProduct") for name in names) or bool(
