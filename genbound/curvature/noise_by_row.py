@@ -17,38 +17,47 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbound.curvature.sweep import Sweep
+from genbound.estimators.gram_root import gram_root, gram_root_derivative
 from genbound.estimators.random import BLOCK, generator, grouped
-from genbound.network.weight_uses import ConvolutionUse, LinearUse, gram_root, gram_root_derivative
-from genbound.network.weight_watch import LayerWatch, act_once
+from genbound.network.weight_uses import ConvolutionUse, LinearUse
+from genbound.network.weight_watch import WeightedFunctions, WeightWatch, act_once, taken_apart
+
+if TYPE_CHECKING:
+    from genbound.network.layers import Layer
+    from genbound.network.problem import Problem
+    from genbound.network.weight_uses import Use
 
 # A row of a noisy batch: which sample, and which member of which stream of normals moves its weights.
 NoisyRow = tuple[int, tuple, int]
 
 
-def can_move_rows(problem) -> bool:
+def can_move_rows(problem: Problem) -> bool:
     """Whether every layer acts once, as a linear map or a convolution on samples that share a pass; tried on a few."""
     if not act_once(problem):
         return False
-    noise = NoisyForward(problem, 2, _zeros(problem, 2), [0.0])
-    batch = problem.batch([0, 0])
-    with torch.no_grad(), noise:
-        problem.forward(problem.params, batch.inputs)
+    noise = RowNoise(2, _zeros(problem, 2), [0.0])
+    _noisy_forward(problem, noise, problem.batch([0, 0]).inputs, 2)
     return not _missed(problem, noise)
 
 
-def _zeros(problem, num: int) -> Callable[[str, int, int], Tensor]:
+def _noisy_forward(problem: Problem, noise: RowNoise, inputs: Any, num: int) -> Tensor:
+    """The outputs for ``num`` rows of inputs, repetitions included."""
+    with torch.no_grad(), taken_apart(), WeightedFunctions(WeightWatch(problem, num, noise.visit)):
+        return problem.forward(problem.params, inputs)
+
+
+def _zeros(problem: Problem, num: int) -> Callable[[str, int, int], Tensor]:
     return lambda name, positions, width: problem.params[name].new_zeros(num, positions, width)
 
 
-def _missed(problem, noise: NoisyForward) -> list[str]:
+def _missed(problem: Problem, noise: RowNoise) -> list[str]:
     """The layers that were not moved exactly once."""
     wanted = sorted(layer.name for layer in problem.layers if layer.kind != "unused")
     if sorted(noise.moved) == wanted:
@@ -83,73 +92,41 @@ class Normals:
         return self._known[name]
 
 
-class _Below(TorchDispatchMode):
-    """Sees the executed operations of one function that was given a layer's weight."""
-
-    def __init__(self, noise: NoisyForward):
-        super().__init__()
-        self._noise = noise
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **kwargs) if kwargs else func(*args)
-        self._noise.meet(func, args, out)
-        return out
-
-
-class NoisyForward(TorchFunctionMode):
-    """Adds its own noise to what each row's weights make, in a batch of some rows repeated once for every sigma.
+class RowNoise:
+    """What each row's own noisy weights add to the layers' results, in a batch of some rows repeated once for every sigma.
 
     Args:
-        problem: whose layers are moved.
         num: rows, before they are repeated.
-        normals: ``(layer, positions, width) -> [num, positions, width]``.
-        sigmas: standard deviations, with signs, one for each repetition.
+        normals: ``(layer, positions, width) -> [num, positions, width]``, standard normals.
+        sigmas: standard deviations, with signs, one for each repetition, in the unit of the weights.
 
     Attributes:
         moved: names of the layers that were met, once for each time.
     """
 
-    def __init__(self, problem, num: int, normals: Callable[[str, int, int], Tensor], sigmas: Sequence[float]):
-        super().__init__()
-        self._normals, self._sigmas = normals, list(sigmas)
-        self._rows, self._num = num, num * len(self._sigmas)
-        self._watch, self._below = LayerWatch(problem, self._num), _Below(self)
+    def __init__(self, num: int, normals: Callable[[str, int, int], Tensor], sigmas: Sequence[float]):
+        self._normals, self._sigmas, self._rows = normals, list(sigmas), num
         self._inputs: Tensor | None = None  # of the last factor: queries, keys and values share theirs
         self._factor: Tensor | None = None
         self.moved: list[str] = []
 
-    def __enter__(self):
-        self._watch.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        self._watch.__exit__(*error)
-        return super().__exit__(*error)
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        # Only functions that are given a weight are watched from below: seeing every operation costs 6 % of a pass.
-        if self._watch.touches(args) or self._watch.touches(kwargs.values()):
-            with self._below:
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
-
-    def meet(self, func, args, out: Tensor) -> None:
-        """Add the noise to an operation's result, if it applies a layer's weight."""
-        found = self._watch.find(func, args)
+    def visit(self, func, args, kwargs, found: tuple[Layer, Use] | None) -> Any:
+        """Run an operation, and add the noise to its result if it applies a layer's weight."""
+        out = func(*args, **kwargs)
         if found is not None:
             layer, use = found
             self.moved.append(layer.name)
             self.move(layer, use, out)
+        return out
 
-    def move(self, layer, use: LinearUse | ConvolutionUse, out: Tensor) -> None:
+    def move(self, layer: Layer, use: LinearUse | ConvolutionUse, out: Tensor) -> None:
         """Add the layer's noise to what its weight has made of ``use.inputs``, in place."""
         if isinstance(use, LinearUse):
             self._move_linear(layer, use, out.view(-1, out.shape[-1]))
         else:
             self._move_convolution(layer, use, out)
 
-    def _move_linear(self, layer, use: LinearUse, out: Tensor) -> None:
+    def _move_linear(self, layer: Layer, use: LinearUse, out: Tensor) -> None:
         positions, inputs = use.inputs.shape[1:]
         if positions >= inputs:
             noise = self._normals(layer.name, 1, math.prod(layer.shape)).view(self._rows, *layer.shape)
@@ -161,7 +138,7 @@ class NoisyForward(TorchFunctionMode):
             rows = slice(i * self._rows, (i + 1) * self._rows)
             out[rows].baddbmm_(left[rows], right, alpha=sigma)
 
-    def _move_convolution(self, layer, use: ConvolutionUse, out: Tensor) -> None:
+    def _move_convolution(self, layer: Layer, use: ConvolutionUse, out: Tensor) -> None:
         if _needs_weights(layer, use, out.shape):
             noise = self._normals(layer.name, 1, math.prod(layer.shape)).view(self._rows, *layer.shape)
             out.add_(use.perturb(torch.cat([sigma * noise for sigma in self._sigmas])))
@@ -185,33 +162,34 @@ class NoisyForward(TorchFunctionMode):
         return self._factor
 
 
-def _needs_weights(layer, use: ConvolutionUse, shape: torch.Size) -> bool:
+def _needs_weights(layer: Layer, use: ConvolutionUse, shape: torch.Size) -> bool:
     """Whether a convolution with a result of this shape is given noise on its weights, not on their action on its inputs."""
     few = math.prod(shape[2:]) < math.prod(layer.shape[1:])
     return use.transposed or len(shape) != 4 or shape[0] != use.num or not few
 
 
-def _patches(use: ConvolutionUse, layer, x: Tensor) -> Tensor:
+def _patches(use: ConvolutionUse, layer: Layer, x: Tensor) -> Tensor:
     """What the taps of every position see, ``[N, groups, T, in / groups * taps]``."""
     patches = F.unfold(x, layer.shape[2:], use.dilation, use.padding, use.stride)
     return patches.unflatten(1, (use.groups, -1)).mT
 
 
-def _by_group(use: ConvolutionUse, layer, normals: Callable[[str, int, int], Tensor], shape: torch.Size) -> Tensor:
+def _by_group(
+    use: ConvolutionUse, layer: Layer, normals: Callable[[str, int, int], Tensor], shape: torch.Size
+) -> Tensor:
     """Standard normals ``[N, groups, T, out / groups]``."""
     g = normals(layer.name, math.prod(shape[2:]), layer.shape[0])
     return g.unflatten(2, (use.groups, -1)).transpose(1, 2)
 
 
-def noisy_losses(problem, rows: Sequence[NoisyRow], normals: Normals, sigmas: Sequence[float]) -> Tensor:
+def noisy_losses(problem: Problem, rows: Sequence[NoisyRow], normals: Normals, sigmas: Sequence[float]) -> Tensor:
     """Loss of every row at its own ``W + sigma U`` for every sigma, ``[sigmas, rows]``, in one pass.
 
     Cost: a forward pass for each sigma, and for each linear layer on T positions about T / in of one more.
     """
     batch = problem.batch([position for position, _, _ in rows] * len(sigmas))
-    noise = NoisyForward(problem, len(rows), normals, sigmas)
-    with torch.no_grad(), noise:
-        outputs = problem.forward(problem.params, batch.inputs)
+    noise = RowNoise(len(rows), normals, sigmas)
+    outputs = _noisy_forward(problem, noise, batch.inputs, len(rows) * len(sigmas))
     if missed := _missed(problem, noise):
         raise RuntimeError(f"the noise was not added once to each layer: {', '.join(missed)}")
     return problem.loss.per_sample(outputs, batch.targets).view(len(sigmas), len(rows))
@@ -221,9 +199,9 @@ def noise_directions(sweep: Sweep, normals: Normals) -> tuple[dict[str, Tensor],
     """What the same normals at sigma = 1 add to the layers' results on a sweep, and how that changes with the layers' inputs.
 
     The second are functions from the tangent of the inputs to the derivative of what is added: the noise that
-    :class:`NoisyForward` adds is drawn at the inputs that earlier layers have already moved. Its mean effect is zero.
+    :class:`RowNoise` adds is drawn at the inputs that earlier layers have already moved. Its mean effect is zero.
     """
-    noise = NoisyForward(sweep.problem, len(sweep), normals, [1.0])
+    noise = RowNoise(len(sweep), normals, [1.0])
     layers, found, bends, known = {layer.name: layer for layer in sweep.problem.layers}, {}, {}, _Roots()
     for name in sweep.starts:
         use = sweep.uses[name]
@@ -250,7 +228,7 @@ class _Roots:
         return self._derivative
 
 
-def _bend(use: LinearUse, layer, normals: Normals, roots: _Roots, tangent: Tensor) -> Tensor:
+def _bend(use: LinearUse, layer: Layer, normals: Normals, roots: _Roots, tangent: Tensor) -> Tensor:
     rows, positions, inputs = use.inputs.shape
     if positions >= inputs:
         weights = normals(layer.name, 1, math.prod(layer.shape)).view(rows, *layer.shape)
@@ -260,7 +238,9 @@ def _bend(use: LinearUse, layer, normals: Normals, roots: _Roots, tangent: Tenso
     return use.spread(normals(layer.name, positions, outputs), roots(use, tangent))
 
 
-def _bend_convolution(use: ConvolutionUse, layer, normals: Normals, shape: torch.Size, tangent: Tensor) -> Tensor:
+def _bend_convolution(
+    use: ConvolutionUse, layer: Layer, normals: Normals, shape: torch.Size, tangent: Tensor
+) -> Tensor:
     if _needs_weights(layer, use, shape):
         weights = normals(layer.name, 1, math.prod(layer.shape)).view(use.num, *layer.shape)
         return replace(use, inputs=tangent).perturb(weights)

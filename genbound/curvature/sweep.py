@@ -19,12 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbound.curvature.own_noise import split_own_noise
 from genbound.curvature.probes import probe_directions
@@ -34,9 +33,10 @@ from genbound.estimators.random import row_of, row_signs
 from genbound.network.loss_functions import output_form
 from genbound.network.tape import Tape
 from genbound.network.weight_uses import Use
-from genbound.network.weight_watch import LayerWatch, act_once
+from genbound.network.weight_watch import WeightWatch, act_once, taken_apart
 
 if TYPE_CHECKING:
+    from genbound.network.layers import Layer
     from genbound.network.problem import Problem
 
 
@@ -63,55 +63,82 @@ class Step:
     passes: bool = False
 
 
-class _Recorder(TorchDispatchMode):
-    """Keeps the operations of a forward pass that depend on a layer's result."""
+@dataclass(frozen=True)
+class _Call:
+    """An operation that depends on a layer, as it was executed.
 
-    def __init__(self, problem: Problem, num: int):
-        super().__init__()
-        self._watch = LayerWatch(problem, num)
+    Attributes:
+        func: the operation, with its ``args`` as they were before it ran and its ``kwargs``.
+        places: which arguments depend on a layer, see :func:`~genbound.curvature.rules.at`.
+        inputs: their numbers.
+        result: what it returned, the part numbered ``part`` if that was a list.
+        number: of the result.
+        layer: whose weight it applies.
+    """
+
+    func: Any
+    args: Sequence
+    kwargs: Mapping[str, Any]
+    places: list[tuple[int, ...]]
+    inputs: tuple[int, ...]
+    result: Tensor
+    part: int | None
+    number: int
+    layer: str | None
+
+
+class _Recorder:
+    """Keeps the operations of a watched forward pass that depend on a layer's result."""
+
+    def __init__(self):
         self._results: list[Tensor] = []  # kept, so that no identity is given twice
         self.numbers: dict[int, int] = {}
-        self.calls: list[tuple] = []
+        self.calls: list[_Call] = []
         self.uses: dict[str, Use] = {}
 
-    def __enter__(self):
-        self._watch.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        self._watch.__exit__(*error)
-        return super().__exit__(*error)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, name = kwargs or {}, func.overloadpacket.__name__
-        places = [(i,) for i, a in enumerate(args) if isinstance(a, Tensor) and id(a) in self.numbers]
-        for i, a in enumerate(args):
-            if isinstance(a, list | tuple):
-                places += [(i, j) for j, b in enumerate(a) if isinstance(b, Tensor) and id(b) in self.numbers]
-        inputs = tuple(self.numbers[id(at(args, place))] for place in places)
+    def visit(self, func, args, kwargs, found: tuple[Layer, Use] | None) -> Any:
+        """Run an operation and keep it if it depends on a layer."""
         if func.overloadpacket is torch.ops.aten.detach:
             return func(*args, **kwargs)  # a constant to every derivative
-        found, own = self._watch.find(func, args), args
+        places, before = self._places(args), args
         if places and func._schema.is_mutable:
-            if not name.endswith("_") or (0,) not in places:
-                raise Unsupported(f"{name} writes into its arguments")
-            own = (args[0].clone(), *args[1:])
+            before = self._before_writing(func, args, places)
         out = func(*args, **kwargs)
-        if found is not None:
-            if found[0].name in self.uses:
-                raise Unsupported(f"{found[0].name} acts more than once")
-            self.uses[found[0].name] = found[1]
-        if places or found is not None:
-            layer = None if found is None else found[0].name
-            for part, result in enumerate(out if isinstance(out, list | tuple) else [out]):
+        layer = None if found is None else self._meet(*found)
+        if places or layer is not None:
+            inputs = tuple(self.numbers[id(at(args, place))] for place in places)
+            for part, result in enumerate(out) if isinstance(out, list | tuple) else [(None, out)]:
                 if isinstance(result, Tensor) and result.is_complex():
-                    raise Unsupported(f"{name} gives complex numbers")
+                    raise Unsupported(f"{func.overloadpacket.__name__} gives complex numbers")
                 if isinstance(result, Tensor) and result.is_floating_point():
-                    self.numbers[id(result)] = len(self._results)
-                    self._results.append(result)
-                    part = part if isinstance(out, list | tuple) else None
-                    self.calls.append((func, own, kwargs, places, part, result, inputs, len(self._results) - 1, layer))
+                    number = self._number(result)
+                    self.calls.append(_Call(func, before, kwargs, places, inputs, result, part, number, layer))
         return out
+
+    def _places(self, args: Sequence) -> list[tuple[int, ...]]:
+        """Where the arguments are that depend on a layer: those that are tensors, then those in lists."""
+        lists = [(i, a) for i, a in enumerate(args) if isinstance(a, list | tuple)]
+        places = [((i,), a) for i, a in enumerate(args)] + [((i, j), b) for i, a in lists for j, b in enumerate(a)]
+        return [place for place, value in places if isinstance(value, Tensor) and id(value) in self.numbers]
+
+    @staticmethod
+    def _before_writing(func, args: Sequence, places: list[tuple[int, ...]]) -> Sequence:
+        """The arguments of an operation in place, which still have their values when it has run."""
+        name = func.overloadpacket.__name__
+        if not name.endswith("_") or (0,) not in places:
+            raise Unsupported(f"{name} writes into its arguments")
+        return (args[0].clone(), *args[1:])
+
+    def _meet(self, layer: Layer, use: Use) -> str:
+        if layer.name in self.uses:
+            raise Unsupported(f"{layer.name} acts more than once")
+        self.uses[layer.name] = use
+        return layer.name
+
+    def _number(self, result: Tensor) -> int:
+        self.numbers[id(result)] = number = len(self._results)
+        self._results.append(result)
+        return number
 
 
 class Sweep:
@@ -134,27 +161,39 @@ class Sweep:
     def __init__(self, problem: Problem, positions: Sequence[int], cotangent: Tensor | None = None):
         self.problem, self.positions = problem, list(positions)
         batch = problem.batch(self.positions)
-        recorder = _Recorder(problem, len(self.positions))
-        with torch.no_grad(), recorder:
+        recorder = _Recorder()
+        watch = WeightWatch(problem, len(self.positions), recorder.visit)
+        with torch.no_grad(), taken_apart(), watch:
             self.outputs = problem.forward(problem.params, batch.inputs)
+        if lost := sorted(watch.unread - recorder.uses.keys()):
+            raise Unsupported(
+                f"layer {lost[0]} is used by other operations for some samples than for the first ones: leave it out with --layers"
+            )
         self.targets, self.uses, calls = batch.targets, recorder.uses, recorder.calls
         self._end = recorder.numbers.get(id(self.outputs))
-        del recorder
-        self.steps: list[Step] = []
-        later = {self._end}
-        while calls:  # from the end: only what leads to the output is kept, the rest is forgotten one by one
-            func, args, kwargs, places, part, result, inputs, number, layer = calls.pop()
-            if number in later:
-                rule = find_rule(func, args, kwargs, places, result, part) if places else None
-                self.steps.append(Step(rule, inputs, number, result.shape, layer, tuple(set(inputs) - later)))
-                later.update(inputs)
-        self.steps.reverse()
+        del recorder, watch  # with all results but those that the calls hold
+        self.steps = self._steps(calls)
         self.starts = {step.layer: i for i, step in enumerate(self.steps) if step.layer is not None}
         self._weigh(problem.loss.output_gradient(self.outputs, self.targets) if cotangent is None else cotangent)
         self._own: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def _steps(self, calls: list[_Call]) -> list[Step]:
+        """What leads to the output, in the order of execution; the calls are forgotten one by one, from the end."""
+        steps: list[Step] = []
+        later = {self._end}
+        while calls:
+            call = calls.pop()
+            if call.number in later:
+                rule = None
+                if call.places:
+                    rule = find_rule(call.func, call.args, call.kwargs, call.places, call.result, call.part)
+                last = tuple(set(call.inputs) - later)
+                steps.append(Step(rule, call.inputs, call.number, call.result.shape, call.layer, last))
+                later.update(call.inputs)
+        return steps[::-1]
 
     def shape(self, name: str) -> torch.Size:
         """Of the layer's result, over all samples of the pass."""

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from genbound.network.applied_weights import find_uses
 from genbound.network.graph import Graph
 from genbound.network.loss_functions import check_finite
-from genbound.network.weight_uses import LeafUse, Use, find_uses
+from genbound.network.weight_uses import LeafUse, Use
 
 if TYPE_CHECKING:
     from genbound.network.network import Network

@@ -10,7 +10,6 @@ needs samples one at a time because they all share the weight.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -18,48 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
-from genbound.network.graph import Graph, operation
-
-
-def _is_transposition(node) -> bool:
-    """Of a matrix, in any spelling: ``t()``, ``.mT``, ``transpose(0, 1)``, ``.T``, ``permute(1, 0)``."""
-    name = operation(node)
-    if name == "Transpose":  # saved as unsigned numbers: -1 is 2^64 - 1
-        return node._saved_dim0 % 2 != node._saved_dim1 % 2
-    if name == "Permute":
-        return [d % 2 for d in node._saved_dims] == [1, 0]
-    return name == "T"
-
-
-# Added to the diagonal of X X^T, relative to each entry and in units of the rounding of a sum over T positions: duplicate
-# positions make it singular. It adds that fraction of variance: in float32 2e-6 T, 5e-5 for 25 positions and 1e-3 for 512.
-JITTER = 16
-
-
-def _factored(x: Tensor) -> Tensor:
-    """In a type that LAPACK factors: single precision for the half ones."""
-    return x.float() if x.element_size() < 4 else x
-
-
-def gram_root(x: Tensor) -> Tensor:
-    """``R`` with ``R R^T = X X^T``, lower triangular, ``[..., T, T]``: a continuous function of X."""
-    dtype, x = x.dtype, _factored(x)
-    gram, limits = x @ x.mT, torch.finfo(x.dtype)
-    diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    diagonal.mul_(1 + JITTER * limits.eps * x.shape[-2]).add_(limits.tiny)
-    return torch.linalg.cholesky_ex(gram)[0].to(dtype)
-
-
-def gram_root_derivative(root: Tensor, x: Tensor, moved: Tensor) -> Tensor:
-    r"""Derivative of :func:`gram_root` along ``moved``: :math:`R' = R\,\Phi(R^{-1}(X'X^\top + XX'^\top)R^{-\top})`.
-
-    :math:`\Phi` takes the lower triangle with half of the diagonal (Smith, Differentiation of the Cholesky algorithm, 1995); R is the root at x.
-    """
-    dtype, root = root.dtype, _factored(root)
-    change = _factored(moved) @ _factored(x).mT
-    change = torch.linalg.solve_triangular(root, change + change.mT, upper=False)
-    change = torch.linalg.solve_triangular(root, change.mT, upper=False)
-    return (root @ (change.tril() - 0.5 * torch.diag_embed(change.diagonal(dim1=-2, dim2=-1)))).to(dtype)
+from genbound.estimators.gram_root import gram_root
 
 
 @dataclass
@@ -281,61 +239,3 @@ class EmbeddingUse:
 
 
 Use = LeafUse | LinearUse | ConvolutionUse | EmbeddingUse
-
-
-def find_uses(graph: Graph, name: str, weight: Tensor, num: int, samples_first: bool) -> list[Use]:
-    """The uses of one weight in a forward pass of ``num`` samples.
-
-    Falls back to a single :class:`LeafUse` where an operation is not recognised, where the rows of the operation
-    cannot be split among the samples, or where one use feeds another: then the derivative of the second use's
-    input enters the block, which the sum over uses would miss.
-    """
-    leaf = graph.leaves.get(name)
-    if leaf is None:
-        return []
-    fallback: list[Use] = [LeafUse(GradientEdge(leaf, 0), tuple(weight.shape))]
-    uses, pending = [], [(node, position, False) for node, position in graph.consumers[leaf]]
-    while pending:
-        node, position, transposed = pending.pop()
-        if weight.dim() == 2 and not transposed and _is_transposition(node):
-            pending += [(node, position, True) for node, position in graph.consumers[node]]
-            continue
-        use = _recognise(node, position, transposed, weight, num, samples_first)
-        if use is None:
-            return fallback
-        uses.append(use)
-    if len(uses) > 1:
-        nodes = {use.edge.node for use in uses}
-        if any(graph.upstream(node) & nodes for node in nodes):
-            return fallback
-    return uses
-
-
-def _recognise(node, position: int, transposed: bool, weight: Tensor, num: int, samples_first: bool) -> Use | None:
-    name, edge = operation(node), GradientEdge(node, 0)
-    if name in ("Addmm", "Mm"):
-        if name == "Addmm" and (position != 2 or node._saved_alpha != 1):
-            return None
-        if name == "Mm" and position != 1:
-            return None
-        inputs = (node._saved_mat1 if name == "Addmm" else node._saved_self).detach()
-        if inputs.shape[0] % num:
-            return None
-        if samples_first:
-            inputs = inputs.unflatten(0, (num, -1))
-        else:
-            inputs = inputs.unflatten(0, (-1, num)).transpose(0, 1)
-        return LinearUse(edge, inputs, not transposed, samples_first)
-    if name == "Convolution" and position == 1 and not transposed:
-        inputs = node._saved_input.detach()
-        if inputs.shape[0] % num:
-            return None
-        return ConvolutionUse(
-            edge, inputs, num, samples_first, tuple(weight.shape), node._saved_stride, node._saved_padding,
-            node._saved_dilation, node._saved_transposed, node._saved_output_padding, node._saved_groups,
-        )  # fmt: skip
-    if name == "Embedding" and not transposed:
-        if node._saved_scale_grad_by_freq or math.prod(node._saved_indices.shape) % num:
-            return None
-        return EmbeddingUse(edge, node._saved_indices, num, samples_first, tuple(weight.shape))
-    return None

@@ -1,69 +1,107 @@
-"""Finds the layers in a running forward pass, operation by operation, below autograd.
+"""Watches a running forward pass, below autograd, for the operations that apply a layer's weight.
 
-Only a weight that acts by a linear map or a convolution, on the rows of samples that share the pass, is found; whoever relies on
-it checks that every layer was.
+:class:`WeightWatch` is the one reader of executed operations that looks for weights. Who wants to act on what it finds gives it a function:
+:mod:`genbound.curvature.sweep` keeps the operations, :mod:`genbound.curvature.noise_by_row` adds noise to their results, and
+:mod:`genbound.structure.output_watch` asks it which functions are layers. Three readers of a pass are something else:
+
+* :class:`~genbound.network.graph.Graph` reads autograd's record when the pass is over. It alone sees what a double backward pass will go
+  through, and a running pass does not see what comes later.
+* :class:`~genbound.structure.output_watch.OutputWatch` is above autograd, where functions are still whole and a derivative can be put into
+  a result: below, an activation on two axes and one on three are different operations, and tangents are calls of their own.
+* :class:`~genbound.structure.path_sums.PathSums` computes other numbers in place of the network's. Every weight that it meets is squared,
+  a layer's or not, so that there is none to look for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from genbound.network.weight_uses import ConvolutionUse, LinearUse
+from genbound.network.applied_weights import read_call
 
-aten = torch.ops.aten
-LINEAR = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default})
+if TYPE_CHECKING:
+    from genbound.network.layers import Layer
+    from genbound.network.problem import Problem
+    from genbound.network.weight_uses import Use
+
+# Runs an operation ``(func, args, kwargs)`` and returns its result; the last argument is the layer that it applies, with its use.
+Visit = Callable[[Any, Sequence, Mapping[str, Any], "tuple[Layer, Use] | None"], Any]
 
 
-class LayerWatch:
-    """Recognises the operations in which a problem's layers act on ``num`` samples.
+class WeightWatch(TorchDispatchMode):
+    """Hands every executed operation to ``visit``, with the layer that it applies.
 
-    Used as a context around the pass: torch's fused encoder layer, which hides the products that are watched for, is taken apart.
+    Args:
+        problem: whose layers are looked for.
+        num: samples in the pass.
+        visit: runs each operation in the pass's place.
+
+    Attributes:
+        unread: names of the layers whose weight went into an operation that is not known to apply it.
     """
 
-    def __init__(self, problem, num: int):
-        self._weights = {problem.params[layer.name].untyped_storage().data_ptr(): layer for layer in problem.layers}
-        self._params, self._num = problem.params, num
+    def __init__(self, problem: Problem, num: int, visit: Visit):
+        super().__init__()
+        self._layers = {problem.params[layer.name].untyped_storage().data_ptr(): layer for layer in problem.layers}
+        self._params, self._num, self._visit = problem.params, num, visit
+        self.unread: set[str] = set()
 
-    def __enter__(self):
-        self._fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        return self
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        return self._visit(func, args, kwargs, self._find(func, args, kwargs))
 
-    def __exit__(self, *error):
-        torch.backends.mha.set_fastpath_enabled(self._fused)
+    def given(self, values: Iterable[Any]) -> list[Layer]:
+        """The layers whose weights, or views of them, are among the values or in lists among them."""
+        flat = (b for a in values for b in (a if isinstance(a, list | tuple) else (a,)))
+        tensors = (a for a in flat if isinstance(a, Tensor) and a.layout == torch.strided)
+        found = (self._layers.get(a.untyped_storage().data_ptr()) for a in tensors)
+        return [layer for layer in found if layer is not None]
 
-    def touches(self, values: Iterable) -> bool:
-        """A layer's weight, or a view of it, is among the values."""
-        return any(isinstance(v, Tensor) and v.untyped_storage().data_ptr() in self._weights for v in values)
-
-    def find(self, func, args):
-        """``(layer, use)`` of the layer whose weight the operation applies, or ``None``."""
-        if func in LINEAR:
-            inputs, weight = args[-2:]
-            layer = self._weights.get(weight.untyped_storage().data_ptr())
-            if layer is None or not (weight.dim() == 2 or weight.stride(0) == 0):
-                return None
-            own, weight = self._params[layer.name], weight if weight.dim() == 2 else weight[0]
-            rows, num = inputs.reshape(-1, inputs.shape[-1]), self._num  # what is not contiguous goes through bmm
-            rows = rows.unflatten(0, (num, -1) if layer.samples_first else (-1, num))
-            stored_transposed = weight.stride() == own.stride() and weight.shape == own.shape
-            return layer, LinearUse(None, rows if layer.samples_first else rows.transpose(0, 1), stored_transposed, layer.samples_first)  # fmt: skip
-        if func is aten.convolution.default:
-            layer = self._weights.get(args[1].untyped_storage().data_ptr())
-            if layer is None:
-                return None
-            stride, padding, dilation, transposed, output_padding, groups = args[3:9]
-            return layer, ConvolutionUse(
-                None, args[0], self._num, layer.samples_first, layer.shape, stride, padding, dilation, transposed,
-                output_padding, groups,
-            )  # fmt: skip
+    def _find(self, func, args, kwargs) -> tuple[Layer, Use] | None:
+        layers = () if func.is_view else self.given(args)
+        for layer in layers:
+            application = read_call(func, args, kwargs, self._params[layer.name])
+            use = application and application.use(layer.shape, self._num, layer.samples_first)
+            if use is not None:
+                return layer, use
+        self.unread.update(layer.name for layer in layers)
         return None
 
 
-def act_once(problem) -> bool:
+class WeightedFunctions(TorchFunctionMode):
+    """Watches only inside those functions that are given a layer's weight: seeing every operation costs 6 % of a pass."""
+
+    def __init__(self, watch: WeightWatch):
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return self.run(func, args, kwargs or {})
+
+    def run(self, func: Any, args: Sequence, kwargs: Mapping[str, Any]) -> Any:
+        """Call a function, under the watch if it is given a layer's weight."""
+        with self._watch if self._watch.given((*args, *kwargs.values())) else contextlib.nullcontext():
+            return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def taken_apart() -> Iterator[None]:
+    """Run torch's fused encoder layer, which hides the products that are watched for, as the operations that it consists of."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def act_once(problem: Problem) -> bool:
     """Whether every layer of a problem acts once, as a linear map or a convolution on samples that share the pass."""
     return all(
         layer.kind == "unused" or (layer.by_batch and layer.num_uses == 1 and layer.kind in ("linear", "convolution"))

@@ -64,7 +64,7 @@ from genbound.network.weight_uses import ConvolutionUse
 from genbound.quantities.base import Context, Measured, Part, stack, stream
 from genbound.quantities.catalogue.compression import CompressionOptions
 from genbound.structure.output_sites import Site, find_sites, has_attention
-from genbound.structure.output_watch import Observer
+from genbound.structure.output_watch import OutputWatch
 
 NAME = "compression"
 
@@ -125,11 +125,13 @@ class _Pass:
         self.contractions = clean.contractions
         self.norms = [_norm(z, self.num) for z in self.outputs]
 
-    def observe(self, noise: tuple[str, Tensor] | None = None, tangent: tuple[str, Tensor] | None = None) -> Observer:
-        observer = Observer(self.problem.params, self.folded, self.num, noise, tangent)
-        with torch.no_grad(), observer:
+    def observe(
+        self, noise: tuple[str, Tensor] | None = None, tangent: tuple[str, Tensor] | None = None
+    ) -> OutputWatch:
+        watch = OutputWatch(self.problem, self.folded, self.num, noise, tangent)
+        with torch.no_grad(), watch:
             self.problem.forward(self.problem.params, self.inputs)
-        return observer
+        return watch
 
     def push(self, i: int, direction: Tensor) -> list[Tensor | None]:
         """``J_ij u`` at every later site; ``None`` where the later site does not depend on this one."""

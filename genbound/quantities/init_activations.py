@@ -15,8 +15,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from genbound.network.applied_weights import find_uses
 from genbound.network.graph import Graph
-from genbound.network.weight_uses import ConvolutionUse, LinearUse, find_uses
+from genbound.network.weight_uses import ConvolutionUse, LinearUse
 from genbound.quantities.base import Context, Measured, Part
 from genbound.structure.reader import read_structure
 

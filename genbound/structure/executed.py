@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from genbound.network.applied_weights import find_uses
 from genbound.network.graph import Graph
-from genbound.network.weight_uses import ConvolutionUse, LinearUse, find_uses
+from genbound.network.weight_uses import ConvolutionUse, LinearUse
 
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
