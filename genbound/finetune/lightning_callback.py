@@ -30,11 +30,13 @@ class LightningDistance(Callback):
         self._handles: list[Any] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Project the weights, and from then on after every step of the optimizers."""
         model = pl_module.get_submodule(self.network)
         self.constraint.project(model)
         self._handles = [self.constraint.attach(optimizer, model) for optimizer in trainer.optimizers]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Detach the constraint from the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -27,10 +27,14 @@ def per_sample_loss(confusion: np.ndarray | None, settings: Settings) -> Any:
 
 
 def distance_penalty(start: Start, factor: float) -> Any:
-    r""":math:`\frac{\lambda}{2}\|w - w^{(s)}\|^2` over all pretrained parameters, and :math:`\frac{\lambda}{2}\|w\|^2` for the head (L2-SP).
+    r"""L2-SP as a function of no argument, or ``None`` where ``factor`` is 0.
+
+    It is :math:`\frac{\lambda}{2}\|w - w^{(s)}\|^2` over all pretrained parameters, and
+    :math:`\frac{\lambda}{2}\|w\|^2` for the head.
 
     References:
-        Li, Grandvalet & Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018.
+        Li, Grandvalet & Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks",
+            ICML 2018.
     """
     if not factor:
         return None

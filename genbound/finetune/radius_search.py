@@ -1,7 +1,7 @@
-"""Choose the balls where nobody knows how large they should be: by the accuracy on held-out samples *with their observed labels*.
+"""Choose the radii by the accuracy on held-out samples *with their observed labels*.
 
-Under noise that leaves the right label the most likely one, that accuracy rises with the accuracy on clean labels, so no clean
-label is needed to choose.
+This is for users who do not know how large the balls should be. Under noise that leaves the right label the most likely
+one, that accuracy rises with the accuracy on clean labels, so no clean label is needed to choose.
 """
 
 from __future__ import annotations

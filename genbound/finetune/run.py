@@ -45,6 +45,7 @@ class Task:
     held_out: list[int]
 
     def part(self, places: list[int], clean: bool = False) -> Samples:
+        """The samples at ``places``, with their observed labels or, where ``clean``, their true ones."""
         return Relabelled(self.samples, self.clean if clean else self.observed, places)
 
 
@@ -63,8 +64,9 @@ def finetune(
     Args:
         init: pretrained checkpoint, as for ``genbound evaluate``.
         data: training samples: a data SPEC, or anything that :class:`~genbound.network.problem.Problem` takes.
-        out: folder of the run. It receives ``pretrained`` and ``finetuned`` (with a sidecar, so that ``genbound evaluate
-            OUT/finetuned OUT/pretrained`` needs no more), ``labels.npz``, ``run.json`` and ``checkpoints``.
+        out: folder of the run. It receives ``pretrained`` and ``finetuned`` (with a sidecar, so that
+            ``genbound evaluate OUT/finetuned OUT/pretrained`` needs no more), ``labels.npz``, ``run.json`` and
+            ``checkpoints``.
         model: model SPEC, where INIT does not describe itself.
         test_data: samples to report the accuracy on; never trained or selected on.
         num_classes: where the training labels do not show all.
@@ -98,8 +100,8 @@ def _finetune(init, data, out, model, test_data, num_classes, settings: Settings
         settings.seed,
     )
     identity = {
-        **settings.record(), "init": start.sha256, "data": Relabelled(samples, task.observed).digest(), "rule": start.rule,
-        "test_data": None if test is None else test.digest(), "genbound": __version__,
+        **settings.record(), "init": start.sha256, "data": Relabelled(samples, task.observed).digest(),
+        "rule": start.rule, "test_data": None if test is None else test.digest(), "genbound": __version__,
     }  # fmt: skip
     if finished := _continue(out, identity):
         return finished
@@ -123,12 +125,14 @@ def _finetune(init, data, out, model, test_data, num_classes, settings: Settings
     save_network(network, out / "finetuned", start)
 
     record = {
-        "settings": settings.record(), "radius_search": trials, "init": str(init), "data": data if isinstance(data, str) else None,
+        "settings": settings.record(), "radius_search": trials, "init": str(init),
+        "data": data if isinstance(data, str) else None,
         "test_data": test_data if isinstance(test_data, str) else None, "model": start.spec, "rule": start.rule,
         "label2id": None if samples.label2id is None else dict(samples.label2id), "num_classes": task.num_classes,
-        "num_train": len(task.train), "num_held_out": len(task.held_out), "confusion": None if confusion is None else confusion.tolist(),
-        "noise_rate": float((task.observed != task.clean).float().mean()), **trained, "seconds": round(time.perf_counter() - began, 1),
-        "accuracy": _accuracies(network, task, test, settings.device),
+        "num_train": len(task.train), "num_held_out": len(task.held_out),
+        "confusion": None if confusion is None else confusion.tolist(),
+        "noise_rate": float((task.observed != task.clean).float().mean()), **trained,
+        "seconds": round(time.perf_counter() - began, 1), "accuracy": _accuracies(network, task, test, settings.device),
     }  # fmt: skip
     if isinstance(data, str):
         write_data_file(out)
@@ -162,7 +166,8 @@ def _continue(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         stored = json.loads(file.read_text(encoding="utf-8"))
         if changed := differences(stored, identity):
             raise GenboundError(
-                f"{str(out)!r} holds a run with other settings ({'; '.join(changed[:4])}): give another --out, or remove it"
+                f"{str(out)!r} holds a run with other settings ({'; '.join(changed[:4])}): give another --out, "
+                "or remove it"
             )
         if (out / "run.json").is_file():
             return json.loads((out / "run.json").read_text(encoding="utf-8"))
@@ -225,8 +230,8 @@ def _train(start: Start, task: Task, confusion, settings: Settings, out: Path) -
             torch.manual_seed(settings.seed)
             start.model = add_adapters(start.model, start.head, settings.lora)
     trainer = FineTuner(
-        start.model, task.part(list(range(len(task.samples)))), task.train, task.held_out, per_sample_loss(confusion, settings), penalty,
-        settings, out / "checkpoints", callbacks,
+        start.model, task.part(list(range(len(task.samples)))), task.train, task.held_out,
+        per_sample_loss(confusion, settings), penalty, settings, out / "checkpoints", callbacks,
     )  # fmt: skip
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     with huggingface.quiet():

@@ -15,21 +15,24 @@ class Settings:
     """The options of ``genbound finetune``; the defaults are plain fine-tuning.
 
     Attributes:
-        epochs, batch_size, accumulation, lr, schedule, warmup, clip, precision, device, seed: of the training loop. A step sees
-            ``batch_size * accumulation`` samples; ``warmup`` is a share of all steps; ``clip`` is the largest gradient norm (0: off).
-        radius: ``D`` (absolute), ``D%`` (of the pretrained layer's Frobenius norm) or ``PATTERN=D,PATTERN=D%``; ``auto`` chooses this and
-            ``head_radius`` on held-out samples; ``None``: no constraint.
+        epochs, batch_size, accumulation, lr, schedule, warmup, clip, precision, device, seed: of the training loop. A
+            step sees ``batch_size * accumulation`` samples; ``warmup`` is a share of all steps; ``clip`` is the largest
+            gradient norm (0: off).
+        radius: ``D`` (absolute), ``D%`` (of the pretrained layer's Frobenius norm) or ``PATTERN=D,PATTERN=D%``;
+            ``auto`` chooses this and ``head_radius`` on held-out samples; ``None``: no constraint.
         radius_scale: s of the stage schedule D, D, D·s, D·s².
         norm: ``frobenius`` or ``mars``.
         head_radius: of the output head, around zero.
         norm_layers: D of the normalisation layers.
-        noise: label noise to add: ``symmetric:P``, ``symmetric-redraw:P``, ``FILE`` of a matrix F, or ``labels:FILE`` of observed labels.
-        confusion: F to correct the loss for: ``known`` (that of ``noise``), ``symmetric:P``, ``symmetric-redraw:P``, ``FILE``, or
-            estimated: ``anchor``, ``dual-t``.
+        noise: label noise to add: ``symmetric:P``, ``symmetric-redraw:P``, ``FILE`` of a matrix F, or ``labels:FILE``
+            of observed labels.
+        confusion: F to correct the loss for: ``known`` (that of ``noise``), ``symmetric:P``, ``symmetric-redraw:P``,
+            ``FILE``, or estimated: ``anchor``, ``dual-t``.
         correction: ``backward`` or ``forward``.
         estimation_epochs: of the uncorrected run that F is estimated from.
-        weight_decay, label_smoothing, mixup, distance_penalty, lora, sam, noise_stability: baselines: decoupled decay; mass on the other
-            classes; alpha of the Beta distribution; L2-SP's factor; rank; radius rho; sigma of the two-sided noise.
+        weight_decay, label_smoothing, mixup, distance_penalty, lora, sam, noise_stability: baselines: decoupled decay;
+            mass on the other classes; alpha of the Beta distribution; L2-SP's factor; rank; radius rho; sigma of the
+            two-sided noise.
         validation: share of the training samples held out.
         early_stopping: epochs without a better validation accuracy after which training stops; the best epoch is kept.
         save_steps: optimizer steps between checkpoints (0: once an epoch).
@@ -104,6 +107,7 @@ class Settings:
 
     @property
     def is_constrained(self) -> bool:
+        """Whether any radius is given."""
         return self.radius is not None or self.head_radius is not None or self.norm_layers is not None
 
 

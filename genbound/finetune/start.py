@@ -44,6 +44,7 @@ class Start:
     sha256: str
 
     def tokenizer(self) -> Any:
+        """The tokenizer that lies beside INIT, if there is one."""
         return None if self.tokenizer_dir is None else huggingface.load_tokenizer(self.tokenizer_dir)
 
 
@@ -89,8 +90,8 @@ def build_start(
     stray = [name for name in new if name not in head]
     if stray:
         raise GenboundError(
-            f"INIT {str(init)!r} lacks {len(stray)} weights of the model that are not its head ({', '.join(stray[:3])}): "
-            "is it a checkpoint of this architecture?"
+            f"INIT {str(init)!r} lacks {len(stray)} weights of the model that are not its head "
+            f"({', '.join(stray[:3])}): is it a checkpoint of this architecture?"
         )
     return Start(network.float(), head, new, spec, rule, sharing, file.sha256)
 

@@ -1,9 +1,9 @@
 """The training loop: Hugging Face's Trainer, for any module and any samples.
 
-Why this loop: it is the one that users of transformers have anyway, it takes any ``nn.Module``, and with accelerate below
-it brings mixed precision, gradient accumulation, distributed data parallel, and checkpoints that hold the optimizer, the schedule, the
-place in the data and the random states. What is added here: the loss of the run, steps at perturbed weights, checkpoints with
-every buffer and tie, and a mark that says a checkpoint is whole.
+Why this loop: it is the one that users of transformers have anyway, it takes any ``nn.Module``, and with accelerate
+below it brings mixed precision, gradient accumulation, distributed data parallel, and checkpoints that hold the
+optimizer, the schedule, the place in the data and the random states. What is added here: the loss of the run, steps at
+perturbed weights, checkpoints with every buffer and tie, and a mark that says a checkpoint is whole.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class FineTuner(Trainer):
             self.add_callback(EarlyStoppingCallback(settings.early_stopping))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The run's loss: per-sample losses over the number of labels that count, plus the penalty."""
         batch, labels = inputs["inputs"], inputs["labels"]
         other, share = labels, 1.0
         if self.settings.mixup and model.training:
@@ -124,6 +125,8 @@ class FineTuner(Trainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        """The Trainer's step, taken at perturbed weights where the settings ask for it; gives the loss."""
+
         def backward():
             return super(FineTuner, self).training_step(model, dict(inputs), num_items_in_batch)
 
@@ -144,6 +147,7 @@ class FineTuner(Trainer):
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Load the state dict of a checkpoint of this loop, buffers included."""
     model.load_state_dict(torch.load(checkpoint / WEIGHTS, map_location="cpu", weights_only=True))
 
 
@@ -196,6 +200,7 @@ class Marks(TrainerCallback):
     """Marks a checkpoint as whole."""
 
     def on_save(self, args, state, control, **kwargs):
+        """Mark the new checkpoint as whole."""
         if state.is_world_process_zero:
             Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).touch()
 
@@ -204,6 +209,7 @@ class Progress(TrainerCallback):
     """A bar on standard error, with the loss of the last epoch."""
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar, at the step that the run continues from."""
         self.bar = None
         if state.is_world_process_zero:
             self.bar = tqdm(
@@ -212,16 +218,19 @@ class Progress(TrainerCallback):
             )  # fmt: skip
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Move the bar to the step."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the newest loss and validation accuracy beside the bar."""
         if self.bar is not None and logs:
             short = {"loss": "loss", "eval_accuracy": "validation"}
             shown = {short[name]: f"{logs[name]:.3f}" for name in short if name in logs}
             self.bar.set_postfix(shown, refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
 

@@ -16,8 +16,8 @@ except ImportError as error:
 class DistanceCallback(TrainerCallback):
     """Projects after every optimizer step, and before the first one.
 
-    Mixed precision, gradient accumulation and distributed data parallel need nothing more: the step is the optimizer's, its
-    weights are the float32 ones, and every process projects the same weights in the same way.
+    Mixed precision, gradient accumulation and distributed data parallel need nothing more: the step is the optimizer's,
+    its weights are the float32 ones, and every process projects the same weights in the same way.
 
     Args:
         constraint: the balls.
@@ -30,7 +30,9 @@ class DistanceCallback(TrainerCallback):
         self.constraint = constraint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Project the weights before the first step."""
         self.constraint.project(model)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Project the weights after the optimizer's step."""
         self.constraint.project(model)

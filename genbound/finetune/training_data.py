@@ -31,14 +31,17 @@ class Relabelled(Samples):
         return self._samples._item(place)[0], self.labels[place]
 
     def shape_key(self, i: int) -> Hashable:
+        """That of the sample's place."""
         return self._samples.shape_key(self._places[i])
 
     def batch(self, indices: Iterable[int]) -> Batch:
+        """Inputs of the samples at these places, with their other labels."""
         indices = [int(i) for i in indices]
         places = [self._places[i] for i in indices]
         return Batch(self._samples.batch(places).inputs, self.labels[places], indices)
 
     def digest(self) -> str:
+        """SHA-256 of the samples' own digest, the places and the labels."""
         import hashlib
 
         text = f"{self._samples.digest()}|{self._places}|{self.labels.tolist()}"

@@ -34,5 +34,6 @@ def add_adapters(model: nn.Module, head: tuple[str, ...], rank: int) -> nn.Modul
         return peft.get_peft_model(model, config)
     except TypeError as error:  # it builds the factors from the layer's own class
         raise GenboundError(
-            f"--lora: PEFT cannot adapt a layer of a class of its own ({error}); let its constructor take the arguments of nn.Conv2d"
+            f"--lora: PEFT cannot adapt a layer of a class of its own ({error}); "
+            "let its constructor take the arguments of nn.Conv2d"
         ) from error

@@ -12,7 +12,9 @@ from genbound.errors import GenboundError
 
 
 def mix(model: nn.Module, inputs: Any, labels: Tensor, alpha: float) -> tuple[Any, Tensor, float]:
-    r"""Mix every sample of a batch with another one, :math:`\lambda x + (1-\lambda)x'`, :math:`\lambda\sim\mathrm{Beta}(\alpha, \alpha)`.
+    r"""Mix every sample of a batch with another one: :math:`\lambda x + (1-\lambda)x'`.
+
+    One :math:`\lambda\sim\mathrm{Beta}(\alpha, \alpha)` is drawn for the batch.
 
     Token numbers cannot be mixed, their embeddings can: a transformers model is then called with
     ``inputs_embeds``, attending to the longer of both texts.

@@ -24,6 +24,7 @@ class SharpnessAware:
         self.rho = rho
 
     def step(self, model: nn.Module, backward: Backward) -> Tensor:
+        """Add the gradient at the perturbed weights to ``p.grad``, and give the loss at W."""
         with _gradients_set_aside(model) as weights:
             loss = backward()
             gradients = [p.grad for p in weights if p.grad is not None]
@@ -37,20 +38,25 @@ class SharpnessAware:
 
 
 class TwoSidedNoise:
-    r"""The mean of the gradients at :math:`W + U` and :math:`W - U` with :math:`U\sim N(0,\sigma^2 I)` on every weight matrix.
+    r"""The mean of the gradients at :math:`W + U` and :math:`W - U`.
 
-    In expectation the gradient of :math:`\hat L + \frac{\sigma^2}{2}\mathrm{Tr}\,\nabla^2\hat L`; the first-order terms cancel.
+    The noise :math:`U\sim N(0,\sigma^2 I)` is on every weight of two or more dimensions.
+
+    In expectation the gradient of :math:`\hat L + \frac{\sigma^2}{2}\mathrm{Tr}\,\nabla^2\hat L`; the first-order terms
+    cancel.
 
     **Cost**: two gradients a step.
 
     References:
-        Zhang, Li & Ju, "Noise Stability Optimization for Finding Flat Minima: A Hessian-based Regularization Approach", TMLR 2024.
+        Zhang, Li & Ju, "Noise Stability Optimization for Finding Flat Minima: A Hessian-based Regularization Approach",
+            TMLR 2024.
     """
 
     def __init__(self, sigma: float):
         self.sigma = sigma
 
     def step(self, model: nn.Module, backward: Backward) -> Tensor:
+        """Add the mean of both gradients to ``p.grad``, and give the mean of both losses."""
         with _gradients_set_aside(model) as weights:
             noise = [self.sigma * torch.randn_like(p) if p.dim() >= 2 else None for p in weights]
             with _shifted(weights, noise):

@@ -33,18 +33,19 @@ class DistanceConstraint:
     * ``mars``: maximum absolute row sum, the norm of Gouk et al.; every row (output unit or filter) is
       projected onto the l1 ball.
 
-    Where a LoRA adapter is trained the constraint holds for the merged displacement :math:`s\,BA`: B is scaled, as a whole
-    (``frobenius``, again the nearest point) or row by row (``mars``: the l1 projection would raise the rank, so the
-    row is shortened instead).
+    Where a LoRA adapter is trained the constraint holds for the merged displacement :math:`s\,BA`: B is scaled, as a
+    whole (``frobenius``, again the nearest point) or row by row (``mars``: the l1 projection would raise the rank, so
+    the row is shortened instead).
 
     Args:
         init: pretrained weights by name, as in ``named_parameters()``; copied. Names of wrappers (``module.``,
             ``_orig_mod.``, PEFT's) are seen through. Give zeros for a head that is to stay near zero.
-        radius: :math:`\alpha` for all layers, or ``pattern -> radius``, see :func:`~genbound.finetune.constraint.radii.resolve_radii`;
-            ``inf`` leaves a layer free.
+        radius: :math:`\alpha` for all layers, or ``pattern -> radius``, see
+            :func:`~genbound.finetune.constraint.radii.resolve_radii`; ``inf`` leaves a layer free.
         norm: ``frobenius`` or ``mars``.
-        norm_layers: D of :math:`|\gamma/\sqrt{\mathrm{var}+10^{-6}} - \gamma_0/\sqrt{\mathrm{var}_0+10^{-6}}| \le D`, elementwise
-            for every normalisation layer; needs its weight, and running variance if it keeps one, in ``init``. ``None`` leaves them free.
+        norm_layers: D of :math:`|\gamma/\sqrt{\mathrm{var}+10^{-6}} - \gamma_0/\sqrt{\mathrm{var}_0+10^{-6}}| \le D`,
+            elementwise for every normalisation layer; needs its weight, and running variance if it keeps one, in
+            ``init``. ``None`` leaves them free.
 
     Raises:
         GenboundError: a radius, pattern or norm is wrong; on projection, model and ``init`` do not belong together.
@@ -63,7 +64,8 @@ class DistanceConstraint:
 
     References:
         Gouk, Hospedales & Pontil, "Distance-Based Regularisation of Deep Networks for Fine-Tuning", ICLR 2021.
-        Ju, Li & Zhang, "Robust Fine-Tuning of Deep Neural Networks with Hessian-based Generalization Guarantees", ICML 2022.
+        Ju, Li & Zhang, "Robust Fine-Tuning of Deep Neural Networks with Hessian-based Generalization Guarantees",
+            ICML 2022.
     """
 
     def __init__(
@@ -144,8 +146,8 @@ class DistanceConstraint:
         for name, radius in self.radii.items():
             if radius < math.inf and name not in found and not self._tied(model, name):
                 raise GenboundError(
-                    f"the model has no weight {name!r}, which is to be constrained; is init that of this model? (sharded "
-                    "parameters, as of FSDP, have to be gathered first)"
+                    f"the model has no weight {name!r}, which is to be constrained; "
+                    "is init that of this model? (sharded parameters, as of FSDP, have to be gathered first)"
                 )
 
     @staticmethod
@@ -202,8 +204,8 @@ def distance(weight: Tensor, start: Tensor, norm: str, module: nn.Module | None 
 def project_weight(weight: Tensor, start: Tensor, radius: float, norm: str, module: Any = None) -> Tensor | None:
     """The weight moved into its ball; ``None`` where it is there already.
 
-    In float32 and float64 the displacement is handled in that format: a norm that is below the radius by more than its own
-    rounding needs no second look. Everything else is settled in float64.
+    In float32 and float64 the displacement is handled in that format: a norm that is below the radius by more than its
+    own rounding needs no second look. Everything else is settled in float64.
     """
     dtype = weight.dtype
     quick = dtype == start.dtype and dtype in (torch.float32, torch.float64)
@@ -238,8 +240,8 @@ def constraint_of(model: nn.Module, head: tuple[str, ...], settings: Settings) -
 
     Args:
         model: the network before it is trained (and before it gets adapters).
-        head: its head: constrained around zero with ``head_radius``, where that is given, and by ``radius`` otherwise. A head that
-            starts at random is no pretrained weight, so a *relative* radius leaves it free.
+        head: its head: constrained around zero with ``head_radius``, where that is given, and by ``radius`` otherwise.
+            A head that starts at random is no pretrained weight, so a *relative* radius leaves it free.
         settings: of the run. Without any radius all balls are infinite, and the constraint only measures.
     """
     state: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -21,6 +21,7 @@ class Adapted:
 
     @property
     def base(self) -> Tensor:
+        """The weight below the adapter, of the layer's shape."""
         return self.module.get_base_layer().weight
 
     def check(self) -> None:
@@ -34,15 +35,17 @@ class Adapted:
             raise GenboundError(f"{self.name!r}: both the base weight and its adapter are trained; freeze one of them")
 
     def check_base(self, start: Tensor) -> None:
-        """Refuse an adapter whose base weight is not the starting value ``start``, of its shape: v is counted from there."""
+        """Refuse an adapter whose base weight is not ``start``, of its shape: the displacement counts from there."""
         if not torch.equal(self.base.to(start.dtype), start):
             raise GenboundError(f"{self.name!r}: the adapter's base weight is not that of init")
 
     def displacement(self) -> Tensor:
+        """The merged displacement of the active adapters in float64, of the base weight's shape."""
         adapters = [a for a in self.module.active_adapters if a in self._factors()]
         return sum(self.module.get_delta_weight(adapter).detach().double() for adapter in adapters)
 
     def distance(self, norm: str) -> float:
+        """Frobenius norm of the merged displacement, or its MARS norm: the largest l1 norm of a row."""
         v = self.displacement()
         if norm == "mars":
             return float(self._rows(v).abs().sum(1).max())

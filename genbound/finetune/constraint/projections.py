@@ -15,8 +15,8 @@ def frobenius_ball(v: Tensor, radius: float) -> Tensor:
 def mars_ball(rows: Tensor, radius: float) -> Tensor:
     r"""The nearest point with :math:`\max_o \sum_j |v_{oj}| \le r` (maximum absolute row sum).
 
-    The rows are independent, so each is projected onto the l1 ball: :math:`\mathrm{sign}(v)\max(|v| - \theta, 0)` with the
-    :math:`\theta` for which the absolute values add up to r. Scaling a row down, as published code does, ends in
+    The rows are independent, so each is projected onto the l1 ball: :math:`\mathrm{sign}(v)\max(|v| - \theta, 0)` with
+    the :math:`\theta` for which the absolute values add up to r. Scaling a row down, as published code does, ends in
     the ball too, but not at its nearest point.
 
     Args:
@@ -24,7 +24,8 @@ def mars_ball(rows: Tensor, radius: float) -> Tensor:
         radius: r >= 0.
 
     References:
-        Michelot, "A Finite Algorithm for Finding the Projection of a Point onto the Canonical Simplex of R^n", JOTA 1986.
+        Michelot, "A Finite Algorithm for Finding the Projection of a Point onto the Canonical Simplex of R^n",
+            JOTA 1986.
         Duchi et al., "Efficient Projections onto the l1-Ball for Learning in High Dimensions", ICML 2008.
     """
     size = rows.abs()

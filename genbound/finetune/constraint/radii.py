@@ -16,8 +16,8 @@ def resolve_radii(names: Iterable[str], radius: float | Mapping[str, float]) -> 
 
     Args:
         names: the layers.
-        radius: one for all, or ``pattern -> radius`` with ``*`` wildcards; the first pattern that fits counts, and a layer
-            that none fits is free (radius infinity).
+        radius: one for all, or ``pattern -> radius`` with ``*`` wildcards; the first pattern that fits counts, and a
+            layer that none fits is free (radius infinity).
 
     Raises:
         GenboundError: a radius is negative or no number, or a pattern fits no layer.
@@ -59,8 +59,9 @@ def stage_radii(
         names: the layers, in the order of depth.
         radius: D.
         scale: s.
-        stages: patterns of each stage's layers, such as ``[["layer1.*"], ["layer2.*"], ["layer3.*"], ["layer4.*", "fc.*"]]``. By
-            default four runs of the layers in their order, as equal in number as can be.
+        stages: patterns of each stage's layers, such as
+            ``[["layer1.*"], ["layer2.*"], ["layer3.*"], ["layer4.*", "fc.*"]]``. By default four runs of the layers in
+            their order, as equal in number as can be.
 
     Returns:
         Radius by name; layers of no stage are absent, so they stay free.

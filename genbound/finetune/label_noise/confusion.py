@@ -1,7 +1,8 @@
-r"""The label confusion matrix F, ``F[y, z] = P(observed label z | true label y)``: checked, or estimated from a network.
+r"""The label confusion matrix F, checked or estimated from a network.
 
-Both estimators take the class probabilities of a network that was trained on the noisy labels, :math:`\hat p(z\mid x)`,
-so they are as good as that network is calibrated; stop it before it memorises its labels.
+``F[y, z] = P(observed label z | true label y)``. Both estimators take the class probabilities of a network that was
+trained on the noisy labels, :math:`\hat p(z\mid x)`, so they are as good as that network is calibrated; stop it before
+it memorises its labels.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def inverse(confusion: np.ndarray) -> np.ndarray:
     """
     if np.linalg.cond(confusion) > 1e12:
         raise GenboundError(
-            "the label confusion matrix is singular: observed labels say nothing about some classes (symmetric noise reaches that "
-            "point at p = (K-1)/K); lower the noise, or use the forward correction"
+            "the label confusion matrix is singular: observed labels say nothing about some classes (symmetric noise "
+            "reaches that point at p = (K-1)/K); lower the noise, or use the forward correction"
         )
     return np.linalg.inv(confusion)
 
@@ -58,8 +59,8 @@ def inverse(confusion: np.ndarray) -> np.ndarray:
 def anchor_points(probabilities: Any, percentile: float = 97.0) -> np.ndarray:
     r"""F from anchor points: samples that belong to one class almost surely.
 
-    If :math:`p(y = i\mid x^i) = 1`, then :math:`\hat p(z\mid x^i) = F_{iz}`. The sample that is at the given percentile of
-    :math:`\hat p(i\mid x)` stands for :math:`x^i`: the very largest is often an outlier.
+    If :math:`p(y = i\mid x^i) = 1`, then :math:`\hat p(z\mid x^i) = F_{iz}`. The sample that is at the given percentile
+    of :math:`\hat p(i\mid x)` stands for :math:`x^i`: the very largest is often an outlier.
 
     Args:
         probabilities: the network's probabilities on the training samples, ``[n, K]``.
@@ -82,9 +83,10 @@ def anchor_points(probabilities: Any, percentile: float = 97.0) -> np.ndarray:
 def dual_t(probabilities: Any, labels: Any, percentile: float = 97.0) -> np.ndarray:
     r"""F as the product of two easier matrices, with the network's own prediction y' as a class in between.
 
-    :math:`F_{iz} = \sum_j P(y' = j\mid y = i)\, P(z\mid y' = j)`: the first factor comes from anchor points of the network's
-    probabilities, the second from counting observed labels among the samples predicted j, which needs no calibration. It suits networks that are sure of themselves; where
-    the probabilities are calibrated the noise is already in the first factor and is counted twice: use :func:`anchor_points` there.
+    :math:`F_{iz} = \sum_j P(y' = j\mid y = i)\, P(z\mid y' = j)`: the first factor comes from anchor points of the
+    network's probabilities, the second from counting observed labels among the samples predicted j, which needs no
+    calibration. It suits networks that are sure of themselves; where the probabilities are calibrated the noise is
+    already in the first factor and is counted twice: use :func:`anchor_points` there.
 
     Args:
         probabilities: the network's probabilities on the training samples, ``[n, K]``.

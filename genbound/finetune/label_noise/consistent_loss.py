@@ -31,12 +31,12 @@ class ConsistentLoss(nn.Module):
     .. math:: \bar\ell(f(x), \tilde y) = \big[F^{-1}\,(\ell(f(x), 1), \dots, \ell(f(x), K))^\top\big]_{\tilde y},
         \qquad \mathbb E_{\tilde y\mid y}\,\bar\ell(f(x), \tilde y) = \ell(f(x), y).
 
-    It is unbiased, and its range grows by the largest row sum of :math:`|F^{-1}|`. It can be negative and is unbounded below where
-    :math:`\ell` is unbounded above: a network that is free to memorise drives it there, so use it with a
+    It is unbiased, and its range grows by the largest row sum of :math:`|F^{-1}|`. It can be negative and is unbounded
+    below where :math:`\ell` is unbounded above: a network that is free to memorise drives it there, so use it with a
     :class:`~genbound.finetune.DistanceConstraint`.
 
-    ``forward``, for cross-entropy: :math:`-\ln\sum_y F_{y\tilde y}\,p_y(x)`, the likelihood of the observed label. Its minimiser, not
-    its expectation, is that of the clean loss; it stays non-negative and needs no inverse.
+    ``forward``, for cross-entropy: :math:`-\ln\sum_y F_{y\tilde y}\,p_y(x)`, the likelihood of the observed label. Its
+    minimiser, not its expectation, is that of the clean loss; it stays non-negative and needs no inverse.
 
     With F = I both are the loss itself, bit for bit.
 
@@ -61,7 +61,8 @@ class ConsistentLoss(nn.Module):
     References:
         Natarajan et al., "Learning with Noisy Labels", NeurIPS 2013.
         Patrini et al., "Making Deep Neural Networks Robust to Label Noise: a Loss Correction Approach", CVPR 2017.
-        Ju, Li & Zhang, "Robust Fine-Tuning of Deep Neural Networks with Hessian-based Generalization Guarantees", ICML 2022.
+        Ju, Li & Zhang, "Robust Fine-Tuning of Deep Neural Networks with Hessian-based Generalization Guarantees",
+            ICML 2022.
     """
 
     def __init__(

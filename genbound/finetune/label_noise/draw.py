@@ -11,7 +11,9 @@ from genbound.finetune.label_noise.confusion import check_confusion
 
 
 def symmetric_noise(rate: float, num_classes: int, redraw: bool = False) -> np.ndarray:
-    r"""The confusion matrix of noise that favours no class. Two conventions are in use, so say which:
+    r"""The confusion matrix of noise that favours no class.
+
+    Two conventions are in use, so say which:
 
     * ``redraw=False``: a share ``rate`` of the labels is wrong; :math:`F_{yz} = p/(K-1)` off the diagonal.
     * ``redraw=True``: a share ``rate`` is drawn again from all K classes, the true one included, so that only
