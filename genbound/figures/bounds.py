@@ -16,10 +16,13 @@ UNITS = {"loss": "loss, nats", "error": "0–1 error"}
 
 
 def plot_bounds(runs: Mapping[str, Results], unit: str = "loss", ax: Any = None) -> Any:
-    """Bounds of one unit on a log axis, each run a marker, with the measured gap and the value from which a bound is vacuous.
+    """Bounds of one unit on a log axis, each run a marker.
 
-    A bound is vacuous where the training loss (or error) and the bound together reach what the best constant prediction does, so
-    the line stands at the constant's loss minus the training loss; bounds on a margin loss have a line of their own, further left.
+    Lines show the measured gap and the value from which a bound is vacuous.
+
+    A bound is vacuous where the training loss (or error) and the bound together reach what the best constant prediction
+    does, so the line stands at the constant's loss minus the training loss; bounds on a margin loss have a line of
+    their own, further left.
     """
     rows = {
         name: {b: r for b, r in run.bounds.items() if r["bounds"] == unit and r["log10"] is not None}

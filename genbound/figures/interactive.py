@@ -1,4 +1,7 @@
-"""Interactive figures of results (plotly), for the report: the same numbers as the plots, with layers and samples to point at."""
+"""Interactive figures of results (plotly), for the report.
+
+They show the same numbers as the plots, with layers and samples to point at.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,10 @@ def figure(height: int = 380, **layout: Any) -> Any:
         raise GenboundError("the report needs plotly: pip install 'genbound[report]'") from error
     return go.Figure(
         layout={
-            "height": height, "template": "plotly_white", "margin": {"l": 10, "r": 10, "t": 40, "b": 55}, "font": {"size": 13},
-            "title": {"font": {"size": 15}}, "legend": {"yref": "container", "y": 0, "yanchor": "bottom", "x": 0}, "xaxis": {"automargin": True}, "yaxis": {"automargin": True},
-            **layout,
+            "height": height, "template": "plotly_white", "margin": {"l": 10, "r": 10, "t": 40, "b": 55},
+            "font": {"size": 13}, "title": {"font": {"size": 15}},
+            "legend": {"yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+            "xaxis": {"automargin": True}, "yaxis": {"automargin": True}, **layout,
         }
     )  # fmt: skip
 
@@ -39,7 +43,10 @@ def with_legend(fig: Any) -> Any:
 
 
 def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
-    """Base-10 logarithms of the bounds of one unit, with the measured gaps and the vacuous lines; ``None`` if there are none."""
+    """Base-10 logarithms of the bounds of one unit, with the measured gaps and the vacuous lines.
+
+    ``None`` if there are no bounds of that unit.
+    """
     rows = {
         n: {b: r for b, r in run.bounds.items() if r["bounds"] == unit and r["log10"] is not None}
         for n, run in runs.items()
@@ -59,7 +66,8 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
         fig.add_scatter(
             x=[rows[name][b]["log10"] for b in found], y=found, mode="markers", name=name,
             marker={"color": colour, "size": 10, "symbol": SYMBOLS[index % len(SYMBOLS)]},
-            text=[value_text(rows[name][b]) for b in found], hovertemplate="%{y}: %{text}<extra>%{fullData.name}</extra>",
+            text=[value_text(rows[name][b]) for b in found],
+            hovertemplate="%{y}: %{text}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
         losses = run.quantities.get("losses", {})
         lines = {"measured gap": (losses.get(gap), "dash")}
@@ -69,7 +77,8 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
             if value is not None and value > 0:
                 fig.add_scatter(
                     x=[math.log10(value)] * 2, y=[names[0], names[-1]], mode="lines", name=f"{what}, {name}",
-                    line={"color": colour, "dash": dash, "width": 1.5}, hovertemplate=f"{what}: {value:.3g}<extra>{name}</extra>",
+                    line={"color": colour, "dash": dash, "width": 1.5},
+                    hovertemplate=f"{what}: {value:.3g}<extra>{name}</extra>",
                 )  # fmt: skip
     fig.update_yaxes(categoryorder="array", categoryarray=names)
     fig.update_xaxes(title="value, as a power of 10")
@@ -114,8 +123,8 @@ def layers_figure(results: Results) -> Any:
     for wanted, colour, label in ((True, BLUE, "positive semidefinite by structure"), (False, ORANGE, "general block")):
         names = [name for name in terms if bool(flat.get(name)) is wanted]
         if names:
-            fig.add_bar(x=[100 * terms[n] / total for n in names], y=names, orientation="h", name=label, marker={"color": colour},
-                        hovertemplate="%{y}: %{x:.3g} %<extra></extra>")  # fmt: skip
+            fig.add_bar(x=[100 * terms[n] / total for n in names], y=names, orientation="h", name=label,
+                        marker={"color": colour}, hovertemplate="%{y}: %{x:.3g} %<extra></extra>")  # fmt: skip
     short = [name.removesuffix(".weight")[-28:] for name in terms]
     fig.update_yaxes(
         categoryorder="array",
@@ -135,10 +144,11 @@ def samples_figure(results: Results) -> Any:
     fig = figure(title_text="vᵀH⁺v over the samples")
     rank = list(range(1, len(table) + 1))
     for side, dash in (("upper", "solid"), ("lower", "dot")):
-        fig.add_scatter(x=rank, y=table[f"max_quadratic_form_{side}"].tolist(), mode="lines", name=f"{side} side", text=table.index.tolist(),
-                        line={"color": BLUE, "dash": dash, "width": 1.5}, hovertemplate="sample %{text}: %{y:.4g}<extra></extra>")  # fmt: skip
-    fig.add_scatter(x=rank[:1], y=table["max_quadratic_form_upper"].tolist()[:1], mode="markers", marker={"color": VERMILION, "size": 9},
-                    name=f"sample {table.index[0]}")  # fmt: skip
+        fig.add_scatter(x=rank, y=table[f"max_quadratic_form_{side}"].tolist(), mode="lines", name=f"{side} side",
+                        text=table.index.tolist(), line={"color": BLUE, "dash": dash, "width": 1.5},
+                        hovertemplate="sample %{text}: %{y:.4g}<extra></extra>")  # fmt: skip
+    fig.add_scatter(x=rank[:1], y=table["max_quadratic_form_upper"].tolist()[:1], mode="markers",
+                    marker={"color": VERMILION, "size": 9}, name=f"sample {table.index[0]}")  # fmt: skip
     fig.update_xaxes(type="log", title="samples, largest first", dtick=1)
     positive = (table["max_quadratic_form_upper"] > 0).all()
     fig.update_yaxes(type="log" if positive else "linear", title="Σ vᵀH⁺v", exponentformat="power")
@@ -151,9 +161,10 @@ def correlation_figure(table: pd.DataFrame, measures: Sequence[str], data: str) 
         420, title={"text": data, "y": 0.98, "font": {"size": 13}}, margin={"l": 10, "r": 10, "t": 90, "b": 55}
     )
     for index, measure in enumerate(measures):
-        fig.add_scatter(x=table[measure].tolist(), y=table["gap"].tolist(), mode="markers+text", text=[str(n) for n in table.index],
-                        textposition="bottom right", textfont={"size": 10}, marker={"color": BLUE, "size": 9}, visible=index == 0,
-                        name=measure, hovertemplate="%{text}: %{x:.4g}, gap %{y:.4g}<extra></extra>")  # fmt: skip
+        fig.add_scatter(x=table[measure].tolist(), y=table["gap"].tolist(), mode="markers+text",
+                        text=[str(n) for n in table.index], textposition="bottom right", textfont={"size": 10},
+                        marker={"color": BLUE, "size": 9}, visible=index == 0, name=measure,
+                        hovertemplate="%{text}: %{x:.4g}, gap %{y:.4g}<extra></extra>")  # fmt: skip
     buttons = [
         {
             "label": m,

@@ -19,8 +19,8 @@ from genbound.results.results import Results
 def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, unit: str = "") -> Any:
     """Noise stability against its Hessian approximation over sigma, with error bars; the quadratic regime is shaded.
 
-    ``results`` may also be the quantity alone: ``sigmas``, rows of ``sigma``, ``value``, ``sem``, ``hessian_approximation`` and
-    ``quadratic_regime``, and ``relative_rss``.
+    ``results`` may also be the quantity alone: ``sigmas``, rows of ``sigma``, ``value``, ``sem``,
+    ``hessian_approximation`` and ``quadratic_regime``, and ``relative_rss``.
     """
     ax = new_axes() if ax is None else ax
     quantity = results
@@ -82,7 +82,7 @@ def plot_layers(results: Results, ax: Any = None, most: int = 40) -> Any:
 
 
 def plot_samples(results: Results, ax: Any = None) -> Any:
-    r"""How :math:`v^\top H^+ v`, added up over the layers, is distributed over the samples, and which one is largest."""
+    r"""How :math:`v^\top H^+ v`, added up over the layers, is distributed over the samples, and which is largest."""
     table = results.samples
     column = "max_quadratic_form_upper"
     upper = table.groupby("sample")[column].sum()

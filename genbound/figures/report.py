@@ -1,4 +1,7 @@
-"""One self-contained HTML page of stored runs: bounds, plots, correlations, assumptions, configuration and provenance."""
+"""One self-contained HTML page of stored runs.
+
+It has their bounds, plots, correlations, assumptions, configuration and provenance.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
     """Write the report of one run or several.
 
     Args:
-        runs: results, or where they are stored. Runs that were not measured alike are shown together, and the page says so.
+        runs: results, or where they are stored. Runs that were not measured alike are shown together, and the page says
+            so.
         out: the HTML file; plots, tables and scripts are all inside it (about 5 MB, most of it plotly).
 
     Raises:
@@ -141,9 +145,10 @@ def _assumptions(comparison: Comparison) -> str:
             if isinstance(summary.get("note"), str) and summary["note"]:
                 rows.append([name, quantity, "quantity", "", "", summary["note"]])
     text = (
-        "<p>A <em>measure</em> is the leading term of a theorem with its constants left out: no guarantee. A bound is <em>vacuous</em> where "
-        "the training loss (or error) and the bound together are no smaller than what the best constant prediction reaches. Bounds of "
-        "different units (loss, error, distance) are not to be ranked against each other.</p>"
+        "<p>A <em>measure</em> is the leading term of a theorem with its constants left out: no guarantee. "
+        "A bound is <em>vacuous</em> where the training loss (or error) and the bound together are no smaller than "
+        "what the best constant prediction reaches. Bounds of different units (loss, error, distance) "
+        "are not to be ranked against each other.</p>"
     )
     return text + table(["run", "measure", "kind", "of", "reference", "note"], rows)
 

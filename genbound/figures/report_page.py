@@ -9,23 +9,32 @@ from typing import Any
 STYLE = """
 :root { color-scheme: light; --line: #d8dde3; --soft: #f5f7f9; --ink: #1c2733; --blue: #0072B2; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff; }
-h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; border-bottom: 1px solid var(--line); }
+body {
+  margin: 0 auto; max-width: 72rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
+  background: #fff;
+}
+h1 { font-size: 1.6rem; margin: .5rem 0; }
+h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.5rem 0 .5rem; overflow-wrap: anywhere; }
 nav a { margin-right: 1rem; color: var(--blue); } p, li { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td {
+  padding: .35rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
+  white-space: nowrap;
+}
 td.text { white-space: normal; min-width: 24rem; } tbody tr:nth-child(even) { background: var(--soft); }
 th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid var(--blue); }
-th button::after { content: " \\2195"; color: #9aa5b1; } th[aria-sort=ascending] button::after { content: " \\2191"; color: var(--ink); }
+th button::after { content: " \\2195"; color: #9aa5b1; }
+th[aria-sort=ascending] button::after { content: " \\2191"; color: var(--ink); }
 th[aria-sort=descending] button::after { content: " \\2193"; color: var(--ink); }
 .warning { border-left: 4px solid #D55E00; background: #fdf3ec; padding: .5rem .8rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 .figures > div, .wide { min-width: 0; } footer { margin: 2rem 0; font-size: .85rem; color: #5b6773; }
 tbody td:first-child, thead th:first-child { position: sticky; left: 0; background: #fff; }
 .provenance td.text { min-width: 12rem; }
-@media (max-width: 40rem) { body { padding: .6rem; font-size: 15px; } h1 { font-size: 1.3rem; } th, td { padding: .3rem .4rem; } }
+@media (max-width: 40rem) { body { padding: .6rem; font-size: 15px; }
+  h1 { font-size: 1.3rem; } th, td { padding: .3rem .4rem; } }
 """
 
 # A number sorts by sign, exponent and mantissa, so that 1e412 has a place; what has no value stands last both ways.
@@ -67,7 +76,8 @@ def table(
             "<tr>" + "".join(f"<td{k}>{html.escape(c)}</td>" for k, c in zip(kinds, row, strict=True)) + "</tr>"
         )
     body = "\n".join(lines)
-    return f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    whole = f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+    return f'<div class="scroll"><table class="sortable">{whole}</table></div>'
 
 
 def figures(items: Iterable[Any]) -> str:

@@ -22,7 +22,9 @@ from genbound.results.correlation import Correlations
 
 
 def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str = "loss", label: bool = True) -> Any:
-    """A measure against the gap, one point a run: the least-squares line with its 95 % confidence band, and the coefficients.
+    """A measure against the gap, one point a run, with the coefficients.
+
+    The least-squares line has its 95 % confidence band.
 
     Args:
         table: columns ``gap`` and the measure, runs as index, one data set.
@@ -50,8 +52,8 @@ def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str
         # In turns below right and above left: off a rising line, and neighbours out of each other's way.
         for place, index in enumerate(np.argsort(x, kind="stable")):
             offset, side = ((4, -8), "left") if place % 2 == 0 else ((-4, 4), "right")
-            ax.annotate(str(table.index[index]), (x[index], y[index]), textcoords="offset points", xytext=offset, ha=side,
-                        fontsize=6.5, color=GREY)  # fmt: skip
+            ax.annotate(str(table.index[index]), (x[index], y[index]), textcoords="offset points", xytext=offset,
+                        ha=side, fontsize=6.5, color=GREY)  # fmt: skip
     ax.set_xlabel(measure)
     ax.set_ylabel(f"generalization gap ({UNITS.get(gap, gap)})")
     if ax.get_legend_handles_labels()[0]:
@@ -62,8 +64,8 @@ def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str
 def plot_over(table: pd.DataFrame, measure: str, over: str, ax: Any = None, gap: str = "loss") -> Any:
     """A measure and the gap over what was varied (a distance, a hyper-parameter): do they rise and fall together?
 
-    Both stand on one axis where they are of the same size, else the measure has an axis of its own on the right, which the gap's
-    axes know as ``ax.right_ax``.
+    Both stand on one axis where they are of the same size, else the measure has an axis of its own on the right, which
+    the gap's axes know as ``ax.right_ax``.
 
     Args:
         table: columns ``gap``, the measure, and ``over`` either as a column or in ``hyperparameters``; one data set.

@@ -114,14 +114,15 @@ def compare(
     Args:
         runs: results, or where they are stored. At least one.
         allow_mixed: compare runs that were not measured alike; what differs becomes a doubt of the table.
-        reference: a run, put first if it is none of the others, which then also show how many times its value theirs is.
+        reference: a run, put first if it is none of the others, which then also show how many times its value theirs
+            is.
 
     Returns:
         A table of bounds × runs that knows how to write itself as Markdown, CSV, LaTeX and HTML.
 
     Raises:
-        GenboundError: the runs differ in loss, n, C, convention, data, number of samples, head policy, layer partition or
-            failure probability, and ``allow_mixed`` is not set.
+        GenboundError: the runs differ in loss, n, C, convention, data, number of samples, head policy, layer partition
+            or failure probability, and ``allow_mixed`` is not set.
     """
     runs, name = list(runs), None
     if reference is not None:
@@ -159,6 +160,7 @@ class Comparison:
 
     @property
     def bounds(self) -> list[str]:
+        """Every bound that any of the runs has, in the order of the runs."""
         return list(dict.fromkeys(name for results in self.runs.values() for name in results.bounds))
 
     def _rows(self, bound: str) -> dict[str, Mapping[str, Any] | None]:
@@ -167,8 +169,11 @@ class Comparison:
     # -- tables --------------------------------------------------------------------------------------------------
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a bound: ``bounds`` (unit), ``kind``, for each run value, ``… lower``, ``… upper``, ``… log10`` and, with a
-        reference, ``… / reference``; last ``doubt``. Numbers in full; ``NaN`` where there is none."""
+        """One row a bound, numbers in full, ``NaN`` where there is none.
+
+        The columns are ``bounds`` (the unit) and ``kind``; for each run its value, ``… lower``, ``… upper``,
+        ``… log10`` and, with a reference, ``… / reference``; last ``doubt``.
+        """
         table = []
         for bound in self.bounds:
             rows = self._rows(bound)
@@ -269,6 +274,7 @@ class Comparison:
         return writers[form]()
 
     def to_markdown(self) -> str:
+        """A table of cells as they are shown, and the remarks below it."""
         head, body = self.cells()
         escaped = [[cell.replace("|", "\\|") for cell in row] for row in body]
         table = tabulate(escaped, [h.replace("|", "\\|") for h in head], tablefmt="github", disable_numparse=True)
@@ -282,7 +288,7 @@ class Comparison:
         return buffer.getvalue().rstrip("\n")
 
     def to_latex(self) -> str:
-        """A booktabs table; it needs ``\\usepackage{booktabs}``."""
+        r"""A booktabs table; it needs ``\usepackage{booktabs}``."""
         head, body = self.cells()
         numbers = len(head) - 3
         lines = [
@@ -319,18 +325,21 @@ _SPECIAL = {
     "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "σ": r"$\sigma$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\varepsilon$", "±": r"$\pm$", "½": r"$\tfrac12$",
-    "‖": r"$\|$", "√": r"$\sqrt{}$", "Σ": r"$\Sigma$", "×": r"$\times$", "–": "--", "⁺": r"$^+$", "ᵀ": r"$^\top$", "≥": r"$\ge$",
-    "≤": r"$\le$", "…": r"\ldots{}", "→": r"$\to$", "·": r"$\cdot$", "²": r"$^2$", "−": r"$-$", "∞": r"$\infty$", "λ": r"$\lambda$",
+    "‖": r"$\|$", "√": r"$\sqrt{}$", "Σ": r"$\Sigma$", "×": r"$\times$", "–": "--", "⁺": r"$^+$", "ᵀ": r"$^\top$",
+    "≥": r"$\ge$",
+    "≤": r"$\le$", "…": r"\ldots{}", "→": r"$\to$", "·": r"$\cdot$", "²": r"$^2$", "−": r"$-$", "∞": r"$\infty$",
+    "λ": r"$\lambda$",
 }  # fmt: skip
 
 
 def latex_text(text: str) -> str:
+    """Text with LaTeX's special characters written out."""
     parts = ["".join(_SPECIAL.get(character, character) for character in part) for part in text.split("--")]
     return "-{}-".join(parts)  # two hyphens of an option are no dash
 
 
 def latex_number(text: str) -> str:
-    """``8.28e+36`` as ``$8.28 \\times 10^{36}$``; intervals likewise."""
+    r"""``8.28e+36`` as ``$8.28 \times 10^{36}$``; intervals likewise."""
     if not re.search(r"\d", text):
         return latex_text(text)
     inner = re.sub(r"([\d.]+)e([+-]?)0*(\d[\d.]*)", lambda m: f"{m[1]} \\times 10^{{{m[2].strip('+')}{m[3]}}}", text)

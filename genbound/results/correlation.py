@@ -1,4 +1,7 @@
-"""Which measure tracks the generalization gap: coefficients with intervals, per data set, and how much of it may be chance."""
+"""Which measure tracks the generalization gap: coefficients with intervals, and what may be chance.
+
+Each data set has coefficients of its own.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ from genbound.results.results import Results
 GAPS = {"loss": "generalization_gap", "error": "error_gap"}
 FEWEST = 3
 CHANCE = 0.05
-# Coefficients that control for hyper-parameters, there where runs state them; the last one comes with its worst environment.
+# Coefficients that control for hyper-parameters, there where runs state them; the last one comes with its worst
+# environment.
 CONTROLLED = ("granulated_kendall", "conditional_mutual_information", "robust_sign_error")
 
 
@@ -42,8 +46,8 @@ def points(
 ) -> pd.DataFrame:
     """One row a run: ``data`` (its data set), ``gap``, ``hyperparameters`` (a dict), then one column a measure.
 
-    A measure's value is ``NaN`` where it does not exist; where it overflows in any run, its column holds base-10 logarithms
-    and is named ``log10 NAME``.
+    A measure's value is ``NaN`` where it does not exist; where it overflows in any run, its column holds base-10
+    logarithms and is named ``log10 NAME``.
 
     Args:
         runs: results, or where they are stored.
@@ -162,8 +166,9 @@ def _warnings(data: str, rows: Sequence[Mapping[str, Any]], num_runs: int) -> li
     if chance <= CHANCE:
         return []
     return [
-        f"{data}: with {num_runs} checkpoints, that the best of {len(rows)} measures ({best['measure']}, Kendall {best['kendall']:.2f}) does so "
-        f"well is a matter of chance with probability {chance:.0%} if none of them says anything: measure more checkpoints."
+        f"{data}: with {num_runs} checkpoints, that the best of {len(rows)} measures ({best['measure']}, "
+        f"Kendall {best['kendall']:.2f}) does so well is a matter of chance with probability {chance:.0%} if none of "
+        "them says anything: measure more checkpoints."
     ]
 
 
@@ -185,9 +190,9 @@ class Correlations:
     """What ``correlate`` found.
 
     Attributes:
-        table: one row a measure and data set: each coefficient with ``_lower``, ``_upper`` (95 % bootstrap) and ``_p`` (permutations), and
-            where runs state hyper-parameters ``granulated_kendall`` (and its part of each), ``conditional_mutual_information``,
-            ``robust_sign_error``, ``worst_environment``.
+        table: one row a measure and data set: each coefficient with ``_lower``, ``_upper`` (95 % bootstrap) and ``_p``
+            (permutations), and where runs state hyper-parameters ``granulated_kendall`` (and its part of each),
+            ``conditional_mutual_information``, ``robust_sign_error``, ``worst_environment``.
         points: one row a run, as :func:`points` makes it.
         gap: ``loss`` or ``error``.
         warnings: what may be chance.
@@ -199,6 +204,7 @@ class Correlations:
     warnings: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
+        """The table: one row a measure and data set."""
         return self.table
 
     @property

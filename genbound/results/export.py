@@ -25,15 +25,17 @@ def tidy(runs: Iterable[Results | str | Path]) -> pd.DataFrame:
     """One row a number.
 
     Returns:
-        Columns ``run``, ``kind`` (quantity or bound), ``measure``, ``where`` (layer, sigma or entry), ``value``, ``sem``, ``data_sem``
-        (missing where unknown), ``lower``, ``upper``, ``log10`` (of bounds, also where the value overflows a float) and ``note``.
+        Columns ``run``, ``kind`` (quantity or bound), ``measure``, ``where`` (layer, sigma or entry), ``value``,
+        ``sem``, ``data_sem`` (missing where unknown), ``lower``, ``upper``, ``log10`` (of bounds, also where the value
+        overflows a float) and ``note``.
     """
     rows: list[dict[str, Any]] = []
     for run, results in as_results(runs).items():
         for o in observe(results).values():
             if not o.is_bound:
                 rows.append(
-                    {"run": run, "kind": "quantity", "measure": o.measure, "where": o.where, "value": o.value, "sem": o.sem,
+                    {"run": run, "kind": "quantity", "measure": o.measure, "where": o.where, "value": o.value,
+                     "sem": o.sem,
                      "data_sem": o.data_sem, "lower": o.lower, "upper": o.upper, "log10": None, "note": ""}
                 )  # fmt: skip
         for bound, row in results.bounds.items():

@@ -1,4 +1,7 @@
-"""Results to experiment trackers: MLflow, Weights & Biases (offline) and TensorBoard. Each is imported when it is used."""
+"""Results to experiment trackers: MLflow, Weights & Biases (offline) and TensorBoard.
+
+Each is imported when it is used.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def metrics(results: Results) -> dict[str, float]:
 
 
 def parameters(results: Results) -> dict[str, Any]:
-    """Configuration and digests, flat: ``config.seed``, ``checkpoint.sha256`` …"""
+    """Configuration and digests, flat: ``config.seed``, ``checkpoint.sha256`` and so on."""
     nested = {"config": results.config, "checkpoint": results.checkpoint, "init": results.init, "data": results.data}
     return dict(_flat("", nested))
 
@@ -45,7 +48,8 @@ def log_mlflow(results: Results, directory: str | Path, name: str = "genbound") 
 
     Args:
         results: what to log.
-        directory: where the store (``mlflow.db``) and its artifacts lie; ``mlflow ui --backend-store-uri sqlite:///DIR/mlflow.db`` shows it.
+        directory: where the store (``mlflow.db``) and its artifacts lie;
+            ``mlflow ui --backend-store-uri sqlite:///DIR/mlflow.db`` shows it.
         name: the run's name.
     """
     mlflow = _need("mlflow", "mlflow")

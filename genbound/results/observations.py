@@ -12,7 +12,8 @@ from genbound.bounds import BOUNDS
 from genbound.results.results import Results
 
 # How something was computed, not what was found; or a copy of another entry (relative_rss and the Hessian approximation
-# follow from noise stability and traces); the standard deviation over a handful of shared draws has no error bar of its own.
+# follow from noise stability and traces); the standard deviation over a handful of shared draws has no error bar of its
+# own.
 IGNORED = (
     "num_*", "sample", "quantiles", "failure_probability", "std", "relative_rss", "leaves_quadratic_regime_at",
     "hessian_approximation", "*_sem", "data_sem", "sem", "seed", "seconds", "control_slope",
@@ -23,8 +24,8 @@ WHOLE = frozenset(
 )
 # Bounds whose interval is two standard errors to either side, not a certain one.
 TWO_SEM = ("trace_distance", "noisy_label_distance")
-# The largest of noisy estimates, where ``exact`` does not say otherwise: which samples become candidates is itself a draw, and
-# moves the value by tens of per cent, which the sem does not cover.
+# The largest of noisy estimates, where ``exact`` does not say otherwise: which samples become candidates is itself a
+# draw, and moves the value by tens of per cent, which the sem does not cover.
 SELECTED = "max_positive_trace"
 # The most extreme of a few random draws, or of candidates that they choose: likewise.
 EXTREME = {("compression", "smoothness"), ("compression", "beta")}
@@ -62,6 +63,7 @@ class Observation:
 
     @property
     def name(self) -> str:
+        """``measure:where``, or the measure alone."""
         return f"{self.measure}:{self.where}" if self.where else self.measure
 
 
@@ -121,8 +123,11 @@ FLATNESS = {
 
 
 def _relative_sem(summary: Mapping[str, Any], sigma: str, sem: str) -> float:
-    """Relative error of a sigma found by search: that of the rise there (which grows at least in proportion to sigma),
-    and the interval that the search stopped at."""
+    """Relative error of a sigma found by search.
+
+    It has two parts: the error of the rise there, which grows at least in proportion to sigma, and the interval that
+    the search stopped at.
+    """
     if summary.get(sigma) is None or summary.get(sem) is None:
         return 0.0
     return math.hypot(summary[sem] / summary["displacement"], 0.05)
@@ -178,5 +183,6 @@ def _bound(name: str, row: Mapping[str, Any], results: Results) -> Iterator[Obse
         slack = wide if form and log10 else 0.0
         reason = row["note"] if log10 is None else ""
         yield Observation(
-            name, form, log10, sem, data, *sides, slack=slack, selected=selected, logarithm=True, is_bound=True, reason=reason,
+            name, form, log10, sem, data, *sides, slack=slack, selected=selected, logarithm=True, is_bound=True,
+            reason=reason,
         )  # fmt: skip

@@ -50,7 +50,10 @@ def bootstrap_interval(
     generator: np.random.Generator,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval over resampled pairs; resamples in which one side is constant have no coefficient and are left out."""
+    """Percentile interval over resampled pairs.
+
+    Resamples in which one side is constant have no coefficient and are left out.
+    """
     chunk = max(1, 2**21 // len(x) ** 2)
     values = []
     for start in range(0, num_resamples, chunk):
@@ -67,10 +70,13 @@ def bootstrap_interval(
 def permutation_p_value(
     statistic: Statistic, x: np.ndarray, y: np.ndarray, num_resamples: int, generator: np.random.Generator
 ) -> float:
-    """Two-sided; over all permutations where they are no more than ``num_resamples``, else (count + 1)/(resamples + 1)."""
+    """Two-sided p-value.
+
+    It is over all permutations where they are no more than ``num_resamples``, else (count + 1)/(resamples + 1).
+    """
     found = stats.permutation_test(
-        (x,), lambda x, axis=-1: statistic(x, np.broadcast_to(y, x.shape), axis), permutation_type="pairings", vectorized=True,
-        n_resamples=num_resamples, batch=max(1, 2**21 // len(x) ** 2), rng=generator,
+        (x,), lambda x, axis=-1: statistic(x, np.broadcast_to(y, x.shape), axis), permutation_type="pairings",
+        vectorized=True, n_resamples=num_resamples, batch=max(1, 2**21 // len(x) ** 2), rng=generator,
     )  # fmt: skip
     return float(found.pvalue)
 
@@ -100,11 +106,12 @@ def granulated_kendall(measure: np.ndarray, gap: np.ndarray, settings: Settings)
     r"""Granulated Kendall coefficient :math:`\Psi` and its part :math:`\psi_i` of each hyper-parameter.
 
     :math:`\psi_i` is the mean, over all settings of the others, of Kendall's coefficient among the runs that differ in
-    hyper-parameter i alone; :math:`\Psi` is the mean of the :math:`\psi_i`. Runs of equal hyper-parameters (repetitions) are
-    not compared with each other. NaN without such runs.
+    hyper-parameter i alone; :math:`\Psi` is the mean of the :math:`\psi_i`. Runs of equal hyper-parameters
+    (repetitions) are not compared with each other. NaN without such runs.
 
     References:
-        Jiang, Neyshabur, Mobahi, Krishnan & Bengio, Fantastic generalization measures and where to find them, ICLR 2020.
+        Jiang, Neyshabur, Mobahi, Krishnan & Bengio, Fantastic generalization measures and where to find them,
+            ICLR 2020.
     """
     names, parts = varied(settings), {}
     for name, pairs in pairs_by_hyperparameter(settings).items():
@@ -119,8 +126,8 @@ def granulated_kendall(measure: np.ndarray, gap: np.ndarray, settings: Settings)
 def conditional_mutual_information(measure: np.ndarray, gap: np.ndarray, settings: Settings, most: int = 2) -> float:
     r"""What the order of the measure says of the order of the gap, given hyper-parameters: 0 nothing, 1 everything.
 
-    With the signs :math:`V_\mu, V_g` of the differences over all ordered pairs of runs, and :math:`U_S` the values of the
-    hyper-parameters S of both,
+    With the signs :math:`V_\mu, V_g` of the differences over all ordered pairs of runs, and :math:`U_S` the values of
+    the hyper-parameters S of both,
 
     .. math:: \mathcal K = \min_{|S| \le 2} \frac{I(V_\mu; V_g \mid U_S)}{H(V_g \mid U_S)}.
 
@@ -158,14 +165,14 @@ def _information(pairs: Sequence[tuple[int, int]]) -> float:
 def robust_sign_error(measure: np.ndarray, gap: np.ndarray, settings: Settings) -> tuple[float, str]:
     r"""Largest error over environments in telling which of two runs has the larger gap, and that environment.
 
-    An environment is a change of one hyper-parameter from one value to another while all others stay at theirs; it consists of the
-    pairs of runs, one at either value, so of several only where runs are repeated. Its error is the mean of
-    :math:`\frac12 (1 - \mathrm{sgn}\,\Delta\mu\;\mathrm{sgn}\,\Delta g)`: 0 if the measure is always right, ½ for a coin, 1 if it is
-    always wrong. NaN without such pairs.
+    An environment is a change of one hyper-parameter from one value to another while all others stay at theirs; it
+    consists of the pairs of runs, one at either value, so of several only where runs are repeated. Its error is the
+    mean of :math:`\frac12 (1 - \mathrm{sgn}\,\Delta\mu\;\mathrm{sgn}\,\Delta g)`: 0 if the measure is always right, ½
+    for a coin, 1 if it is always wrong. NaN without such pairs.
 
     References:
-        Dziugaite, Drouin, Neal, Rajkumar, Caballero, Wang, Mitliagkas & Roy, In search of robust measures of generalization,
-        NeurIPS 2020 (without their weights for the noise of the gap).
+        Dziugaite, Drouin, Neal, Rajkumar, Caballero, Wang, Mitliagkas & Roy, In search of robust measures of
+            generalization, NeurIPS 2020 (without their weights for the noise of the gap).
     """
     names, worst, where = varied(settings), math.nan, ""
     for name, pairs in pairs_by_hyperparameter(settings).items():

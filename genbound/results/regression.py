@@ -4,10 +4,11 @@ A number regressed if
 
 .. math:: |x - x_0| - a > k \sqrt{\mathrm{sem}^2 + \mathrm{sem}_0^2},
 
-with a the change that is allowed (rounding by default, or what a tolerance says) and k such that, of all runs that differ
-from the baseline in the seed alone, a fraction ``false_alarm`` at most is flagged: :math:`k = \Phi^{-1}(1 - \alpha/2m)` for m random
-numbers (Bonferroni). A certain interval regressed if it lies beside the other one. Bounds are arithmetic: at equal seed they
-agree to rounding, at another one as far as the errors of what was measured reach.
+with a the change that is allowed (rounding by default, or what a tolerance says) and k such that, of all runs that
+differ from the baseline in the seed alone, a fraction ``false_alarm`` at most is flagged:
+:math:`k = \Phi^{-1}(1 - \alpha/2m)` for m random numbers (Bonferroni). A certain interval regressed if it lies beside
+the other one. Bounds are arithmetic: at equal seed they agree to rounding, at another one as far as the errors of what
+was measured reach.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Tolerance:
         return cls(size / 100 if match["unit"] == "%" else size, match["unit"] or "", match["sign"])
 
     def allowed(self, expected: Observation) -> float:
+        """The change that is allowed beyond the errors, in the value's unit (decades where that is a logarithm)."""
         if self.unit == "sem":
             return 0.0
         if not expected.logarithm:
@@ -92,6 +94,7 @@ class Row:
 
     @property
     def failed(self) -> bool:
+        """Whether this comparison is a regression or lacks its number."""
         return self.status in ("regression", "missing")
 
 
@@ -113,10 +116,12 @@ class Check:
 
     @property
     def passed(self) -> bool:
+        """Whether nothing regressed."""
         return not self.failures
 
     @property
     def failures(self) -> list[Row]:
+        """The rows that failed."""
         return [row for row in self.rows if row.failed]
 
     def __bool__(self) -> bool:
@@ -284,8 +289,8 @@ def _rule(rules: Mapping[str, Tolerance], o: Observation) -> Tolerance | None:
 
 
 def _row(
-    expected: Observation, obtained: Observation | None, rule: Tolerance | None, k: float, rounding: float, same_seed: bool,
-    same_samples: bool, results: Results,
+    expected: Observation, obtained: Observation | None, rule: Tolerance | None, k: float, rounding: float,
+    same_seed: bool, same_samples: bool, results: Results,
 ) -> Row:  # fmt: skip
     def row(difference: str, status: str, note: str = "") -> Row:
         return Row(expected.measure, expected.where, _text(expected), _text(obtained), difference, status, note)

@@ -66,6 +66,7 @@ class Results:
     # -- files ------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
+        """Everything but the per-sample table, as ``results.json`` stores it."""
         return {
             "schema_version": self.schema_version,
             "genbound": self.genbound,
@@ -101,8 +102,9 @@ class Results:
             "",
         ]
         lines.append(
-            f"{len(self.layer_rows)} layers, {config['num_samples']} of n = {config['num_data']} training samples measured"
-            f" ({config['convention']} convention, seed {config['seed']})."
+            f"{len(self.layer_rows)} layers, {config['num_samples']} of n = "
+            f"{config['num_data']} training samples measured ({config['convention']} convention, "
+            f"seed {config['seed']})."
         )
         if losses:
             text = f"Training loss {digits(losses['train_loss'])}"
