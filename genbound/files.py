@@ -10,7 +10,12 @@ from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the target, flush to the disk, and move into place."""
+    """Write beside the target, flush to the disk, and move into place.
+
+    Args:
+        path: the target; folders that are missing are made.
+        write: writes the content into the file that it is given.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -23,5 +28,6 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write plain values as indented JSON; a number that is not finite is refused, because JSON has none."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

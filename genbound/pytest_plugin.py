@@ -3,7 +3,7 @@
 .. code-block:: python
 
     def test_bounds(bound_regression):
-        problem = genbound.load("finetuned.safetensors", "pretrained.safetensors", model="model.py:build", data="npz:train.npz")
+        problem = genbound.load("tuned.safetensors", "init.safetensors", model="model.py:build", data="npz:train.npz")
         bound_regression(genbound.evaluate(problem, ["hessian_distance"]))
 
 The baseline of a test lies beside its file, in ``FILE/TEST.json``. A baseline that is missing fails the test;
@@ -15,12 +15,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from genbound.results.results import Results
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option ``--update-bounds``."""
     group = parser.getgroup("genbound")
     group.addoption(
         "--update-bounds", action="store_true", help="write the results as new baselines of bound_regression"
@@ -36,7 +40,7 @@ def bound_regression(request: pytest.FixtureRequest) -> Callable[..., None]:
     here = Path(request.path)
     calls = 0
 
-    def compare(results: Any, baseline: str | Path | None = None, **options: Any) -> None:
+    def compare(results: Results, baseline: str | Path | None = None, **options: Any) -> None:
         from genbound.errors import GenboundError
         from genbound.results.regression import check
 

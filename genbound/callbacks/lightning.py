@@ -6,18 +6,21 @@ import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genbound.callbacks.record import Record
 from genbound.errors import GenboundError
 
 try:
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError:
     try:
-        from pytorch_lightning import Callback
+        from pytorch_lightning import Callback, LightningModule, Trainer
     except ImportError as error:
         raise GenboundError(f"this callback needs Lightning ({error}): pip install genbound[lightning]") from error
+
+if TYPE_CHECKING:
+    from genbound.results.results import Results
 
 
 class GenboundCallback(Callback):
@@ -36,7 +39,13 @@ class GenboundCallback(Callback):
             go to ``folder/genbound``. ``None`` measures nothing.
         loss: as on the command line, cross-entropy by default.
         num_samples: how many training samples to measure on.
-        settings: further settings of :func:`genbound.save_spec`.
+        settings: further settings of :func:`genbound.save_spec`; the measuring keeps to them.
+
+    Attributes:
+        results: what was measured, ``None`` until training ends.
+
+    Raises:
+        GenboundError: the data are to be measured and are of a kind that cannot be read.
     """
 
     def __init__(
@@ -44,11 +53,11 @@ class GenboundCallback(Callback):
         test_data: str | None = None, measure: Sequence[str] | None = None, loss: str | None = None,
         num_samples: int = 256, **settings: Any,
     ):  # fmt: skip
-        self.folder, self.model, self.loss = folder, model, loss
+        self.folder, self.model = folder, model
         self.record = Record({**settings, "data": data, "test_data": test_data, "loss": loss}, measure, num_samples)
-        self.results: Any = None
+        self.results: Results | None = None
 
-    def on_fit_start(self, trainer, pl_module) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights before training, and write the sidecar."""
         if self.record.start is None:
             self.record.begin(pl_module)
@@ -56,16 +65,13 @@ class GenboundCallback(Callback):
             self.record.settings["model"] = self.model or _source(type(pl_module))
             self.record.write(self._folder(trainer))
 
-    def on_fit_end(self, trainer, pl_module) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure what was asked for, on the batches of the training loader."""
         if self.record.measures is None or not trainer.is_global_zero:
             return
-        loader = trainer.train_dataloader
-        self.results = self.record.evaluate(
-            pl_module, loader, None, self.loss or "cross_entropy", self._folder(trainer)
-        )
+        self.results = self.record.evaluate(pl_module, trainer.train_dataloader, None, self._folder(trainer))
 
-    def _folder(self, trainer) -> Path:
+    def _folder(self, trainer: Trainer) -> Path:
         if self.folder is not None:
             return Path(self.folder)
         checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from genbound.checkpoints.sidecar import save_spec
+from genbound.checkpoints.sidecar import read_sidecar, save_spec
+from genbound.errors import GenboundError
+
+if TYPE_CHECKING:
+    from genbound.results.results import Results
+
+OF_THE_PROBLEM = ("num_data", "loss_range", "layers")  # settings that say how to measure
 
 
 class Record:
-    """The start of a training run.
+    """The start of a training run, and what is to be measured at its end.
 
     Args:
-        settings: for ``genbound.yaml``, see :func:`genbound.save_spec`.
+        settings: for ``genbound.yaml``, see :func:`genbound.save_spec`; the measuring at the end keeps to them.
         measure: quantities and bounds to evaluate when training ends; ``None`` measures nothing.
         num_samples: training samples to measure on.
+
+    Attributes:
+        start: name -> weight before training, ``None`` until that begins.
+
+    Raises:
+        GenboundError: what is measured at the end is measured from the head's own start, and ``head`` says otherwise.
     """
 
-    def __init__(self, settings: dict[str, Any], measure: list[str] | tuple[str, ...] | None, num_samples: int):
+    def __init__(self, settings: dict[str, Any], measure: Sequence[str] | None, num_samples: int):
+        if measure is not None and settings.get("head") not in (None, "init"):
+            raise GenboundError(
+                f"a callback measures the head from its start, not by head={settings['head']!r}: leave measure out and "
+                "run `genbound evaluate` after training"
+            )
         self.settings, self.measures, self.num_samples = settings, measure, num_samples
         self.start: dict[str, Tensor] | None = None
 
@@ -32,16 +50,26 @@ class Record:
         """Write the sidecar and the weights before training into ``folder``."""
         return save_spec(folder, init=self.start, **self.settings)
 
-    def evaluate(self, model: nn.Module, samples: Any, test_samples: Any, loss: Any, folder: str | Path) -> Any:
-        """Measure ``model`` as it is and save the results in ``folder/genbound``."""
+    def evaluate(self, model: nn.Module, samples: Any, test_samples: Any, folder: str | Path) -> Results:
+        """Measure a network as it is, with the loss and the settings that the sidecar in ``folder`` gives.
+
+        Args:
+            model: the trained network; it stays as it is.
+            samples: training samples, in any form that :class:`~genbound.network.problem.Problem` takes.
+            test_samples: held-out samples, likewise; ``None`` where there are none.
+            folder: that of the sidecar; the results go into its ``genbound``.
+        """
+        from genbound.evaluation.loading import default_loss
         from genbound.evaluation.loop import evaluate
         from genbound.network.problem import Problem
 
+        said = read_sidecar(folder)
         # A copy, so that devices, modes and hooks of the trained model stay as they are.
         copied = copy.deepcopy(model).cpu().eval()
         problem = Problem(
-            copied, self.start, samples, loss, test_data=test_samples, num_samples=self.num_samples,
-            provenance={"rule": "measured at the end of training"},
+            copied, self.start or {}, samples, default_loss(model, said.get("loss")), test_data=test_samples,
+            num_samples=self.num_samples, provenance={"rule": "measured at the end of training"},
+            **{name: said[name] for name in OF_THE_PROBLEM if name in said},
         )  # fmt: skip
         out = Path(folder) / "genbound"
         results = evaluate(problem, self.measures, out=out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genbound.callbacks.record import Record
 from genbound.checkpoints.sidecar import read_sidecar, save_spec
@@ -13,9 +13,14 @@ from genbound.data.texts import NextToken, TokenSamples
 from genbound.errors import GenboundError
 
 try:
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
     raise GenboundError(f"this callback needs transformers ({error}): pip install genbound[hf]") from error
+
+if TYPE_CHECKING:
+    from genbound.results.results import Results
+
+TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class GenboundCallback(TrainerCallback):
@@ -31,7 +36,10 @@ class GenboundCallback(TrainerCallback):
         measure: quantities and bounds to measure at the end of training, e.g. ``["hessian_distance"]``; the results go
             to ``OUTPUT/genbound``. ``None`` measures nothing.
         num_samples: how many training samples to measure on.
-        settings: further settings of :func:`genbound.save_spec`.
+        settings: further settings of :func:`genbound.save_spec`; the measuring keeps to them.
+
+    Attributes:
+        results: what was measured, ``None`` until training ends.
 
     Raises:
         GenboundError: the data are to be measured and are of a kind that cannot be read.
@@ -43,9 +51,12 @@ class GenboundCallback(TrainerCallback):
     ):  # fmt: skip
         self.data, self.test_data = data, test_data
         self.record = Record(settings, measure, num_samples)
-        self.results: Any = None
+        self.results: Results | None = None
 
-    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None,
+        train_dataloader: Any = None, eval_dataloader: Any = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         """Keep the weights before training, and write the sidecar into the output directory."""
         if self.record.start is None:
             self.record.begin(model)
@@ -59,20 +70,21 @@ class GenboundCallback(TrainerCallback):
                 self.record.settings[name] = found
         self.record.write(folder)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the sidecar into the new checkpoint, with paths that count from there."""
         if state.is_world_process_zero:
             _point_up(Path(args.output_dir), Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
-    def on_train_end(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None,
+        train_dataloader: Any = None, eval_dataloader: Any = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         """Measure what was asked for, on the Trainer's own data sets."""
         if self.record.measures is None or not state.is_world_process_zero:
             return
-        from genbound.evaluation.loading import default_loss
-
         datasets = [getattr(loader, "dataset", None) for loader in (train_dataloader, eval_dataloader)]
         samples, held_out = (None if data is None else _samples(data, model, kwargs) for data in datasets)
-        self.results = self.record.evaluate(model, samples, held_out, default_loss(model), args.output_dir)
+        self.results = self.record.evaluate(model, samples, held_out, args.output_dir)
 
 
 def _point_up(parent: Path, folder: Path) -> None:
@@ -83,15 +95,11 @@ def _point_up(parent: Path, folder: Path) -> None:
 
 def _write_rows(rows: Any, folder: Path, part: str) -> str | None:
     """A tokenised data set as a parquet file; ``None`` where it is something else, whose SPEC only the user knows."""
-    columns = getattr(rows, "column_names", None)
-    if (
-        not columns
-        or "input_ids" not in columns
-        or not {"labels", "label"} & set(columns)
-        or not hasattr(rows, "to_parquet")
-    ):
+    columns = getattr(rows, "column_names", None) or ()
+    labelled = "input_ids" in columns and not {"labels", "label"}.isdisjoint(columns)
+    if not labelled or not hasattr(rows, "to_parquet"):
         return None
-    kept = [name for name in columns if name in ("input_ids", "attention_mask", "token_type_ids", "labels", "label")]
+    kept = [name for name in columns if name in (*TOKEN_INPUTS, "labels", "label")]
     folder.mkdir(parents=True, exist_ok=True)
     rows.with_format(None).select_columns(kept).to_parquet(str(folder / f"genbound_{part}.parquet"))
     return f"parquet:genbound_{part}.parquet"
@@ -102,8 +110,7 @@ def _samples(data: Any, model: Any, kwargs: dict[str, Any]) -> Samples:
     causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
     first = data[0]
     if isinstance(first, dict) and "input_ids" in first and not hasattr(first["input_ids"], "shape"):
-        known = ("input_ids", "attention_mask", "token_type_ids")
-        rows = [{name: list(row[name]) for name in known if name in row} for row in data]
+        rows = [{name: list(row[name]) for name in TOKEN_INPUTS if name in row} for row in data]
         labels = [row["labels"] if "labels" in row else row["label"] for row in data]
         tokenizer = kwargs.get("processing_class")
         padding = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
