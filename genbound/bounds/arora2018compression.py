@@ -1,20 +1,21 @@
 r"""Bound of the compressed network (Arora, Ge, Neyshabur & Zhang, ICML 2018).
 
-With layer cushions :math:`\mu_i`, interlayer cushions :math:`\mu_{i\to}`, activation contraction c and, for convolutions, β and the
-overlap :math:`\lceil\kappa/s\rceil` of kernel and stride,
+With layer cushions :math:`\mu_i`, interlayer cushions :math:`\mu_{i\to}`, activation contraction c and, for
+convolutions, β and the overlap :math:`\lceil\kappa/s\rceil` of kernel and stride,
 
 .. math::
    \sqrt{\frac{c^2d^2\max_x\|f(x)\|^2\sum_i\frac{\beta_i^2\lceil\kappa_i/s_i\rceil^2}{\mu_i^2\mu_{i\to}^2}}{\gamma^2n}}
 
-bounds, up to constants and logarithms, the 0-1 error of a *compressed* network beyond the margin loss of the original one; it says nothing
-of the original network's own error. For dense layers β and the overlap are 1.
+bounds, up to constants and logarithms, the 0-1 error of a *compressed* network beyond the margin loss of the original
+one; it says nothing of the original network's own error. For dense layers β and the overlap are 1.
 
-``value`` is ``main_term``, the expression above. ``effective_parameters`` is :math:`\max\|f\|^2\sum_i
-\beta_i^2c_i^2\lceil\kappa_i/s_i\rceil^2/(\mu_i^2\mu_{i\to}^2)/\gamma^2`, the number of parameters after compression as the paper plots it. There is
-no ``paper`` form: the theorem's constants and logarithms are not given.
+``value`` is ``main_term``, the expression above. ``effective_parameters`` is
+:math:`\max\|f\|^2\sum_i \beta_i^2c_i^2\lceil\kappa_i/s_i\rceil^2/(\mu_i^2\mu_{i\to}^2)/\gamma^2`, the number of
+parameters after compression as the paper plots it. There is no ``paper`` form: the theorem's constants and logarithms
+are not given.
 
-A measure: γ and the cushions are those of the samples. The theorem needs an interlayer smoothness of at least 3d and lets a fraction ζ of the
-samples be dropped, which adds ζ.
+A measure: γ and the cushions are those of the samples. The theorem needs an interlayer smoothness of at least 3d and
+lets a fraction ζ of the samples be dropped, which adds ζ.
 """
 
 from __future__ import annotations

@@ -2,19 +2,21 @@ r"""Spectrally-normalised margin bound (Bartlett, Foster & Telgarsky, NeurIPS 20
 
 .. math::
    L_0 \le \hat R_\gamma + \tilde O\!\left(\frac{\|X\|_F\,T}{\gamma n}\right),\qquad
-   T = \Big(\prod_is_i\Big)\Big(\sum_i(b_i/s_i)^{2/3}\Big)^{3/2},\qquad s_i = \|W_i\|_2,\quad b_i = \|(W_i-W_i^0)^\top\|_{2,1},
+   T = \Big(\prod_is_i\Big)\Big(\sum_i(b_i/s_i)^{2/3}\Big)^{3/2},\qquad
+   s_i = \|W_i\|_2,\quad b_i = \|(W_i-W_i^0)^\top\|_{2,1},
 
-where b is the sum of the Euclidean norms of the *rows* of a weight stored as [out, in] (for a convolution: of its unrolled operator) and
-:math:`\|X\|_F = \sqrt n` times the root mean square norm of the measured inputs. In sums of branches :math:`b_i\prod_{j\ne i}s_j` becomes
-:math:`b_iT_i` with the gain of :mod:`genbound.bounds.composition`: the cover is built per layer, and only what is upstream and downstream
-of a layer changes.
+where b is the sum of the Euclidean norms of the *rows* of a weight stored as [out, in] (for a convolution: of its
+unrolled operator) and :math:`\|X\|_F = \sqrt n` times the root mean square norm of the measured inputs. In sums of
+branches :math:`b_i\prod_{j\ne i}s_j` becomes :math:`b_iT_i` with the gain of :mod:`genbound.bounds.composition`: the
+cover is built per layer, and only what is upstream and downstream of a layer changes.
 
 ``value`` is ``main_term``, :math:`\|X\|_F\,T/(\gamma n)`.
 
 Forms:
     main_term: as above.
-    dudley: with constants derived for this package (docs/bounds): :math:`8/n^{3/2} + 72\ln n\,\|X\|_F\sqrt{\ln(2W^2)}\,T/(\gamma n) +
-        3\sqrt{\ln(2/\delta)/(2n)}`, W the largest dimension of an unrolled matrix.
+    dudley: with constants derived for this package (docs/bounds):
+        :math:`8/n^{3/2} + 72\ln n\,\|X\|_F\sqrt{\ln(2W^2)}\,T/(\gamma n) + 3\sqrt{\ln(2/\delta)/(2n)}`, W the largest
+        dimension of an unrolled matrix.
     optimal_alpha: the same with the best lower limit of the entropy integral, :math:`(24R/n)(1+\ln(n/(3R)))` for
         :math:`R = (2/\gamma)\|X\|_F\sqrt{\ln(2W^2)}\,T`; not available where 3R ≥ n, where the bound is vacuous.
     paper: not available: the constants of the published lemma could not be read.

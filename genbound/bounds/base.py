@@ -77,7 +77,8 @@ class BoundValue:
         lower, upper: what the error of the measured quantities makes of it.
         log10: base-10 logarithm of the value.
         note: reason where there is no value; doubts where there is one.
-        forms: other forms of the same bound, name -> ``{"log10": …}``, with a ``note`` where there is a doubt or a reason.
+        forms: other forms of the same bound, name -> ``{"log10": …}``, with a ``note`` where there is a doubt or a
+            reason.
         empirical: what the value is to be added to where that is not the training loss or error: the margin loss.
     """
 

@@ -1,19 +1,20 @@
 r"""Norms of layers composed over the structure of a network, in base-10 logarithms.
 
-The structure is a tree: ``layer``, ``series`` (first executed first), ``sum``, ``identity`` and ``scale`` (a step with a
-Lipschitz constant, such as an overlapping max-pool). 1-Lipschitz steps that keep zero are left out of it.
+The structure is a tree: ``layer``, ``series`` (first executed first), ``sum``, ``identity`` and ``scale`` (a step with
+a Lipschitz constant, such as an overlapping max-pool). 1-Lipschitz steps that keep zero are left out of it.
 
 :func:`compose` gives the Lipschitz constant K of the network in the layers' norms :math:`s_i` (a plain network:
-:math:`\prod_i s_i`; a residual block: shortcut plus branch) and its **gains** :math:`T_i = \partial K / \partial s_i`, the norm from
-the network's input to the layer's input times the norm from the layer's output to the network's output. In a plain network
-:math:`T_i = \prod_{j\ne i} s_j`, so sums such as :math:`\prod_j s_j^2 \sum_i \|v_i\|^2/s_i^2` are written
-:math:`\sum_i \|v_i\|^2 T_i^2`: nothing is divided by a norm, each term grows with every norm (an upper norm gives an upper value)
-and the residual form is the same formula.
+:math:`\prod_i s_i`; a residual block: shortcut plus branch) and its **gains** :math:`T_i = \partial K / \partial s_i`,
+the norm from the network's input to the layer's input times the norm from the layer's output to the network's output.
+In a plain network :math:`T_i = \prod_{j\ne i} s_j`, so sums such as :math:`\prod_j s_j^2 \sum_i \|v_i\|^2/s_i^2` are
+written :math:`\sum_i \|v_i\|^2 T_i^2`: nothing is divided by a norm, each term grows with every norm (an upper norm
+gives an upper value) and the residual form is the same formula.
 
-:func:`perturb` carries (A, Δ), bounds of an activation's Euclidean norm and of its change when layer i is perturbed by a matrix of norm
-at most :math:`u_i`: start (B, 0); a layer :math:`\Delta \leftarrow (s+u)\Delta + uA,\ A \leftarrow sA`, plus the norm of a bias in A
-and that of its perturbation in Δ; a step with constant c multiplies both by c; the branches of a sum add up. In a plain network without
-biases :math:`\Delta = B[\prod(s_i+u_i) - \prod s_i]`, here without the cancellation of that difference.
+:func:`perturb` carries (A, Δ), bounds of an activation's Euclidean norm and of its change when layer i is perturbed by
+a matrix of norm at most :math:`u_i`: start (B, 0); a layer
+:math:`\Delta \leftarrow (s+u)\Delta + uA,\ A \leftarrow sA`, plus the norm of a bias in A and that of its perturbation
+in Δ; a step with constant c multiplies both by c; the branches of a sum add up. In a plain network without biases
+:math:`\Delta = B[\prod(s_i+u_i) - \prod s_i]`, here without the cancellation of that difference.
 
 All numbers are base-10 logarithms, minus infinity for zero: 150 layers of norm 1e4 have a product of 1e600.
 """
@@ -77,7 +78,7 @@ def _compose(node: Tree, before: Logs, after: Logs, per_sum: float) -> tuple[Any
 
 
 def downstream(tree: Tree, norms: Logs, per_sum: float = 0.0) -> dict[str, float]:
-    """Layer -> log10 of the constant from its output to the network's: the gains with nothing upstream; as :func:`compose`."""
+    """Layer -> log10 of the constant from its output to the network's, its gain with nothing upstream."""
     found: dict[str, float] = {}
 
     def walk(node: Tree, gain: Any) -> Any:

@@ -1,9 +1,10 @@
 r"""Distances from the initialisation: plain measures to set beside the bounds, in four norms.
 
-``distance_frobenius`` is the Euclidean distance :math:`(\sum_i\|v_i\|_F^2)^{1/2}` over the layers; ``distance_spectral``, ``distance_mars`` and
-``distance_two_one`` add up :math:`\|\cdot\|` of each layer's displacement as an operator: its largest singular value (β of Long & Sedghi), its largest
-row sum (Gouk et al.) and the sum of its rows' Euclidean norms (Bartlett et al.). ``main_term`` is the value; ``sum_of_squares`` is
-:math:`\sum_i\|\cdot\|^2`, the convention of Jiang et al. 2020.
+``distance_frobenius`` is the Euclidean distance :math:`(\sum_i\|v_i\|_F^2)^{1/2}` over the layers;
+``distance_spectral``, ``distance_mars`` and ``distance_two_one`` add up :math:`\|\cdot\|` of each layer's displacement
+as an operator: its largest singular value (β of Long & Sedghi), its largest row sum (Gouk et al.) and the sum of its
+rows' Euclidean norms (Bartlett et al.). ``main_term`` is the value; ``sum_of_squares`` is :math:`\sum_i\|\cdot\|^2`,
+the convention of Jiang et al. 2020.
 
 They bound neither the loss nor the error and do not depend on n.
 """

@@ -1,10 +1,13 @@
 r"""Fisher-Rao norm, as a measure (Liang, Poggio, Rakhlin & Stokes, AISTATS 2019).
 
-.. math:: \frac{\|w\|_{fr}}{\sqrt n},\qquad \|w\|_{fr} = (L+1)\sqrt{\mathbb E\,\langle\partial\ell/\partial f, f\rangle^2}
+.. math::
+   \frac{\|w\|_{fr}}{\sqrt n},\qquad \|w\|_{fr} = (L+1)\sqrt{\mathbb E\,\langle\partial\ell/\partial f, f\rangle^2}
 
-for a ReLU network of L hidden layers without biases, where the inner product of the weights with the gradient is L + 1 times that of the output.
-``value`` is ``main_term``, the norm over the root of n: a bound of this form (up to constants) is known for linear networks only. ``norm`` is the
-norm itself, ``parametric`` the norm by its definition :math:`\sqrt{\mathbb E\,\langle w,\nabla_w\ell\rangle^2}`, which needs no homogeneity. It does not change under rescalings that leave a ReLU network's function alone.
+for a ReLU network of L hidden layers without biases, where the inner product of the weights with the gradient is L + 1
+times that of the output. ``value`` is ``main_term``, the norm over the root of n: a bound of this form (up to
+constants) is known for linear networks only. ``norm`` is the norm itself, ``parametric`` the norm by its definition
+:math:`\sqrt{\mathbb E\,\langle w,\nabla_w\ell\rangle^2}`, which needs no homogeneity. It does not change under
+rescalings that leave a ReLU network's function alone.
 """
 
 from __future__ import annotations

@@ -1,19 +1,21 @@
-r"""Gaussian noise on weights: the norm it has as an operator, and the PAC-Bayes bound for a net that is stable under it.
+r"""Gaussian noise on weights: its norm as an operator, and the PAC-Bayes bound for a network that it hardly moves.
 
 Noise norms, for unit standard deviation and failure probability η over all d layers:
 
-* dense layer with a inputs and b outputs: :math:`\tau = \sqrt a + \sqrt b + \sqrt{2\ln(d/\eta)}` (Gordon's inequality for the mean and
-  the concentration of a 1-Lipschitz function of Gaussians, as collected by Davidson and Szarek);
-* convolution, noise on the kernel: :math:`\tau = k(\sqrt2(\sqrt a+\sqrt b) + \sqrt{2\ln(m^2d/\eta)})` with kernel side k, channels a and
-  b, and m = n + k - 1 the side of the zero-padded map. Derivation: the zero-padded or strided operator is a submatrix of the
-  circular one on the padded map, which the Fourier transform makes block diagonal with blocks
-  :math:`F_\omega = \sum_t e^{i\omega t}K_t`. Real and imaginary part of :math:`F_\omega` are matrices of independent Gaussians with
-  variances :math:`c_\omega^2` and :math:`k^2-c_\omega^2`, so :math:`E\|F_\omega\| \le (|c_\omega| + \sqrt{k^2-c_\omega^2})(\sqrt a+\sqrt b)
-  \le \sqrt2 k(\sqrt a+\sqrt b)`; :math:`\|F_\omega\|` is k-Lipschitz in the kernel (Cauchy-Schwarz over the k² taps); a union over the
-  m² frequencies and d layers gives the last term. With g groups each block has a/g and b/g channels and there are g times as many.
+* dense layer with a inputs and b outputs: :math:`\tau = \sqrt a + \sqrt b + \sqrt{2\ln(d/\eta)}` (Gordon's inequality
+  for the mean and the concentration of a 1-Lipschitz function of Gaussians, as collected by Davidson and Szarek);
+* convolution, noise on the kernel: :math:`\tau = k(\sqrt2(\sqrt a+\sqrt b) + \sqrt{2\ln(m^2d/\eta)})` with kernel side
+  k, channels a and b, and m = n + k - 1 the side of the zero-padded map. Derivation: the zero-padded or strided
+  operator is a submatrix of the circular one on the padded map, which the Fourier transform makes block diagonal with
+  blocks :math:`F_\omega = \sum_t e^{i\omega t}K_t`. Real and imaginary part of :math:`F_\omega` are matrices of
+  independent Gaussians with variances :math:`c_\omega^2` and :math:`k^2-c_\omega^2`, so :math:`E\|F_\omega\| \le
+  (|c_\omega| + \sqrt{k^2-c_\omega^2})(\sqrt a+\sqrt b) \le \sqrt2 k(\sqrt a+\sqrt b)`; :math:`\|F_\omega\|` is
+  k-Lipschitz in the kernel (Cauchy-Schwarz over the k² taps); a union over the m² frequencies and d layers gives the
+  last term. With g groups each block has a/g and b/g channels and there are g times as many.
 
-A bias that training moved has noise as well, a Gaussian vector of norm at most :math:`\sqrt b + \sqrt{2\ln(d/\eta)}` at every position; d then counts
-layers and such biases. Batch norm is folded into weights and biases of both networks: prior and posterior live on the folded ones.
+A bias that training moved has noise as well, a Gaussian vector of norm at most :math:`\sqrt b + \sqrt{2\ln(d/\eta)}` at
+every position; d then counts layers and such biases. Batch norm is folded into weights and biases of both networks:
+prior and posterior live on the folded ones.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ STEPS = 4  # grid of standard deviations: 2^(-j/4)
 
 
 def dense_norm(inputs: float, outputs: float, layers: int, failure: float) -> float:
-    """Operator norm that standard Gaussian noise on a dense layer exceeds with probability at most ``failure / layers``."""
+    """Operator norm that unit Gaussian noise on a dense layer exceeds with probability at most ``failure / layers``."""
     return math.sqrt(inputs) + math.sqrt(outputs) + math.sqrt(2 * math.log(layers / failure))
 
 
@@ -89,8 +91,9 @@ def entropy(probability: float) -> float:
 def grid_term(half_square: float, failure: float, j: int, num_data: int, delta: float) -> float:
     r"""Log10 of :math:`\sqrt{((K+h(\eta))/(1-\eta) + \ln(2\sqrt n\,3(j+1)(j+2)/\delta))/(2n)}`.
 
-    The PAC-Bayes bound (Maurer's form, relaxed by Pinsker) for a Gaussian posterior with divergence K that is restricted to a set of
-    mass :math:`1-\eta`: the restriction costs :math:`(K + h)/(1-\eta)` with the binary entropy h. The standard deviation is the j-th of
+    The PAC-Bayes bound (Maurer's form, relaxed by Pinsker) for a Gaussian posterior with divergence K that is
+    restricted to a set of mass :math:`1-\eta`: the restriction costs :math:`(K + h)/(1-\eta)` with the binary entropy
+    h. The standard deviation is the j-th of
     a grid and η one of three values: :math:`\sum_j 1/((j+1)(j+2)) = 1` pays for the choice.
 
     Args:
@@ -108,14 +111,14 @@ def grid_term(half_square: float, failure: float, j: int, num_data: int, delta: 
 def prior_scales(evidence: Evidence) -> dict[str, float]:
     """Layer -> log10 of its pretrained operator norm; 0 (a scale of 1) where the pretrained layer is zero.
 
-    The scale is a choice that knows only the pretrained weights. It makes the noise covariant under rescalings of layers that leave the
-    network's function alone.
+    The scale is a choice that knows only the pretrained weights. It makes the noise covariant under rescalings of
+    layers that leave the network's function alone.
     """
     return {name: 0.0 if s == ZERO else s for name, s in spectral(evidence, "upper", "init").items()}
 
 
 def require_noise_everywhere(evidence: Evidence) -> None:
-    """Refuse what the noise on weights and biases does not reach: steps that shift, and learned steps between the layers."""
+    """Refuse what noise on weights and biases does not reach: steps that shift, and learned steps between layers."""
     if evidence.quantities["structure"].get("zero_preserving") is False:
         raise NotAvailable("a step of the network does not keep zero")
     learned = learned_steps(evidence)
@@ -140,7 +143,13 @@ class BiasNoise:
     positions: dict[str, float]
 
     def norms(self, evidence: Evidence, failure: float, events: int) -> dict[str, float]:
-        """Norm on the whole output of noise of standard deviation ``scales``, exceeded with probability ``failure / events``."""
+        """Layer -> log10 of the norm, on its whole output, of noise on its bias with σ = 1.
+
+        Args:
+            evidence: the evidence.
+            failure: η: a norm is exceeded with probability ``failure / events``.
+            events: number of layers and biases with noise.
+        """
         channels = sizes(evidence, "out_channels")
         return {
             name: scale
@@ -157,9 +166,9 @@ class BiasNoise:
 def bias_noise(evidence: Evidence, weight_scales: dict[str, float], start: float) -> BiasNoise:
     r"""The scale of the noise on a moved bias is that of the weights times :math:`A^0/\sqrt{positions}`.
 
-    :math:`A^0` bounds the input of the layer in the *pretrained* network: a choice that knows only the pretrained weights and the
-    inputs' largest norm. The noise of a bias then moves the output by no more than that of its layer's weights, and rescaling layers
-    changes nothing. A bias that training left alone has no noise.
+    :math:`A^0` bounds the input of the layer in the *pretrained* network: a choice that knows only the pretrained
+    weights and the inputs' largest norm. The noise of a bias then moves the output by no more than that of its layer's
+    weights, and rescaling layers changes nothing. A bias that training left alone has no noise.
     """
     names, positions = layer_names(tree_of(evidence)), sizes(evidence, "output_positions")
     shifts, initial, moved = (
@@ -179,10 +188,11 @@ def bias_noise(evidence: Evidence, weight_scales: dict[str, float], start: float
 def margin_stable_bound(evidence: Evidence, tolerance: float, frobenius: dict[str, float], dense: bool = True) -> float:
     r"""Log10 of a bound on the error beyond the margin loss, with a prior at the pretrained weights.
 
-    Noise of standard deviation :math:`\sigma s_i^0` on layer i moves the output by at most Δ (:func:`~genbound.bounds.composition.perturb`
-    with :math:`u_i = \sigma s_i^0\tau_i`) with probability :math:`1-\eta`. If Δ is below the tolerance, margins move by less than half of
-    γ, and the bound is :func:`grid_term` with :math:`K = \sum_i\|v_i\|^2/(2\sigma^2 (s_i^0)^2)`. Δ grows and K falls with σ, so that for each η
-    the largest σ of the grid :math:`2^{-j/4}` below the tolerance is the best.
+    Noise of standard deviation :math:`\sigma s_i^0` on layer i moves the output by at most Δ
+    (:func:`~genbound.bounds.composition.perturb` with :math:`u_i = \sigma s_i^0\tau_i`) with probability
+    :math:`1-\eta`. If Δ is below the tolerance, margins move by less than half of γ, and the bound is :func:`grid_term`
+    with :math:`K = \sum_i\|v_i\|^2/(2\sigma^2 (s_i^0)^2)`. Δ grows and K falls with σ, so that for each η the largest σ
+    of the grid :math:`2^{-j/4}` below the tolerance is the best.
 
     Args:
         evidence: the evidence.

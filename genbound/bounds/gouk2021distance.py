@@ -1,29 +1,33 @@
 r"""Distance-based Rademacher bound for fine-tuning (Gouk, Hospedales & Pontil, ICLR 2021).
 
 With :math:`\|W\|_\infty` the largest row sum of :math:`|W|` (MARS norm; of a convolution's operator), classes
-:math:`\|W_j\|_\infty\le B_j`, :math:`\|W_j-W_j^0\|_\infty\le D_j`, inputs of d coordinates of at most :math:`X_\infty`, c outputs and a 1-Lipschitz
-loss in [0, 1], with probability :math:`1-\delta`
+:math:`\|W_j\|_\infty\le B_j`, :math:`\|W_j-W_j^0\|_\infty\le D_j`, inputs of d coordinates of at most :math:`X_\infty`,
+c outputs and a 1-Lipschitz loss in [0, 1], with probability :math:`1-\delta`
 
 .. math::
-   L - \hat L \le \frac{4\sqrt{\ln(2d)}\,c\,X_\infty}{\sqrt n}\sum_j\frac{D_j}{B_j}\prod_j2B_j + 3\sqrt{\frac{\ln(2/\delta)}{2n}}.
+   L - \hat L \le \frac{4\sqrt{\ln(2d)}\,c\,X_\infty}{\sqrt n}\sum_j\frac{D_j}{B_j}\prod_j2B_j
+   + 3\sqrt{\frac{\ln(2/\delta)}{2n}}.
 
-The pretrained weights lie in the class, so :math:`B_j = \max(\|W_j\|_\infty, \|W_j^0\|_\infty)`. The root of the logarithm is right (Massart's
-lemma for the 2d functions ±x_i): public code has ln d, which for small d is even below the truth.
+The pretrained weights lie in the class, so :math:`B_j = \max(\|W_j\|_\infty, \|W_j^0\|_\infty)`. The root of the
+logarithm is right (Massart's lemma for the 2d functions ±x_i): public code has ln d, which for small d is even below
+the truth.
 
-``value`` is ``main_term``, the first summand, as comparisons of fine-tuning bounds print it. A loss with Lipschitz constant κ and range C
-multiplies the summands by κ and C, which all other forms do.
+``value`` is ``main_term``, the first summand, as comparisons of fine-tuning bounds print it. A loss with Lipschitz
+constant κ and range C multiplies the summands by κ and C, which all other forms do.
 
 Forms:
-    main_term: the first summand; in sums of branches the gains of the norms 2B replace the products and every sum costs another factor 2
-        for the activation behind it.
+    main_term: the first summand; in sums of branches the gains of the norms 2B replace the products and every sum costs
+        another factor 2 for the activation behind it.
     paper: both summands.
     constant_2: derived: half of the first summand (the last layer has no activation).
     asymmetric: derived: pretrained norms before the layer that moves, fine-tuned ones after it, no maximum.
-    data_dependent: derived: the size that the pretrained network's own activations have on the data, in place of the product of norms before
-        the layer that moves: :math:`2\sqrt2\,c\sum_jD_jN_{j-1}2^{L-j}\prod_{i>j}\|W_i\|_\infty` with
-        :math:`N_{j-1} = \sqrt{2\ln(2\,\text{width}_{j-1})/n}\,\max_k\mathrm{rms}(h^0_{j-1,k})`.
-    frobenius: the paper's second theorem, :math:`\frac{2\sqrt2\,c\,X_2}{\sqrt n}\prod_j(2\|W_j\|_F\sqrt{n_j})\sum_jD_j/(B_j\prod_{i\le j}\sqrt{n_i})` with
-        Frobenius norms of the (unrolled) matrices, their numbers of columns n and X₂ the largest Euclidean norm of an input.
+    data_dependent: derived: the size that the pretrained network's own activations have on the data, in place of the
+        product of norms before the layer that moves: :math:`2\sqrt2\,c\sum_jD_jN_{j-1}2^{L-j}\prod_{i>j}\|W_i\|_\infty`
+        with :math:`N_{j-1} = \sqrt{2\ln(2\,\text{width}_{j-1})/n}\,\max_k\mathrm{rms}(h^0_{j-1,k})`.
+    frobenius: the paper's second theorem,
+        :math:`\frac{2\sqrt2\,c\,X_2}{\sqrt n}\prod_j(2\|W_j\|_F\sqrt{n_j})\sum_jD_j/(B_j\prod_{i\le j}\sqrt{n_i})` with
+        Frobenius norms of the (unrolled) matrices, their numbers of columns n and X₂ the largest Euclidean norm of an
+        input.
 
 All are measures: the theorem holds for radii fixed before the data are seen, and X is a bound of the domain.
 """
@@ -48,7 +52,9 @@ GAP = "derived with a contraction that differs between units, which may cost a f
 
 @dataclass(frozen=True)
 class Terms:
-    r"""The numbers that the theorem is made of. Biases count as one more coordinate, of size 1, that passes from layer to layer.
+    r"""The numbers that the theorem is made of.
+
+    Biases count as one more coordinate, of size 1, that passes from layer to layer.
 
     Attributes:
         tree: the structure.
@@ -115,7 +121,7 @@ def data_dependent(terms: Terms, evidence: Evidence) -> float:
 
 
 def frobenius(terms: Terms, evidence: Evidence) -> float:
-    r"""Log10 of :math:`\frac{2\sqrt2\,c\,X_2}{\sqrt n}\prod_j(2\|W_j\|_F\sqrt{n_j})\sum_jD_j/(B_j\prod_{i\le j}\sqrt{n_i})`."""
+    """Log10 of the paper's second theorem without its confidence term, the form ``frobenius`` above."""
     weight, start, moved = (norms(evidence, "operator_frobenius", w) for w in ("weight", "init", "displacement"))
     doubled = {name: TWO + max(weight[name], start[name]) for name in weight}
     behind = {name: doubled[name] + 0.5 * log(columns) for name, columns in sizes(evidence, "input_size").items()}

@@ -1,16 +1,17 @@
 r"""PAC-Bayes flatness measures (Jiang, Neyshabur, Mobahi, Krishnan & Bengio, ICLR 2020).
 
-σ is the largest standard deviation of Gaussian noise on all parameters at which the training error rises by at most 0.1 on average;
-v is the displacement of all parameters, ω their number.
+σ is the largest standard deviation of Gaussian noise on all parameters at which the training error rises by at most 0.1
+on average; v is the displacement of all parameters, ω their number.
 
 ``jiang2020_flatness``:
 
 .. math:: \sqrt{\frac{\|v\|^2/(4\sigma^2) + \ln(n/\sigma) + 10}{n}}
 
-where 4 is the 2 of :math:`\mathrm{KL}=\|v\|^2/(2\sigma^2)` times the 2 of McAllester's 1/(2n), and 10 covers the choice of σ.
+where 4 is the 2 of :math:`\mathrm{KL}=\|v\|^2/(2\sigma^2)` times the 2 of McAllester's 1/(2n), and 10 covers the choice
+of σ.
 
-``jiang2020_magnitude``: noise of standard deviation :math:`\sqrt{\sigma^2v_i^2+\varepsilon^2}` on parameter i and the best isotropic prior make the
-first term
+``jiang2020_magnitude``: noise of standard deviation :math:`\sqrt{\sigma^2v_i^2+\varepsilon^2}` on parameter i and the
+best isotropic prior make the first term
 
 .. math:: \tfrac14\sum_i\ln\frac{\varepsilon^2+(\sigma^2+1)\|v\|^2/\omega}{\varepsilon^2+\sigma^2v_i^2},
 
@@ -21,27 +22,30 @@ half the divergence between those Gaussians exactly.
 Forms:
     main_term: as above.
     paper: all terms.
-    origin, main_term_origin: both with the weights in place of their displacement (magnitude: in the numerator, the denominator and the noise).
-    exact (flatness only): :math:`\sqrt{(\|v\|^2/(2\sigma^2)+\ln(2\sqrt n/\delta)+\ln((j+1)(j+2)))/(2n)}` with σ rounded down to :math:`2^{-j/4}`.
+    origin, main_term_origin: both with the weights in place of their displacement (magnitude: in the numerator, the
+        denominator and the noise).
+    exact (flatness only): :math:`\sqrt{(\|v\|^2/(2\sigma^2)+\ln(2\sqrt n/\delta)+\ln((j+1)(j+2)))/(2n)}` with σ rounded
+        down to :math:`2^{-j/4}`.
 
-They bound the mean error of the *perturbed* network beyond 0.1 plus the training error, not that of the network itself; σ is searched on
-the training data. All are measures.
+They bound the mean error of the *perturbed* network beyond 0.1 plus the training error, not that of the network itself;
+σ is searched on the training data. All are measures.
 
-``jiang2020_sharpness``: α is the largest size at which the *worst* perturbation with all :math:`|u_i|\le\alpha` raises the training error by at
-most 0.1. Noise of standard deviation :math:`\sigma=\alpha/\sqrt{2\ln 2\omega}` stays in that box with probability 1/2 at least, which turns the
-first term into
+``jiang2020_sharpness``: α is the largest size at which the *worst* perturbation with all :math:`|u_i|\le\alpha` raises
+the training error by at most 0.1. Noise of standard deviation :math:`\sigma=\alpha/\sqrt{2\ln 2\omega}` stays in that
+box with probability 1/2 at least, which turns the first term into
 
 .. math:: \frac{\|v\|^2\ln(2\omega)}{2\alpha^2}.
 
-``jiang2020_sharpness_magnitude``: the box is :math:`|u_i|\le b_i=\alpha|w_i|+\varepsilon` and the noise has the standard deviations
-:math:`b_i/\sqrt{2\ln 2\omega}`:
+``jiang2020_sharpness_magnitude``: the box is :math:`|u_i|\le b_i=\alpha|w_i|+\varepsilon` and the noise has the
+standard deviations :math:`b_i/\sqrt{2\ln 2\omega}`:
 
 .. math:: \tfrac14\sum_i\ln\frac{\|b\|^2/\omega+2\ln(2\omega)\|v\|^2/\omega}{b_i^2}.
 
 Both are derived here; ``paper`` is null, since the paper's constants could not be confirmed. Their forms:
     main_term, main_term_origin: the first term with the displacement, with the weights.
-    exact (sharpness only): :math:`\sqrt{(\|v\|^2\ln(2\omega)/\alpha^2+\ln 2+\ln(2\sqrt n/\delta)+\ln((j+1)(j+2)))/(2n)}`, the noise cut off at the
-    box, α rounded down to :math:`2^{-j/4}`.
+    exact (sharpness only):
+        :math:`\sqrt{(\|v\|^2\ln(2\omega)/\alpha^2+\ln 2+\ln(2\sqrt n/\delta)+\ln((j+1)(j+2)))/(2n)}`, the noise cut
+        off at the box, α rounded down to :math:`2^{-j/4}`.
     quoted (sharpness only): the first term as it is remembered, :math:`\|v\|^2\ln(2\omega)/(4\alpha^2)`, unverified.
 
 The α that ascent finds is an upper estimate of the true one, so that these values are lower estimates.

@@ -6,16 +6,18 @@ For a loss in [0, C], with high probability over n training samples,
    L(f_W) \le (1+\varepsilon)\,\hat L(f_W) + (1+\varepsilon)
    \frac{\sum_i \sqrt{C \max_{(x,y)} v_i^\top H_i^+[\ell(f_W(x),y)]\, v_i}}{\sqrt n} + O(n^{-3/4}).
 
-``main_term`` is the fraction, constant 1, as published: a measure. Following the constants through (docs/bounds/hessian_distance.md), with
-Taylor's and the divergence's halves and the linear PAC-Bayes bound, leaves the factor :math:`1/\sqrt2` on the fraction if the Hessian of the
-sample may be exchanged for that of the population, an error of lower order, and :math:`\sqrt{(1+\varepsilon)/(2\varepsilon)}` if it may not but the
-population's curvature in the noise is not negative. The forms ``epsilon_0.1`` and ``epsilon_1`` are the latter as bounds of
-:math:`L - \hat L`, with the term :math:`\varepsilon\hat L` and without the one of order :math:`n^{-3/4}`. All of them are measures: the
+``main_term`` is the fraction, constant 1, as published: a measure. Following the constants through
+(docs/bounds/hessian_distance.md), with Taylor's and the divergence's halves and the linear PAC-Bayes bound, leaves the
+factor :math:`1/\sqrt2` on the fraction if the Hessian of the sample may be exchanged for that of the population, an
+error of lower order, and :math:`\sqrt{(1+\varepsilon)/(2\varepsilon)}` if it may not but the population's curvature in
+the noise is not negative. The forms ``epsilon_0.1`` and ``epsilon_1`` are the latter as bounds of :math:`L - \hat L`,
+with the term :math:`\varepsilon\hat L` and without the one of order :math:`n^{-3/4}`. All of them are measures: the
 maximum and C are over a finite sample, and the best posterior covariance depends on the displacement.
 
-Corollaries: with a distance constraint, :math:`v^\top H^+ v \le \mathrm{Tr}[H^+]\,\|v\|^2` gives ``trace_distance``; with labels flipped by a
-confusion matrix F and the loss reweighted by its inverse, the loss range grows by :math:`\rho = \|(F^{-1})^\top\|_{1,\infty}`, the largest row
-sum of :math:`|F^{-1}|`, which gives ``noisy_label_distance``. F = I gives ``trace_distance`` back.
+Corollaries: with a distance constraint, :math:`v^\top H^+ v \le \mathrm{Tr}[H^+]\,\|v\|^2` gives ``trace_distance``;
+with labels flipped by a confusion matrix F and the loss reweighted by its inverse, the loss range grows by
+:math:`\rho = \|(F^{-1})^\top\|_{1,\infty}`, the largest row sum of :math:`|F^{-1}|`, which gives
+``noisy_label_distance``. F = I gives ``trace_distance`` back.
 """
 
 from __future__ import annotations
@@ -46,7 +48,15 @@ def main_term(maxima: list[float], loss_range: float, num_data: int) -> float:
 
 
 def explicit(term: float, epsilon: float, empirical_loss: float) -> float:
-    r""":math:`\varepsilon\hat L + (1+\varepsilon)\sqrt{(1+\varepsilon)/(2\varepsilon)}\,t` with the main term t: bounds :math:`L - \hat L` to leading order."""
+    r""":math:`\varepsilon\hat L + (1+\varepsilon)\sqrt{(1+\varepsilon)/(2\varepsilon)}\,t`, in the unit of the loss.
+
+    It bounds :math:`L - \hat L` to leading order.
+
+    Args:
+        term: the main term t.
+        epsilon: ε.
+        empirical_loss: :math:`\hat L`.
+    """
     return epsilon * empirical_loss + (1 + epsilon) * math.sqrt((1 + epsilon) / (2 * epsilon)) * term
 
 

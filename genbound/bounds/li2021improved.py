@@ -4,25 +4,26 @@ For a 1-Lipschitz loss in :math:`[0, C_2]`, inputs of norm at most :math:`C_1`, 
 :math:`B_i\ge\max(1,\|W_i\|_2)` and :math:`D_i\ge\|v_i\|_F`, with probability :math:`1-2\delta` and for a fixed ε
 
 .. math::
-   L \le \hat L + \varepsilon + C_2\sqrt{\frac{\tfrac{36}{\varepsilon^2}C_1^2H\ln(4LHC_1)\big(\sum_i\prod_{j\ne i}B_j\big)^2\sum_iD_i^2
+   L \le \hat L + \varepsilon + C_2\sqrt{\frac{
+   \tfrac{36}{\varepsilon^2}C_1^2H\ln(4LHC_1)\big(\sum_i\prod_{j\ne i}B_j\big)^2\sum_iD_i^2
    + 3\ln(n/\delta) + 8}{n}}.
 
-The statement is from memory and reproduced by a derivation (docs/bounds): the fraction is the divergence for Gaussian noise that moves the
-output by at most ε/2. The factor :math:`C_1` inside the logarithm needs :math:`C_1\ge1`. A loss with Lipschitz constant κ multiplies
-:math:`C_1` outside the logarithm.
+The statement is from memory and reproduced by a derivation (docs/bounds): the fraction is the divergence for Gaussian
+noise that moves the output by at most ε/2. The factor :math:`C_1` inside the logarithm needs :math:`C_1\ge1`. A loss
+with Lipschitz constant κ multiplies :math:`C_1` outside the logarithm.
 
-``value`` is ``main_term``: the minimum over ε where the first term under the root is all there is, :math:`2\sqrt{C_2}(K/n)^{1/4}` with
-K the fraction times ε² (κ = 1). It falls like :math:`n^{-1/4}`.
+``value`` is ``main_term``: the minimum over ε where the first term under the root is all there is,
+:math:`2\sqrt{C_2}(K/n)^{1/4}` with K the fraction times ε² (κ = 1). It falls like :math:`n^{-1/4}`.
 
 Forms:
     main_term: as above, matrices unrolled (the theorem is for dense layers).
     main_term_kernel: with the kernels' Frobenius norms and the largest number of channels for H.
     paper: the minimum of the right side over ε. ε then depends on the data, which the theorem does not allow.
     epsilon_grid: the same with :math:`\varepsilon = 2^{j/4}` and δ divided among the grid's points.
-    tight: derived: Gaussian noise of one standard deviation σ from a grid on all layers,
-        :math:`2\kappa\Delta(\sigma) + C_2\sqrt{((\sum_iD_i^2/(2\sigma^2) + h(\eta))/(1-\eta) + \ln(2\sqrt n\,3(j+1)(j+2)/\delta))/(2n)}`, where Δ is
-        the change of the output (:func:`genbound.bounds.composition.perturb`) that the noise exceeds with probability η. It needs no radii:
-        it holds at the observed norms, because only σ is chosen.
+    tight: derived: Gaussian noise of one standard deviation σ from a grid on all layers, :math:`2\kappa\Delta(\sigma) +
+        C_2\sqrt{((\sum_iD_i^2/(2\sigma^2) + h(\eta))/(1-\eta) + \ln(2\sqrt n\,3(j+1)(j+2)/\delta))/(2n)}`, where Δ is
+        the change of the output (:func:`genbound.bounds.composition.perturb`) that the noise exceeds with probability
+        η. It needs no radii: it holds at the observed norms, because only σ is chosen.
 
 All are measures: :math:`C_1` is the largest norm seen, and the first forms take norms from the data for radii.
 """
@@ -107,7 +108,7 @@ def best_epsilon(k: float, loss_range: float, num_data: int, delta: float) -> fl
 
 
 def epsilon_grid(k: float, loss_range: float, num_data: int, delta: float) -> float:
-    r"""The smallest :func:`at_epsilon` over :math:`\varepsilon=2^{j/4}` with weights :math:`(2/3)/((|j|+1)(|j|+2))` for δ."""
+    r"""The smallest :func:`at_epsilon` over :math:`\varepsilon=2^{j/4}`, each for :math:`(2/3)/((|j|+1)(|j|+2))` of δ."""
     best = 0.5 * log(loss_range) + 0.25 * (k - log(num_data))
     centre = 0 if k == ZERO else round(best * STEPS / TWO)
     found = []
@@ -150,7 +151,12 @@ class Noise:
         return cls(evidence, biases, moved, inputs, scale, loss_range)
 
     def change(self, sigma: Any, failure: float) -> Any:
-        """Log10 of Δ(σ), which the output's change exceeds with probability ``failure`` at most; σ as logarithm, or an array."""
+        """Log10 of Δ(σ), which the output's change exceeds with probability ``failure`` at most.
+
+        Args:
+            sigma: log10 of σ, a number or an array.
+            failure: η.
+        """
         events = len(self.moved) + len(self.biases.scales)
         weights = noise_norms(self.evidence, failure, events)
         biases = self.biases.norms(self.evidence, failure, events)
@@ -159,19 +165,27 @@ class Noise:
         return perturb(tree, upper, noise, self.inputs, self.biases.shifts, shaking)[1]
 
     def divergence(self, sigma: Any, failure: float) -> Any:
-        r"""Log10 of :math:`(\sum_iD_i^2/(2\sigma^2)+h(\eta))/(1-\eta)`; σ as logarithm, or an array."""
+        r"""Log10 of :math:`(\sum_iD_i^2/(2\sigma^2)+h(\eta))/(1-\eta)`; arguments as in :meth:`change`."""
         squares = add(*(2 * distance for distance in self.moved.values()), *self.biases.squares())
         return add(squares - TWO - 2 * sigma, log(entropy(failure))) - log(1 - failure)
 
     def grid_length(self) -> int:
-        r"""How many of :math:`\sigma=2^{-j/4}` to look at: the last moves the loss by 1e-4 of its range; less only costs divergence."""
+        r"""How many of :math:`\sigma=2^{-j/4}` to look at.
+
+        The last one moves the loss by 1e-4 of its range: a smaller one saves no more than that and costs divergence.
+        """
         tiny = -300.0  # the change is linear in noise as small as that
         slope = log(2 * self.scale / self.loss_range) + self.change(tiny, min(FAILURES)) - tiny
         # Inputs that are all zero are moved by no noise: the largest σ is the best.
         return 1 if slope == ZERO else max(0, math.ceil((slope + 4) * STEPS / TWO)) + 1
 
     def bound(self, j: np.ndarray, failure: float) -> float:
-        r"""Log10 of the smallest :math:`2\kappa\Delta(\sigma)+C_2\sqrt{(\mathrm{divergence}+\ln(2\sqrt n\,3(j+1)(j+2)/\delta))/(2n)}` over the indices j."""
+        r"""Log10 of the smallest :math:`2\kappa\Delta+C_2\sqrt{(K+\ln(2\sqrt n\,3(j+1)(j+2)/\delta))/(2n)}`.
+
+        Args:
+            j: indices of :math:`\sigma=2^{-j/4}`, at each of which Δ is :meth:`change` and K is :meth:`divergence`.
+            failure: η.
+        """
         n, sigma = self.evidence.num_data, -j / STEPS * TWO
         union = np.log(2 * math.sqrt(n) * len(FAILURES) * (j + 1.0) * (j + 2.0) / self.evidence.delta)
         root = 0.5 * (add(self.divergence(sigma, failure), np.log10(union)) - log(2 * n))

@@ -1,24 +1,28 @@
 r"""Size-free bounds for convolutional networks near their initialisation (Long & Sedghi, ICLR 2020).
 
-For W parameters, inputs of norm at most χ, a λ-Lipschitz loss in [0, M], L layers with pretrained operator norms at most 1 + ν and
-:math:`\beta = \sum_i\|\mathrm{op}(K_i)-\mathrm{op}(K_i^0)\|_2`, the network is Lipschitz in its parameters with constant
-:math:`B_L = \chi\lambda\beta e^{\nu L+\beta}`. The paper's three forms have an unnamed constant, taken as 1 here:
+For W parameters, inputs of norm at most χ, a λ-Lipschitz loss in [0, M], L layers with pretrained operator norms at
+most 1 + ν and :math:`\beta = \sum_i\|\mathrm{op}(K_i)-\mathrm{op}(K_i^0)\|_2`, the network is Lipschitz in its
+parameters with constant :math:`B_L = \chi\lambda\beta e^{\nu L+\beta}`. The paper's three forms have an unnamed
+constant, taken as 1 here:
 
 .. math::
    \texttt{exponential} &= M\left(B_L\sqrt{W/n} + \sqrt{\ln(1/\delta)/n}\right)\\
-   \texttt{square\_root} &= M\sqrt{(W(\beta+\nu L+\ln(\chi\lambda\beta)) + \ln(1/\delta))/n}\quad\text{if } \chi\lambda\beta e^\beta\ge5\\
-   \texttt{fast} &= M(W(\beta+\nu L+\ln(\chi\lambda\beta n)) + \ln(1/\delta))/n\quad\text{(adds to }(1+\eta)\hat L\text{)}
+   \texttt{square\_root} &= M\sqrt{(W(\beta+\nu L+\ln(\chi\lambda\beta)) + \ln(1/\delta))/n}
+      \quad\text{if } \chi\lambda\beta e^\beta\ge5\\
+   \texttt{fast} &= M(W(\beta+\nu L+\ln(\chi\lambda\beta n)) + \ln(1/\delta))/n
+      \quad\text{(adds to }(1+\eta)\hat L\text{)}
 
-``value`` is ``main_term``, the first summand of ``exponential`` with λ = 1: the form that published comparisons print (the numbers
-there are of its size). ``minimum`` is the smallest of the three. Because of the unnamed constant there is no ``paper`` form.
+``value`` is ``main_term``, the first summand of ``exponential`` with λ = 1: the form that published comparisons print
+(the numbers there are of its size). ``minimum`` is the smallest of the three. Because of the unnamed constant there is
+no ``paper`` form.
 
 Derived for this package (docs/bounds), with all constants:
 
 * ``chaining``: :math:`32.47\,B_L\sqrt{W/n} + M\sqrt{\ln(1/\delta)/(2n)}`;
-* ``cover``: :math:`\min_\varepsilon 2\varepsilon + M\sqrt{(W\ln(1+2B_L/\varepsilon)+\ln(1/(\delta p_\varepsilon)))/(2n)}`, ε on a fixed grid with weights p: B_L
-  stands inside the logarithm only;
-* ``cover_per_layer``: the same with :math:`\chi\lambda\sum_i\beta_i\prod_{j\ne i}(\|\mathrm{op}K_j^0\|+\beta_j)` in place of B_L (sums of branches through the
-  gains), far smaller for pretrained networks, whose norms exceed 1 by much.
+* ``cover``: :math:`\min_\varepsilon 2\varepsilon + M\sqrt{(W\ln(1+2B_L/\varepsilon)+\ln(1/(\delta
+  p_\varepsilon)))/(2n)}`, ε on a fixed grid with weights p: B_L stands inside the logarithm only;
+* ``cover_per_layer``: the same with :math:`\chi\lambda\sum_i\beta_i\prod_{j\ne i}(\|\mathrm{op}K_j^0\|+\beta_j)` in
+  place of B_L (sums of branches through the gains), far smaller for pretrained networks, whose norms exceed 1 by much.
 
 All are measures: the theorem holds for a β fixed before the data are seen.
 """
@@ -95,7 +99,7 @@ def exponential(terms: Terms) -> float:
 
 
 def square_root(terms: Terms) -> float:
-    r"""Log10 of :math:`M\sqrt{(W\ln B_L+\ln(1/\delta))/n}`; the theorem has it where :math:`\chi\lambda\beta e^\beta\ge5`."""
+    r"""Log10 of :math:`M\sqrt{(W\ln B_L+\ln(1/\delta))/n}`, a bound where :math:`\chi\lambda\beta e^\beta\ge5`."""
     if (terms.inputs + terms.scale + terms.beta) * LN10 + 10.0**terms.beta < math.log(5):
         raise NotAvailable("needs chi lambda beta exp(beta) >= 5")
     entropy = terms.num_weights * terms.lipschitz * LN10
@@ -175,7 +179,7 @@ def read(evidence: Evidence, side: str) -> Terms:
 
 
 def lipschitz_per_layer(evidence: Evidence, terms: Terms) -> float:
-    r"""Log10 of :math:`\chi\lambda\sum_i\beta_i\prod_{j\ne i}(\|\mathrm{op}K_j^0\|+\beta_j)`, the product of the layers other than i as their gain."""
+    r"""Log10 of :math:`\chi\lambda\sum_i\beta_i\prod_{j\ne i}(\|\mathrm{op}K_j^0\|+\beta_j)`, from the gains."""
     moved, initial = spectral(evidence, "upper", "displacement"), spectral(evidence, "upper", "init")
     gains = compose(tree_of(evidence), {name: add(initial[name], moved[name]) for name in moved}).gains
     return terms.inputs + terms.scale + add(*(moved[name] + gains[name] for name in moved))

@@ -4,27 +4,32 @@ With probability :math:`1-\delta`, for a plain ReLU network of depth d and width
 
 .. math::
    L_0(f_W) \le \hat L_\gamma(f_W) + 4\sqrt{\frac{\mathrm{KL} + \ln(6nG/\delta)}{n-1}},\qquad
-   \mathrm{KL} = \frac{42^2 d^2B^2 h\ln(4hd)}{2\gamma^2}\,\Phi,\qquad \Phi = \sum_i \|W_i\|_F^2 \prod_{j\ne i}\|W_j\|_2^2,
+   \mathrm{KL} = \frac{42^2 d^2B^2 h\ln(4hd)}{2\gamma^2}\,\Phi,\qquad
+   \Phi = \sum_i \|W_i\|_F^2 \prod_{j\ne i}\|W_j\|_2^2,
 
-with :math:`G = d\,n^{1/(2d)}` points of a grid for :math:`\beta = (\prod_i\|W_i\|_2)^{1/d}`; the grid point is taken equal to β (another
-point of the same cell changes KL by a factor between e⁻² and e²). Where the constants come from is in docs/bounds.
+with :math:`G = d\,n^{1/(2d)}` points of a grid for :math:`\beta = (\prod_i\|W_i\|_2)^{1/d}`; the grid point is taken
+equal to β (another point of the same cell changes KL by a factor between e⁻² and e²). Where the constants come from is
+in docs/bounds.
 
-``value`` is ``main_term``, the leading term with the displacement in place of the weights and without constants, as comparisons of
-fine-tuning bounds print it: :math:`\sqrt{B^2d^2h\ln(dh)\,\Phi_v/(\gamma^2n)}` with :math:`\|v_i\|_F` in Φ. It is not a bound: the balanced
-layers of the proof need the prior at zero.
+``value`` is ``main_term``, the leading term with the displacement in place of the weights and without constants, as
+comparisons of fine-tuning bounds print it: :math:`\sqrt{B^2d^2h\ln(dh)\,\Phi_v/(\gamma^2n)}` with :math:`\|v_i\|_F` in
+Φ. It is not a bound: the balanced layers of the proof need the prior at zero.
 
 Forms:
     main_term: as above, matrices unrolled (a convolution is the dense matrix of its operator, h the largest layer).
     main_term_kernel: with the kernels' norms and h the largest number of channels, as public code has it.
     main_term_origin: ``main_term`` with :math:`\|W_i\|_F`: prior at zero.
     paper: the theorem, prior at zero.
-    paper_at_init: the same constants with the displacement: what a prior at the pretrained weights would give if the theorem allowed it.
-    residual: ``paper`` for networks with sums of branches, with gains in place of products (for blocks x + Wx: every norm
-        plus one, as Xiao et al. 2023 restate it).
-    init_rigorous: derived for this package: prior at the pretrained weights, noise scaled by the *pretrained* norms, one grid
-        (:func:`genbound.bounds.gaussian_noise.margin_stable_bound`, tolerance :math:`\gamma/(2\sqrt2)` in Euclidean norm).
+    paper_at_init: the same constants with the displacement: what a prior at the pretrained weights would give if the
+        theorem allowed it.
+    residual: ``paper`` for networks with sums of branches, with gains in place of products (for blocks x + Wx: every
+        norm plus one, as Xiao et al. 2023 restate it).
+    init_rigorous: derived for this package: prior at the pretrained weights, noise scaled by the *pretrained* norms,
+        one grid (:func:`genbound.bounds.gaussian_noise.margin_stable_bound`, tolerance :math:`\gamma/(2\sqrt2)` in
+        Euclidean norm).
 
-All are measures: B is the largest norm seen where the theorem wants one of the domain, and γ is chosen after seeing the data.
+All are measures: B is the largest norm seen where the theorem wants one of the domain, and γ is chosen after seeing the
+data.
 """
 
 from __future__ import annotations
@@ -61,7 +66,8 @@ class Terms:
     r"""The numbers that the theorem is made of, besides the Frobenius norms.
 
     Attributes:
-        gains: ``lower`` or ``upper`` -> layer -> log10 of :math:`T_i`, in a plain network :math:`\prod_{j\ne i}\|W_j\|_2`.
+        gains: ``lower`` or ``upper`` -> layer -> log10 of :math:`T_i`, in a plain network
+            :math:`\prod_{j\ne i}\|W_j\|_2`.
         radius: log10 of B.
         margin: log10 of γ.
         layers: d.
@@ -100,7 +106,10 @@ def margin_bound(kl: float, num_data: int, delta: float, grid: float = 1.0) -> f
 
 
 def grid_size(layers: int, num_data: int) -> float:
-    r"""Points that cover :math:`[(\gamma/2B)^{1/d}, (\gamma\sqrt n/2B)^{1/d}]` within 1/d of its lower end: at most :math:`d\,n^{1/(2d)}`."""
+    r"""Size of a grid on :math:`[(\gamma/2B)^{1/d}, (\gamma\sqrt n/2B)^{1/d}]`: at most :math:`d\,n^{1/(2d)}`.
+
+    Its points lie within 1/d of the interval's lower end of each other.
+    """
     return layers * num_data ** (1 / (2 * layers))
 
 

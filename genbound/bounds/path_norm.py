@@ -2,9 +2,9 @@ r"""Path norm over the margin, as a measure (Neyshabur, Tomioka & Srebro, COLT 2
 
 .. math:: \sqrt{\frac{\sum_{\text{paths}}\prod_{w\in\text{path}}w^2}{\gamma^2n}},
 
-where the sum over all paths from an input to an output (and from the biases) is the network with squared weights evaluated at ones.
-``value`` is ``main_term``, that expression: it has no constants and bounds nothing as it stands. ``squared`` is the sum itself. It does not change
-under rescalings that leave a ReLU network's function alone.
+where the sum over all paths from an input to an output (and from the biases) is the network with squared weights
+evaluated at ones. ``value`` is ``main_term``, that expression: it has no constants and bounds nothing as it stands.
+``squared`` is the sum itself. It does not change under rescalings that leave a ReLU network's function alone.
 """
 
 from __future__ import annotations

@@ -4,22 +4,28 @@ Noise lives on the kernels, whose Frobenius norms (not those of the unrolled mat
 
 .. math::
    L_0 \le \hat L_\gamma + O\!\left(\sqrt{\frac{B^2S^2\,\Phi + \ln(n/\delta)}{\gamma^2n}}\right),\qquad
-   \Phi = \sum_i\|v_i\|_F^2\prod_{j\ne i}\|W_j\|_2^2,\qquad S = 42\sum_i k_i\left(\sqrt{a_i}+\sqrt{b_i}+\sqrt{2\ln(4n_i^2d)}\right),
+   \Phi = \sum_i\|v_i\|_F^2\prod_{j\ne i}\|W_j\|_2^2,\qquad
+   S = 42\sum_i k_i\left(\sqrt{a_i}+\sqrt{b_i}+\sqrt{2\ln(4n_i^2d)}\right),
 
 with kernel side k, a input and b output channels and map side n (a dense layer: k = n = 1). S follows from
-:math:`\|\mathrm{op}(U_i)\| \le \sigma\sqrt2\,k(\sqrt a+\sqrt b+\sqrt{2\ln(4n^2d)})` and Neyshabur's step :math:`e^2B\beta^{d-1}\sum_i\|U_i\| \le
-\gamma/4`: :math:`1/\sigma = 4e^2\sqrt2\ldots`, 41.8 rounded up to 42, which is 84 √c for a = b = c.
+:math:`\|\mathrm{op}(U_i)\| \le \sigma\sqrt2\,k(\sqrt a+\sqrt b+\sqrt{2\ln(4n^2d)})` and Neyshabur's step
+:math:`e^2B\beta^{d-1}\sum_i\|U_i\| \le \gamma/4`: :math:`1/\sigma = 4e^2\sqrt2\ldots`, 41.8 rounded up to 42, which is
+84 √c for a = b = c.
 
-``value`` is ``main_term``, :math:`\sqrt{B^2S^2\Phi/(\gamma^2n)}`, the leading term as comparisons of fine-tuning bounds print it.
+``value`` is ``main_term``, :math:`\sqrt{B^2S^2\Phi/(\gamma^2n)}`, the leading term as comparisons of fine-tuning bounds
+print it.
 
 Forms:
     main_term: as above.
     consistent: with :math:`\ln(n/\delta)` under the root, constant 1 in place of O.
-    literal: the bracket as other papers quote it, :math:`84B\sum_ik_i\sqrt{c_i} + \sqrt{\ln(4n^2d)}` with the output channels c and the side n
-        of the network's input. It is not homogeneous in B, so it can hardly be what was meant.
-    explicit: Neyshabur's :math:`4\sqrt{(\mathrm{KL}+\ln(6nG/\delta))/(n-1)}` with :math:`\mathrm{KL} = S^2B^2\Phi/(2\gamma^2)`; the balanced layers of that
-        proof need a prior at zero, so this is no theorem either.
-    rigorous: derived for this package: :func:`genbound.bounds.gaussian_noise.margin_stable_bound` with the proven noise norm for every layer.
+    literal: the bracket as other papers quote it, :math:`84B\sum_ik_i\sqrt{c_i} + \sqrt{\ln(4n^2d)}` with the output
+        channels c and the side n of the network's input. It is not homogeneous in B, so it can hardly be what was
+        meant.
+    explicit: Neyshabur's :math:`4\sqrt{(\mathrm{KL}+\ln(6nG/\delta))/(n-1)}` with
+        :math:`\mathrm{KL} = S^2B^2\Phi/(2\gamma^2)`; the balanced layers of that proof need a prior at zero, so this is
+        no theorem either.
+    rigorous: derived for this package: :func:`genbound.bounds.gaussian_noise.margin_stable_bound` with the proven noise
+        norm for every layer.
     paper: not available: the theorem's text could not be read.
 
 All are measures. B is the norm of the whole input.
@@ -104,13 +110,13 @@ def with_confidence(terms: Terms, bracket: float) -> float:
 
 
 def literal(terms: Terms, resolution: float) -> float:
-    """Log10 of :func:`with_confidence` with :func:`literal_sum` for the bracket; the input has ``resolution`` pixels a side."""
+    """Log10 of :func:`with_confidence` with :func:`literal_sum` for the bracket; ``resolution`` is the input's side."""
     shapes = [(side, outputs) for side, _, outputs, _ in terms.shapes]
     return with_confidence(terms, log(literal_sum(shapes, resolution, terms.layers, terms.radius)))
 
 
 def explicit(terms: Terms) -> float:
-    r"""Log10 of :math:`4\sqrt{(\mathrm{KL}+\ln(6nG/\delta))/(n-1)}` with :math:`\mathrm{KL} = S^2B^2\Phi/(2\gamma^2)`."""
+    r"""Log10 of :math:`4\sqrt{(\mathrm{KL}+\ln(6nG/\delta))/(n-1)}`, :math:`\mathrm{KL}=S^2B^2\Phi/(2\gamma^2)`."""
     kl = 2 * (terms.noise - terms.margin) + terms.phi["upper"] - log(2.0)
     return margin_bound(kl, terms.num_data, terms.delta, grid_size(terms.layers, terms.num_data))
 

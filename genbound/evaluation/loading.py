@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class EvaluationSpec(PairSpec):
-    """What is said about two checkpoints and about the samples and the loss to measure them with; ``None`` is left open.
+    """What is said about two checkpoints and the samples and the loss to measure them with; ``None`` is left open.
 
     Attributes:
         data: training samples, as a data SPEC or anything that :class:`~genbound.network.problem.Problem` takes.
@@ -72,15 +72,15 @@ def load(
     Args:
         ckpt: fine-tuned checkpoint: a directory of Hugging Face or PEFT, or a file of tensors.
         init: the pretrained weights, likewise.
-        model: ``hf[:AutoModelFor…]``, ``timm:NAME``, ``torchvision:NAME``, ``FILE.py:factory``, ``pkg.mod:factory``, a factory
-            or a module; ``None`` lets the checkpoint describe itself.
+        model: ``hf[:AutoModelFor…]``, ``timm:NAME``, ``torchvision:NAME``, ``FILE.py:factory``, ``pkg.mod:factory``, a
+            factory or a module; ``None`` lets the checkpoint describe itself.
         data: training samples, as a data SPEC or anything that :class:`~genbound.network.problem.Problem` takes.
         test_data: held-out samples, likewise.
         head: what the output head is measured from: ``init`` (default), ``zero``, ``exclude`` or ``seed:N``.
         trust_remote_code: allow transformers to run code that lies in the checkpoint's directory.
         head_weights, ignore, entry: see :func:`~genbound.checkpoints.architecture.build_pair`.
-        loss: as for :class:`~genbound.network.problem.Problem`, and as ``FILE.py:function``; by default what the model was
-            trained with.
+        loss: as for :class:`~genbound.network.problem.Problem`, and as ``FILE.py:function``; by default what the model
+            was trained with.
         num_data, loss_range, layers: see :class:`~genbound.network.problem.Problem`.
         options: its further arguments (``dtype`` also by name).
 

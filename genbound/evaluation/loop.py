@@ -51,7 +51,8 @@ def evaluate(
         config: more entries for the results' ``config``.
 
     Returns:
-        :class:`~genbound.results.results.Results`. Quantities that could not be measured are named in ``notes`` with the reason.
+        :class:`~genbound.results.results.Results`. Quantities that could not be measured are named in ``notes`` with
+        the reason.
 
     Raises:
         GenboundError: an argument is wrong; one line says which, and what would mend it.

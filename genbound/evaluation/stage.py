@@ -50,7 +50,9 @@ class StoredContext(Context):
     deadline: float | None = None
 
     def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
-        """The parts of all items, in their order; those that are not stored are computed, each stored as soon as it is there.
+        """The parts of all items, in their order.
+
+        What is not stored is computed here, one part after the other; each is stored as soon as it is there.
 
         Raises:
             TimeBudgetSpent: the deadline is over and a part is missing.
