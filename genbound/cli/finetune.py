@@ -9,6 +9,7 @@ import click
 
 
 def option(name: str, kind: Any, help: str, **more: Any):
+    """A click option that says what type it takes."""
     return click.option(f"--{name}", type=kind, help=help, **more)
 
 

@@ -42,7 +42,8 @@ def describe(pair: Any, problem: Any, measures: Iterable[str] | None, options: M
         rows = [[layer.name, " x ".join(map(str, layer.shape))] for layer in problem.layers]
         return "\n".join([*lines, tabulate(rows, ["layer", "shape"], tablefmt="simple", disable_numparse=True)])
     lines += [
-        f"data           {problem.data.spec}: {len(problem.data)} samples, {problem.num_samples} to be measured, n = {problem.num_data}",
+        f"data           {problem.data.spec}: {len(problem.data)} samples, {problem.num_samples} to be measured, "
+        f"n = {problem.num_data}",
         f"loss           {problem.loss.name}; loss range {problem.loss_range_spec}; {problem.num_outputs} outputs",
         f"numbers        {str(problem.dtype).removeprefix('torch.')} on {problem.device}; attention in its plain form",
         "",
@@ -68,7 +69,8 @@ def _cost(problem: Any, names: list[str], options: Mapping[str, Mapping[str, Any
         [name, f"{g:.1f}", _duration(g * cost.seconds_per_gradient)] for name, g in cost.gradients.items()
     ] + [["all", f"{sum(cost.gradients.values()):.1f}", _duration(cost.seconds)]]  # fmt: skip
     return [
-        f"A gradient over the measured samples takes {_duration(cost.seconds_per_gradient)}. Forecast, within a factor of about 3:",
+        f"A gradient over the measured samples takes {_duration(cost.seconds_per_gradient)}. Forecast, "
+        "within a factor of about 3:",
         "",
         tabulate(rows, ["quantity", "gradients", "time"], tablefmt="simple", disable_numparse=True),
         "",

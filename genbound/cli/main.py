@@ -33,6 +33,7 @@ class Names(click.ParamType):
         self.kind = kind
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple:
+        """The names or numbers as a tuple; a list is taken as it is."""
         items = value if isinstance(value, list | tuple) else [part for part in str(value).split(",") if part.strip()]
         try:
             return tuple(self.kind(item.strip() if isinstance(item, str) else item) for item in items)
@@ -73,37 +74,55 @@ def pair_options(command):
         [
             click.argument("ckpt", type=click.Path()),
             click.argument("init", type=click.Path(), required=False),
-            click.option("--model", metavar="SPEC", help="hf[:AutoModelFor…], timm:NAME, torchvision:NAME, FILE.py:factory or pkg.mod:factory."),
-            click.option("--data", metavar="SPEC", help="Training data: npz:FILE, imagefolder:DIR, csv:FILE?text=…&label=…, hf:NAME, FILE.py:function."),
+            click.option("--model", metavar="SPEC",
+                         help="hf[:AutoModelFor…], timm:NAME, torchvision:NAME, FILE.py:factory or pkg.mod:factory."),
+            click.option("--data", metavar="SPEC",
+                         help="Training data: npz:FILE, imagefolder:DIR, csv:FILE?text=…&label=…, hf:NAME, "
+                         "FILE.py:function."),
             click.option("--test-data", metavar="SPEC", help="Held-out data, for the generalization gap."),
-            click.option("--out", metavar="DIR", default=None, help="Where results go; an earlier run there is continued."),
+            click.option("--out", metavar="DIR", default=None,
+                         help="Where results go; an earlier run there is continued."),
             click.option("--measures", type=Names(), default=None, help="Quantities and bounds (default: all)."),
             click.option("--samples", type=int, default=256, show_default=True, help="Training samples to measure on."),
-            click.option("--num-data", type=int, default=None, help="Size n of the training set, if the data are a part."),
-            click.option("--batch-size", type=int, default=16, show_default=True, help="Most samples in a forward pass."),
+            click.option("--num-data", type=int, default=None,
+                         help="Size n of the training set, if the data are a part."),
+            click.option("--batch-size", type=int, default=16, show_default=True,
+                         help="Most samples in a forward pass."),
             click.option("--memory", type=float, default=None, metavar="GIB",
                          help="Memory that a pass may take; smaller batches hold it (default: half of the machine's)."),
             click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
             click.option("--device", default="cpu", show_default=True, help="Where to measure."),
             click.option("--dtype", default=None, help="float32 or float64 (default: the checkpoint's)."),
-            click.option("--loss", default=None, help="cross_entropy, squared_error, multi_label or FILE.py:function (default: what the model says, else cross_entropy)."),
-            click.option("--loss-range", default="observed", show_default=True, help="observed, clip:C or bounded:PMIN."),
+            click.option("--loss", default=None,
+                         help="cross_entropy, squared_error, multi_label or FILE.py:function (default: "
+                         "what the model says, else cross_entropy)."),
+            click.option("--loss-range", default="observed", show_default=True,
+                         help="observed, clip:C or bounded:PMIN."),
             click.option("--head", default="init", show_default=True, help="init, zero, exclude or seed:N."),
-            click.option("--head-weights", metavar="PATTERN", default=None, help="Weights that form the head, e.g. 'classifier.*' (default: found)."),
-            click.option("--ignore", metavar="PATTERN", default=None, help="Names in the files to leave out, e.g. 'criterion.*'."),
-            click.option("--entry", metavar="NAME", default=None, help="Entry of a training checkpoint that holds the weights, e.g. model_ema."),
+            click.option("--head-weights", metavar="PATTERN", default=None,
+                         help="Weights that form the head, e.g. 'classifier.*' (default: found)."),
+            click.option("--ignore", metavar="PATTERN", default=None,
+                         help="Names in the files to leave out, e.g. 'criterion.*'."),
+            click.option("--entry", metavar="NAME", default=None,
+                         help="Entry of a training checkpoint that holds the weights, e.g. model_ema."),
             click.option("--trust-remote-code", is_flag=True, help="Run code that lies in the checkpoint's directory."),
-            click.option("--convention", type=click.Choice(["theorem", "paper-code"]), default="theorem", show_default=True,
-                         help="paper-code computes what the published scripts do."),
-            click.option("--paper-batch-size", type=int, default=8, show_default=True, help="Batch of --convention paper-code."),
+            click.option("--convention", type=click.Choice(["theorem", "paper-code"]), default="theorem",
+                         show_default=True, help="paper-code computes what the published scripts do."),
+            click.option("--paper-batch-size", type=int, default=8, show_default=True,
+                         help="Batch of --convention paper-code."),
             click.option("--layers", metavar="PATTERN", default=None, help="Layers to measure, e.g. '*.query.weight'."),
             click.option("--sigmas", type=Names(float), default=None, help="Noise standard deviations."),
             click.option("--delta", type=float, default=0.05, show_default=True, help="Failure probability of bounds."),
-            click.option("--tolerance", type=float, default=0.01, show_default=True, help="Relative width of certified intervals."),
-            click.option("--margin-percentile", type=float, default=5.0, show_default=True, help="Of the training margins, for γ."),
-            click.option("--confusion", type=click.Path(), default=None, help="Label noise F (.csv, .npy): F[y, z] = P(z | y)."),
-            click.option("--tag", "tags", metavar="KEY=VALUE", multiple=True, help="A hyper-parameter of the training, for `correlate`."),
-            click.option("--time-budget", type=float, default=None, help="Seconds after which no further part is started."),
+            click.option("--tolerance", type=float, default=0.01, show_default=True,
+                         help="Relative width of certified intervals."),
+            click.option("--margin-percentile", type=float, default=5.0, show_default=True,
+                         help="Of the training margins, for γ."),
+            click.option("--confusion", type=click.Path(), default=None,
+                         help="Label noise F (.csv, .npy): F[y, z] = P(z | y)."),
+            click.option("--tag", "tags", metavar="KEY=VALUE", multiple=True,
+                         help="A hyper-parameter of the training, for `correlate`."),
+            click.option("--time-budget", type=float, default=None,
+                         help="Seconds after which no further part is started."),
             click.option("--config", type=click.Path(), is_eager=True, expose_value=False, callback=_read_config,
                          help="YAML file of the same options."),
             click.option("--debug", is_flag=True, help="Show the traceback of an error."),
@@ -169,7 +188,8 @@ def cli() -> None:
 def evaluate(**given: Any) -> None:
     """Measure CKPT against the weights INIT it was fine-tuned from, and compute bounds.
 
-    Finished parts are kept in DIR as they come; the same command continues from them. Without --out the table is only printed.
+    Finished parts are kept in DIR as they come; the same command continues from them. Without --out the table is only
+    printed.
     """
     from genbound.checkpoints.architecture import load_pair
     from genbound.evaluation.loop import evaluate as run
@@ -252,6 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run() -> None:
+    """The console script: exit with the status of :func:`main`."""
     sys.exit(main())
 
 

@@ -36,7 +36,8 @@ def compare(runs: tuple[str, ...], form: str, **given: Any) -> None:
     "rules",
     metavar="NAME=RULE",
     multiple=True,
-    help="5%, +5% (fail if it grew by more), -5%, 0.01, 4sem or ignore; NAME is MEASURE or MEASURE:LAYER, with wildcards.",
+    help="5%, +5% (fail if it grew by more), -5%, 0.01, 4sem or ignore; NAME is MEASURE or MEASURE:LAYER, "
+    "with wildcards.",
 )
 @click.option(
     "--false-alarm", type=float, default=1e-3, show_default=True, help="Of a run that differs in its seed alone."

@@ -1,9 +1,12 @@
-r"""How many draws each stratum gets, decided from a pilot round whose draws are not used again or from other strata's draws.
+r"""How many draws each stratum gets.
 
-A pilot of a few draws knows each stratum's spread badly, and what is lost by it is large: with two draws a stratum, draws given in
-proportion to the pilot's spread need a multiple of the best allocation's. What is known of the spread beforehand helps: a
-sample's remainder is its loss's gradient in the output times a curvature that differs much less. :func:`expect` makes an expectation of
-the two first draws of strata that resemble it, and :func:`shrink` weighs it against a pilot by how well they agree.
+It is decided from a pilot round whose draws are not used again, or from other strata's draws.
+
+A pilot of a few draws knows each stratum's spread badly, and what is lost by it is large: with two draws a stratum,
+draws given in proportion to the pilot's spread need a multiple of the best allocation's. What is known of the spread
+beforehand helps: a sample's remainder is its loss's gradient in the output times a curvature that differs much less.
+:func:`expect` makes an expectation of the two first draws of strata that resemble it, and :func:`shrink` weighs it
+against a pilot by how well they agree.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ NEAR = 12  # strata on either side that a stratum is compared with
 def shrink(variances: np.ndarray, expected: np.ndarray, num: int) -> np.ndarray:
     r"""Pilot variances pulled towards what is expected.
 
-    With :math:`\sigma_s^2 = e_s\,(1 + \text{spread } \tau^2)` the best linear mixture of the pilot's :math:`s^2` and the expected
-    :math:`e_s` counts the latter as :math:`2 / \tau^2` draws. :math:`\tau^2` is what the ratios :math:`s_s^2 / e_s` scatter beyond the
-    :math:`2 / (m - 1)` of normal draws: expectations that explain nothing get almost no weight. The ratios are
-    taken around their mean; the level that is mixed in is the expectations' own, which is better known than that of a few large strata.
+    With :math:`\sigma_s^2 = e_s\,(1 + \text{spread } \tau^2)` the best linear mixture of the pilot's :math:`s^2` and
+    the expected :math:`e_s` counts the latter as :math:`2 / \tau^2` draws. :math:`\tau^2` is what the ratios
+    :math:`s_s^2 / e_s` scatter beyond the :math:`2 / (m - 1)` of normal draws: expectations that explain nothing get
+    almost no weight. The ratios are taken around their mean; the level that is mixed in is the expectations' own, which
+    is better known than that of a few large strata.
 
     Args:
         variances: pilot variance of one draw ``[S, L]``.
@@ -93,8 +97,9 @@ def expect(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
 def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: int) -> np.ndarray:
     r"""Variance of a draw in every stratum from a pilot round in some of them.
 
-    It is expected to be a power of the size, :math:`e_s = c\,a_s^p`, with :math:`0 \le p \le 2` of largest likelihood if the pilot's
-    variances are :math:`\chi^2` around it: 2 where a draw spreads as its sample's gradient, 0 where the sizes explain nothing.
+    It is expected to be a power of the size, :math:`e_s = c\,a_s^p`, with :math:`0 \le p \le 2` of largest likelihood
+    if the pilot's variances are :math:`\chi^2` around it: 2 where a draw spreads as its sample's gradient, 0 where the
+    sizes explain nothing.
 
     Args:
         variances: pilot variance of one draw in the piloted strata ``[P, L]``.
@@ -117,10 +122,11 @@ def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: 
 
 
 def choose_doubles(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Which of the strata with a single draw get a second, so that the spread of all of them can be known: ``[S]`` booleans.
+    """Which of the strata with a single draw get a second: ``[S]`` booleans.
 
-    Every so many in order of size, an eighth of them and at least DOUBLES. The choice does not look at any draw, and at equal
-    distances in size they are typical of all: their mean variance stands for the mean over all singles.
+    From these the spread of all of them can be known. Every so many in order of size, an eighth of them and at least
+    DOUBLES. The choice does not look at any draw, and at equal distances in size they are typical of all: their mean
+    variance stands for the mean over all singles.
     """
     chosen = np.zeros(len(counts), dtype=bool)
     singles = np.flatnonzero(counts == 1)
@@ -136,15 +142,16 @@ def allocate(
 ) -> np.ndarray:  # fmt: skip
     r"""Draws per stratum so that every column of the stratified mean reaches its standard error.
 
-    Neyman's allocation, :math:`m_s \propto a_s / \sqrt{c_s}` with :math:`a_s^2 = \sum_l s_{sl}^2 / t_l^2`, scaled until the worst
-    column just meets its target after rounding up to powers of ``granularity``: coarse, so that rounding errors in the
-    pilot rarely change a decision, and that strata with equal counts fill batches.
+    Neyman's allocation, :math:`m_s \propto a_s / \sqrt{c_s}` with :math:`a_s^2 = \sum_l s_{sl}^2 / t_l^2`, scaled until
+    the worst column just meets its target after rounding up to powers of ``granularity``: coarse, so that rounding
+    errors in the pilot rarely change a decision, and that strata with equal counts fill batches.
 
     Args:
         variances: pilot variance of one draw ``[S, L]``.
         targets: wanted standard error of each column's mean over strata ``[L]``; columns with 0 are ignored.
         minimum: least number of draws in a stratum, or of each.
         budget: cap on the mean cost of a stratum's draws.
+        granularity: counts are its powers.
         costs: of one draw in each stratum.
 
     Returns:

@@ -44,7 +44,8 @@ class Interval:
 def stratum_variances(counts: np.ndarray, squares: np.ndarray, doubles: np.ndarray | None = None) -> np.ndarray:
     r"""Variance of one draw in every stratum, :math:`s_s^2 = \frac{1}{m_s - 1}\sum_d (y_{sd} - \bar y_s)^2`.
 
-    A stratum with a single draw takes the mean of the ``doubles``: right in the mean over all those strata, not for each.
+    A stratum with a single draw takes the mean of the ``doubles``: right in the mean over all those strata, not for
+    each.
 
     Args:
         counts: draws per stratum ``[S]``; 1 only where there are doubles.

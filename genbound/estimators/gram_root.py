@@ -1,12 +1,16 @@
-r"""A root of :math:`XX^\top`: noise with the covariance that the rows X give it, from as many random numbers as there are rows."""
+r"""A root of :math:`XX^\top`.
+
+It makes noise with the covariance that the rows X give it, from as many random numbers as there are rows.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Added to the diagonal of X X^T, relative to each entry and in units of the rounding of a sum over T positions: duplicate
-# positions make it singular. It adds that fraction of variance: in float32 2e-6 T, 5e-5 for 25 positions and 1e-3 for 512.
+# Added to the diagonal of X X^T, relative to each entry and in units of the rounding of a sum over T positions:
+# duplicate positions make it singular. It adds that fraction of variance: in float32 2e-6 T, 5e-5 for 25 positions and
+# 1e-3 for 512.
 JITTER = 16
 
 
@@ -34,7 +38,8 @@ def gram_root(x: Tensor) -> Tensor:
 def gram_root_derivative(root: Tensor, x: Tensor, moved: Tensor) -> Tensor:
     r"""Derivative of :func:`gram_root` along ``moved``: :math:`R' = R\,\Phi(R^{-1}(X'X^\top + XX'^\top)R^{-\top})`.
 
-    :math:`\Phi` takes the lower triangle with half of the diagonal (Smith, Differentiation of the Cholesky algorithm, 1995).
+    :math:`\Phi` takes the lower triangle with half of the diagonal (Smith, Differentiation of the Cholesky algorithm,
+    1995).
 
     Args:
         root: the root at ``x``, ``[..., T, T]``.

@@ -1,19 +1,25 @@
 r"""The sharpest bracket of :math:`v^\top H^+ v` that p products with a symmetric H allow, for many H at once.
 
-:math:`v^\top H^+ v = \int \max(x, 0)\, d\mu(x)` for the spectral measure :math:`\mu` of H at v. p Lanczos steps give its moments up to
-order 2p and no more. All measures with these moments and p + 1 atoms form a one-parameter family: the spectral measures of
+:math:`v^\top H^+ v = \int \max(x, 0)\, d\mu(x)` for the spectral measure :math:`\mu` of H at v. p Lanczos steps give
+its moments up to order 2p and no more. All measures with these moments and p + 1 atoms form a one-parameter family: the
+spectral measures of
 
-.. math:: \hat T(a) = \begin{pmatrix} T_p & \beta_p e_p \\ \beta_p e_p^\top & a \end{pmatrix}, \qquad a \in \mathbb R \cup \{\infty\},
+.. math::
 
-the Gauss-Radau rules with one node anywhere. Both extremes of :math:`g(a) = e_1^\top \hat T(a)^+ e_1` over this family are extremes over *all*
-measures with these moments:
+   \hat T(a) = \begin{pmatrix} T_p & \beta_p e_p \\ \beta_p e_p^\top & a \end{pmatrix}, \qquad
+   a \in \mathbb R \cup \{\infty\},
+
+the Gauss-Radau rules with one node anywhere. Both extremes of :math:`g(a) = e_1^\top \hat T(a)^+ e_1` over this family
+are extremes over *all* measures with these moments:
 
 * the **lower** one is the rule with a node at the kink, 0;
-* the **upper** one is the maximum of g. On the circle of all a, g rises from the rule with the node at 0 to one maximum and falls back.
+* the **upper** one is the maximum of g. On the circle of all a, g rises from the rule with the node at 0 to one maximum
+  and falls back.
 
 The proof counts the double contacts of a polynomial of degree 2p with the function max(x, 0); it is written out in
-docs/quadratic_form.md. With one product the bracket is :math:`[\max(0, v^\top H v),\ \tfrac12 (v^\top H v + \|v\| \|Hv\|)]`. Each side only improves
-with p. (Gauss quadrature of max(x, 0) itself is not one-sided.)
+docs/quadratic_form.md. With one product the bracket is
+:math:`[\max(0, v^\top H v),\ \tfrac12 (v^\top H v + \|v\| \|Hv\|)]`. Each side only improves with p. (Gauss quadrature
+of max(x, 0) itself is not one-sided.)
 
 References:
     Golub & Meurant, Matrices, Moments and Quadrature with Applications, Princeton University Press, 2010.
@@ -39,6 +45,7 @@ BLOCK = 16  # basis vectors that are stored together
 
 
 def rounding(dtype: torch.dtype) -> float:
+    """Allowance for rounding in products of this dtype, relative to ``||v|| ||Hv||``."""
     return ROUNDING.get(dtype, 5e-2)
 
 
@@ -67,6 +74,7 @@ class Lanczos:
 
     @property
     def num_products(self) -> int:
+        """Products taken so far."""
         return len(self._alphas)
 
     def _numbers(self) -> tuple[np.ndarray, ...]:
@@ -144,7 +152,7 @@ class Lanczos:
         return square * lower, square * upper
 
     def certified(self, row: int, dtype: torch.dtype) -> tuple[float, float]:
-        """The bracket, widened by what the products of this dtype and the largest operator norm seen may have rounded."""
+        """The bracket, widened by what products of this dtype may have rounded at the largest operator norm seen."""
         lower, upper = self.bracket(row)
         norm, scale = (float(numbers[row]) for numbers in self._numbers()[2:])
         square = norm**2
@@ -169,9 +177,9 @@ def _positive_part(diagonal: np.ndarray, off_diagonal: np.ndarray) -> float:
 def _extremes(alpha: np.ndarray, beta: np.ndarray) -> tuple[float, float]:
     """Smallest and largest ``e_1^T T(a)^+ e_1`` over the last diagonal entry a.
 
-    The rules are run through by the node they have nearest to the kink: as it moves from 0 to the next Gauss node on either
-    side, a goes from the rule with a node at 0 to infinity. A coarse search in the logarithm of that node's distance from both
-    ends comes before the fine one, for the maximum may lie close to an end.
+    The rules are run through by the node they have nearest to the kink: as it moves from 0 to the next Gauss node on
+    either side, a goes from the rule with a node at 0 to infinity. A coarse search in the logarithm of that node's
+    distance from both ends comes before the fine one, for the maximum may lie close to an end.
     """
     nodes, vectors = eigh_tridiagonal(alpha, beta[:-1])
     weights = beta[-1] ** 2 * vectors[-1] ** 2
@@ -206,7 +214,10 @@ def _extremes(alpha: np.ndarray, beta: np.ndarray) -> tuple[float, float]:
 
 
 def _with_node(node: float, alpha: np.ndarray, beta: np.ndarray, nodes: np.ndarray, weights: np.ndarray) -> float:
-    """The Gauss-Radau rule of max(x, 0) with this node: the last diagonal entry is ``node + sum w_i / (nodes_i - node)``."""
+    """The Gauss-Radau rule of max(x, 0) with this node.
+
+    Its last diagonal entry is ``node + sum w_i / (nodes_i - node)``.
+    """
     gap = nodes - node
     gap = np.where(gap == 0, np.finfo(float).tiny, gap)
     last = node + float((weights / gap).sum())

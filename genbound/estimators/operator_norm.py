@@ -1,26 +1,27 @@
 r"""The 2-norm of a linear operator that is only known by its products, with both sides bounded.
 
-Let :math:`A = M^\top M` (or :math:`MM^\top`, whichever is smaller; d is its size), :math:`\lambda_1 = \|M\|_2^2`, and let the start
-vector b be uniform on the unit sphere. After k Lanczos steps the largest Ritz value :math:`\xi \le \lambda_1` is the maximum of
-:math:`\langle A p(A)b, p(A)b\rangle / \|p(A)b\|^2` over the polynomials p of degree below k. Two upper bounds follow from
-:math:`b_1`, the component of b along the top eigenvector:
+Let :math:`A = M^\top M` (or :math:`MM^\top`, whichever is smaller; d is its size), :math:`\lambda_1 = \|M\|_2^2`, and
+let the start vector b be uniform on the unit sphere. After k Lanczos steps the largest Ritz value
+:math:`\xi \le \lambda_1` is the maximum of :math:`\langle A p(A)b, p(A)b\rangle / \|p(A)b\|^2` over the polynomials p
+of degree below k. Two upper bounds follow from :math:`b_1`, the component of b along the top eigenvector:
 
 * a-priori (Kuczynski and Wozniakowski). :math:`\langle (A - \xi) p(A)b, p(A)b\rangle \le 0` for every p, so that
   :math:`b_1^2 (\lambda_1 - \xi) p(\lambda_1)^2 \le \max_{0 \le x \le \xi} (\xi - x) p(x)^2`. With
-  :math:`\sqrt{1-t}\,p(\xi t) = T_{2k-1}(\sqrt{1-t})`, T the Chebyshev polynomial, the right side is :math:`\xi`, and for t > 1
-  the square of the left one is :math:`\sinh^2((2k-1)\operatorname{arsinh}\sqrt{t-1})`, hence
+  :math:`\sqrt{1-t}\,p(\xi t) = T_{2k-1}(\sqrt{1-t})`, T the Chebyshev polynomial, the right side is :math:`\xi`, and
+  for t > 1 the square of the left one is :math:`\sinh^2((2k-1)\operatorname{arsinh}\sqrt{t-1})`, hence
 
   .. math:: \lambda_1 \le \xi \cosh^2\Bigl(\frac{\operatorname{arsinh}(1/|b_1|)}{2k-1}\Bigr).
 
 * a-posteriori (van Dorsselaer, Hochstenbach and van der Vorst). The next Lanczos vector is :math:`p_k(A)b` with
   :math:`\|p_k(A) b\| = 1`, so that :math:`|b_1|\,p_k(\lambda_1) \le 1`, and :math:`p_k` grows beyond :math:`\xi`.
 
-The density of :math:`b_1` is at most :math:`\sqrt{(d-1)/2\pi}` (its value at 0, with Gautschi's inequality; d >= 3), hence
-:math:`P(|b_1| \le \tau) \le \tau\sqrt{2(d-1)/\pi}`. Both bounds hold on the one event :math:`|b_1| > \tau`, so the smaller one is
-taken after every step without a further union. The first alone needs about 93 steps for 1 % at d = 16384 and a failure
-probability of 1e-9. In the published form the first bound reads
-:math:`P(\xi < (1-\varepsilon)\lambda_1) \le 1.648\sqrt d\,e^{-\sqrt\varepsilon(2k-1)}`; the derivation here gives the constant
-:math:`2\sqrt{2/\pi} = 1.596`, and :math:`\operatorname{artanh}\sqrt\varepsilon \ge \sqrt\varepsilon` in the exponent.
+The density of :math:`b_1` is at most :math:`\sqrt{(d-1)/2\pi}` (its value at 0, with Gautschi's inequality; d >= 3),
+hence :math:`P(|b_1| \le \tau) \le \tau\sqrt{2(d-1)/\pi}`. Both bounds hold on the one event :math:`|b_1| > \tau`, so
+the smaller one is taken after every step without a further union. The first alone needs about 93 steps for 1 % at
+d = 16384 and a failure probability of 1e-9. In the published form the first bound reads
+:math:`P(\xi < (1-\varepsilon)\lambda_1) \le 1.648\sqrt d\,e^{-\sqrt\varepsilon(2k-1)}`; the derivation here gives the
+constant :math:`2\sqrt{2/\pi} = 1.596`, and :math:`\operatorname{artanh}\sqrt\varepsilon \ge \sqrt\varepsilon` in the
+exponent.
 
 References:
     Kuczynski & Wozniakowski, Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start,
@@ -107,8 +108,8 @@ def operator_norm(
         memory: bytes that the Krylov basis may take.
 
     Cost: ``2 min(d_in, d_out)`` products if assembled; else at most about
-    :math:`\operatorname{arsinh}(\sqrt{2d/\pi}/\mathtt{failure}) / \sqrt{2\,\mathtt{tolerance}}` products and as many vectors
-    of the smaller side; twice as many products and no stored vectors beyond ``memory``.
+    :math:`\operatorname{arsinh}(\sqrt{2d/\pi}/\mathtt{failure}) / \sqrt{2\,\mathtt{tolerance}}` products and as many
+    vectors of the smaller side; twice as many products and no stored vectors beyond ``memory``.
     """
     blocks = operator.blocks
     if blocks is not None:
@@ -172,7 +173,10 @@ def _square(operator: LinearOperator) -> tuple[Callable[[Tensor], Tensor], int, 
 
 
 def start_component(size: int, failure: float) -> float:
-    r""":math:`\tau` with :math:`P(|b_1| \le \tau) \le` ``failure`` for b uniform on the sphere of this dimension (>= 3)."""
+    r"""The :math:`\tau` with :math:`P(|b_1| \le \tau) \le` ``failure``.
+
+    The vector b is uniform on the sphere of this dimension, which is at least 3.
+    """
     return failure / math.sqrt(2 * (size - 1) / math.pi)
 
 
@@ -268,8 +272,8 @@ def _a_posteriori(alpha: list[float], beta: list[float], ritz: float, component:
 def _without_basis(product, start: Tensor, steps: int, component: float) -> NormBracket:
     r"""Three vectors: Lanczos without reorthogonalisation finds :math:`\xi`, then the Chebyshev polynomial is applied.
 
-    The a-priori bound does not need the optimality of :math:`\xi`, only :math:`\langle (A/\xi - 1)y, y\rangle` for the one
-    polynomial y = p(A)b of its proof, which is computed: lost orthogonality can widen the bracket, not break it.
+    The a-priori bound does not need the optimality of :math:`\xi`, only :math:`\langle (A/\xi - 1)y, y\rangle` for the
+    one polynomial y = p(A)b of its proof, which is computed: lost orthogonality can widen the bracket, not break it.
     """
     alpha, beta = [], []
     previous, v = torch.zeros_like(start), start

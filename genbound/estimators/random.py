@@ -49,10 +49,11 @@ def grouped(rows: Sequence[Row]) -> dict[tuple, tuple[list[int], list[int]]]:
 
 
 def row_signs(rows: Sequence[Row], seed: int, name: str, positions: int, width: int, like: Tensor) -> Tensor:
-    """Independent signs ``[rows, positions, width]``, position by position: more of them only continue the earlier ones.
+    """Independent signs ``[rows, positions, width]``, position by position.
 
-    Every row has a SplitMix64 stream of its own (Steele, Lea & Flood, OOPSLA 2014), whose words are computed where they are needed: all
-    rows at once, and nothing for rows that are not there.
+    More positions only continue the earlier ones. Every row has a SplitMix64 stream of its own (Steele, Lea & Flood,
+    OOPSLA 2014), whose words are computed where they are needed: all rows at once, and nothing for rows that are not
+    there.
     """
     starts = [hashlib.sha256(repr((int(seed), *key, member, name)).encode()).digest()[:8] for key, member in rows]
     start = np.frombuffer(b"".join(starts), dtype="<u8")
@@ -76,4 +77,5 @@ def rademacher(shape: tuple[int, ...], stream: torch.Generator, like: Tensor) ->
 
 
 def normal(shape: tuple[int, ...], stream: torch.Generator, like: Tensor) -> Tensor:
+    """Standard normal numbers of this shape, drawn in float32 and moved to the device and dtype of ``like``."""
     return torch.randn(shape, generator=stream, dtype=torch.float32).to(device=like.device, dtype=like.dtype)

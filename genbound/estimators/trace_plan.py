@@ -1,14 +1,15 @@
 r"""How the probes of a trace are spent: which kind for which sample, and how many.
 
-Three kinds of probe see a sample's remainder (:mod:`genbound.curvature.traces`). A *double backward* probe gives all layers at once, with
-cross-layer noise. *Separate* sweeps give every layer without that noise, at half a forward pass a layer. A *joint* sweep gives the
-sum over the layers alone, at a forward pass. So the layers' own errors are met by double backward probes for the many samples
-with little spread and by separate sweeps for the few with much, whichever is cheaper by the spread that a pilot
-found, and what the total then lacks is met by joint sweeps.
+Three kinds of probe see a sample's remainder (:mod:`genbound.curvature.traces`). A *double backward* probe gives all
+layers at once, with cross-layer noise. *Separate* sweeps give every layer without that noise, at half a forward pass a
+layer. A *joint* sweep gives the sum over the layers alone, at a forward pass. So the layers' own errors are met by
+double backward probes for the many samples with little spread and by separate sweeps for the few with much, whichever
+is cheaper by the spread that a pilot found, and what the total then lacks is met by joint sweeps.
 
-The joint draws correct the layers as well, so that they still add up: with :math:`x_i` a draw of layer i and T the mean of the joint
-draws of a sample, its layers become :math:`x_i + w\,b_i\,(T - \sum_j x_j)` with a weight w of the sample and shares b of the layers, fixed
-before T is drawn and by all samples together: unbiased whatever they are, and best if w is T's share of the information and b the layers' shares of the variance.
+The joint draws correct the layers as well, so that they still add up: with :math:`x_i` a draw of layer i and T the mean
+of the joint draws of a sample, its layers become :math:`x_i + w\,b_i\,(T - \sum_j x_j)` with a weight w of the sample
+and shares b of the layers, fixed before T is drawn and by all samples together: unbiased whatever they are, and best if
+w is T's share of the information and b the layers' shares of the variance.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class Sweeps:
     """What is known of sweeps, measured when it is asked for.
 
     Attributes:
-        ratios: ``None`` if separate sweeps are not thought of; ``() -> (each layer's variance in separate sweeps over that in double backward probes [L], forward passes that one
-            takes for all layers)``.
+        ratios: ``() -> (ratios [L], passes)``: each layer's variance in separate sweeps over that in double backward
+            probes, and the forward passes that one takes for all layers; ``None`` if separate sweeps are not thought
+            of.
         joint: ``() -> variance of a joint sweep over that of the sum of a double backward probe``.
     """
 
@@ -49,7 +51,8 @@ class Plan:
         joint: joint sweeps ``[S]``.
         weight: of the joint draws of each sample ``[S]``.
         shares: of the layers in what the joint draws correct ``[L]``.
-        deviation: expected standard deviation of a probe of each layer ``[S, L]``, of its own block alone where that is known.
+        deviation: expected standard deviation of a probe of each layer ``[S, L]``, of its own block alone where that is
+            known.
     """
 
     counts: np.ndarray
@@ -116,14 +119,18 @@ def plan_probes(
 def _worth_separate_sweeps(gain: float, cost: float) -> float:
     r"""Double backward probes of a sample for which separate sweeps, two of them at least, are the better buy.
 
-    Where variance :math:`V / k` and time k weigh the same, at the best number k of double backward probes, two sweeps with variance
-    :math:`g V / 2` and time 2 c are better if :math:`g k^2 / 2 + 2 c < 2 k`; more than two are always if :math:`g c < 1`.
+    Where variance :math:`V / k` and time k weigh the same, at the best number k of double backward probes, two sweeps
+    with variance :math:`g V / 2` and time 2 c are better if :math:`g k^2 / 2 + 2 c < 2 k`; more than two are always if
+    :math:`g c < 1`.
     """
     return 2 * cost / (1 + np.sqrt(1 - gain * cost)) if gain * cost < 1 else np.inf
 
 
 def _joint_draws(spread: np.ndarray, have: np.ndarray, wanted: float, most: float) -> np.ndarray:
-    """Powers of two of draws in proportion to the spread, less what there is, for a sum of variances that is wanted; ``[S]``."""
+    """Draws ``[S]`` in proportion to the spread, less what there is, for a sum of variances that is wanted.
+
+    They are powers of two.
+    """
 
     def counts(factor: float) -> np.ndarray:
         lacking = np.maximum(factor * spread - have, 0.0)
