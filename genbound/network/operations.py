@@ -52,7 +52,7 @@ def _bend(name: str, nodes: str, aten: str, functions: str = "", **more) -> Oper
 
 def _choice(name: str, nodes: str, aten: str, functions: str = "", **more) -> Operation:
     """Hands on some of its entries, chosen by their order: no result moves by more than the entry that moves most."""
-    return _row(Kind.PIECEWISE, name, nodes, aten, functions, {"lipschitz": (1, 1), "paths": "larger"}, more)
+    return _row(Kind.PIECEWISE, name, nodes, aten, functions, {"lipschitz": "ordered", "paths": "larger"}, more)
 
 
 def _smooth(name: str, nodes: str, aten: str, functions: str = "", **more) -> Operation:
@@ -65,12 +65,24 @@ def _curved(name: str, nodes: str, aten: str, functions: str = "", **more) -> Op
     return _row(Kind.CURVED, name, nodes, aten, functions, {"homogeneous": False, "paths": CURVED}, more)
 
 
-JOINED = {"branches": "a concatenation is counted as a sum", "sweep": "joined", "paths": "join"}
-EXTREME = {"branches": "a maximum or minimum of branches is counted as a sum", "elementwise": True, "sweep": "nested"}
-ADDED = {"branches": "", "elementwise": True, "lipschitz": "added", "homogeneous": None, "keeps_zero": None}
-BY_MASK = {"elementwise": True, "lipschitz": "chosen_by_mask", "homogeneous": None, "keeps_zero": None, "paths": "fill"}
+BY_CALL = {"homogeneous": None, "keeps_zero": None}
+JOINED = {
+    "branches": "a concatenation is counted as a sum",
+    "lipschitz": "chosen",
+    "sweep": "joined",
+    "paths": "join",
+    **BY_CALL,
+}
+EXTREME = {
+    "branches": "a maximum or minimum of branches is counted as a sum",
+    "elementwise": True,
+    "lipschitz": "chosen",
+    **BY_CALL,
+}
+ADDED = {"branches": "", "elementwise": True, "lipschitz": "added", "paths": "add", **BY_CALL}
+BY_MASK = {"elementwise": True, "paths": "fill", **BY_CALL}
 REPEATED = {"lipschitz": "repeated"}
-CLAMP = {"lipschitz": "clamp", "homogeneous": None, "keeps_zero": None}
+CLAMP = {"lipschitz": "clamp", **BY_CALL}
 ORDERED = {"paths": ORDER}
 LIKE_SOFTMAX = {"lipschitz": (0.5, 0.5), "keeps_zero": False, "label": "softmax", "sweep": "softmax"}
 
@@ -102,25 +114,24 @@ OPERATIONS = (
            "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d",
            lipschitz="placed", sweep="affine"),
     _route("windows", "Unfold Im2Col", "unfold im2col", "unfold", lipschitz="placed"),
-    _route("constant_pad", "ConstantPadNd", "constant_pad_nd", "pad", lipschitz="padded", homogeneous=None, keeps_zero=None,
-           sweep="pad", paths="fill"),
+    _route("constant_pad", "ConstantPadNd", "constant_pad_nd", "pad", lipschitz="padded", **BY_CALL, sweep="pad", paths="fill"),
     _route("index", "Index", "index", lipschitz="picked"),
     _route("index_select", "IndexSelect", "index_select", "index_select", lipschitz="picked"),
     _route("gather", "Gather", "gather", "gather", lipschitz="picked"),
     _route("embedding", "Embedding", "embedding", "embedding", lipschitz="picked"),
-    _route("masked_fill", "MaskedFill", "masked_fill", "masked_fill", **BY_MASK, sweep="masked_fill"),
-    _route("where", "Where", "where", "where", **BY_MASK, sweep="where",
+    _route("masked_fill", "MaskedFill", "masked_fill", "masked_fill", **BY_MASK, lipschitz="filled", sweep="masked_fill"),
+    _route("where", "Where", "where", "where", **BY_MASK, lipschitz="chosen", sweep="where",
            branches="a choice between branches is counted as a sum"),
-    _route("cat", "Cat", "cat", "cat concat concatenate hstack vstack", **JOINED, homogeneous=None, keeps_zero=None),
-    _route("stack", "Stack", "stack", "stack", **JOINED, homogeneous=None, keeps_zero=None),
+    _route("cat", "Cat", "cat", "cat concat concatenate hstack vstack", **JOINED),
+    _route("stack", "Stack", "stack", "stack", **JOINED),
     # -- affine ------------------------------------------------------------------------------------------------------
-    _linear("add", "Add", "add", "add", **ADDED, sweep="sum", paths="add"),
-    _linear("sub", "Sub", "sub", "sub subtract", **ADDED, sweep="sum", paths="add"),
-    _linear("rsub", "Rsub", "rsub", "rsub", **ADDED, sweep="nested", paths="add"),
+    _linear("add", "Add", "add", "add", **ADDED, sweep="sum"),
+    _linear("sub", "Sub", "sub", "sub subtract", **ADDED, sweep="sum"),
+    _linear("rsub", "Rsub", "rsub", "rsub", **ADDED, sweep="nested"),
     _linear("neg", "Neg", "neg", "neg negative", elementwise=True, lipschitz=(1, 1), sweep="scale", paths="pass"),
-    _linear("sum", "Sum", "sum", "sum", lipschitz="sum"),
+    _linear("sum", "Sum", "sum", "sum", lipschitz="total"),
     _linear("mean", "Mean", "mean", "mean", lipschitz="mean"),
-    _linear("cumsum", "Cumsum", "cumsum", "cumsum", lipschitz="cumsum"),
+    _linear("cumsum", "Cumsum", "cumsum", "cumsum", lipschitz="cumulative_sum"),
     _linear("average_pool", "AvgPool2D AvgPool3D", "avg_pool1d avg_pool2d avg_pool3d", "avg_pool1d avg_pool2d avg_pool3d",
             lipschitz="average_pool"),
     _linear("adaptive_average_pool", "AdaptiveAvgPool2D AdaptiveAvgPool3D", "_adaptive_avg_pool2d _adaptive_avg_pool3d",
@@ -147,12 +158,12 @@ OPERATIONS = (
     _product("prelu", "PreluKernel", "_prelu_kernel", "prelu", elementwise=True, lipschitz="prelu", label="PReLU", paths="pass"),
     _product("batch_norm", "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm", "native_batch_norm cudnn_batch_norm "
              "miopen_batch_norm _native_batch_norm_legit_no_training", "batch_norm native_batch_norm", lipschitz="batch_norm",
-             homogeneous=None, keeps_zero=None, sweep="batch_norm", paths="batch_norm"),
+             **BY_CALL, sweep="batch_norm", paths="batch_norm"),
     # -- piecewise linear --------------------------------------------------------------------------------------------
     _bend("relu", "Relu", "relu", "relu"),
     _bend("leaky_relu", "LeakyRelu", "leaky_relu", "leaky_relu", lipschitz="leaky_relu", label="leakyrelu"),
     _bend("rrelu", "RreluWithNoise", "rrelu_with_noise", "rrelu", lipschitz="rrelu", sweep="nested"),
-    _bend("threshold", "Threshold", "threshold", "threshold", lipschitz="threshold", homogeneous=None, keeps_zero=None),
+    _bend("threshold", "Threshold", "threshold", "threshold", lipschitz="threshold", **BY_CALL),
     _bend("hardtanh", "Hardtanh", "hardtanh", "hardtanh relu6", **CLAMP),
     _bend("clamp", "Clamp", "clamp", "clamp clip", **CLAMP),
     _bend("clamp_min", "ClampMin", "clamp_min", "clamp_min", **CLAMP, label="clampmin"),
@@ -164,8 +175,8 @@ OPERATIONS = (
     _bend("hardshrink", "Hardshrink", "hardshrink", "hardshrink", lipschitz=JUMPS, homogeneous=False),
     _bend("rounding", "Sign Round Floor Ceil Trunc", "sign round floor ceil trunc", "sign round floor ceil trunc",
           lipschitz=JUMPS, homogeneous=False, label="", paths=JUMPS),
-    _choice("maximum", "Maximum Fmax", "maximum fmax", "maximum", **EXTREME, homogeneous=None, keeps_zero=None),
-    _choice("minimum", "Minimum Fmin", "minimum fmin", "minimum", **EXTREME, homogeneous=None, keeps_zero=None),
+    _choice("maximum", "Maximum Fmax", "maximum fmax", "maximum", **EXTREME),
+    _choice("minimum", "Minimum Fmin", "minimum fmin", "minimum", **EXTREME),
     _choice("amax", "Amax", "amax", "amax", label="amax"),
     _choice("amin", "Amin", "amin", "amin", label="amin"),
     _choice("max", "Max", "max", "max", label="max"),
@@ -185,7 +196,7 @@ OPERATIONS = (
     _smooth("mish", "Mish", "mish", "mish", lipschitz="mish", label="Mish"),
     _smooth("elu", "Elu", "elu", "elu selu", lipschitz="elu", label="ELU"),
     _smooth("celu", "Celu", "celu", "celu", lipschitz="celu", label="CELU"),
-    _smooth("softplus", "Softplus", "softplus", "softplus", lipschitz=(1, 1), keeps_zero=False, label="softplus"),
+    _smooth("softplus", "Softplus", "softplus", "softplus", lipschitz="softplus", keeps_zero=False, label="softplus"),
     _smooth("hardswish", "Hardswish", "hardswish", "hardswish", lipschitz=(1.5, 1.5), label="hardswish"),
     _smooth("log_sigmoid", "LogSigmoid", "log_sigmoid_forward", "log_sigmoid logsigmoid", lipschitz=(1, 1),
             keeps_zero=False, label="logsigmoid", sweep="nested"),

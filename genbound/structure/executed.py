@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,11 @@ from torch import Tensor
 
 from genbound.network.applied_weights import find_uses
 from genbound.network.graph import Graph
+from genbound.network.operation import Operation
+from genbound.network.operations import of_node, operation
 from genbound.network.weight_uses import ConvolutionUse, LinearUse
+from genbound.structure.call_record import Call, CallRecord
+from genbound.structure.constants import NoConstant
 
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
@@ -35,8 +41,10 @@ class ExecutedPass:
     def __init__(self, problem: Problem, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]):
         self.buffers = buffers
         self.weights = {n: p.detach().requires_grad_() for n, p in params.items() if p.is_floating_point()}
-        inputs, leaf, self.num_inputs = _with_gradient(problem.batch([0]).inputs)
-        with torch.enable_grad():
+        self.record = CallRecord()
+        with torch.enable_grad(), self.record:
+            inputs, leaf, self.num_inputs = _with_gradient(problem.batch([0]).inputs)
+            self.record.follow(inputs)
             self.output = problem.forward({**params, **self.weights}, inputs, buffers)
         self.graph = Graph(self.output, self.weights if leaf is None else {**self.weights, INPUT: leaf})
         self.uses: dict[str, list] = {}
@@ -75,6 +83,75 @@ class ExecutedPass:
         return next((n for n, b in self.buffers.items() if b.data_ptr() == tensor.data_ptr()), None)
 
 
+@dataclass
+class Executed:
+    """One operation of a pass that depends on the input.
+
+    Attributes:
+        run: the pass.
+        node: in autograd's record.
+        biases: names of the parameters that are looked at as the biases of layers.
+    """
+
+    run: ExecutedPass
+    node: Any
+    biases: Collection[str] = ()
+
+    @cached_property
+    def row(self) -> Operation:
+        return of_node(self.node)
+
+    @cached_property
+    def moving(self) -> list[int]:
+        """Positions of the operands that depend on the input."""
+        return [i for i, (o, _) in enumerate(self.node.next_functions) if o in self.run.depends]
+
+    @cached_property
+    def call(self) -> Call:
+        """What it was called with.
+
+        Raises:
+            NoConstant: it was not seen.
+        """
+        found = self.run.record.find(self.node, self.row)
+        if found is None:
+            raise NoConstant(f"operation {operation(self.node)}: what it was called with was not seen")
+        return found
+
+    @property
+    def hidden(self) -> bool:
+        """Something that it was given depends on the input in a way that autograd does not record."""
+        return sum(self.call.moving) > len(self.moving)
+
+    @property
+    def varies(self) -> bool:
+        """Something that it was given, beside those operands, depends on the sample."""
+        return sum(self.call.varying) > len(self.moving)
+
+    @property
+    def adds_bias(self) -> bool:
+        """It adds a parameter that is looked at with its layer."""
+        return operation(self.node) == "Add" and self.run.parameter(self.node, 1) in self.biases
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the (first) result."""
+        return shape(self.node)
+
+    @property
+    def operand_shape(self) -> tuple[int, ...]:
+        """Of the first operand that depends on the input."""
+        return operand_shape(self.node, self.moving[0])
+
+    @property
+    def ratio(self) -> float:
+        """Entries of the result for each entry of that operand."""
+        return self.copies(self.moving[0])
+
+    def copies(self, position: int) -> float:
+        return math.prod(self.shape) / math.prod(operand_shape(self.node, position))
+
+
 def operand(node, position: int):
     return node.next_functions[position][0] if position < len(node.next_functions) else None
 
@@ -92,8 +169,7 @@ def _with_gradient(inputs: Any) -> tuple[Any, Tensor | None, int]:
             if leaf is not None:
                 return value
             leaf = value.detach().requires_grad_()
-            with torch.enable_grad():
-                return leaf.clone()  # a network may work in place
+            return leaf.clone()  # a network may work in place
         if isinstance(value, Mapping):
             return {key: convert(v) for key, v in value.items()}
         if isinstance(value, list | tuple):
@@ -111,8 +187,3 @@ def shape(node) -> tuple[int, ...]:
 def operand_shape(node, position: int = 0) -> tuple[int, ...]:
     operand, output = node.next_functions[position]
     return tuple(int(size) for size in operand._input_metadata[output].shape)
-
-
-def ratio(node) -> float:
-    """Entries of the result for each entry of the operand."""
-    return math.prod(shape(node)) / math.prod(operand_shape(node))

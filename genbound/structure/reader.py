@@ -21,21 +21,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from genbound.network.operations import of_node, operation
+from genbound.network.operations import named, of_node, operation
+from genbound.structure.constants import NoConstant
 from genbound.structure.executed import ExecutedPass, operand, shape
 from genbound.structure.steps import Steps
-from genbound.structure.tree import (
-    MERGES,
-    MOST_NODES,
-    Fold,
-    NoConstant,
-    Node,
-    Structure,
-    add_init,
-    count,
-    scale_step,
-    series,
-)
+from genbound.structure.tree import MOST_NODES, Fold, Node, Structure, add_init, count, series
 
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
@@ -127,20 +117,22 @@ class _Reader:
 
     def _refuse(self) -> None:
         """The reason that says most, wherever it is in the network."""
-        names = {operation(node) for node in self.run.graph.order}
-        softmax = {node for node in self.run.graph.order if operation(node) in ("Softmax", "SafeSoftmax")}
+        rows = {of_node(node) for node in self.run.graph.order}
+        softmax = {node for node in self.run.graph.order if of_node(node).sweep == "softmax"}
         products = [node for node in self.run.graph.order if operation(node) in ("Bmm", "Mul") and self._mixes(node)]
-        attention = softmax and any(self.run.graph.upstream(node) & softmax for node in products)
-        if attention or any("ScaledDotProduct" in name for name in names):
-            raise NoConstant("softmax attention is not globally Lipschitz")
-        if "NativeLayerNorm" in names:
-            raise NoConstant("LayerNorm has no useful global Lipschitz constant (only max|γ|/√ε)")
-        if "NativeGroupNorm" in names:
-            raise NoConstant("group normalization has no useful global Lipschitz constant (only max|γ|/√ε)")
+        if softmax and any(self.run.graph.upstream(node) & softmax for node in products):
+            raise NoConstant(named("attention").lipschitz.reason)
+        for name in ("attention", "layer_norm", "group_norm"):
+            if named(name) in rows:
+                raise NoConstant(named(name).lipschitz.reason)
         if self.run.num_inputs == 0:
             raise NoConstant("the network has no floating-point input (token numbers are no vectors)")
         if self.run.source is None:
             raise NoConstant("the output does not depend on the network's first floating-point input")
+        if self.run.record.left:
+            raise NoConstant(
+                "a number that depends on the input leaves torch (item(), bool(), if), and nobody sees what becomes of it"
+            )
         for node in self.run.graph.order:
             parts = [o for o, _ in node.next_functions if o in self.run.depends]
             if node in self.run.depends and len(parts) > 1 and of_node(node).meets:
@@ -187,16 +179,11 @@ class _Reader:
                 steps += reversed(self.steps.of(node))
                 node = operands[0]
                 continue
-            if operation(node) not in MERGES:
-                raise NoConstant(f"operation {operation(node)}: no Lipschitz constant known")
             common = self.dominator[node]
-            branches = [self._between(common, operand) for operand in operands]
-            if operation(node) in ("Add", "Sub") and abs(node._saved_alpha) != 1:
-                branches[1].append(scale_step(abs(float(node._saved_alpha)), "factor of a branch"))
-            if operation(node) in ("Cat", "Stack"):
-                self.structure.note("a concatenation is counted as a sum")
-            elif operation(node) in ("Maximum", "Minimum"):
-                self.structure.note("a maximum or minimum of branches is counted as a sum")
+            behind = self.steps.branches(node)
+            branches = [self._between(common, o) + after for o, after in zip(operands, behind, strict=True)]
+            if note := of_node(node).branches:
+                self.structure.note(note)
             steps.append({"op": "sum", "children": [series(branch) for branch in branches]})
             node = common
         return steps[::-1]

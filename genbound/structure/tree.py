@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 Node = dict[str, Any]
 MOST_NODES = 5000  # a tree repeats shared parts: densely connected branches would need exponentially many
-MERGES = frozenset({"Add", "Sub", "Cat", "Stack", "Maximum", "Minimum"})
 
 
 @dataclass(frozen=True)
@@ -137,10 +136,6 @@ def lipschitz(node: Node, norms: Mapping[str, float], scale: str = "lipschitz") 
         return node.get(scale, node["lipschitz"])
     parts = [lipschitz(child, norms, scale) for child in node.get("children", ())]
     return sum(parts) if node["op"] == "sum" else math.prod(parts)
-
-
-class NoConstant(Exception):
-    """Why a network has no useful Lipschitz constant."""
 
 
 def add_init(node: Node, other: Node) -> None:
