@@ -50,13 +50,20 @@ class LayerOperator:
         kept = copy.copy(self)
         kept.tape, kept._uses = tape, tape.uses[self.name]
         if self._basis is not None:
-            # The smaller batch may be padded less; the samples' own inputs are the same, in coordinates of the old basis.
+            # The smaller batch may be padded less; the samples' own inputs are the same, in the old basis.
             kept._original, kept._basis = kept._uses[0], self._basis[rows]
             kept._uses = [replace(self._uses[0], edge=kept._original.edge, inputs=kept._original.inputs @ kept._basis)]
         return kept
 
     def start(self, v: Tensor) -> Tensor:
-        """The part of a weight direction that the blocks can see, ``[N, dimension]``; shared, or one for each sample."""
+        """The part of a weight direction that the blocks can see.
+
+        Args:
+            v: ``[*shape]`` of the weight, shared by the samples, or one for each, ``[N, *shape]``.
+
+        Returns:
+            ``[N, dimension]``.
+        """
         if self._basis is not None:
             return self._original.compress_weight(v, self._basis).flatten(1)
         return v.flatten(1) if v.dim() > len(self._shape) else v.reshape(1, -1).expand(len(self.tape), -1)

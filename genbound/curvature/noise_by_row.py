@@ -14,7 +14,7 @@ a convolution, is not handled here (see :func:`can_move_rows`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ class RowNoise:
         self._factor: Tensor | None = None
         self.moved: list[str] = []
 
-    def visit(self, func, args, kwargs, found: tuple[Layer, Use] | None) -> Any:
+    def visit(self, func: Any, args: Sequence, kwargs: Mapping[str, Any], found: tuple[Layer, Use] | None) -> Any:
         """Run an operation, and add the noise to its result if it applies a layer's weight."""
         out = func(*args, **kwargs)
         if found is not None:
@@ -233,7 +233,7 @@ def _bend(use: LinearUse, layer: Layer, normals: Normals, roots: _Roots, tangent
     if positions >= inputs:
         weights = normals(layer.name, 1, math.prod(layer.shape)).view(rows, *layer.shape)
         moved = use.per_position(tangent.reshape(-1, inputs))
-        return use._rows(moved @ (weights if use.transposed else weights.mT))
+        return replace(use, inputs=moved).perturb(weights)
     outputs = layer.shape[1] if use.transposed else layer.shape[0]
     return use.spread(normals(layer.name, positions, outputs), roots(use, tangent))
 

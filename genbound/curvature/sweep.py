@@ -1,18 +1,20 @@
 r"""Second directional derivatives of the output from tangents alone: no backward pass for each direction.
 
-Along a direction that moves the layers' results by u (for one layer, :math:`W + \varepsilon U` with u = U x) the remainder of a sample's Hessian is a sum over the executed operations n,
+Along a direction that moves the layers' results by u (for one layer, :math:`W + \varepsilon U` with u = U x) the
+remainder of a sample's Hessian is a sum over the executed operations n,
 
 .. math:: U^\top R\, U = \sum_n g_n \cdot F_n''(x_n)[t_n, t_n],
 
-where :math:`t_n` are the tangents of the operation's inputs, which one forward sweep carries from the layers to the output,
-:math:`F_n''` is the operation's own second derivative, and :math:`g_n = \partial(g_f \cdot f) / \partial(\text{result of } n)`, taken once for all
-directions. A direction costs about one forward pass, where a double backward pass costs four; affine and piecewise linear operations add
-nothing to the sum. Where several layers move, what a layer's own U makes of its input's tangent is left out, as it is by
-double backward passes here: it belongs to the cross-layer blocks, and has mean zero for directions that are independent.
+where :math:`t_n` are the tangents of the operation's inputs, which one forward sweep carries from the layers to the
+output, :math:`F_n''` is the operation's own second derivative, and
+:math:`g_n = \partial(g_f \cdot f) / \partial(\text{result of } n)`, taken once for all directions. A direction costs
+about one forward pass, where a double backward pass costs four; affine and piecewise linear operations add nothing to
+the sum. Where several layers move, what a layer's own U makes of its input's tangent is left out, as it is by double
+backward passes here: it belongs to the cross-layer blocks, and has mean zero for directions that are independent.
 
-A forward pass is recorded at the level of executed operations, and the part of it that depends on a layer is kept as a list of steps
-(:mod:`genbound.curvature.rules` knows their derivatives). Layers must act once each, as a linear map or a convolution on
-samples that come first in every result; :func:`can_sweep` tries it against the double backward pass.
+A forward pass is recorded at the level of executed operations, and the part of it that depends on a layer is kept as a
+list of steps (:mod:`genbound.curvature.rules` knows their derivatives). Layers must act once each, as a linear map or a
+convolution on samples that come first in every result; :func:`can_sweep` tries it against the double backward pass.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ class Unsupported(GenboundError):
 class Step:
     """One executed operation: the numbers of its moving inputs and of its result, and its rule.
 
-    ``layer`` is the layer whose weight it applies, if any, and ``adjoint`` then that of its result. ``last`` are the inputs that
-    no later step needs. ``apart`` and ``passes`` are what :mod:`genbound.curvature.own_noise` finds.
+    ``layer`` is the layer whose weight it applies, if any, and ``adjoint`` then that of its result. ``last`` are the
+    inputs that no later step needs. ``apart`` and ``passes`` are what :mod:`genbound.curvature.own_noise` finds.
     """
 
     rule: Rule | None
@@ -96,7 +98,7 @@ class _Recorder:
         self.calls: list[_Call] = []
         self.uses: dict[str, Use] = {}
 
-    def visit(self, func, args, kwargs, found: tuple[Layer, Use] | None) -> Any:
+    def visit(self, func: Any, args: Sequence, kwargs: Mapping[str, Any], found: tuple[Layer, Use] | None) -> Any:
         """Run an operation and keep it if it depends on a layer."""
         if func.overloadpacket is torch.ops.aten.detach:
             return func(*args, **kwargs)  # a constant to every derivative
@@ -122,7 +124,7 @@ class _Recorder:
         return [place for place, value in places if isinstance(value, Tensor) and id(value) in self.numbers]
 
     @staticmethod
-    def _before_writing(func, args: Sequence, places: list[tuple[int, ...]]) -> Sequence:
+    def _before_writing(func: Any, args: Sequence, places: list[tuple[int, ...]]) -> Sequence:
         """The arguments of an operation in place, which still have their values when it has run."""
         name = func.overloadpacket.__name__
         if not name.endswith("_") or (0,) not in places:
@@ -167,7 +169,8 @@ class Sweep:
             self.outputs = problem.forward(problem.params, batch.inputs)
         if lost := sorted(watch.unread - recorder.uses.keys()):
             raise Unsupported(
-                f"layer {lost[0]} is used by other operations for some samples than for the first ones: leave it out with --layers"
+                f"layer {lost[0]} is used by other operations for some samples than for the first ones: "
+                "leave it out with --layers"
             )
         self.targets, self.uses, calls = batch.targets, recorder.uses, recorder.calls
         self._end = recorder.numbers.get(id(self.outputs))
@@ -216,9 +219,10 @@ class Sweep:
                 step.rule.weigh(adjoint)
 
     def _carry(self, added: Mapping[int, Tensor], visit: Callable | None = None, apart: bool = False) -> Tensor | None:
-        """Carry tangents to the output; ``added`` are put in at results by their numbers. ``visit`` sees every step's inputs.
+        """Carry tangents to the output; ``added`` are put in at results by their numbers.
 
-        With ``apart`` the steps that :func:`split_own_noise` marked see them without the noise of the layers just before.
+        ``visit`` sees the inputs of every step that is curved or applies a layer. With ``apart`` the steps that
+        :func:`split_own_noise` marked see them without the noise of the layers just before.
         """
         tangents: dict[int, Tensor] = {}
         without: dict[int, Tensor | None] = {}
@@ -246,17 +250,23 @@ class Sweep:
         return tangents.get(self._end)
 
     def remainder(self, perturbations: Mapping[str, Tensor]) -> Tensor:
-        """``u^T R u`` of every sample, ``[N]`` in float64, for the joint direction that moves the layers' results by these.
+        """``u^T R u`` of every sample for the joint direction that moves the layers' results by these.
+
+        Args:
+            perturbations: layer -> ``u``, of the shape of its result.
+
+        Returns:
+            ``[N]`` in float64, in the loss's unit.
 
         Cost: a forward pass from the first of the layers on.
         """
         return self._curvature(perturbations, {})[0]
 
     def mean_remainder(self, perturbations: Mapping[str, Tensor]) -> Tensor:
-        """The same for directions that are random, with part of the mean over them taken: of equal mean and less spread.
+        """:meth:`remainder` for random directions, with part of the mean over them taken: of equal mean, less spread.
 
-        What a layer's own noise adds where it is first met is put in by its mean (:mod:`genbound.curvature.own_noise`). The
-        perturbations must be those of independent weights of variance 1, of which every layer has its own.
+        What a layer's own noise adds where it is first met is put in by its mean (:mod:`genbound.curvature.own_noise`).
+        The perturbations must be those of independent weights of variance 1, of which every layer has its own.
         """
         if self._own is None:
             with torch.no_grad():
@@ -270,8 +280,9 @@ class Sweep:
     def hessian(self, perturbations: Mapping[str, Tensor], bends: Mapping[str, Callable] | None = None) -> Tensor:
         """``u^T H u`` of every sample likewise, with the Gauss-Newton part of the outputs' own tangent.
 
-        ``bends`` tell how the perturbations themselves change with the layers' inputs: layer -> function from the tangent of its
-        input to the derivative of ``u``. They add ``2 g . u'``, the second order of ``epsilon u(x + epsilon x')``.
+        ``bends`` tell how the perturbations themselves change with the layers' inputs: layer -> function from the
+        tangent of its input to the derivative of ``u``. They add ``2 g . u'``, the second order of
+        ``epsilon u(x + epsilon x')``.
         """
         remainder, moved = self._curvature(perturbations, bends or {})
         return (
@@ -310,7 +321,7 @@ _TRIED: WeakKeyDictionary[Problem, bool] = WeakKeyDictionary()
 
 
 def can_sweep(problem: Problem) -> bool:
-    """Whether tangents give what a double backward pass does; tried once, on a few samples along one random direction."""
+    """Whether tangents give what a double backward pass does: tried once, on a few samples along one direction."""
     if problem not in _TRIED:
         _TRIED[problem] = act_once(problem) and _agree(problem)
     return _TRIED[problem]

@@ -1,12 +1,13 @@
 r"""How an executed operation applies a weight: the one place that recognises it.
 
-A forward pass is read in two ways. Autograd's record of it is read afterwards, node by node (:func:`find_uses`); the operations
-themselves are seen while they run (:mod:`genbound.network.weight_watch`). Both describe what they see as an
+A forward pass is read in two ways. Autograd's record of it is read afterwards, node by node (:func:`find_uses`); the
+operations themselves are seen while they run (:mod:`genbound.network.weight_watch`). Both describe what they see as an
 :class:`Application`, and that gives the *use*, the linear map from the weight to the operation's result
 (:mod:`genbound.network.weight_uses`).
 
-The two see one operation differently. A node knows which weight it was given, through transpositions, because the record leads there; an
-operation that runs is given some tensor, which is the weight if it is the same numbers in the same order, as stored or turned over.
+The two see one operation differently. A node knows which weight it was given, through transpositions, because the
+record leads there; an operation that runs is given some tensor, which is the weight if it is the same numbers in the
+same order, as stored or turned over.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Application:
 
     Attributes:
         kind: ``linear``, ``convolution`` or ``embedding``.
-        inputs: what the weight is applied to. Linear: ``[rows, in]``; convolution: ``[rows, channels, *spatial]``; embedding: numbers
-            of rows of the weight, in any shape.
+        inputs: what the weight is applied to. Linear: ``[rows, in]``; convolution: ``[rows, channels, *spatial]``;
+            embedding: numbers of rows of the weight, in any shape.
         transposed: a linear map whose weight is stored ``[in, out]``.
         settings: of a convolution: stride, padding, dilation, whether it is transposed, output padding, groups.
     """
@@ -106,9 +107,9 @@ def _is(given: Tensor, weight: Tensor) -> bool:
 def find_uses(graph: Graph, name: str, weight: Tensor, num: int, samples_first: bool) -> list[Use]:
     """The uses of one weight in a recorded forward pass.
 
-    Falls back to a single :class:`~genbound.network.weight_uses.LeafUse` where an operation is not recognised, where the rows of
-    the operation cannot be split among the samples, or where one use feeds another: then the derivative of the second use's
-    input enters the block, which the sum over uses would miss.
+    Falls back to a single :class:`~genbound.network.weight_uses.LeafUse` where an operation is not recognised, where
+    the rows of the operation cannot be split among the samples, or where one use feeds another: then the derivative of
+    the second use's input enters the block, which the sum over uses would miss.
 
     Args:
         graph: the record.
@@ -154,8 +155,8 @@ def read_node(node: Any, position: int, turned: bool) -> Application | None:
         return Application("linear", node._saved_self.detach(), not turned)
     if name == "convolution" and position == 1 and not turned:
         settings = (
-            node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed, node._saved_output_padding,
-            node._saved_groups,
+            node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed,
+            node._saved_output_padding, node._saved_groups,
         )  # fmt: skip
         return Application("convolution", node._saved_input.detach(), settings=settings)
     if name == "embedding" and not turned and not node._saved_scale_grad_by_freq:

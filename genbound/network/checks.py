@@ -56,8 +56,8 @@ def check_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
         ) from error
     if losses.shape != (len(outputs),):
         raise GenboundError(
-            f"the loss {loss.name} gives shape {tuple(losses.shape)} for {len(outputs)} samples: it must give one number "
-            "for each sample (no mean over the batch)"
+            f"the loss {loss.name} gives shape {tuple(losses.shape)} for {len(outputs)} samples: it must give one "
+            "number for each sample (no mean over the batch)"
         )
 
 

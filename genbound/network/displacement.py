@@ -13,7 +13,8 @@ class Displacement(Mapping):
 
     Args:
         dense: layer -> difference of the two weights.
-        factors: layer -> ``(left [out, r], right [r, in])`` with ``v = left @ right``; these layers need no entry in ``dense``.
+        factors: layer -> ``(left [out, r], right [r, in])`` with ``v = left @ right``; these layers need no entry in
+            ``dense``.
 
     Example:
         >>> import torch
@@ -34,9 +35,13 @@ class Displacement(Mapping):
         factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         dtype: torch.dtype | None = None,
     ) -> Displacement:
-        """From ``init`` to ``params``, for the layers ``names``, on their device and in ``dtype`` (``None``: their own).
+        """From ``init`` to ``params``.
 
-        Layers in ``factors`` move by ``left [out, r] @ right [r, in]``, whatever the two weights say.
+        Args:
+            params, init: name -> weight ``[*shape]``.
+            names: the layers.
+            factors: layer -> ``(left [out, r], right [r, in])`` that it moved by, whatever the two weights say.
+            dtype: what the differences are in; ``None`` means the weights' own type.
         """
         known, dense = {}, {}
         for name in names:
@@ -60,7 +65,10 @@ class Displacement(Mapping):
         return len({**self.factors, **self._dense})
 
     def norm(self, name: str) -> float:
-        r"""Frobenius norm, in the weights' unit; of factors from their Gram matrices, :math:`\operatorname{Tr}(L^\top L\,R R^\top)`."""
+        r"""Frobenius norm, in the weights' unit.
+
+        Of factors it comes from their Gram matrices, :math:`\operatorname{Tr}(L^\top L\,R R^\top)`.
+        """
         if name in self.factors:
             left, right = (factor.double() for factor in self.factors[name])
             return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())

@@ -29,7 +29,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def call_arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
-    """``(positional, keyword)`` arguments of a model for a batch's inputs: a dict gives keywords, a tuple several positions."""
+    """``(positional, keyword)`` arguments of a model for a batch's inputs: a dict gives keywords, a tuple positions."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     if isinstance(inputs, tuple):
@@ -52,8 +52,8 @@ def scores(output: Any) -> Tensor:
     if isinstance(output, list | tuple) and output and isinstance(output[0], Tensor):
         return output[0]
     raise GenboundError(
-        f"the model returns {type(output).__name__}: it must return a tensor, or something with `logits`; give a checkpoint with "
-        "its head, or the class it was trained in with --model"
+        f"the model returns {type(output).__name__}: it must return a tensor, or something with `logits`; give a "
+        "checkpoint with its head, or the class it was trained in with --model"
     )
 
 
@@ -69,7 +69,7 @@ def describe(inputs: Any) -> str:
 
 
 class PlainWeightNorm(TorchFunctionMode):
-    """Weight normalisation by its formula: torch's fused one keeps the norm constant in its second derivative, silently."""
+    """Weight normalisation by its formula: torch's fused one holds the norm constant in its second derivative."""
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if function is torch._weight_norm:

@@ -7,7 +7,8 @@ Two questions are answered here from the executed operations, never from module 
 * *Is the output piecewise linear in the weight?* If every operation between the weight and the output is affine
   or piecewise linear in what depends on the weight (a product only where one operand depends on it), then
   :math:`\nabla^2_W f_c = 0` wherever it exists, the block equals its Gauss-Newton part, and for a convex loss it
-  is positive semidefinite. What each operation is: :mod:`genbound.network.operations`; one that is not there counts as curved.
+  is positive semidefinite. What each operation is: :mod:`genbound.network.operations`; one that is not there counts as
+  curved.
 
 The condition is decided jointly for all uses of a weight: a weight used twice in sequence meets itself in a
 product and is curved; two parallel uses that are only added are not.

@@ -1,8 +1,8 @@
 r"""The only place that decides what "layer i" is.
 
-A layer is a floating-point parameter with at least two dimensions, named as in ``named_parameters()``. A tied weight has
-one name and is one layer. A weight that is only ever looked up or added (word and position embeddings, class tokens)
-is left out unless ``--layers`` names it; one that also acts as a linear map is a layer.
+A layer is a floating-point parameter with at least two dimensions, named as in ``named_parameters()``. A tied weight
+has one name and is one layer. A weight that is only ever looked up or added (word and position embeddings, class
+tokens) is left out unless ``--layers`` names it; one that also acts as a linear map is a layer.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def select_layers(network: Network, pattern: str | None = None, excluded: Sequen
     tape = Tape(network, run, dict.fromkeys(candidates, True))
     if not wanted and not any(tape.uses.values()):
         raise GenboundError(
-            "no weight has a gradient path to the model's output: is the output detached, or computed under torch.no_grad()?"
+            "no weight has a gradient path to the model's output: is the output detached, or computed under "
+            "torch.no_grad()?"
         )
     kept = [name for name in candidates if wanted or not _is_table(tape, name)]
     if not kept:

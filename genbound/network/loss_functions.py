@@ -92,12 +92,13 @@ class Loss:
         if targets.shape != outputs.shape[:-1]:
             raise GenboundError(
                 f"labels of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(outputs.shape)}: "
-                f"{self.name} needs one class number for every row of scores; check the label column or the model's head"
+                f"{self.name} needs one class number for every row of scores; check the label column or the model's "
+                "head"
             )
         if targets.is_floating_point():
             raise GenboundError(
-                f"labels are floating-point numbers, and {self.name} needs class numbers: make them integers, or choose "
-                "squared_error or multi_label as the loss"
+                f"labels are floating-point numbers, and {self.name} needs class numbers: make them integers, or "
+                "choose squared_error or multi_label as the loss"
             )
         counted = targets[targets != IGNORED]
         num_classes = outputs.shape[-1]
@@ -118,8 +119,8 @@ def check_finite(losses: Tensor, indices: Sequence[int], spec: str) -> None:
     wrong = (~losses.detach().isfinite()).nonzero()
     if len(wrong):
         raise GenboundError(
-            f"the loss of sample {indices[int(wrong[0])]} of {spec or 'the data'} is not finite: its inputs or the model's output "
-            "overflow; check that sample, or measure in float64"
+            f"the loss of sample {indices[int(wrong[0])]} of {spec or 'the data'} is not finite: its inputs or the "
+            "model's output overflow; check that sample, or measure in float64"
         )
 
 
@@ -286,7 +287,8 @@ def ranged(loss: Loss, spec: str, num_classes: int) -> Loss:
 
     Args:
         loss: as it is.
-        spec: ``observed`` leaves it so; ``clip:C`` is :func:`clipped` at C; ``bounded:PMIN`` is :func:`bounded_cross_entropy`.
+        spec: ``observed`` leaves it so; ``clip:C`` is :func:`clipped` at C; ``bounded:PMIN`` is
+            :func:`bounded_cross_entropy`.
         num_classes: of the network.
     """
     kind, _, argument = spec.partition(":")

@@ -52,7 +52,7 @@ def graph_bytes(network: Network, positions: Sequence[int], samples_first: Mappi
 
 
 def machine_budget(device: torch.device) -> int:
-    """Half of what the machine (the accelerator) has, in bytes: what it *has*, not what is free, so that a run can be repeated."""
+    """Half of what the machine (the accelerator) has, in bytes: not of what is free, so that a run can be repeated."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // 2
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -23,13 +23,15 @@ from genbound.network.loss_functions import Loss, get_loss, ranged
 class Network:
     r"""A fine-tuned network, the weights it started from, its loss, and the samples that it is run on.
 
-    A *position* counts the samples that are measured, from 0 to ``num_samples - 1``; an *index* counts the whole data set.
+    A *position* counts the samples that are measured, from 0 to ``num_samples - 1``; an *index* counts the whole
+    data set.
 
     Args:
         model: any ``nn.Module`` holding the fine-tuned weights. It is run in evaluation mode and left as it was.
         init: the pretrained weights, ``name -> tensor``, for every name of ``model.named_parameters()``.
         data: the samples, in any form that :func:`~genbound.data.samples.as_samples` takes.
-        loss: a name, a :class:`~genbound.network.loss_functions.Loss`, or a per-sample function ``(outputs, targets) -> [N]``.
+        loss: a name, a :class:`~genbound.network.loss_functions.Loss`, or a per-sample function
+            ``(outputs, targets) -> [N]``.
         loss_range: ``observed``, ``clip:C`` or ``bounded:PMIN`` (see :func:`~genbound.network.loss_functions.ranged`).
         num_samples: how many of the samples are measured, drawn from ``sample_seed``; ``None`` means all.
         dtype: floating-point type of weights and inputs; ``None`` keeps the model's, but for half precision.
@@ -123,7 +125,7 @@ class Network:
             yield run
 
     def shared_run(self, most: int) -> list[int]:
-        """Up to ``most`` positions that share a pass, at least two whatever the batch size; one only if no two can be stacked."""
+        """Up to ``most`` positions that share a pass: at least two if two can be stacked, whatever the batch size."""
         run: list[int] = []
         for run in self.batches(range(self.num_samples), max(2, min(most, self.batch_size))):
             if len(run) > 1:
@@ -186,7 +188,8 @@ def _check_weights(model: nn.Module, init: Mapping[str, Tensor]) -> None:
     for name, p in params.items():
         if tuple(init[name].shape) != tuple(p.shape):
             raise GenboundError(
-                f"weight {name} has shape {tuple(p.shape)} in the model and {tuple(init[name].shape)} in the initialisation"
+                f"weight {name} has shape {tuple(p.shape)} in the model and {tuple(init[name].shape)} in the "
+                "initialisation"
             )
         for what, tensor in (("fine-tuned", p), ("initial", init[name])):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():

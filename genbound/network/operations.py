@@ -8,6 +8,9 @@ the reason in its row; one that is not in the table is :data:`UNKNOWN` to all of
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from torch.autograd.graph import Node
 
 from genbound.network.operation import Kind, No, Operation
 
@@ -39,7 +42,9 @@ def _linear(name: str, nodes: str, aten: str, functions: str = "", **more) -> Op
     return _row(Kind.LINEAR, name, nodes, aten, functions, {"sweep": "affine", "paths": "apply"}, more)
 
 
-def _product(name: str, nodes: str, aten: str, functions: str = "", meets=(0, 1), **more) -> Operation:
+def _product(
+    name: str, nodes: str, aten: str, functions: str = "", meets: tuple[int, int] = (0, 1), **more
+) -> Operation:
     settings = {"meets": meets, "lipschitz": NOT_RECOGNISED, "sweep": "nested", "paths": "matrix"}
     return _row(Kind.PRODUCT, name, nodes, aten, functions, settings, more)
 
@@ -245,7 +250,7 @@ def named(name: str) -> Operation:
     return next(row for row in OPERATIONS if row.name == name)
 
 
-def operation(node) -> str:
+def operation(node: Node) -> str:
     """``AddmmBackward0`` -> ``Addmm``; autograd's name of the executed operation.
 
     A user's own ``autograd.Function`` is called ``NameBackward`` without a number, and keeps that name: it may be called
@@ -254,17 +259,17 @@ def operation(node) -> str:
     return re.sub(r"Backward\d+$", "", node.name()).removeprefix("torch::autograd::")
 
 
-def of_node(node) -> Operation:
+def of_node(node: Node) -> Operation:
     """The row of an operation in autograd's record."""
     return _BY_NODE.get(operation(node), UNKNOWN)
 
 
-def of_aten(func) -> Operation:
+def of_aten(func: Any) -> Operation:
     """The row of an operation below autograd, or of its packet; one that writes into its argument has that of its twin."""
     name = getattr(func, "overloadpacket", func).__name__
     return _BY_ATEN.get(name) or _BY_ATEN.get(name.removesuffix("_"), UNKNOWN)
 
 
-def of_function(func) -> Operation:
+def of_function(func: Any) -> Operation:
     """The row of a function that a network calls."""
     return _BY_FUNCTION.get(getattr(func, "__name__", "").strip("_"), UNKNOWN)

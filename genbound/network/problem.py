@@ -30,10 +30,10 @@ class Problem(Network, BaseProblem):
     Args:
         model: any ``nn.Module`` holding the fine-tuned weights. It is run in evaluation mode and left as it was.
         init: the pretrained weights, ``name -> tensor``, for every name of ``model.named_parameters()``.
-        data: the training samples: a :class:`~genbound.data.samples.Samples`, a torch ``Dataset``, an iterable of batches
-            ``(inputs, labels)`` or dicts, or a pair of tensors.
-        loss: a name (``cross_entropy``, ``squared_error``, ``multi_label``), a :class:`~genbound.network.loss_functions.Loss`, or
-            a per-sample function ``(outputs, targets) -> [N]``.
+        data: the training samples: a :class:`~genbound.data.samples.Samples`, a torch ``Dataset``, an iterable of
+            batches ``(inputs, labels)`` or dicts, or a pair of tensors.
+        loss: a name (``cross_entropy``, ``squared_error``, ``multi_label``), a
+            :class:`~genbound.network.loss_functions.Loss`, or a per-sample function ``(outputs, targets) -> [N]``.
         num_data: size ``n`` of the training set if ``data`` holds only part of it.
         loss_range: ``observed``, ``clip:C`` or ``bounded:PMIN`` (see :mod:`genbound.network.loss_functions`).
         test_data: held-out samples, for the generalization gap.
@@ -45,8 +45,8 @@ class Problem(Network, BaseProblem):
         dtype: floating-point type to measure in; ``None`` keeps the model's.
         device: where to measure.
         batch_size: most samples in one forward pass. Changes results by rounding only.
-        memory_budget: bytes that a pass and the weights may take: the batch size is reduced to what they hold. ``None`` means
-            half of the machine's (the accelerator's) memory.
+        memory_budget: bytes that a pass and the weights may take: the batch size is reduced to what they hold. ``None``
+            means half of the machine's (the accelerator's) memory.
         provenance: what the numbers belong to, copied into the results.
         init_buffers: the pretrained model's buffers (running statistics), those it has; the model's own stand in for
             the others.
@@ -100,7 +100,8 @@ class Problem(Network, BaseProblem):
         self.num_data = len(self.data) if num_data is None else int(num_data)
         if self.num_data < len(self.data):
             raise GenboundError(
-                f"num_data {self.num_data} is smaller than the {len(self.data)} samples given: n is the size of the training set"
+                f"num_data {self.num_data} is smaller than the {len(self.data)} samples given: n is the size of the "
+                "training set"
             )
         self.head, self.provenance = tuple(head), dict(provenance or {})
         self.layers: tuple[Layer, ...] = select_layers(self, layers, excluded)
@@ -129,7 +130,7 @@ class Problem(Network, BaseProblem):
         names = [layer.name for layer in self.layers] if layers is None else layers
         tape = Tape(self, positions, {name: self.samples_first[name] for name in names})
         for name in tape.layers:
-            # What was found on the first samples decided which layers share a pass; a use that only shows later must not.
+            # The first samples decided which layers share a pass; a use that only shows later must not.
             if self._by_batch[name] and tape.needs_single_samples(name):
                 raise GenboundError(
                     f"layer {name} is used by other operations for some samples than for the first ones: "

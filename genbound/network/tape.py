@@ -107,7 +107,7 @@ class Tape:
         return self.network.loss.output_gradient(self.outputs, self.targets)
 
     def gradients(self, part: str = "hessian") -> dict[str, list[Tensor | None]]:
-        """Gradients at every use, as :meth:`backward` gives them, themselves on the graph; taken once for all layers and kept.
+        """Gradients at every use, like :meth:`backward`, but on the graph; taken once for all layers and kept.
 
         ``part="remainder"`` freezes the gradient in the output, so that a second derivative sees only
         ``R = sum_c (dl/df_c) Hessian(f_c)``, what the Hessian has beside its Gauss-Newton part.
@@ -135,8 +135,8 @@ class Tape:
         """``q = M u``: second derivative in the activations along ``u``, at every use of the target layers.
 
         Args:
-            perturbations: layer -> ``u`` for each of its uses, of the shape of the use's result. Several layers may move at
-                once; then ``q`` holds the cross-layer blocks as well.
+            perturbations: layer -> ``u`` for each of its uses, of the shape of the use's result. Several layers may
+                move at once; then ``q`` holds the cross-layer blocks as well.
             targets: layers where the second derivative is taken.
             part: ``hessian`` or ``remainder``, see :meth:`gradients`.
             cotangent: ``[N, ...]``; the second derivative is then that of ``<cotangent, outputs>``, whatever the part.
@@ -195,7 +195,12 @@ class Tape:
         return total
 
     def squared_norm(self, name: str, gs: Sequence[Tensor | None]) -> Tensor:
-        """``||A^* g||^2`` per sample, ``[N]`` in float64: squared norm of the weight gradient, not stored where possible."""
+        """``||A^* g||^2`` per sample, ``[N]`` in float64: squared norm of the weight gradient.
+
+        Args:
+            name: the layer.
+            gs: gradients at its uses, as :meth:`backward` gives them.
+        """
         present = [(use, g) for use, g in zip(self.uses[name], gs, strict=True) if g is not None]
         if not present:
             return torch.zeros(len(self), dtype=torch.float64, device=self.outputs.device)
@@ -218,8 +223,8 @@ class Tape:
         Returns:
             layer -> ``[N, *output]`` in float64.
 
-        Cost: with fewer outputs than layers one backward pass for each output coordinate, which serves all layers; otherwise
-        a derivative of the backward pass for each layer.
+        Cost: with fewer outputs than layers one backward pass for each output coordinate, which serves all layers;
+        otherwise a derivative of the backward pass for each layer.
         """
         if not vs:
             return {}

@@ -20,8 +20,45 @@ from torch.nn import functional as F
 from genbound.estimators.gram_root import gram_root
 
 
+class Use:
+    """How a weight acts at one place of a forward pass of N samples: a linear map from the weight to a result z.
+
+    Attributes:
+        edge: place of z in the autograd graph, if there is one.
+        kind: ``linear``, ``convolution``, ``embedding``, or ``weight`` where z is the weight itself.
+        by_sample: every row of z belongs to one sample.
+    """
+
+    edge: GradientEdge | None
+    kind: str
+    by_sample = True
+
+    def perturb(self, v: Tensor) -> Tensor:
+        """What a perturbation of the weight adds to z.
+
+        Args:
+            v: ``[*shape]``, shared by the samples, or one for each, ``[N, *shape]``.
+
+        Returns:
+            Of the shape of z.
+        """
+        raise NotImplementedError
+
+    def adjoint(self, q: Tensor) -> Tensor:
+        """The adjoint of :meth:`perturb` for each sample on its own: ``q``, of the shape of z, to ``[N, *shape]``."""
+        raise NotImplementedError
+
+    def per_sample(self, z: Tensor) -> Tensor:
+        """The rows of ``z`` that belong to each sample, ``[N, numbers of z for a sample]``."""
+        raise NotImplementedError
+
+    def squared_norm(self, g: Tensor) -> Tensor:
+        """``||A^* g||^2`` of each sample's part of ``g``, of the shape of z: ``[N]``, in the type of ``g``."""
+        return self.adjoint(g).flatten(1).square().sum(1)
+
+
 @dataclass
-class LeafUse:
+class LeafUse(Use):
     """The weight itself as the place of perturbation: any operation, one sample at a time."""
 
     edge: GradientEdge
@@ -38,17 +75,16 @@ class LeafUse:
     def per_sample(self, z: Tensor) -> Tensor:
         return z.reshape(1, -1)
 
-    def squared_norm(self, g: Tensor) -> Tensor:
-        return g.reshape(1, -1).square().sum(1)
-
 
 @dataclass
-class LinearUse:
-    """``z = x W^T`` on the rows of ``x``, several rows to a sample.
+class LinearUse(Use):
+    """``z = x W^T [rows, out]``, several rows to a sample.
 
-    ``inputs`` is ``[N, T, in]``. ``samples_first`` tells how the rows of ``z`` are ordered: sample by sample, or
-    position by position as in time-first recurrent and attention layers. ``transposed`` marks a weight stored
-    ``[in, out]``.
+    Attributes:
+        inputs: x, as ``[N, T, in]``.
+        transposed: the weight is stored ``[in, out]``.
+        samples_first: the rows of z are ordered sample by sample; otherwise position by position, as in time-first
+            recurrent and attention layers.
     """
 
     edge: GradientEdge
@@ -56,10 +92,10 @@ class LinearUse:
     transposed: bool
     samples_first: bool
     kind = "linear"
-    by_sample = True
 
     @property
     def num_positions(self) -> int:
+        """T, rows to a sample."""
         return self.inputs.shape[1]
 
     def _rows(self, z: Tensor) -> Tensor:
@@ -75,9 +111,14 @@ class LinearUse:
     _root = None
 
     def spread(self, g: Tensor, root: Tensor | None = None) -> Tensor:
-        """Perturb by weights of which only the action on the samples' own inputs X is drawn: ``R g`` with ``R R^T = X X^T``.
+        """Perturb by weights of which only the action on the samples' own inputs X is drawn: ``R g``.
 
-        ``g [N, T, out]`` are independent numbers of variance 1; the result has the covariance that independent weights give.
+        Args:
+            g: independent numbers of variance 1, ``[N, T, out]``.
+            root: R, ``[N, T, T]``; ``None`` means :meth:`root`.
+
+        Returns:
+            Of the shape of z, with the covariance that independent weights of variance 1 give.
         """
         return self._rows((self.root() if root is None else root) @ g)
 
@@ -95,7 +136,15 @@ class LinearUse:
         return self._rows(self.inputs @ (v if self.transposed else v.mT))
 
     def perturb_low_rank(self, a: Tensor, b: Tensor) -> Tensor:
-        """Perturb by the per-sample weight ``sum_s b_s a_s^T`` without forming it: ``a [N,s,in], b [N,s,out]``."""
+        """Perturb by the per-sample weight ``sum_s b_s a_s^T`` without forming it.
+
+        Args:
+            a: ``[N, s, in]`` of the stored weight.
+            b: ``[N, s, out]`` likewise.
+
+        Returns:
+            Of the shape of z.
+        """
         if self.transposed:  # the factors follow the stored weight's axes
             a, b = b, a
         return self._rows((self.inputs @ a.mT) @ b)
@@ -128,14 +177,21 @@ class LinearUse:
         return use, basis.to(dtype)
 
     def compress_weight(self, v: Tensor, basis: Tensor) -> Tensor:
+        """A weight ``[*shape]`` in the bases ``[N, in, r]`` of :meth:`compressed`: ``[N, out, r]``."""
         return (v.mT if self.transposed else v) @ basis
 
 
 @dataclass
-class ConvolutionUse:
+class ConvolutionUse(Use):
     """``z = x * W``: a convolution in one to three dimensions, strided, padded, dilated, grouped or transposed.
 
     Per-sample weights run as one convolution with ``N`` times the groups.
+
+    Attributes:
+        inputs: x, ``[rows, channels, *spatial]``.
+        num: N.
+        samples_first: order of the rows, several of which may belong to a sample.
+        shape: of the weight.
     """
 
     edge: GradientEdge
@@ -150,7 +206,6 @@ class ConvolutionUse:
     output_padding: tuple[int, ...]
     groups: int
     kind = "convolution"
-    by_sample = True
 
     def _fold(self, x: Tensor) -> Tensor:
         """``[rows, C, ...]`` to ``[T, N * C, ...]``: the samples become groups."""
@@ -196,13 +251,17 @@ class ConvolutionUse:
         )  # fmt: skip
         return grad.unflatten(0, (self.num, -1))
 
-    def squared_norm(self, g: Tensor) -> Tensor:
-        return self.adjoint(g).flatten(1).square().sum(1)
-
 
 @dataclass
-class EmbeddingUse:
-    """``z = W[index]``: a lookup."""
+class EmbeddingUse(Use):
+    """``z = W[indices]``: a lookup.
+
+    Attributes:
+        indices: numbers of rows of the weight, in any shape.
+        num: N.
+        samples_first: order of the indices, several of which may belong to a sample.
+        shape: of the weight.
+    """
 
     edge: GradientEdge
     indices: Tensor
@@ -210,7 +269,6 @@ class EmbeddingUse:
     samples_first: bool
     shape: tuple[int, ...]
     kind = "embedding"
-    by_sample = True
 
     def _index(self) -> Tensor:
         """``[N, T]`` of row numbers."""
@@ -233,9 +291,3 @@ class EmbeddingUse:
         index = self._index().unsqueeze(-1).expand(-1, -1, self.shape[1])
         out = torch.zeros(self.num, *self.shape, dtype=q.dtype, device=q.device)
         return out.scatter_add_(1, index, self.per_sample(q).view(index.shape))
-
-    def squared_norm(self, g: Tensor) -> Tensor:
-        return self.adjoint(g).flatten(1).square().sum(1)
-
-
-Use = LeafUse | LinearUse | ConvolutionUse | EmbeddingUse

@@ -1,15 +1,17 @@
 """Watches a running forward pass, below autograd, for the operations that apply a layer's weight.
 
-:class:`WeightWatch` is the one reader of executed operations that looks for weights. Who wants to act on what it finds gives it a function:
-:mod:`genbound.curvature.sweep` keeps the operations, :mod:`genbound.curvature.noise_by_row` adds noise to their results, and
-:mod:`genbound.structure.output_watch` asks it which functions are layers. Three readers of a pass are something else:
+:class:`WeightWatch` is the one reader of executed operations that looks for weights. Who wants to act on what it finds
+gives it a function: :mod:`genbound.curvature.sweep` keeps the operations, :mod:`genbound.curvature.noise_by_row` adds
+noise to their results, and :mod:`genbound.structure.output_watch` asks it which functions are layers. Three readers of
+a pass are something else:
 
-* :class:`~genbound.network.graph.Graph` reads autograd's record when the pass is over. It alone sees what a double backward pass will go
-  through, and a running pass does not see what comes later.
-* :class:`~genbound.structure.output_watch.OutputWatch` is above autograd, where functions are still whole and a derivative can be put into
-  a result: below, an activation on two axes and one on three are different operations, and tangents are calls of their own.
-* :class:`~genbound.structure.path_sums.PathSums` computes other numbers in place of the network's. Every weight that it meets is squared,
-  a layer's or not, so that there is none to look for.
+* :class:`~genbound.network.graph.Graph` reads autograd's record when the pass is over. It alone sees what a double
+  backward pass will go through, and a running pass does not see what comes later.
+* :class:`~genbound.structure.output_watch.OutputWatch` is above autograd, where functions are still whole and a
+  derivative can be put into a result: below, an activation on two axes and one on three are different operations, and
+  tangents are calls of their own.
+* :class:`~genbound.structure.path_sums.PathSums` computes other numbers in place of the network's. Every weight that it
+  meets is squared, a layer's or not, so that there is none to look for.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from genbound.network.problem import Problem
     from genbound.network.weight_uses import Use
 
-# Runs an operation ``(func, args, kwargs)`` and returns its result; the last argument is the layer that it applies, with its use.
+# Runs an operation ``(func, args, kwargs)`` and returns its result; the last argument is the layer that it applies, and
+# how.
 Visit = Callable[[Any, Sequence, Mapping[str, Any], "tuple[Layer, Use] | None"], Any]
 
 
@@ -52,7 +55,7 @@ class WeightWatch(TorchDispatchMode):
         self._params, self._num, self._visit = problem.params, num, visit
         self.unread: set[str] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         return self._visit(func, args, kwargs, self._find(func, args, kwargs))
 
@@ -63,7 +66,7 @@ class WeightWatch(TorchDispatchMode):
         found = (self._layers.get(a.untyped_storage().data_ptr()) for a in tensors)
         return [layer for layer in found if layer is not None]
 
-    def _find(self, func, args, kwargs) -> tuple[Layer, Use] | None:
+    def _find(self, func: Any, args: Sequence, kwargs: Mapping[str, Any]) -> tuple[Layer, Use] | None:
         layers = () if func.is_view else self.given(args)
         for layer in layers:
             application = read_call(func, args, kwargs, self._params[layer.name])
@@ -75,13 +78,13 @@ class WeightWatch(TorchDispatchMode):
 
 
 class WeightedFunctions(TorchFunctionMode):
-    """Watches only inside those functions that are given a layer's weight: seeing every operation costs 6 % of a pass."""
+    """Watches only inside the functions that are given a layer's weight: seeing every operation costs 6 % of a pass."""
 
     def __init__(self, watch: WeightWatch):
         super().__init__()
         self._watch = watch
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return self.run(func, args, kwargs or {})
 
     def run(self, func: Any, args: Sequence, kwargs: Mapping[str, Any]) -> Any:
@@ -92,7 +95,7 @@ class WeightedFunctions(TorchFunctionMode):
 
 @contextlib.contextmanager
 def taken_apart() -> Iterator[None]:
-    """Run torch's fused encoder layer, which hides the products that are watched for, as the operations that it consists of."""
+    """Run torch's fused encoder layer, which hides the products that are watched for, as the operations in it."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
