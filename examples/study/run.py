@@ -33,7 +33,7 @@ from genbound.checkpoints.architecture import build_pair
 from genbound.evaluation.loop import evaluate
 from genbound.files import write_json
 from genbound.finetune import Settings, finetune, labels_from_predictions
-from genbound.finetune.run import predict
+from genbound.finetune.predictions import predict
 from genbound.finetune.start import build_start
 from genbound.finetune.training_data import Relabelled, all_labels
 

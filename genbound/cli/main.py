@@ -163,17 +163,6 @@ def _problem(pair: Pair, spec: EvaluationSpec, given: dict[str, Any]) -> Problem
     )  # fmt: skip
 
 
-def _confusion(path: str | None) -> Any:
-    if path is None:
-        return None
-    import numpy as np
-
-    try:
-        return np.load(path, allow_pickle=False) if path.endswith(".npy") else np.loadtxt(path, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
-        raise GenboundError(f"--confusion {path} cannot be read as a matrix: {error}") from error
-
-
 # -- commands ----------------------------------------------------------------------------------------------------
 
 
@@ -192,12 +181,13 @@ def evaluate(**given: Any) -> None:
     printed.
     """
     from genbound.checkpoints.architecture import load_pair
+    from genbound.data.label_confusion import read_matrix
     from genbound.evaluation.loop import evaluate as run
     from genbound.evaluation.selection import resolve
 
     resolve(given["measures"])  # a misspelt name fails before anything is loaded
     spec = _spec(given)
-    confusion = _confusion(spec.confusion)
+    confusion = None if spec.confusion is None else read_matrix(spec.confusion)
     pair = load_pair(spec)
     problem = _problem(pair, spec, given)
     click.echo(f"architecture: {pair.rule}; {len(problem.layers)} layers", err=True)

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genbound.finetune.label_noise.consistent_loss import ConsistentLoss, cross_entropy
+from genbound.finetune.label_noise.consistent_loss import ConsistentLoss, PerSample, cross_entropy
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import Start
 
 
-def per_sample_loss(confusion: np.ndarray | None, settings: Settings) -> Any:
+@dataclass(frozen=True)
+class Objective:
+    """The two parts of what is minimised.
+
+    Attributes:
+        per_sample: logits ``[N, ..., K]`` and observed labels ``[N, ...]`` -> losses ``[N, ...]``.
+        penalty: a number that is added to their mean; ``None`` for none.
+    """
+
+    per_sample: PerSample
+    penalty: Callable[[], Tensor] | None
+
+
+def objective_of(start: Start, confusion: np.ndarray | None, settings: Settings) -> Objective:
+    """What a run minimises.
+
+    Args:
+        start: the network at its pretrained weights (and before it gets adapters).
+        confusion: F to correct the loss for, ``[K, K]``; ``None`` leaves it as it is.
+        settings: of the run.
+    """
+    return Objective(per_sample_loss(confusion, settings), distance_penalty(start, settings.distance_penalty))
+
+
+def per_sample_loss(confusion: np.ndarray | None, settings: Settings) -> PerSample:
     """The loss of the run on logits and observed labels."""
     smoothing = settings.label_smoothing
 
@@ -26,7 +51,7 @@ def per_sample_loss(confusion: np.ndarray | None, settings: Settings) -> Any:
     return ConsistentLoss(confusion, "none", loss=base, correction=settings.correction).per_sample
 
 
-def distance_penalty(start: Start, factor: float) -> Any:
+def distance_penalty(start: Start, factor: float) -> Callable[[], Tensor] | None:
     r"""L2-SP as a function of no argument, or ``None`` where ``factor`` is 0.
 
     It is :math:`\frac{\lambda}{2}\|w - w^{(s)}\|^2` over all pretrained parameters, and

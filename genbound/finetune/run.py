@@ -6,47 +6,32 @@ import csv
 import json
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from genbound.checkpoints import huggingface
-from genbound.data import Reader, Samples, load_data
 from genbound.errors import GenboundError
-from genbound.files import write_atomically, write_json
+from genbound.files import write_json
 from genbound.finetune.constraint.distance_constraint import constraint_of
 from genbound.finetune.label_noise.confusion import anchor_points, dual_t
-from genbound.finetune.objective import distance_penalty, per_sample_loss
+from genbound.finetune.label_noise.draw import named_matrix
+from genbound.finetune.objective import objective_of
 from genbound.finetune.output import save_network, write_data_file, write_sidecar
+from genbound.finetune.predictions import accuracies, predict
 from genbound.finetune.radius_search import AUTO, choose_radius
 from genbound.finetune.settings import Settings, differences
-from genbound.finetune.start import Start, build_start, tokenizer_of
-from genbound.finetune.training_data import Relabelled, all_labels, named_matrix, noisy_labels
-from genbound.network.forward import call_arguments, evaluation_mode, scores
+from genbound.finetune.start import Start, build_start
+from genbound.finetune.task import RunSpec, Task, read_task
+from genbound.finetune.training_data import Relabelled
 from genbound.user_code import rng_untouched
 from genbound.version import __version__
 
 ESTIMATES = {"anchor": lambda p, labels: anchor_points(p), "dual-t": dual_t}
-
-
-@dataclass
-class Task:
-    """The samples of a run and the labels it sees."""
-
-    samples: Samples
-    clean: Tensor
-    observed: Tensor
-    num_classes: int
-    train: list[int]
-    held_out: list[int]
-
-    def part(self, places: list[int], clean: bool = False) -> Samples:
-        """The samples at ``places``, with their observed labels or, where ``clean``, their true ones."""
-        return Relabelled(self.samples, self.clean if clean else self.observed, places)
 
 
 def finetune(
@@ -78,85 +63,57 @@ def finetune(
     Raises:
         GenboundError: something does not fit, or OUT holds a run with other settings.
     """
-    settings, out = settings or Settings(), Path(out)
     with rng_untouched():
-        return _finetune(init, data, out, model, test_data, num_classes, settings)
+        return _run(RunSpec(init, data, Path(out), model, test_data, num_classes, settings or Settings()))
 
 
-def _finetune(init, data, out, model, test_data, num_classes, settings: Settings) -> dict[str, Any]:
-    samples = load_data(data, Reader(tokenizer_of(init)) if isinstance(data, str) else None)
-    task = _task(samples, num_classes, settings)
-    test = None
-    if test_data is not None:
-        reader = Reader(tokenizer_of(init), label2id=samples.label2id)
-        test = load_data(test_data, reader if isinstance(test_data, str) else None)
-    inputs = samples.batch([0]).inputs
-    start = build_start(
-        init,
-        model,
-        task.num_classes,
-        samples.label2id,
-        isinstance(inputs, dict) and "pixel_values" in inputs,
-        settings.seed,
-    )
-    identity = {
-        **settings.record(), "init": start.sha256, "data": Relabelled(samples, task.observed).digest(),
-        "rule": start.rule, "test_data": None if test is None else test.digest(), "genbound": __version__,
-    }  # fmt: skip
-    if finished := _continue(out, identity):
+def _run(spec: RunSpec) -> dict[str, Any]:
+    out, task = spec.out, read_task(spec)
+    samples = task.samples
+    start = build_start(spec.init, spec.model, task.num_classes, samples.label2id, task.has_images, spec.settings.seed)
+    if finished := _continue(out, _identity(spec, task, start)):
         return finished
-    np_labels = {"observed": task.observed.numpy(), "given": task.clean.numpy(), "train": np.array(task.train)}
-    _write_arrays(out / "labels.npz", np_labels | {"held_out": np.array(task.held_out, dtype=int)})
+    task.write(out / "labels.npz")
     save_network(start.model, out / "pretrained", start)
 
     began = time.perf_counter()
-    confusion = _confusion(init, data, out, model, num_classes, task, settings)
-    trials = None
-    if settings.radius == AUTO:
-
-        def trial(recipe: Settings, name: str) -> dict[str, Any]:
-            recipe = replace(
-                recipe, noise=f"labels:{_observed_file(out, task)}", confusion=_matrix_file(out, confusion)
-            )
-            return finetune(init, data, out / "search" / name, model=model, num_classes=num_classes, settings=recipe)
-
-        settings, trials = choose_radius(settings, trial)
+    confusion = _confusion(spec, task)
+    settings, trials = _settings(spec, task, confusion)
     network, trained = _train(start, task, confusion, settings, out)
     save_network(network, out / "finetuned", start)
 
     record = {
-        "settings": settings.record(), "radius_search": trials, "init": str(init),
-        "data": data if isinstance(data, str) else None,
-        "test_data": test_data if isinstance(test_data, str) else None, "model": start.spec, "rule": start.rule,
+        "settings": settings.record(), "radius_search": trials, "init": str(spec.init), "data": _said(spec.data),
+        "test_data": _said(spec.test_data), "model": start.spec, "rule": start.rule,
         "label2id": None if samples.label2id is None else dict(samples.label2id), "num_classes": task.num_classes,
         "num_train": len(task.train), "num_held_out": len(task.held_out),
         "confusion": None if confusion is None else confusion.tolist(),
-        "noise_rate": float((task.observed != task.clean).float().mean()), **trained,
-        "seconds": round(time.perf_counter() - began, 1), "accuracy": _accuracies(network, task, test, settings.device),
+        "noise_rate": task.noise_rate, **trained, "seconds": round(time.perf_counter() - began, 1),
+        "accuracy": accuracies(network, task, settings.device),
     }  # fmt: skip
-    if isinstance(data, str):
+    if isinstance(spec.data, str):
         write_data_file(out)
         write_sidecar(out, record)
     write_json(out / "run.json", record)
     return record
 
 
-def _task(samples: Samples, num_classes: int | None, settings: Settings) -> Task:
-    clean = all_labels(samples)
-    if clean.is_floating_point() or clean.ndim != 1:
-        raise GenboundError("genbound finetune is for classification: every sample needs one class number")
-    seen = max(int(clean.max()) + 1, len(set((samples.label2id or {}).values())), 2)
-    if num_classes is not None and num_classes < seen:
-        raise GenboundError(f"--classes {num_classes} is too few: the data have label {seen - 1}")
-    num_classes = num_classes or seen
-    observed = noisy_labels(clean, settings.noise, num_classes, settings.seed)
-    order = np.random.default_rng([settings.seed, 1]).permutation(len(samples)).tolist()
-    count = round(settings.validation * len(samples))
-    if settings.validation and not 0 < count < len(samples):
-        raise GenboundError(
-            f"--validation {settings.validation:g} of {len(samples)} samples leaves nothing to train or to validate on"
-        )
-    return Task(samples, clean, observed, num_classes, sorted(order[count:]), sorted(order[:count]))
+def _said(data: Any) -> str | None:
+    """A data SPEC, for the record; samples that were handed over have none."""
+    return data if isinstance(data, str) else None
+
+
+def _within(spec: RunSpec, name: str, num_classes: int | None, settings: Settings) -> dict[str, Any]:
+    """A run inside this one's folder, from the same start on the same samples; its record."""
+    return finetune(spec.init, spec.data, spec.out / name, model=spec.model, num_classes=num_classes, settings=settings)
+
+
+def _identity(spec: RunSpec, task: Task, start: Start) -> dict[str, Any]:
+    """All that decides the result: the same command finds the same run again, and another one is refused."""
+    return {
+        **spec.settings.record(), "init": start.sha256, "data": Relabelled(task.samples, task.observed).digest(),
+        "rule": start.rule, "test_data": None if task.test is None else task.test.digest(), "genbound": __version__,
+    }  # fmt: skip
 
 
 def _continue(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -177,9 +134,9 @@ def _continue(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _confusion(init, data, out: Path, model, num_classes, task: Task, settings: Settings) -> np.ndarray | None:
+def _confusion(spec: RunSpec, task: Task) -> np.ndarray | None:
     """F to correct for: known, read, or estimated from a short run of the same recipe without correction."""
-    wanted = settings.confusion
+    settings, wanted = spec.settings, spec.settings.confusion
     if wanted is None:
         return None
     if wanted not in ESTIMATES:
@@ -190,15 +147,26 @@ def _confusion(init, data, out: Path, model, num_classes, task: Task, settings: 
         epochs=settings.estimation_epochs,
         radius=None if settings.radius == AUTO else settings.radius,
         early_stopping=0,
-        noise=f"labels:{_observed_file(out, task)}",
+        noise=f"labels:{_observed_file(spec.out, task)}",
     )
-    folder = out / "estimation"
-    finetune(init, data, folder, model=model, num_classes=task.num_classes, settings=recipe)
-    first = build_start(folder / "finetuned", None, task.num_classes, None, False, settings.seed)
+    _within(spec, "estimation", task.num_classes, recipe)
+    first = build_start(spec.out / "estimation" / "finetuned", None, task.num_classes, None, False, settings.seed)
     logits, labels = predict(first.model, task.part(task.train), settings.device)
     matrix = ESTIMATES[wanted](logits.double().softmax(-1), labels)
-    _matrix_file(out, matrix)
+    _matrix_file(spec.out, matrix)
     return matrix
+
+
+def _settings(spec: RunSpec, task: Task, confusion: np.ndarray | None) -> tuple[Settings, dict[str, float] | None]:
+    """The settings to train with: where the radius is to be found, those of the best trial, and what each trial gave."""
+    if spec.settings.radius != AUTO:
+        return spec.settings, None
+
+    def trial(recipe: Settings, name: str) -> dict[str, Any]:
+        noise, matrix = f"labels:{_observed_file(spec.out, task)}", _matrix_file(spec.out, confusion)
+        return _within(spec, f"search/{name}", spec.num_classes, replace(recipe, noise=noise, confusion=matrix))
+
+    return choose_radius(spec.settings, trial)
 
 
 def _observed_file(out: Path, task: Task) -> Path:
@@ -215,24 +183,23 @@ def _matrix_file(out: Path, matrix: np.ndarray | None) -> str | None:
     return str(out / "confusion.csv")
 
 
-def _train(start: Start, task: Task, confusion, settings: Settings, out: Path) -> tuple[nn.Module, dict[str, Any]]:
+def _train(
+    start: Start, task: Task, confusion: np.ndarray | None, settings: Settings, out: Path
+) -> tuple[nn.Module, dict[str, Any]]:
     """Train, from the last checkpoint on if there is one; the network, and what is to be recorded of it."""
     from genbound.finetune.trainer import FineTuner, last_whole_checkpoint
     from genbound.finetune.trainer_callback import DistanceCallback
 
     constraint = constraint_of(start.model, start.head, settings)
     callbacks = [DistanceCallback(constraint)] if settings.is_constrained else []
-    penalty = distance_penalty(start, settings.distance_penalty)
+    objective = objective_of(start, confusion, settings)
     if settings.lora:
         from genbound.finetune.baselines.lora import add_adapters
 
         with rng_untouched():
             torch.manual_seed(settings.seed)
             start.model = add_adapters(start.model, start.head, settings.lora)
-    trainer = FineTuner(
-        start.model, task.part(list(range(len(task.samples)))), task.train, task.held_out,
-        per_sample_loss(confusion, settings), penalty, settings, out / "checkpoints", callbacks,
-    )  # fmt: skip
+    trainer = FineTuner(start.model, task, objective, settings, out / "checkpoints", callbacks)
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     with huggingface.quiet():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -246,42 +213,3 @@ def _train(start: Start, task: Task, confusion, settings: Settings, out: Path) -
         "distances": constraint.distances(network),
         "history": rows,
     }
-
-
-@torch.no_grad()
-def predict(model: nn.Module, samples: Samples, device: str = "cpu", size: int = 128) -> tuple[Tensor, Tensor]:
-    """Logits and labels of all samples, in evaluation mode."""
-    from genbound.data.sample_parts import map_tensors
-
-    found = []
-    model.to(device)
-    with evaluation_mode(model):
-        for batch in samples.batches(range(len(samples)), size):
-            args, kwargs = call_arguments(map_tensors(batch.inputs, lambda t: t.to(device)))
-            found.append((scores(model(*args, **kwargs)).float().cpu(), batch.targets))
-    logits, labels = zip(*found, strict=True)
-    return torch.cat(logits), torch.cat(labels)
-
-
-def _accuracies(network: nn.Module, task: Task, test: Samples | None, device: str) -> dict[str, float]:
-    """On the labels that were trained on, on the given ones, on those held out, and on the test samples."""
-    parts = {
-        "train_observed": task.part(task.train),
-        "train_given": task.part(task.train, clean=True) if not torch.equal(task.clean, task.observed) else None,
-        "validation": task.part(task.held_out) if task.held_out else None,
-        "test": test,
-    }
-    found = {}
-    for name, part in parts.items():
-        if part is not None:
-            logits, labels = predict(network, part, device)
-            found[name] = float((logits.argmax(-1) == labels).float().mean())
-    return found
-
-
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-
-    write_atomically(path, write)

@@ -16,6 +16,7 @@ from genbound.checkpoints.alignment import Signature, align
 from genbound.checkpoints.heads import head_names
 from genbound.checkpoints.huggingface import HubClass
 from genbound.checkpoints.pair_spec import PairSpec
+from genbound.checkpoints.sidecar import located
 from genbound.checkpoints.state_file import StateFile, read_state
 from genbound.errors import GenboundError
 from genbound.user_code import call_user, rng_untouched
@@ -83,7 +84,7 @@ def build_start(
             network, new = _of_factory(file, spec)
             # A function's name, not its address: the same call must find the same run again.
             rule = f"--model {spec if isinstance(spec, str) else getattr(spec, '__qualname__', type(spec).__name__)}"
-            spec = _absolute(spec) if isinstance(spec, str) else None
+            spec = located(spec, Path.cwd()) if isinstance(spec, str) else None
     sharing = huggingface.tokenizer_folder(file.directory)
     huggingface.name_padding(network, sharing)
     head = head_names(network)
@@ -94,12 +95,6 @@ def build_start(
             f"({', '.join(stray[:3])}): is it a checkpoint of this architecture?"
         )
     return Start(network.float(), head, new, spec, rule, sharing, file.sha256)
-
-
-def _absolute(spec: str) -> str:
-    """A model SPEC that means the same from every directory."""
-    source, _, name = spec.rpartition(":")
-    return f"{Path(source).expanduser().resolve()}:{name}" if source.endswith(".py") else spec
 
 
 def _hub_class(

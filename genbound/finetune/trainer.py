@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from genbound.data.sample_parts import IGNORED
-from genbound.data.samples import Samples
 from genbound.errors import GenboundError
 from genbound.finetune.baselines.mixup import mix
 from genbound.finetune.baselines.perturbation import SharpnessAware, TwoSidedNoise
+from genbound.finetune.objective import Objective
 from genbound.finetune.settings import Settings
+from genbound.finetune.task import Task
 from genbound.network.forward import call_arguments, scores
 
 try:
@@ -58,26 +58,24 @@ class FineTuner(Trainer):
 
     Args:
         model: the network.
-        samples: training samples; ``places`` are those to train on, ``held_out`` those to validate on.
-        per_sample: ``(logits, labels) -> [N]``.
-        penalty: added to the mean loss, a function of nothing; ``None`` for none.
+        task: the samples to train and to validate on, with the labels to train on.
+        objective: what is minimised.
         settings: of the run.
         folder: where checkpoints go.
+        callbacks: further ones.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        samples: Samples,
-        places: list[int],
-        held_out: list[int],
-        per_sample: Callable[[Tensor, Tensor], Tensor],
-        penalty: Callable[[], Tensor] | None,
+        task: Task,
+        objective: Objective,
         settings: Settings,
         folder: Path,
         callbacks: list[TrainerCallback],
     ):
-        self.per_sample, self.penalty, self.settings = per_sample, penalty, settings
+        self.objective, self.settings = objective, settings
+        samples, held_out = task.part(list(range(len(task.samples)))), task.held_out
         self.perturbation = None
         if settings.sam:
             self.perturbation = SharpnessAware(settings.sam)
@@ -92,11 +90,9 @@ class FineTuner(Trainer):
             model,
             arguments(settings, folder, evaluates=bool(held_out)),
             data_collator=collate,
-            train_dataset=Places(places),
+            train_dataset=Places(task.train),
             eval_dataset=Places(held_out) if held_out else None,
-            compute_loss_func=lambda *_: (
-                None
-            ),  # its presence makes the Trainer count the samples of all parts of a batch
+            compute_loss_func=_counting,
             compute_metrics=_accuracy if held_out else None,
             callbacks=[*callbacks, Marks(), Progress()],
         )
@@ -112,14 +108,14 @@ class FineTuner(Trainer):
             batch, other, share = mix(model, batch, labels, self.settings.mixup)
         args, kwargs = call_arguments(batch)
         logits = scores(model(*args, **kwargs))
-        values = self.per_sample(logits, labels)
+        values = self.objective.per_sample(logits, labels)
         if share < 1.0:
-            values = share * values + (1 - share) * self.per_sample(logits, other)
+            values = share * values + (1 - share) * self.objective.per_sample(logits, other)
         counted = (labels != IGNORED).sum()
         count = counted if num_items_in_batch is None else num_items_in_batch
         loss = values.sum() / count
-        if self.penalty is not None and model.training:
-            loss = loss + self.penalty() * (counted / count)  # once a step, however many parts the batch has
+        if self.objective.penalty is not None and model.training:
+            loss = loss + self.objective.penalty() * (counted / count)  # once a step, however many parts the batch has
         if num_items_in_batch is not None and model.training:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean over the processes
         return (loss, {"logits": logits}) if return_outputs else loss
@@ -144,6 +140,10 @@ class FineTuner(Trainer):
 
     def _load_best_model(self):
         load_weights(self.model, Path(self.state.best_model_checkpoint))
+
+
+def _counting(*_: Any) -> None:
+    """Does nothing: that it is there makes the Trainer count the samples of all parts of a batch."""
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:

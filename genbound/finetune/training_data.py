@@ -1,4 +1,4 @@
-"""The samples of a run with the labels that it is trained on, and F from the words of the command line."""
+"""The samples of a run with the labels that it is trained on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 
 from genbound.data import Batch, Reader, Samples, load_data
 from genbound.errors import GenboundError
-from genbound.finetune.label_noise.confusion import check_confusion
-from genbound.finetune.label_noise.draw import flip_labels, symmetric_noise
+from genbound.finetune.label_noise.draw import flip_labels, named_matrix
 
 
 class Relabelled(Samples):
@@ -51,28 +50,6 @@ class Relabelled(Samples):
 def all_labels(samples: Samples) -> torch.Tensor:
     """The labels of all samples, in order."""
     return torch.cat([batch.targets for batch in samples.batches(range(len(samples)), 256)])
-
-
-def read_matrix(file: str) -> np.ndarray:
-    """F from a ``.npy`` or comma-separated file."""
-    try:
-        matrix = (
-            np.load(file, allow_pickle=False) if file.endswith(".npy") else np.loadtxt(file, delimiter=",", ndmin=2)
-        )
-    except (OSError, ValueError) as error:
-        raise GenboundError(f"{file!r} cannot be read as a label confusion matrix: {error}") from error
-    return check_confusion(matrix)
-
-
-def named_matrix(text: str, num_classes: int) -> np.ndarray:
-    """F from ``symmetric:P``, ``symmetric-redraw:P`` or the name of a file."""
-    kind, _, rate = text.partition(":")
-    if kind in ("symmetric", "symmetric-redraw"):
-        try:
-            return symmetric_noise(float(rate), num_classes, redraw=kind == "symmetric-redraw")
-        except ValueError as error:
-            raise GenboundError(f"label noise {text!r} is not understood: write {kind}:0.4") from error
-    return check_confusion(read_matrix(text), num_classes)
 
 
 def noisy_labels(labels: torch.Tensor, noise: str | None, num_classes: int, seed: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-r"""The label confusion matrix F, checked or estimated from a network.
+r"""The label confusion matrix F, inverted, or estimated from a network.
 
 ``F[y, z] = P(observed label z | true label y)``. Both estimators take the class probabilities of a network that was
 trained on the noisy labels, :math:`\hat p(z\mid x)`, so they are as good as that network is calibrated; stop it before
@@ -15,35 +15,11 @@ from torch import Tensor
 from genbound.errors import GenboundError
 
 
-def check_confusion(confusion: Any, num_classes: int | None = None) -> np.ndarray:
-    """A confusion matrix as a float64 array.
+def inverse(confusion: np.ndarray) -> np.ndarray:
+    """F's inverse.
 
     Args:
-        confusion: matrix of shape ``[K, K]``, one row a true class.
-        num_classes: K, where it is known.
-
-    Raises:
-        GenboundError: not square, of another number of classes, or rows that are no probabilities.
-    """
-    if isinstance(confusion, Tensor):
-        confusion = confusion.detach().cpu().numpy()
-    try:
-        matrix = np.asarray(confusion, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise GenboundError(f"the label confusion matrix holds no numbers: {error}") from error
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
-        raise GenboundError(
-            f"the label confusion matrix has shape {matrix.shape}: it must be square, one row a true class"
-        )
-    if num_classes is not None and len(matrix) != num_classes:
-        raise GenboundError(f"the label confusion matrix is for {len(matrix)} classes, there are {num_classes}")
-    if not np.isfinite(matrix).all() or (matrix < 0).any() or not np.allclose(matrix.sum(1), 1, atol=1e-6):
-        raise GenboundError("the rows of the label confusion matrix must be probabilities that add up to 1")
-    return matrix
-
-
-def inverse(confusion: np.ndarray) -> np.ndarray:
-    """Its inverse.
+        confusion: F, ``[K, K]``.
 
     Raises:
         GenboundError: it has none: observed labels do not tell some mixtures of classes apart.

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from genbound.data.label_confusion import check_confusion
 from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
-from genbound.finetune.label_noise.confusion import check_confusion, inverse
+from genbound.finetune.label_noise.confusion import inverse
 from genbound.network.forward import scores
 
 PerSample = Callable[[Tensor, Tensor], Tensor]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from genbound.data.label_confusion import check_confusion, read_matrix
 from genbound.errors import GenboundError
-from genbound.finetune.label_noise.confusion import check_confusion
 
 
 def symmetric_noise(rate: float, num_classes: int, redraw: bool = False) -> np.ndarray:
@@ -31,6 +31,17 @@ def symmetric_noise(rate: float, num_classes: int, redraw: bool = False) -> np.n
     matrix = np.full((num_classes, num_classes), wrong)
     np.fill_diagonal(matrix, 1 - wrong * (num_classes - 1))
     return matrix
+
+
+def named_matrix(text: str, num_classes: int) -> np.ndarray:
+    """F, ``[K, K]``, from ``symmetric:P``, ``symmetric-redraw:P`` or the name of a file."""
+    kind, _, rate = text.partition(":")
+    if kind in ("symmetric", "symmetric-redraw"):
+        try:
+            return symmetric_noise(float(rate), num_classes, redraw=kind == "symmetric-redraw")
+        except ValueError as error:
+            raise GenboundError(f"label noise {text!r} is not understood: write {kind}:0.4") from error
+    return check_confusion(read_matrix(text), num_classes)
 
 
 def flip_labels(labels: Any, confusion: Any, seed: int = 0) -> np.ndarray:
