@@ -46,7 +46,7 @@ def check_confusion(confusion: Any, num_classes: int | None = None) -> np.ndarra
             f"the label confusion matrix has shape {matrix.shape}: it must be square, one row a true class"
         )
     if num_classes is not None and len(matrix) != num_classes:
-        raise GenboundError(f"the label confusion matrix is for {len(matrix)} classes, there are {num_classes}")
+        raise GenboundError(f"the label confusion matrix is for {len(matrix)} classes, the model has {num_classes}")
     if not np.isfinite(matrix).all() or (matrix < 0).any() or not np.allclose(matrix.sum(1), 1, atol=1e-6):
         raise GenboundError("the rows of the label confusion matrix must be probabilities that add up to 1")
     return matrix

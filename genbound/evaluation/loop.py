@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from genbound.bounds import BOUNDS, Evidence
+from genbound.data.label_confusion import check_confusion
 from genbound.errors import GenboundError
 from genbound.estimators import Estimate, Interval
 from genbound.estimators.measured import Measured
@@ -59,7 +60,7 @@ def evaluate(
     """
     started, selection = time.monotonic(), select(measures, options or {})
     _check(out, delta, time_budget)
-    confusion = _confusion(confusion, problem)
+    confusion = None if confusion is None else check_confusion(confusion, problem.num_classes)
     found = _measure(problem, selection, seed, out, progress, time_budget)
     evidence = _evidence(problem, found, confusion, delta)
     bounds = {name: BOUNDS[name].evaluate(evidence) for name in selection.bounds}
@@ -194,21 +195,3 @@ def _check(out: str | Path | None, delta: float, time_budget: float | None) -> N
         raise GenboundError(f"time budget {time_budget:g} is negative")
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise GenboundError(f"{out} is a file: give a directory for the results")
-
-
-def _confusion(given: Any, problem: BaseProblem) -> np.ndarray | None:
-    """The label noise as a matrix ``[K, K]`` of probabilities, each row one true class."""
-    if given is None:
-        return None
-    matrix = np.asarray(given, dtype=float)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise GenboundError(
-            f"the label confusion matrix has shape {matrix.shape}: it must be square, one row a true class"
-        )
-    if not np.isfinite(matrix).all() or (matrix < 0).any() or not np.allclose(matrix.sum(1), 1, atol=1e-6):
-        raise GenboundError("the rows of the label confusion matrix must be probabilities that add up to 1")
-    if problem.num_classes is not None and len(matrix) != problem.num_classes:
-        raise GenboundError(
-            f"the label confusion matrix is for {len(matrix)} classes, the model has {problem.num_classes}"
-        )
-    return matrix
