@@ -1,4 +1,7 @@
-"""The house: a folder of the package, or a file outside one, is a wing; imports run down its floors and never in a circle."""
+"""The house: imports run down its floors and never in a circle.
+
+A folder of the package, or a file outside one, is a wing.
+"""
 
 import ast
 import subprocess
@@ -14,8 +17,8 @@ import genbound
 
 PACKAGE = Path(genbound.__file__).parent
 
-# From the ground up. A wing imports itself and the floors below its own, not its neighbours. An import inside a function
-# or for a type's sake counts as any other.
+# From the ground up. A wing imports itself and the floors below its own, not its neighbours. An import inside a
+# function or for a type's sake counts as any other.
 FLOORS = (
     ("errors", "files", "version"),
     ("estimators", "user_code"),

@@ -54,8 +54,8 @@ def base_class(files: PairFiles, auto: str = "") -> HubClass:
     auto = auto or TASKS.get(task) or (mapping.get("base_model_class", "") if isinstance(mapping, dict) else "")
     if init.config is None:
         raise GenboundError(
-            f"the adapter's base model {str(init.path)!r} has no config.json; give its Hugging Face directory as INIT, or "
-            "--model FILE.py:factory"
+            f"the adapter's base model {str(init.path)!r} has no config.json; give its Hugging Face "
+            "directory as INIT, or --model FILE.py:factory"
         )
     hub = huggingface.resolve_class(init.directory, auto, files.spec.trust_remote_code)
     heads = [t for name, t in adapter.tensors.items() if ".lora_" not in name and t.ndim == 2]
@@ -113,8 +113,8 @@ def _attached(base: nn.Module, adapter: StateFile) -> tuple[nn.Module, str]:
             config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**arguments)
             if config.is_prompt_learning or config.is_adaption_prompt:
                 raise GenboundError(
-                    f"{str(adapter.path)!r} is a {kind} adapter: it learns prompts and leaves every weight where it was, so "
-                    "there is no distance to measure"
+                    f"{str(adapter.path)!r} is a {kind} adapter: it learns prompts and leaves every "
+                    "weight where it was, so there is no distance to measure"
                 )
             # The base is copied in full precision: merging into half precision would round the displacement.
             model = peft.get_peft_model(copy.deepcopy(base).float(), config)
@@ -141,8 +141,8 @@ def _arguments(peft: Any, adapter: StateFile, kind: str) -> dict[str, Any]:
     start = given.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(REBASED):
         raise GenboundError(
-            f"{str(adapter.path)!r} was initialised with {start!r}, which changes the base's own weights; convert it on saving: "
-            "save_pretrained(DIR, path_initial_model_for_weight_conversion=...)"
+            f"{str(adapter.path)!r} was initialised with {start!r}, which changes the base's own weights; "
+            "convert it on saving: save_pretrained(DIR, path_initial_model_for_weight_conversion=...)"
         )
     return {**given, "inference_mode": True}
 

@@ -35,6 +35,7 @@ class Signature:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Signature":
+        """The signature of a live model."""
         named = dict(model.named_parameters())
         first = {id(parameter): name for name, parameter in named.items()}
         state = model.state_dict(keep_vars=True)
@@ -98,6 +99,7 @@ class Alignment:
         return lines + [f"{'resized':<14} {line}" for line in self.resized_lines()]
 
     def resized_lines(self) -> list[str]:
+        """One line for each resized table: its rows on both sides, and what becomes of the difference."""
         lines = []
         for name, (before, after) in self.resized.items():
             rows = (
@@ -140,8 +142,8 @@ def align(
     dropped = [name for name in dropped if unwrapped(name).startswith(around)]
     if dropped:
         raise GenboundError(
-            f"CKPT has {_some(dropped)} that the model does not have; choose the architecture that CKPT was saved from with "
-            f"--model, or leave them out with --ignore '{_pattern(dropped)}'"
+            f"CKPT has {_some(dropped)} that the model does not have; choose the architecture that CKPT "
+            f"was saved from with --model, or leave them out with --ignore '{_pattern(dropped)}'"
         )
     given = {name for name in from_init if name in signature.params}
     given -= {name for name in given if tuple(init[from_init[name]].shape) != tuple(signature.params[name])}
@@ -189,8 +191,8 @@ def _resized(signature: Signature, ckpt, init, from_ckpt, from_init) -> dict[str
         moved = ((end - start).norm(dim=1) / start.norm(dim=1).clamp(min=1e-12)).median()
         if a.ndim >= 2 and float(moved) > 0.7:
             raise GenboundError(
-                f"{name} has {len(a)} rows in INIT and {len(b)} in CKPT, and the common rows are unrelated: the vocabularies "
-                f"differ; {MEND}"
+                f"{name} has {len(a)} rows in INIT and {len(b)} in CKPT, and the common rows are unrelated: "
+                f"the vocabularies differ; {MEND}"
             )
         found[name] = (len(a), len(b))
     return found
@@ -239,7 +241,8 @@ def _require(signature, lookup, tensors, side: str, optional: Iterable[str], hea
         mend = "choose the architecture that CKPT was saved from with --model"
     if missing and not other and all(_last(name) in STATISTICS for name in missing):
         raise GenboundError(
-            f"{side} has no running statistics of batch norm ({_some(missing, 'buffer')}); save model.state_dict(), which has them"
+            f"{side} has no running statistics of batch norm ({_some(missing, 'buffer')}); save model.state_dict(), "
+            "which has them"
         )
     if missing and len(missing) >= len(other):
         raise GenboundError(f"{side} is of another architecture: it lacks {_some(missing)}; {mend}")

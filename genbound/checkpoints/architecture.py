@@ -61,8 +61,8 @@ def build_pair(
 def load_pair(spec: PairSpec) -> Pair:
     """The pair that is said.
 
-    Which architecture: the one that ``spec.model`` names; else that of CKPT's ``adapter_config.json`` or ``config.json``;
-    else none, and only the weights are compared. Global random state is as before.
+    Which architecture: the one that ``spec.model`` names; else that of CKPT's ``adapter_config.json`` or
+    ``config.json``; else none, and only the weights are compared. Global random state is as before.
 
     Raises:
         GenboundError: a file, the architecture or the fit of the two; the message names the mend.
@@ -108,8 +108,8 @@ def _from_spec(files: PairFiles) -> Built:
         return _from_library(files, scheme, rest, rule)
     if not rest:
         raise GenboundError(
-            f"model {spec!r} is not understood: use hf, hf:AutoModelFor…, timm:NAME, torchvision:NAME, FILE.py:factory or "
-            "pkg.mod:factory"
+            f"model {spec!r} is not understood: use hf, hf:AutoModelFor…, timm:NAME, torchvision:NAME, "
+            "FILE.py:factory or pkg.mod:factory"
         )
     return _from_factory(
         files, lambda: call_user(spec, ".", "model factory", lambda found: _arguments(found, files.ckpt)), rule
@@ -159,7 +159,8 @@ def _from_hub_class(files: PairFiles, auto: str, rule: str) -> Built:
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
         # A config of odd values breaks transformers in as many ways as it has lines.
         raise GenboundError(
-            f"{str(described.directory / 'config.json')!r} cannot be used ({type(error).__name__}: {error}); restore the original"
+            f"{str(described.directory / 'config.json')!r} cannot be used ({type(error).__name__}: {error}); "
+            "restore the original"
         ) from error
     return Built(model, state, init_state, f"{rule}: {hub.choice}", hub.build, (unused, init_unused))
 

@@ -14,8 +14,8 @@ from genbound.errors import GenboundError
 
 # In the order in which they are believed. "module" is DeepSpeed's, "model" that of most scripts.
 USUAL = (
-    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params", "model_weights",
-    "backbone", "student",
+    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params",
+    "model_weights", "backbone", "student",
 )  # fmt: skip
 # Tensors by name, but no weights of the network.
 OTHER = (

@@ -21,8 +21,8 @@ HEAD_NAMES = frozenset(
 def head_names(model: nn.Module, patterns: Iterable[str] = ()) -> tuple[str, ...]:
     """Parameters of the output head.
 
-    Those that match ``patterns``, if there are any; for a transformers model those outside the base model; else those of a
-    child with a usual name; else those of the module that holds the last weight with two dimensions or more.
+    Those that match ``patterns``, if there are any; for a transformers model those outside the base model; else those
+    of a child with a usual name; else those of the module that holds the last weight with two dimensions or more.
     """
     names = [name for name, _ in model.named_parameters()]
     if patterns := tuple(patterns):
@@ -47,6 +47,7 @@ def head_names(model: nn.Module, patterns: Iterable[str] = ()) -> tuple[str, ...
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
+    """The names that fit one of the patterns; a pattern that fits none is refused."""
     names = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

@@ -61,8 +61,8 @@ def resolve_class(folder: Path, auto: str = "", trust_remote_code: bool = False)
     config = _read_config(folder, trust_remote_code)
     if getattr(config, "quantization_config", None):
         raise GenboundError(
-            f"{str(folder)!r} holds quantised weights, whose distance from the start is mostly rounding; dequantise the model "
-            "(model.dequantize()) and save it in full"
+            f"{str(folder)!r} holds quantised weights, whose distance from the start is mostly rounding; "
+            "dequantise the model (model.dequantize()) and save it in full"
         )
     written = getattr(config, "architectures", None)
     name = auto or (written[0] if isinstance(written, list) and written and isinstance(written[0], str) else "")
@@ -197,8 +197,8 @@ def _known_names(hub: HubClass, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     asked, given = (sum(t.numel() for t in group.values()) for group in (skeleton.state_dict(), tensors))
     if asked > 4 * given + 50_000_000:
         raise GenboundError(
-            f"config.json describes a model of {asked:,} numbers and the file has {given:,}: they do not belong together; "
-            "restore config.json from the original"
+            f"config.json describes a model of {asked:,} numbers and the file has {given:,}: "
+            "they do not belong together; restore config.json from the original"
         )
     base = f"{getattr(skeleton, 'base_model_prefix', '')}."
     expected |= {name.removeprefix(base) for name in expected if len(base) > 1}

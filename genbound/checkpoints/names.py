@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-# DataParallel and DDP, torch.compile, FSDP, activation checkpointing, Lightning Fabric: anywhere in a name, in any order.
+# DataParallel and DDP, torch.compile, FSDP, activation checkpointing, Lightning Fabric: anywhere in a name, in any
+# order.
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
 LEADING = "model."  # what training classes call the network inside
 _ADAPTER = re.compile(r"(^|\.)lora_")
@@ -47,6 +48,7 @@ def is_adapter(name: str) -> bool:
 
 
 def core(name: str, prefix: str = "") -> str:
+    """The name without wrappers, ``model.`` and the base model's ``prefix`` in front of it."""
     name = unwrapped(name)
     while found := next((lead for lead in (LEADING, prefix) if lead and name.startswith(lead)), None):
         name = name.removeprefix(found)
@@ -131,7 +133,10 @@ def common_prefix(longer: Iterable[str], shorter: Iterable[str]) -> str:
 
 
 def surrounding(mapping: dict[str, str]) -> str:
-    """The prefix that all matched names of a file have beyond the model's own; what lies outside it is no part of the network."""
+    """The prefix that all matched names of a file have beyond the model's own.
+
+    What lies outside it is no part of the network.
+    """
     found = set()
     for key, name in mapping.items():
         bare, own = unwrapped(key), unwrapped(name)

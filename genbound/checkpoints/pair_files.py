@@ -59,7 +59,8 @@ def read_pair(spec: PairSpec) -> PairFiles:
     init = read_state(_named_base(ckpt) if spec.init is None else spec.init, spec.entry, spec.ignore or ())
     if init.adapter is not None:
         raise GenboundError(
-            f"INIT {str(init.path)!r} is a PEFT adapter; give the base model it was trained on, which is where its weights start"
+            f"INIT {str(init.path)!r} is a PEFT adapter; give the base model it was trained on, "
+            "which is where its weights start"
         )
     return PairFiles(spec, ckpt, init)
 
@@ -75,6 +76,6 @@ def _named_base(ckpt: StateFile) -> str:
         if os.path.exists(path):
             return path
     raise GenboundError(
-        f"the adapter names its base {base!r}, which is not on this machine; download it (hf download {base} --local-dir DIR) "
-        "and give DIR as INIT"
+        f"the adapter names its base {base!r}, which is not on this machine; "
+        f"download it (hf download {base} --local-dir DIR) and give DIR as INIT"
     )

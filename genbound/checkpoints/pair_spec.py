@@ -18,16 +18,16 @@ Spec = TypeVar("Spec", bound="PairSpec")
 class PairSpec:
     """What is said about a fine-tuned checkpoint and the one it started from; ``None`` is left open.
 
-    The names are those of the command line's options. A class that says more about the same two checkpoints inherits from
-    this one, so that :meth:`completed` fills in its fields as well.
+    The names are those of the command line's options. A class that says more about the same two checkpoints inherits
+    from this one, so that :meth:`completed` fills in its fields as well.
 
     Attributes:
         ckpt: the fine-tuned checkpoint, see :func:`~genbound.checkpoints.state_file.read_state`.
         init: the checkpoint it was fine-tuned from.
         model: ``hf[:AutoModelFor…]``, ``timm:NAME``, ``torchvision:NAME``, ``FILE.py:factory``, ``pkg.mod:factory``, a
             function that returns a module, or a module.
-        head: what the output head counts as at the start: ``init`` (what ``None`` means in the end), ``zero``, ``exclude``
-            or ``seed:N``.
+        head: what the output head counts as at the start: ``init`` (what ``None`` means in the end), ``zero``,
+            ``exclude`` or ``seed:N``.
         head_weights: patterns of the weights that form the head; also given as one text with commas.
         ignore: patterns of names in the files to leave out, likewise.
         entry: which entry of a training checkpoint holds the weights.
@@ -58,8 +58,8 @@ class PairSpec:
     def completed(self: Spec) -> Spec:
         """This, with what is left open as ``genbound.yaml`` beside CKPT says.
 
-        The one place where a sidecar is heeded. What it may decide, and under which trust, is decided here: what the user
-        has said, what the file says and ``trust_remote_code`` are all at hand.
+        The one place where a sidecar is heeded. What it may decide, and under which trust, is decided here: what the
+        user has said, what the file says and ``trust_remote_code`` are all at hand.
         """
         said = read_sidecar(self.ckpt)
         heeded = {f.name: said[f.name] for f in fields(self) if f.name in said and getattr(self, f.name) is None}

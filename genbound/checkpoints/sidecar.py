@@ -13,8 +13,10 @@ SIDECAR = "genbound.yaml"
 INIT_FILE = "genbound_init.safetensors"
 # Name -> kind of its value. The names are those of the command line's options.
 SETTINGS: dict[str, tuple[type, ...]] = {
-    "model": (str,), "init": (str,), "data": (str,), "test_data": (str,), "loss": (str,), "num_data": (int,), "head": (str,),
-    "loss_range": (str,), "head_weights": (str,), "ignore": (str,), "entry": (str,), "layers": (str,), "confusion": (str,),
+    "model": (str,), "init": (str,), "data": (str,), "test_data": (str,), "loss": (str,), "num_data": (int,),
+    "head": (str,),
+    "loss_range": (str,), "head_weights": (str,), "ignore": (str,), "entry": (str,), "layers": (str,),
+    "confusion": (str,),
 }  # fmt: skip
 PATHS = ("init", "confusion")
 SPECS = ("model", "data", "test_data", "loss")
@@ -25,11 +27,11 @@ def save_spec(checkpoint: str | os.PathLike, *, init: Any = None, **settings: An
 
     Args:
         checkpoint: the checkpoint's directory, or its file.
-        init: the weights that training started from: a path, or the module or state dict itself *before training*, which is
-            then saved beside the checkpoint (with the head's random initialisation, which nothing else keeps).
-        settings: ``model`` (``FILE.py:factory``, ``hf:AutoModelFor…``), ``data``, ``test_data``, ``loss``, ``num_data``,
-            ``head``, ``loss_range``, ``head_weights``, ``ignore``, ``entry``, ``layers``, ``confusion``: as on the command
-            line. Relative paths count from the checkpoint's directory.
+        init: the weights that training started from: a path, or the module or state dict itself *before training*,
+            which is then saved beside the checkpoint (with the head's random initialisation, which nothing else keeps).
+        settings: ``model`` (``FILE.py:factory``, ``hf:AutoModelFor…``), ``data``, ``test_data``, ``loss``,
+            ``num_data``, ``head``, ``loss_range``, ``head_weights``, ``ignore``, ``entry``, ``layers``, ``confusion``:
+            as on the command line. Relative paths count from the checkpoint's directory.
 
     Returns:
         The file written. An earlier one keeps the settings that are not given anew.

@@ -27,8 +27,10 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar
 # What the Trainer and accelerate put beside the weights.
 NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args", "init.", "custom_")
 OTHER_KINDS = {
-    ".h5": "Keras weights", ".msgpack": "Flax weights", ".onnx": "an ONNX graph", ".gguf": "quantised llama.cpp weights",
-    ".pkl": "a pickle", ".zip": "an archive", ".tar": "an archive", ".gz": "an archive", ".npz": "NumPy arrays", ".pt2": "an exported program",
+    ".h5": "Keras weights", ".msgpack": "Flax weights", ".onnx": "an ONNX graph",
+    ".gguf": "quantised llama.cpp weights",
+    ".pkl": "a pickle", ".zip": "an archive", ".tar": "an archive", ".gz": "an archive", ".npz": "NumPy arrays",
+    ".pt2": "an exported program",
 }  # fmt: skip
 
 
@@ -56,10 +58,12 @@ class StateFile:
 
     @property
     def directory(self) -> Path:
+        """The checkpoint's directory: itself, or the one that the file is in."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def provenance(self) -> dict[str, str]:
+        """Path and SHA-256, as ``results.json`` has them."""
         return {"path": str(self.path), "sha256": self.sha256}
 
 
@@ -104,8 +108,8 @@ def read_state(path: str | os.PathLike, entry: str | None = None, ignore: Iterab
         and any(".lora_" in name for name in tensors)
     ):
         raise GenboundError(
-            f"checkpoint {str(path)!r} holds an adapter beside its base and not the adapter's scaling; save the PEFT model with "
-            "save_pretrained(DIR), or merge it with merge_and_unload(), and give that"
+            f"checkpoint {str(path)!r} holds an adapter beside its base and not the adapter's scaling; "
+            "save the PEFT model with save_pretrained(DIR), or merge it with merge_and_unload(), and give that"
         )
     if path.is_dir():
         files = [*files, *(folder / name for name in ("config.json", ADAPTER_CONFIG) if (folder / name).is_file())]
@@ -137,7 +141,10 @@ def weight_files(folder: Path) -> list[Path]:
     inner = [name for name in names if (folder / name).is_dir()]
     runs = sorted((n for n in inner if n.startswith("checkpoint-")), key=lambda n: (len(n), n))
     if any(name.endswith(".distcp") for name in names):
-        mend = "it is sharded by torch.distributed: python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR FILE.pt"
+        mend = (
+            "it is sharded by torch.distributed: "
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR FILE.pt"
+        )
     elif "zero_to_fp32.py" in names or any(
         name.startswith(("global_step", "zero_pp_rank", "mp_rank")) for name in names
     ):
@@ -175,8 +182,9 @@ def _read_other(file: Path) -> Any:
         return read_torch(file)
     kind = OTHER_KINDS.get(file.suffix.lower())
     raise GenboundError(
-        f"checkpoint {str(file)!r} is {'of no known kind' if kind is None else kind + ', of no known kind here'}; give a "
-        ".safetensors, .pt, .pth, .bin or .ckpt file, or a Hugging Face directory"
+        f"checkpoint {str(file)!r} "
+        f"is {'of no known kind' if kind is None else kind + ', of no known kind here'}; give a .safetensors, .pt, "
+        ".pth, .bin or .ckpt file, or a Hugging Face directory"
     )
 
 
@@ -219,7 +227,8 @@ def _without(tensors: dict[str, Tensor], ignore: Iterable[str]) -> dict[str, Ten
 
 QUANTISED = {
     ".SCB": "bitsandbytes, 8 bit", ".quant_state.bitsandbytes__nf4": "bitsandbytes, 4 bit",
-    ".quant_state.bitsandbytes__fp4": "bitsandbytes, 4 bit", ".absmax": "bitsandbytes, 4 bit", ".qweight": "GPTQ or AWQ",
+    ".quant_state.bitsandbytes__fp4": "bitsandbytes, 4 bit", ".absmax": "bitsandbytes, 4 bit",
+    ".qweight": "GPTQ or AWQ",
     "._packed_params": "torch.ao.quantization", "._packed_params._packed_params": "torch.ao.quantization",
     ".weight_scale_inv": "8-bit floats with scales", ".weight_packed": "compressed-tensors",
 }  # fmt: skip
@@ -238,8 +247,9 @@ def _measurable(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tenso
             kind = "weights with scales" if tensors[name.removesuffix("_scale")].element_size() == 1 else None
         if kind is not None:
             raise GenboundError(
-                f"checkpoint {str(path)!r} holds quantised weights ({kind}: {name!r}), whose distance from the start is mostly "
-                "rounding; dequantise the model (model.dequantize() in transformers) and save it in full"
+                f"checkpoint {str(path)!r} holds quantised weights ({kind}: {name!r}), "
+                "whose distance from the start is mostly rounding; dequantise the model (model.dequantize() "
+                "in transformers) and save it in full"
             )
     found, kinds = {}, {}
     for name, tensor in tensors.items():
@@ -251,7 +261,10 @@ def _measurable(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tenso
         elif tensor.is_floating_point() and tensor.element_size() == 1:
             tensor, what = tensor.float(), f"{_short(tensor)}, widened to float32 (exact)"
         elif tensor.dtype in HALF:
-            what = f"{_short(tensor)}, widened to float32 to be measured (exact; what training lost by rounding stays lost)"
+            what = (
+                f"{_short(tensor)}, widened to float32 to be measured "
+                "(exact; what training lost by rounding stays lost)"
+            )
         if what:
             kinds[what] = kinds.get(what, 0) + 1
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() + 64:

@@ -1,4 +1,7 @@
-"""Files of ``torch.save``: their content as plain data, with nothing in them executed and nothing oversized allocated."""
+"""Files of ``torch.save``: their content as plain data.
+
+Nothing in them is executed, and nothing oversized is allocated.
+"""
 
 import collections
 import pickle
@@ -12,8 +15,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from genbound.errors import GenboundError
 
-# Packages whose values lie beside the weights in training checkpoints (arguments, paths, scores). Files that call anything
-# else to rebuild an object are refused: no honest checkpoint needs it.
+# Packages whose values lie beside the weights in training checkpoints (arguments, paths, scores). Files that call
+# anything else to rebuild an object are refused: no honest checkpoint needs it.
 BENIGN = frozenset(
     "argparse collections datetime enum lightning lightning_fabric numpy omegaconf pathlib pytorch_lightning torch "
     "transformers types typing uuid".split()
@@ -39,6 +42,7 @@ class Inert(metaclass=_InertType):
     benign, stands_for = False, ""
 
     def __new__(cls, *args: Any) -> "Inert":
+        """An empty stand-in; what it is called with is not looked at."""
         self = object.__new__(cls)
         self.state = {}
         return self
@@ -82,14 +86,14 @@ def read_torch(file: Path) -> Any:
         text = str(error)
         if any(word in text for word in ("calls ", "GLOBAL", "blocked", "reduce", "Can only")):
             raise GenboundError(
-                f"{str(file)!r} is a pickle with more than tensors in it ({_brief(text)}); pickled code is never executed: "
-                + STATELESS
+                f"{str(file)!r} is a pickle with more than tensors in it ({_brief(text)}); "
+                "pickled code is never executed: " + STATELESS
             ) from error
         raise GenboundError(f"{str(file)!r} is no readable torch file (damaged?); save it again") from error
     except Exception as error:  # torch.load raises whatever zipfile, pickle and its own C++ reader do
         raise GenboundError(
-            f"{str(file)!r} is no readable torch file ({_brief(str(error)) or type(error).__name__}); save it again, best as "
-            "safetensors"
+            f"{str(file)!r} is no readable torch file ({_brief(str(error)) or type(error).__name__}); "
+            "save it again, best as safetensors"
         ) from error
 
 
@@ -100,8 +104,8 @@ def _check_archive(file: Path) -> list[str]:
     unpacked, size = sum(entry.file_size for entry in entries), file.stat().st_size
     if unpacked > 64 * size + (1 << 20):
         raise GenboundError(
-            f"{str(file)!r} has {size} bytes and unpacks to {unpacked}: it is compressed like a zip bomb, not by torch.save; "
-            "save it again"
+            f"{str(file)!r} has {size} bytes and unpacks to {unpacked}: it is compressed like a zip bomb, "
+            "not by torch.save; save it again"
         )
     names = {entry.filename.rpartition("/")[2] for entry in entries}
     if "constants.pkl" in names or any("/code/" in entry.filename for entry in entries):

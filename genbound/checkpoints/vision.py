@@ -21,8 +21,8 @@ def import_library(name: str) -> Any:
     except Exception as error:
         reason = first_line(error)
         raise GenboundError(
-            f"{name.partition('.')[0]} cannot be imported ({reason}): pip install genbound[{name.partition('.')[0]}], with the torchvision that was built for "
-            "this torch, or write a factory and say --model FILE.py:factory"
+            f"{name.partition('.')[0]} cannot be imported ({reason}): pip install genbound[{name.partition('.')[0]}], "
+            "with the torchvision that was built for this torch, or write a factory and say --model FILE.py:factory"
         ) from error
 
 

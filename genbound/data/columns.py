@@ -135,8 +135,8 @@ def _token_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels)
     inputs = {name: values for name, values in inputs.items() if len(values) and isinstance(values[0], list)}
     if "input_ids" not in inputs:
         raise GenboundError(
-            f"data {spec.text!r} does not say which column is the text (add text=COL), and {table.where!r} holds no tokens in "
-            f"'input_ids'; it has {', '.join(map(str, columns))}"
+            f"data {spec.text!r} does not say which column is the text (add text=COL), "
+            f"and {table.where!r} holds no tokens in 'input_ids'; it has {', '.join(map(str, columns))}"
         )
     rows = [{name: inputs[name][i] for name in inputs} for i in range(len(inputs["input_ids"]))]
     for row in rows:

@@ -79,8 +79,9 @@ def load_dataset(spec: DataSpec) -> Any:
 
     Args:
         spec: its place is a directory (of ``save_to_disk``, or with parquet, csv, json or arrow files), such a file, or
-            ``NAME[/CONFIG]`` of one that the library has downloaded before. Its options: ``split``, which part, may be left
-            out where there is only one; ``samples``, how many rows are wanted; ``streaming=yes``, read no more than those.
+            ``NAME[/CONFIG]`` of one that the library has downloaded before. Its options: ``split``, which part, may be
+            left out where there is only one; ``samples``, how many rows are wanted; ``streaming=yes``, read no more
+            than those.
     """
     datasets = import_datasets()
     streaming = spec.options.get("streaming", "no")
@@ -107,9 +108,9 @@ def _stored(datasets: Any, spec: DataSpec, cache: str, streaming: bool) -> Any:
         raise
     except Exception as error:
         raise GenboundError(
-            f"data hf:{spec.place} cannot be read ({type(error).__name__}: {first_line(error)[:200]}); nothing is downloaded: "
-            "save it to a directory (dataset.save_to_disk(DIR), or hf download --repo-type dataset NAME --local-dir DIR) and say "
-            "hf:DIR"
+            f"data hf:{spec.place} cannot be read ({type(error).__name__}: {first_line(error)[:200]}); "
+            "nothing is downloaded: save it to a directory (dataset.save_to_disk(DIR), "
+            "or hf download --repo-type dataset NAME --local-dir DIR) and say hf:DIR"
         ) from error
 
 
@@ -130,8 +131,8 @@ def _from_files(datasets: Any, path: Path, split: str | None, cache: str, stream
     kinds = sorted({READERS.get(file.suffix, file.suffix) for file in files})
     if len(kinds) != 1 or kinds[0] not in READERS.values():
         raise GenboundError(
-            f"{str(path)!r} holds {' and '.join(kinds) or 'no'} files; hf: reads a directory of parquet, csv, json or arrow files, "
-            "or one of save_to_disk"
+            f"{str(path)!r} holds {' and '.join(kinds) or 'no'} files; hf: reads a directory of parquet, csv, "
+            "json or arrow files, or one of save_to_disk"
         )
     if split is not None and len(files) > 1:
         named = [file for file in files if split in file.stem or split in file.parent.name]

@@ -22,6 +22,7 @@ MOST_PIXELS = 89_478_485  # above it Pillow warns of a decompression bomb
 
 
 def import_pillow() -> Any:
+    """The module ``PIL.Image``."""
     try:
         import PIL.Image
     except ImportError as error:
@@ -50,6 +51,7 @@ class ImageSamples(Samples):
         return inputs, self._labels[i]
 
     def shape_key(self, i: int) -> Hashable:
+        """The shapes of the sample's inputs; images of one size share a batch."""
         if i not in self._keys:
             inputs, _ = self._item(i)
             parts = inputs if isinstance(inputs, dict) else {"": inputs}
@@ -73,7 +75,8 @@ def _opened(image: Any, where: str) -> Any:
             with found as opened:
                 if opened.width * opened.height > MOST_PIXELS:
                     raise GenboundError(
-                        f"{where} has {opened.width} x {opened.height} pixels, as a decompression bomb has; make it smaller"
+                        f"{where} has {opened.width} x {opened.height} pixels, as a decompression bomb has; "
+                        "make it smaller"
                     )
                 return opened.convert("RGB")
         return image.convert("RGB")
@@ -123,8 +126,9 @@ def folder_samples(spec: DataSpec, reader: Reader) -> ImageSamples:
 def make_transform(options: Mapping[str, Any], processor: Any = None) -> Callable[[Any], Inputs]:
     """How an image becomes what the model takes.
 
-    The checkpoint's own image processor, if it has one and no option overrides it; else RGB values divided by 255, resized to
-    ``size`` (the shorter side, then the middle is cut out) and normalised by ``mean`` and ``std``, where they are given.
+    The checkpoint's own image processor, if it has one and no option overrides it; else RGB values divided by 255,
+    resized to ``size`` (the shorter side, then the middle is cut out) and normalised by ``mean`` and ``std``, where
+    they are given.
     """
     own = {"size", "mean", "std"} & set(options)
     if processor is not None and not own:

@@ -96,7 +96,8 @@ def read_labels(
     widths = {len(label) for label in column}
     if len(widths) > 1:
         raise GenboundError(
-            f"{where!r}: lists of labels have {min(widths)} to {max(widths)} entries; give every sample one number for each class"
+            f"{where!r}: lists of labels have {min(widths)} to {max(widths)} entries; "
+            "give every sample one number for each class"
         )
     flat = _numbers([number for label in column for number in label], where)
     return torch.tensor(flat).view(len(column), -1)

@@ -37,10 +37,11 @@ def load_data(spec: Any, reader: Reader | None = None, base_dir: str | os.PathLi
     """Read the samples that a data SPEC names.
 
     Args:
-        spec: ``npz:FILE[?x=NAME&y=NAME]``; ``imagefolder:DIR``; ``csv:|jsonl:|parquet:FILE?text=COL[&text_pair=COL]&label=COL``;
-            ``hf:DIR`` or ``hf:NAME[/CONFIG]`` with ``?split=NAME`` and columns likewise; ``FILE.py:function`` or
-            ``pkg.mod:function``; each also with ``samples=N`` for the first N. docs/data.md has all options. What is no
-            string goes to :func:`~genbound.data.samples.as_samples`.
+        spec: ``npz:FILE[?x=NAME&y=NAME]``; ``imagefolder:DIR``;
+            ``csv:|jsonl:|parquet:FILE?text=COL[&text_pair=COL]&label=COL``; ``hf:DIR`` or ``hf:NAME[/CONFIG]`` with
+            ``?split=NAME`` and columns likewise; ``FILE.py:function`` or ``pkg.mod:function``; each also with
+            ``samples=N`` for the first N. docs/data.md has all options. What is no string goes to
+            :func:`~genbound.data.samples.as_samples`.
         reader: what the checkpoint says about its data.
         base_dir: what relative paths start from.
 

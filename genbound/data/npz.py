@@ -20,8 +20,8 @@ from genbound.data.texts import shifted
 from genbound.errors import GenboundError
 
 UNREADABLE = (
-    OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, MemoryError, RuntimeError,
-    TypeError, SyntaxError, OverflowError,
+    OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, MemoryError,
+    RuntimeError, TypeError, SyntaxError, OverflowError,
 )  # fmt: skip
 
 
@@ -30,8 +30,8 @@ def npz_samples(spec: DataSpec, reader: Reader) -> Samples:
 
     The inputs are the array ``x``; an archive without one gives all its other arrays, as a dict when there
     are several (``input_ids``, ``attention_mask``, ...). The labels are ``y``, ``labels`` or ``label``.
-    Images that are uint8 of shape N×H×W×3 go through the checkpoint's image processor if it has one; else they become float32
-    N×3×H×W divided by 255, and no mean is subtracted.
+    Images that are uint8 of shape N×H×W×3 go through the checkpoint's image processor if it has one; else they become
+    float32 N×3×H×W divided by 255, and no mean is subtracted.
 
     Raises:
         GenboundError: not a readable archive, object arrays, a missing name, more than fits into memory.
@@ -102,7 +102,8 @@ def _check_sizes(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> 
         total += claimed
     if total > free:
         raise GenboundError(
-            f"the arrays of {str(path)!r} need {total >> 20} MiB and {free >> 20} MiB are free; save fewer samples in it"
+            f"the arrays of {str(path)!r} need {total >> 20} MiB and {free >> 20} MiB are free; "
+            "save fewer samples in it"
         )
 
 

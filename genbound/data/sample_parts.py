@@ -43,6 +43,7 @@ def inputs_and_labels(item: Any, where: str) -> tuple[Any, Any]:
 
 
 def split_pair(item: Any, where: str) -> tuple[Inputs, Tensor]:
+    """Inputs and labels of a sample or a batch, as tensors."""
     inputs, labels = inputs_and_labels(item, where)
     if isinstance(inputs, Mapping):
         inputs = {name: to_tensor(value, f"{where}: input {name!r}") for name, value in inputs.items()}
@@ -82,6 +83,7 @@ def checked(inputs: Inputs, targets: Tensor, where: str, stacked: bool) -> tuple
 
 
 def leaves(inputs: Any, name: str = "") -> list[tuple[str, Tensor]]:
+    """Every tensor of the inputs with its dotted name, in the order of the names."""
     if isinstance(inputs, Tensor):
         return [(name, inputs)]
     parts = sorted(inputs.items()) if isinstance(inputs, dict) else enumerate(inputs)
@@ -89,12 +91,14 @@ def leaves(inputs: Any, name: str = "") -> list[tuple[str, Tensor]]:
 
 
 def map_tensors(inputs: Inputs, function) -> Inputs:
+    """The inputs with ``function`` applied to each of their tensors."""
     if isinstance(inputs, dict):
         return {name: function(tensor) for name, tensor in inputs.items()}
     return tuple(map(function, inputs)) if isinstance(inputs, tuple) else function(inputs)
 
 
 def stack(inputs: Sequence[Inputs]) -> Inputs:
+    """The inputs of several samples as those of a batch: each tensor gets a first axis ``[N, ...]``."""
     first = inputs[0]
     if isinstance(first, dict):
         return {name: torch.stack([sample[name] for sample in inputs]) for name in first}

@@ -119,6 +119,7 @@ class TensorSamples(Samples):
         return map_tensors(self.inputs, lambda tensor: tensor[i]), self.targets[i]
 
     def batch(self, indices: Iterable[int]) -> Batch:
+        """The samples at ``indices``, by one indexing operation for each tensor."""
         indices = [int(i) for i in indices]
         return Batch(map_tensors(self.inputs, lambda tensor: tensor[indices]), self.targets[indices], indices)
 
@@ -192,11 +193,13 @@ class ListSamples(Samples):
         return tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in leaves(item))
 
     def shape_key(self, i: int) -> Hashable:
+        """Types and shapes of the sample's tensors."""
         if i not in self._keys:
             self._keys[i] = self._key(self._item(i))
         return self._keys[i]
 
     def size(self, i: int) -> int:
+        """How many numbers the sample has, labels included."""
         return sum(math.prod(shape) for _, _, shape in self.shape_key(i))
 
 

@@ -86,8 +86,8 @@ class DataSpec:
         if colon and rest and (scheme.endswith(".py") or all(part.isidentifier() for part in scheme.split("."))):
             return cls(text, FUNCTION, place, _options(text, query, OPTIONS[FUNCTION]), Path(base_dir))
         raise GenboundError(
-            f"data {text!r} is not understood: use npz:FILE, imagefolder:DIR, csv:FILE?text=COL&label=COL (or jsonl:, parquet:), "
-            "hf:DIR, FILE.py:function or pkg.mod:function"
+            f"data {text!r} is not understood: use npz:FILE, imagefolder:DIR, "
+            "csv:FILE?text=COL&label=COL (or jsonl:, parquet:), hf:DIR, FILE.py:function or pkg.mod:function"
         )
 
     @property

@@ -48,7 +48,8 @@ def _read_csv(path: Path, columns: Sequence[str] | None, limit: int | None) -> d
             for row in islice(rows, limit):
                 if None in row or None in row.values():
                     raise GenboundError(
-                        f"{str(path)!r} line {rows.line_num}: not as many cells as the header has; quote cells that hold commas"
+                        f"{str(path)!r} line {rows.line_num}: not as many cells as the header has; "
+                        "quote cells that hold commas"
                     )
                 for column in columns:
                     table[column].append(row[column])

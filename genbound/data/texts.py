@@ -46,6 +46,7 @@ class TokenSamples(Samples):
         return [self._rows[i] for i in indices]
 
     def size(self, i: int) -> int:
+        """How many tokens the sample has."""
         return len(next(iter(self._tokens([i])[0].values())))
 
     def _label(self, i: int, row: Tokens) -> Any:
@@ -86,6 +87,7 @@ class TokenSamples(Samples):
         return torch.tensor([blank + row if left else row + blank for blank, row in zip(fill, rows, strict=True)])
 
     def digest(self) -> str:
+        """SHA-256 of the tokens and the labels."""
         sha = hashlib.sha256(f"tokens|{self._next_token}|".encode())
         for i in range(len(self)):
             label = None if self._labels is None else torch.as_tensor(self._labels[i]).tolist()
@@ -149,7 +151,8 @@ class TextSamples(TokenSamples):
         given, before, labels = self._labels[i], None, []
         if len(given) != len(self._texts[i]):
             raise GenboundError(
-                f"sample {i} of {self.spec or 'the texts'} has {len(self._texts[i])} words and {len(given)} labels; give one a word"
+                f"sample {i} of {self.spec or 'the texts'} has {len(self._texts[i])} words and {len(given)} labels; "
+                "give one a word"
             )
         for word in encoded.word_ids(place):
             labels.append(IGNORED if word is None or word == before else int(given[word]))
@@ -164,6 +167,7 @@ class TextSamples(TokenSamples):
         return super()._label(i, row)
 
     def digest(self) -> str:
+        """SHA-256 of the texts, the labels and how they are tokenised."""
         sha = hashlib.sha256(f"text|{self.max_length}|{self._next_token}|".encode())
         for i in range(len(self)):
             pair = None if self._pairs is None else self._pairs[i]
@@ -180,17 +184,21 @@ class NextToken(Samples):
         self._samples = samples
 
     def shape_key(self, i: int):
+        """That of the sample."""
         return self._samples.shape_key(i)
 
     def size(self, i: int) -> int:
+        """That of the sample."""
         return self._samples.size(i)
 
     def batch(self, indices: Iterable[int]) -> Batch:
+        """The samples at ``indices``, each label moved to the token before its own."""
         batch = self._samples.batch(indices)
         last = torch.full_like(batch.targets[:, :1], IGNORED)
         return Batch(batch.inputs, torch.cat([batch.targets[:, 1:], last], 1), batch.indices)
 
     def digest(self) -> str:
+        """SHA-256 of the samples' own digest."""
         return hashlib.sha256(f"next token|{self._samples.digest()}".encode()).hexdigest()
 
 

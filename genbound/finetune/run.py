@@ -158,7 +158,10 @@ def _confusion(spec: RunSpec, task: Task) -> np.ndarray | None:
 
 
 def _settings(spec: RunSpec, task: Task, confusion: np.ndarray | None) -> tuple[Settings, dict[str, float] | None]:
-    """The settings to train with: where the radius is to be found, those of the best trial, and what each trial gave."""
+    """The settings to train with, and what each trial gave.
+
+    Where the radius is to be found, the settings are those of the best trial.
+    """
     if spec.settings.radius != AUTO:
         return spec.settings, None
 

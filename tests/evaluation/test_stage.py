@@ -1,4 +1,7 @@
-"""The parts of a stage: computed once, stored as they come, handed back in order; and what is asked for before anything runs."""
+"""The parts of a stage: computed once, stored as they come, handed back in order.
+
+And what is asked for before anything runs.
+"""
 
 import time
 
