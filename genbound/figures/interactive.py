@@ -13,7 +13,7 @@ import pandas as pd
 
 from genbound.errors import GenboundError
 from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, VERMILION
-from genbound.results.formatting import value_text, with_error
+from genbound.formatting import value_text, with_error
 from genbound.results.results import Results
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "pentagon", "star")

@@ -22,9 +22,9 @@ from genbound.figures.interactive import (
 )
 from genbound.figures.report_page import figures, page, table
 from genbound.files import write_atomically
+from genbound.formatting import digits, with_error
 from genbound.results.comparison import Comparison, compare
 from genbound.results.correlation import CONTROLLED, FEWEST, correlate, points
-from genbound.results.formatting import digits, with_error
 from genbound.results.rank_statistics import STATISTICS
 from genbound.results.results import Results
 

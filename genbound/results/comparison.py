@@ -15,7 +15,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from genbound.errors import GenboundError
-from genbound.results.formatting import digits, percent, value_text
+from genbound.formatting import digits, percent, value_text
 from genbound.results.results import Results, load_results
 
 FORMATS = ("md", "csv", "latex", "html")

@@ -26,8 +26,8 @@ from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.files import write_json
+from genbound.formatting import digits
 from genbound.results.comparison import conditions
-from genbound.results.formatting import digits
 from genbound.results.observations import Observation, observe
 from genbound.results.results import Results, load_results, to_plain
 

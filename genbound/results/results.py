@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.files import write_atomically, write_json
-from genbound.results.formatting import digits, percent, value_text, with_error, yes_no
+from genbound.formatting import digits, percent, value_text, with_error, yes_no
 
 SCHEMA_VERSION = 1
 
