@@ -109,6 +109,8 @@ class Bound:
         applies_to: ``Evidence -> None`` if it applies, else a sentence that says why not.
         bounds: ``loss`` or ``error``: the unit of what it bounds; ``distance``: a distance, which bounds neither.
         kind: ``measure`` or ``certificate``.
+        interval_sems: standard errors from the value to an end of its interval; 0 where the interval is certain.
+        shares_error_of: numbers, as ``quantity:entry``, whose relative standard error is the bound's too; the largest one.
     """
 
     name: str
@@ -119,6 +121,8 @@ class Bound:
     applies_to: Callable[[Evidence], str | None] = lambda evidence: None
     bounds: str = "loss"
     kind: str = "measure"
+    interval_sems: float = 0.0
+    shares_error_of: tuple[str, ...] = ()
 
     def evaluate(self, evidence: Evidence) -> dict[str, Any]:
         """The row of results.json for this bound."""

@@ -65,6 +65,8 @@ NOTE = "bounds the mean error of the perturbed network"
 LOWER = "alpha is an upper estimate (a worse perturbation may exist), the value a lower one"
 UNCONFIRMED = "the paper's constants could not be confirmed; the other forms are derived here"
 STEPS = 4
+# With the root of 1/sigma^2 a bound's relative error is sigma's; the least known of the three serves all.
+SEARCHED = ("flatness:sigma", "flatness:magnitude_sigma", "flatness:magnitude_sigma_origin")
 SIGMAS = {"init": "magnitude_sigma", "origin": "magnitude_sigma_origin"}
 REASONS = {
     "sigma": "reason",
@@ -184,6 +186,7 @@ JIANG2020_FLATNESS = Bound(
     ("flatness", "losses"),
     _flatness,
     bounds="error",
+    shares_error_of=SEARCHED,
 )
 JIANG2020_MAGNITUDE = Bound(
     "jiang2020_magnitude",
@@ -192,6 +195,7 @@ JIANG2020_MAGNITUDE = Bound(
     ("flatness", "losses"),
     _magnitude,
     bounds="error",
+    shares_error_of=SEARCHED,
 )
 JIANG2020_SHARPNESS = Bound(
     "jiang2020_sharpness",

@@ -30,6 +30,7 @@ from genbound.bounds.base import Bound, BoundValue, Evidence
 
 REFERENCE = "Ju, Li & Zhang 2022"
 EPSILONS = (0.1, 1.0)
+SEMS = 2.0  # standard errors of an estimated trace, to either side
 
 
 def main_term(maxima: list[float], loss_range: float, num_data: int) -> float:
@@ -98,7 +99,7 @@ def _trace_distance(evidence: Evidence, factor: float = 1.0) -> BoundValue:
     squares = {name: factor * norms[name]["value"] ** 2 for name in traces}
     lower, middle, upper = (
         [max(0.0, row["value"] + errors * row["sem"]) * squares[name] for name, row in traces.items()]
-        for errors in (-2.0, 0.0, 2.0)
+        for errors in (-SEMS, 0.0, SEMS)
     )
     return _bound(evidence, lower, middle, upper, evidence.quantities["max_positive_trace"].get("note", ""))
 
@@ -128,6 +129,7 @@ TRACE_DISTANCE = Bound(
     REFERENCE,
     ("max_positive_trace", "displacement_norm", "losses"),
     _trace_distance,
+    interval_sems=SEMS,
 )
 NOISY_LABEL_DISTANCE = Bound(
     "noisy_label_distance",
@@ -136,4 +138,5 @@ NOISY_LABEL_DISTANCE = Bound(
     ("max_positive_trace", "displacement_norm", "losses"),
     _noisy_label_distance,
     _needs_confusion,
+    interval_sems=SEMS,
 )

@@ -6,7 +6,7 @@ the collected parts is plain arithmetic. Random numbers come from streams named 
 so neither the order of the parts nor what else is measured changes a value.
 
 The catalogue is read without torch: to list it, to know its options, and to print, compare and check what was measured
-and stored long ago. So a quantity is one file that imports no torch at its top; where measuring needs more than that, its
+and stored long ago (:mod:`genbound.quantities.summary`). So a quantity is one file that imports no torch at its top; where measuring needs more than that, its
 row is a file of its own in :mod:`genbound.quantities.catalogue`, and names the functions that measure with :func:`later`.
 Storing these facts with the results instead would not do: how a number is printed and which error it has are functions.
 """
@@ -22,6 +22,7 @@ import numpy as np
 
 from genbound.errors import GenboundError
 from genbound.estimators.measured import Measured, Part
+from genbound.quantities.summary import Reading
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +78,7 @@ class Quantity:
         gradients: ``(problem, options) -> float``, forecast cost in gradients over the measured samples.
         applies_to: ``problem -> None`` if it exists for the network, else a sentence that says why not.
         reference: where it comes from.
+        reading: how its stored summary is read.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Quantity:
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
     applies_to: Callable[[Any], str | None] = lambda problem: None
     reference: str = ""
+    reading: Reading = Reading()
 
 
 def check_options(options: Any, **least: float) -> None:

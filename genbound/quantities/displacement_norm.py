@@ -6,6 +6,7 @@ Needs the weights alone. Exact; cost negligible.
 from __future__ import annotations
 
 from genbound.quantities.base import Context, Measured, Quantity
+from genbound.quantities.summary import Reading
 
 NAME = "displacement_norm"
 
@@ -24,4 +25,5 @@ QUANTITY = Quantity(
     "Frobenius norm of each layer's displacement from its initialisation",
     measure,
     needs_data=False,
+    reading=Reading(fixed=True, by_layer=True),
 )

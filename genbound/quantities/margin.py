@@ -18,6 +18,7 @@ import numpy as np
 
 from genbound.errors import GenboundError
 from genbound.quantities.base import Context, Measured, Quantity, option
+from genbound.quantities.summary import Reading
 
 NAME = "margin"
 
@@ -70,4 +71,5 @@ QUANTITY = Quantity(
     MarginOptions,
     requires=("losses",),
     applies_to=applies_to,
+    reading=Reading(fixed=True),
 )

@@ -304,7 +304,7 @@ def _row(
         return row("", "missing", f"has no value any more{': ' if reason else ''}{reason}")
     if not same_samples and expected.data_sem is None:
         return row("", "skipped", "other samples were measured (same --seed and --samples compare these too)")
-    if not same_seed and (expected.selected or obtained.selected):
+    if not same_seed and (expected.extreme or obtained.extreme):
         return row("", "skipped", "another seed takes the extreme over other draws (same --seed compares these too)")
     sem = _sem(expected, obtained, same_samples)
     if expected.is_bound and same_seed:

@@ -15,9 +15,11 @@ from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.files import write_atomically, write_json
-from genbound.formatting import digits, percent, value_text, with_error, yes_no
+from genbound.formatting import digits, value_text, yes_no
+from genbound.quantities.catalogue import reading_of
 
 SCHEMA_VERSION = 1
+HEAD = ["bound", "value", "of", "kind", "vacuous", "note"]
 
 
 @dataclass
@@ -93,42 +95,28 @@ class Results:
 
     def to_markdown(self) -> str:
         """The table that ``genbound evaluate`` prints."""
-        return "\n".join([*self._headline(), "", self._bounds_table(), "", *self._notes()]).rstrip()
+        title, *lines = self.headline()
+        return "\n".join([f"# {title}", "", *lines, "", self._bounds_table(), "", *self._below()]).rstrip()
 
-    def _headline(self) -> list[str]:
-        config, losses = self.config, self.quantities.get("losses", {})
+    def headline(self) -> list[str]:
+        """What was measured, and what its quantities say above the table, a sentence each; the title is the first."""
+        config = self.config
         lines = [
-            f"# {self.checkpoint.get('path') or 'model'} against {self.init.get('path') or 'its initialisation'}",
-            "",
+            f"{self.checkpoint.get('path') or 'model'} against {self.init.get('path') or 'its initialisation'}",
+            f"{len(self.layer_rows)} layers, {config['num_samples']} of n = {config['num_data']} training samples measured"
+            f" ({config['convention']} convention, seed {config['seed']}).",
+            *(reading_of(name).headline(summary) for name, summary in self.quantities.items()),
+            self._loss_range(),
         ]
-        lines.append(
-            f"{len(self.layer_rows)} layers, {config['num_samples']} of n = "
-            f"{config['num_data']} training samples measured ({config['convention']} convention, "
-            f"seed {config['seed']})."
-        )
-        if losses:
-            text = f"Training loss {digits(losses['train_loss'])}"
-            if losses.get("train_loss_per_token") is not None:
-                text += f" (every token alike: {digits(losses['train_loss_per_token'])})"
-            if losses["train_error"] is not None:
-                text += f", error {percent(losses['train_error'])}"
-            if losses["test_loss"] is not None:
-                text += f"; test loss {digits(losses['test_loss'])}"
-                if losses["test_error"] is not None:
-                    text += f", error {percent(losses['test_error'])}"
-                text += f"; generalization gap {digits(losses['generalization_gap'])} in the loss"
-                if losses["error_gap"] is not None:
-                    text += f", {percent(losses['error_gap'])} in the error"
-            lines.append(text + ".")
-        c = config["loss_range"]
-        if c["value"] is not None:
-            what = {"observed": "observed: the largest training loss, so it depends on the data"}.get(
-                c["kind"], c["kind"]
-            )
-            lines.append(f"Loss range C = {digits(c['value'])} ({what}).")
         if config.get("head_note"):
             lines.append(config["head_note"][0].upper() + config["head_note"][1:] + ".")
-        return lines
+        return [line for line in lines if line]
+
+    def _loss_range(self) -> str:
+        value, kind = self.config["loss_range"]["value"], self.config["loss_range"]["kind"]
+        if kind == "observed":
+            kind = "observed: the largest training loss, so it depends on the data"
+        return "" if value is None else f"Loss range C = {digits(value)} ({kind})."
 
     def _bounds_table(self) -> str:
         """The bounds; their notes stand below, each once, by number."""
@@ -136,48 +124,27 @@ class Results:
         rows = []
         for name, row in self.bounds.items():
             mark = f"[{notes.setdefault(row['note'], len(notes) + 1)}]" if row["note"] else ""
-            rows.append([name, value_text(row), row["bounds"], row["kind"], yes_no(row["vacuous"]), mark])
-        head = ["bound", "value", "of", "kind", "vacuous", "note"]
-        table = tabulate(rows, head, tablefmt="github", disable_numparse=True)
+            rows.append([*_cells(name, row), mark])
+        table = tabulate(rows, HEAD, tablefmt="github", disable_numparse=True)
         return "\n".join([table, "", *(f"[{number}] {note}  " for note, number in notes.items())])
 
-    def _notes(self) -> list[str]:
-        lines = []
-        noise = self.quantities.get("noise_stability")
-        if noise:
-            rows = [
-                [f"{r['sigma']:g}", with_error(r["value"], r["sem"]), digits(r["std"]),
-                 with_error(r["hessian_approximation"], r["hessian_approximation_sem"]), yes_no(r["quadratic_regime"])]
-                for r in noise["sigmas"]
-            ]  # fmt: skip
-            head = ["sigma", "noise stability (± sem)", "std over shared draws", "½ sigma² Tr H (± sem)", "quadratic"]
-            lines += [tabulate(rows, head, tablefmt="github", disable_numparse=True), ""]
-            lines += [
-                f"Relative RSS of the Hessian approximation over this grid: {percent(noise['relative_rss'])}."
-                if noise["relative_rss"] is not None
-                else "The loss does not move under this noise.",
-                "",
-            ]
-        if "hessian_trace" in self.quantities:
-            total = self.quantities["hessian_trace"]["total"]
-            text = f"Hessian trace, all layers: {with_error(total['value'], total['sem'])} (± sem over the draws"
-            lines.append(
-                text + (f"; ± {digits(total['data_sem'])} from the choice of samples)." if total["data_sem"] else ").")
-            )
-        lines += [f"{name}: {note}" for name, note in self.notes.items()]
-        return lines
+    def _below(self) -> list[str]:
+        """What the quantities say below the table, tables before single lines, and what could not be measured."""
+        said = [list(reading_of(name).describe(summary)) for name, summary in self.quantities.items()]
+        lines = [line for text in sorted(said, key=lambda text: len(text) == 1) for line in text]
+        return [*lines, *(f"{name}: {note}" for name, note in self.notes.items())]
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the headline, and the bounds with their doubts."""
-        title, _, *lines = self._headline()
-        table = [
-            [name, value_text(row), row["bounds"], row["kind"], yes_no(row["vacuous"]), row["note"]]
-            for name, row in self.bounds.items()
-        ]
-        head = ["bound", "value", "of", "kind", "vacuous", "note"]
-        text = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-        body = tabulate(table, head, tablefmt="html", disable_numparse=True)
-        return f"<h4>{html.escape(title.removeprefix('# '))}</h4>{text}{body}"
+        title, *lines = self.headline()
+        rows = [[*_cells(name, row), row["note"]] for name, row in self.bounds.items()]
+        table = tabulate(rows, HEAD, tablefmt="html", disable_numparse=True)
+        return f"<h4>{html.escape(title)}</h4>" + "".join(f"<p>{html.escape(line)}</p>" for line in lines) + table
+
+
+def _cells(name: str, row: dict[str, Any]) -> list[str]:
+    """A bound's line of the table as text, without its note."""
+    return [name, value_text(row), row["bounds"], row["kind"], yes_no(row["vacuous"])]
 
 
 def load_results(path: str | Path) -> Results:

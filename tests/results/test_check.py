@@ -224,7 +224,7 @@ def test_a_layer_scaled_by_one_per_cent_is_flagged(baseline, layer, seed):
 def test_a_number_without_error_bar_does_not_depend_on_the_seed():
     """What is random and has no error of its own would be held to rounding."""
     a, b = (observe(measured(seed, MEASURES)) for seed in (0, 1))
-    certain = [n for n, o in a.items() if not o.sem and o.lower is None and not o.selected]
+    certain = [n for n, o in a.items() if not o.sem and o.lower is None and not o.extreme]
     assert certain and all(b[n].value == pytest.approx(a[n].value, rel=1e-6, abs=1e-9) for n in certain)
 
 

@@ -22,6 +22,7 @@ from genbound.quantities.catalogue import (
     spectral_norm,
     structure,
 )
+from genbound.quantities.summary import Reading
 
 QUANTITIES: dict[str, Quantity] = {
     module.QUANTITY.name: module.QUANTITY
@@ -45,3 +46,8 @@ QUANTITIES: dict[str, Quantity] = {
         fisher_rao,
     )
 }
+
+
+def reading_of(name: str) -> Reading:
+    """How the summary of a stored quantity is read, also of one that this version does not have."""
+    return QUANTITIES[name].reading if name in QUANTITIES else Reading()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from genbound.errors import GenboundError
 from genbound.quantities.base import Quantity, later, option
+from genbound.quantities.summary import Reading
 
 
 @dataclass(frozen=True)
@@ -40,4 +41,6 @@ QUANTITY = Quantity(
     gradients=later("genbound.quantities.compression:forecast"),
     applies_to=later("genbound.quantities.compression:applies_to"),
     reference="Arora, Ge, Neyshabur & Zhang 2018",
+    # The most extreme of a few draws of the noise, and of candidates that random signs choose.
+    reading=Reading(extremes=("smoothness", "beta")),
 )

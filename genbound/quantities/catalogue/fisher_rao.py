@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from genbound.quantities.base import Quantity, later
+from genbound.quantities.summary import Number, Reading, Summary, every_number
+
+
+def _observe(summary: Summary) -> Iterator[Number]:
+    """The norm's own error is that of its square over twice the norm."""
+    for number in every_number(summary, Reading()):
+        root = not number.where and number.value
+        yield replace(number, data_sem=summary["squared_sem"] / (2 * number.value)) if root else number
+
 
 QUANTITY = Quantity(
     "fisher_rao",
@@ -10,4 +22,5 @@ QUANTITY = Quantity(
     later("genbound.quantities.fisher_rao:measure"),
     gradients=lambda problem, options: 3.0,
     reference="Liang, Poggio, Rakhlin & Stokes 2019",
+    reading=Reading(observe=_observe),
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from genbound.errors import GenboundError
 from genbound.quantities.base import Quantity, later, option
+from genbound.quantities.summary import Number, Reading, Summary
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,33 @@ class FlatnessOptions:
             raise GenboundError("2 <= num_coarse <= num_draws is needed: a mean of one draw has no standard error")
 
 
+# Entry -> the sigma that it is, or is computed from, and the standard error of the rise at that sigma.
+SIGMAS = {
+    "sigma": ("sigma", "sem_error"),
+    "magnitude_sigma": ("magnitude_sigma", "magnitude_sem_error"),
+    "magnitude_sigma_origin": ("magnitude_sigma_origin", "magnitude_origin_sem_error"),
+    "log_sum_init": ("magnitude_sigma", "magnitude_sem_error"),
+    "log_sum_origin": ("magnitude_sigma_origin", "magnitude_origin_sem_error"),
+}
+
+
+def _observe(summary: Summary) -> Iterator[Number]:
+    for key, (sigma, sem) in SIGMAS.items():
+        if summary.get(key) is not None:
+            yield Number(key, summary[key], abs(summary[key]) * _relative_sem(summary, sigma, sem), None)
+    for key in ("norm_displacement", "norm_weights"):
+        if summary.get(key) is not None:
+            yield Number(key, summary[key])
+
+
+def _relative_sem(summary: Summary, sigma: str, sem: str) -> float:
+    """Relative error of a sigma found by search: that of the rise there (which grows at least in proportion to sigma),
+    and the interval that the search stopped at."""
+    if summary.get(sigma) is None or summary.get(sem) is None:
+        return 0.0
+    return math.hypot(summary[sem] / summary["displacement"], 0.05)
+
+
 QUANTITY = Quantity(
     "flatness",
     "largest weight noise that raises the training error by 0.1 at most, plain and magnitude-aware",
@@ -35,4 +65,5 @@ QUANTITY = Quantity(
     gradients=later("genbound.quantities.flatness:forecast"),
     applies_to=later("genbound.quantities.flatness:applies_to"),
     reference="Jiang et al. 2020",
+    reading=Reading(observe=_observe),
 )

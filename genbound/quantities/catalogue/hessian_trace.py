@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from genbound.formatting import digits, with_error
 from genbound.quantities.base import Quantity, check_options, later, option
+from genbound.quantities.summary import Reading, Summary
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,13 @@ class HessianTraceOptions:
         check_options(self, layer_sem=0, total_sem=0, num_pilot=2, max_probes=1, num_factors=2)
 
 
+def _describe(summary: Summary) -> list[str]:
+    total = summary["total"]
+    choice = f"; ± {digits(total['data_sem'])} from the choice of samples" if total["data_sem"] else ""
+    value = with_error(total["value"], total["sem"])
+    return [f"Hessian trace, all layers: {value} (± sem over the draws{choice})."]
+
+
 QUANTITY = Quantity(
     "hessian_trace",
     "trace of each layer's Hessian block, exact Gauss-Newton part plus a probed remainder",
@@ -40,4 +49,5 @@ QUANTITY = Quantity(
     HessianTraceOptions,
     gradients=later("genbound.quantities.hessian_trace:forecast"),
     reference="Hutchinson 1990; Ju, Li & Zhang 2022",
+    reading=Reading(describe=_describe, by_layer=True),
 )

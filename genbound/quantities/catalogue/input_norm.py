@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from genbound.quantities.base import Quantity, later
+from genbound.quantities.summary import Reading
 
 QUANTITY = Quantity(
     "input_norm",
@@ -10,4 +11,5 @@ QUANTITY = Quantity(
     later("genbound.quantities.input_norm:measure"),
     applies_to=later("genbound.quantities.input_norm:applies_to"),
     gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
+    reading=Reading(fixed=True),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from genbound.quantities.base import Quantity, later
+from genbound.quantities.summary import Reading
 
 QUANTITY = Quantity(
     "layer_norms",
@@ -11,4 +12,5 @@ QUANTITY = Quantity(
     needs_data=False,
     gradients=lambda problem, options: 6.0 / problem.num_samples,
     reference="Gouk et al. 2021; Bartlett et al. 2017",
+    reading=Reading(fixed=True),
 )

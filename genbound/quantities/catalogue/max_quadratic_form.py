@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from genbound.errors import GenboundError
 from genbound.quantities.base import Quantity, check_options, later, option
+from genbound.quantities.summary import Reading
 
 CONVENTIONS = ("theorem", "paper-code")
 
@@ -40,4 +41,5 @@ QUANTITY = Quantity(
     MaxQuadraticFormOptions,
     gradients=later("genbound.quantities.max_quadratic_form:forecast"),
     reference="Ju, Li & Zhang 2022",
+    reading=Reading(how=("quantiles",), plots=("layers", "samples"), by_layer=True),
 )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tabulate import tabulate
+
 from genbound.errors import GenboundError
+from genbound.formatting import digits, percent, with_error, yes_no
 from genbound.quantities.base import Quantity, check_options, later, option
+from genbound.quantities.summary import Reading, Summary
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,27 @@ class NoiseStabilityOptions:
             raise GenboundError(f"num_shared {self.num_shared} must be at least 2: one draw has no spread")
 
 
+def _describe(summary: Summary) -> list[str]:
+    head = ["sigma", "noise stability (± sem)", "std over shared draws", "½ sigma² Tr H (± sem)", "quadratic"]
+    rows = [
+        [
+            f"{row['sigma']:g}",
+            with_error(row["value"], row["sem"]),
+            digits(row["std"]),
+            with_error(row["hessian_approximation"], row["hessian_approximation_sem"]),
+            yes_no(row["quadratic_regime"]),
+        ]
+        for row in summary["sigmas"]
+    ]
+    rss = summary["relative_rss"]
+    sentence = (
+        "The loss does not move under this noise."
+        if rss is None
+        else f"Relative RSS of the Hessian approximation over this grid: {percent(rss)}."
+    )
+    return [tabulate(rows, head, tablefmt="github", disable_numparse=True), "", sentence, ""]
+
+
 QUANTITY = Quantity(
     "noise_stability",
     "rise of the loss under Gaussian weight noise over a grid of sigmas, beside its Hessian approximation",
@@ -43,4 +68,10 @@ QUANTITY = Quantity(
     requires=("hessian_trace",),
     gradients=later("genbound.quantities.noise_stability:forecast"),
     reference="Ju, Li & Zhang 2022",
+    reading=Reading(
+        # A copy of the trace or computed from it; the spread over a handful of shared draws has no error bar of its own.
+        how=("hessian_approximation", "relative_rss", "leaves_quadratic_regime_at", "control_slope", "std"),
+        describe=_describe,
+        plots=("noise_stability",),
+    ),
 )

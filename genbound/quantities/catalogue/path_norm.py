@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from genbound.quantities.base import Quantity, later
+from genbound.quantities.summary import Reading
 
 QUANTITY = Quantity(
     "path_norm",
@@ -11,4 +12,5 @@ QUANTITY = Quantity(
     gradients=lambda problem, options: 1.0 / problem.num_samples,
     applies_to=later("genbound.quantities.path_norm:applies_to"),
     reference="Neyshabur, Tomioka & Srebro 2015; Jiang et al. 2020",
+    reading=Reading(fixed=True),
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from genbound.errors import GenboundError
 from genbound.quantities.base import Quantity, check_options, later, option
+from genbound.quantities.summary import Number, Reading, Summary
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,17 @@ class SharpnessOptions:
         check_options(self, tolerance=0, num_steps=1, num_samples=1, epsilon=0)
 
 
+def _observe(summary: Summary) -> Iterator[Number]:
+    """The brackets that the searches ended with; what else is measured follows from them and from the weights."""
+    for key in ("alpha", "magnitude_alpha"):
+        if summary.get(key) is not None:
+            alpha = summary[key]
+            yield Number(key, alpha, 0.0, None, lower=alpha, upper=summary[f"{key}_above"])
+    for key in ("norm_displacement", "norm_weights"):
+        if summary.get(key) is not None:
+            yield Number(key, summary[key])
+
+
 QUANTITY = Quantity(
     "sharpness",
     "largest box of weight perturbations whose worst one found raises the training error by 0.1 at most, plain and magnitude-aware",
@@ -32,4 +45,5 @@ QUANTITY = Quantity(
     gradients=later("genbound.quantities.sharpness:forecast"),
     applies_to=later("genbound.quantities.sharpness:applies_to"),
     reference="Jiang et al. 2020",
+    reading=Reading(observe=_observe),
 )

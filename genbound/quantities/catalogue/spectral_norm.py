@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from genbound.quantities.base import Quantity, later
+from genbound.quantities.summary import Reading
 
 QUANTITY = Quantity(
     "spectral_norm",
@@ -12,4 +13,5 @@ QUANTITY = Quantity(
     # Some 190 products for three operators, each the cost of a forward pass of its layer.
     gradients=lambda problem, options: 190.0 / problem.num_samples,
     reference="Kuczynski & Wozniakowski 1992",
+    reading=Reading(fixed=True, how=("failure_probability",)),
 )
