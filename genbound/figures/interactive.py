@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from genbound.errors import GenboundError
+from genbound.figures.bounds import GAP, VACUOUS, bounds_of, yardsticks
 from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, VERMILION
 from genbound.formatting import value_text, with_error
 from genbound.results.results import Results
@@ -47,20 +48,10 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
 
     ``None`` if there are no bounds of that unit.
     """
-    rows = {
-        n: {b: r for b, r in run.bounds.items() if r["bounds"] == unit and r["log10"] is not None}
-        for n, run in runs.items()
-    }
-    largest = {b: max(row[b]["log10"] for row in rows.values() if b in row) for row in rows.values() for b in row}
-    names = sorted(largest, key=largest.get)
+    names, rows = bounds_of(runs, unit)
     if not names:
         return None
     fig = figure(190 + 34 * len(names), title_text=f"Bounds on the gap in the {unit}")
-    empirical, constant, gap = (
-        ("train_loss", "constant_loss", "generalization_gap")
-        if unit == "loss"
-        else ("train_error", "constant_error", "error_gap")
-    )
     for index, (name, run) in enumerate(runs.items()):
         colour, found = COLOURS[index % len(COLOURS)], [b for b in names if b in rows[name]]
         fig.add_scatter(
@@ -69,17 +60,13 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
             text=[value_text(rows[name][b]) for b in found],
             hovertemplate="%{y}: %{text}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
-        losses = run.quantities.get("losses", {})
-        lines = {"measured gap": (losses.get(gap), "dash")}
-        if losses.get(constant) is not None and losses.get(empirical) is not None:
-            lines["vacuous from here on"] = (losses[constant] - losses[empirical], "dot")
-        for what, (value, dash) in lines.items():
-            if value is not None and value > 0:
-                fig.add_scatter(
-                    x=[math.log10(value)] * 2, y=[names[0], names[-1]], mode="lines", name=f"{what}, {name}",
-                    line={"color": colour, "dash": dash, "width": 1.5},
-                    hovertemplate=f"{what}: {value:.3g}<extra>{name}</extra>",
-                )  # fmt: skip
+        for what, value in yardsticks(run, unit).items():
+            dash = {GAP: "dash", VACUOUS: "dot"}[what]
+            fig.add_scatter(
+                x=[math.log10(value)] * 2, y=[names[0], names[-1]], mode="lines", name=f"{what}, {name}",
+                line={"color": colour, "dash": dash, "width": 1.5},
+                hovertemplate=f"{what}: {value:.3g}<extra>{name}</extra>",
+            )  # fmt: skip
     fig.update_yaxes(categoryorder="array", categoryarray=names)
     fig.update_xaxes(title="value, as a power of 10")
     return with_legend(fig)
@@ -153,6 +140,10 @@ def samples_figure(results: Results) -> Any:
     positive = (table["max_quadratic_form_upper"] > 0).all()
     fig.update_yaxes(type="log" if positive else "linear", title="Σ vᵀH⁺v", exponentformat="power")
     return with_legend(fig)
+
+
+# The plots that quantities name, as :data:`genbound.figures.one_run.PLOTS` has them.
+FIGURES = {"noise_stability": noise_figure, "layers": layers_figure, "samples": samples_figure}
 
 
 def correlation_figure(table: pd.DataFrame, measures: Sequence[str], data: str) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,21 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from genbound.figures.bounds import plot_bounds
+from genbound.figures.bounds import bounds_of, plot_bounds
 from genbound.figures.style import BLUE, GREEN, ORANGE, STYLE, VERMILION, new_axes, save_figure, shorten
+from genbound.quantities.catalogue import reading_of
+from genbound.results.gap import UNITS
 from genbound.results.results import Results
 
 
 def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, unit: str = "") -> Any:
     """Noise stability against its Hessian approximation over sigma, with error bars; the quadratic regime is shaded.
 
-    ``results`` may also be the quantity alone: ``sigmas``, rows of ``sigma``, ``value``, ``sem``,
-    ``hessian_approximation`` and ``quadratic_regime``, and ``relative_rss``.
+    Args:
+        results: a run, or the quantity alone: ``sigmas``, rows of ``sigma``, ``value``, ``sem``, ``hessian_approximation``
+            and ``quadratic_regime``, and ``relative_rss``.
+        ax: where to draw.
+        unit: of the loss, for the axis.
     """
     ax = new_axes() if ax is None else ax
     quantity = results
@@ -28,20 +34,18 @@ def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, u
         quantity = results.quantities["noise_stability"]
         unit = unit or {"cross_entropy": "nats"}.get(results.config.get("loss"), "")
     rows = quantity["sigmas"]
-    sigma, value = np.array([r["sigma"] for r in rows]), np.array([r["value"] for r in rows])
-    error = 1.96 * np.array([r["sem"] for r in rows])
-    approximation = np.array([r["hessian_approximation"] for r in rows])
-    regime = [r["sigma"] for r in rows if r["quadratic_regime"]]
-    positive = bool((value - error > 0).all() and (approximation > 0).all())
-    inside = sigma[np.array([r["quadratic_regime"] for r in rows], bool)]
-    if len(regime):
-        ax.axvspan(inside.min() / 1.12, inside.max() * 1.12, color=GREEN, alpha=0.12, lw=0, label="quadratic regime")
-    ax.plot(
-        sigma, approximation, color=ORANGE, lw=1.8, label=r"Hessian approximation $\frac{1}{2}\sigma^2\,\mathrm{Tr}\,H$"
+    sigma, value, sem, approximation = (
+        np.array([row[key] for row in rows]) for key in ("sigma", "value", "sem", "hessian_approximation")
     )
+    inside = sigma[np.array([row["quadratic_regime"] for row in rows], bool)]
+    if len(inside):
+        ax.axvspan(inside.min() / 1.12, inside.max() * 1.12, color=GREEN, alpha=0.12, lw=0, label="quadratic regime")
+    label = r"Hessian approximation $\frac{1}{2}\sigma^2\,\mathrm{Tr}\,H$"
+    ax.plot(sigma, approximation, color=ORANGE, lw=1.8, label=label)
+    error = 1.96 * sem
     ax.errorbar(sigma, value, error, fmt="o", ms=4.5, capsize=2.5, color=BLUE, label=r"noise stability (95 % interval)")
     ax.set_xscale("log")
-    if positive:
+    if (value - error > 0).all() and (approximation > 0).all():
         ax.set_yscale("log")
     ax.set_xticks(sigma, [f"{s:g}" for s in sigma], minor=False)
     ax.minorticks_off()
@@ -106,24 +110,47 @@ def plot_samples(results: Results, ax: Any = None) -> Any:
     return ax
 
 
-def _bounds(results: Results, unit: str) -> Any:
-    return plot_bounds({Path(str(results.path or results.checkpoint.get("path") or "run")).name: results}, unit)
+@dataclass(frozen=True)
+class Plot:
+    """A plot of one run's quantity, which names it in its row of the catalogue.
+
+    Attributes:
+        draw: ``results -> axes``.
+        has_numbers: ``results ->`` whether there is something to draw.
+    """
+
+    draw: Callable[[Results], Any]
+    has_numbers: Callable[[Results], bool] = lambda results: True
+
+
+def _has_forms(results: Results) -> bool:
+    return any(row["upper"] for row in results.quantities["max_quadratic_form"]["layers"].values())
+
+
+def _has_samples(results: Results) -> bool:
+    return _has_forms(results) and results.samples is not None and "max_quadratic_form_upper" in results.samples
+
+
+PLOTS = {
+    "noise_stability": Plot(plot_noise_stability),
+    "layers": Plot(plot_layers, _has_forms),
+    "samples": Plot(plot_samples, _has_samples),
+}
+
+
+def plots_of(results: Results) -> list[str]:
+    """Names of the plots that a run has the numbers for."""
+    named = [plot for quantity in results.quantities for plot in reading_of(quantity).plots]
+    return [plot for plot in named if PLOTS[plot].has_numbers(results)]
 
 
 def save_plots(results: Results, directory: str | Path, suffix: str = "png") -> list[Path]:
-    """Draw every plot that the results have the numbers for."""
-    drawings = {}
-    if "noise_stability" in results.quantities:
-        drawings["noise_stability"] = plot_noise_stability
-    form = results.quantities.get("max_quadratic_form")
-    if form and any(row["upper"] for row in form["layers"].values()):
-        drawings["layers"] = plot_layers
-        if results.samples is not None and "max_quadratic_form_upper" in results.samples:
-            drawings["samples"] = plot_samples
-    for unit in ("loss", "error"):
-        if any(row["bounds"] == unit and row["log10"] is not None for row in results.bounds.values()):
-            drawings[f"bounds_{unit}"] = partial(_bounds, unit=unit)
+    """Draw every plot that the results have the numbers for, into ``NAME.suffix`` (``png``, ``pdf`` or ``svg``)."""
+    run = {Path(str(results.path or results.checkpoint.get("path") or "run")).name: results}
+    saved = []
     with matplotlib.rc_context(STYLE):
-        return [
-            save_figure(draw(results).figure, Path(directory) / f"{name}.{suffix}") for name, draw in drawings.items()
-        ]
+        drawings = {name: partial(PLOTS[name].draw, results) for name in plots_of(results)}
+        drawings |= {f"bounds_{unit}": partial(plot_bounds, run, unit) for unit in UNITS if bounds_of(run, unit)[0]}
+        for name, draw in drawings.items():
+            saved.append(save_figure(draw().figure, Path(directory) / f"{name}.{suffix}"))
+    return saved

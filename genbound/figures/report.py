@@ -12,19 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from genbound.errors import GenboundError
-from genbound.figures.interactive import (
-    bounds_figure,
-    correlation_figure,
-    figure,
-    layers_figure,
-    noise_figure,
-    samples_figure,
-)
+from genbound.figures.interactive import FIGURES, bounds_figure, correlation_figure, figure
+from genbound.figures.one_run import plots_of
 from genbound.figures.report_page import figures, page, table
 from genbound.files import write_atomically
 from genbound.formatting import digits, with_error
+from genbound.quantities.catalogue import reading_of
 from genbound.results.comparison import Comparison, compare
 from genbound.results.correlation import CONTROLLED, FEWEST, correlate, points
+from genbound.results.gap import UNITS, measured_gap
 from genbound.results.rank_statistics import STATISTICS
 from genbound.results.results import Results
 
@@ -49,7 +45,7 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
         (
             "bounds",
             "Bounds",
-            remarks + table(head, body) + figures(bounds_figure(named, unit) for unit in ("loss", "error")),
+            remarks + table(head, body) + figures(bounds_figure(named, unit) for unit in UNITS),
         ),
         ("runs", "Layers, noise and samples", "".join(_run(name, results) for name, results in named.items())),
         ("assumptions", "Assumptions and notes", _assumptions(comparison)),
@@ -67,24 +63,13 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
 
 
 def _run(name: str, results: Results) -> str:
-    drawn = []
-    if "noise_stability" in results.quantities:
-        drawn.append(noise_figure(results))
-    form = results.quantities.get("max_quadratic_form")
-    if form and any(row["upper"] for row in form["layers"].values()):
-        drawn.append(layers_figure(results))
-        if results.samples is not None and "max_quadratic_form_upper" in results.samples:
-            drawn.append(samples_figure(results))
+    drawn = [FIGURES[name](results) for name in plots_of(results)]
     return f"<h3>{html.escape(name)}</h3>{figures(drawn)}{_layers(results)}"
 
 
 def _layers(results: Results) -> str:
     """One row a layer: what a reader asks of a layer first; layers.csv has everything."""
-    chosen = [
-        q
-        for q in ("displacement_norm", "hessian_trace", "max_quadratic_form", "max_positive_trace")
-        if q in results.quantities
-    ]
+    chosen = [name for name in results.quantities if reading_of(name).by_layer]
     rows = []
     for layer in results.layer_rows:
         cells = [
@@ -101,7 +86,7 @@ def _layers(results: Results) -> str:
 
 
 def _correlations(named: Mapping[str, Results]) -> str:
-    gaps = [results.quantities.get("losses", {}).get("generalization_gap") for results in named.values()]
+    gaps = [measured_gap(results, "loss") for results in named.values()]
     sizes: dict[Any, int] = {}
     for results in named.values():
         key = results.data.get("sha256") or results.data.get("spec")

@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from genbound.errors import GenboundError
-from genbound.figures.bounds import UNITS, plot_bounds
+from genbound.figures.bounds import LABELS, bounds_of, plot_bounds
 from genbound.figures.one_run import save_plots
 from genbound.figures.style import BLUE, GREY, ORANGE, STYLE, VERMILION, new_axes, save_figure
 from genbound.results.comparison import as_results
 from genbound.results.correlation import Correlations
+from genbound.results.gap import UNITS
 
 
 def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str = "loss", label: bool = True) -> Any:
@@ -55,7 +56,7 @@ def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str
             ax.annotate(str(table.index[index]), (x[index], y[index]), textcoords="offset points", xytext=offset,
                         ha=side, fontsize=6.5, color=GREY)  # fmt: skip
     ax.set_xlabel(measure)
-    ax.set_ylabel(f"generalization gap ({UNITS.get(gap, gap)})")
+    ax.set_ylabel(f"generalization gap ({LABELS.get(gap, gap)})")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize="small", loc="upper left")
     return ax
@@ -83,7 +84,7 @@ def plot_over(table: pd.DataFrame, measure: str, over: str, ax: Any = None, gap:
     apart = not 1 / 3 <= ratio <= 3
     other = ax.twinx() if apart else ax
     lines = other.plot(x[order], values, "-o", color=BLUE, lw=1.8, ms=5, label=measure)
-    title = f"generalization gap ({UNITS.get(gap, gap)})"
+    title = f"generalization gap ({LABELS.get(gap, gap)})"
     lines += ax.plot(x[order], found, "--s", color=VERMILION, lw=1.8, ms=5, label=title)
     ax.set_xlabel(over)
     ax.set_ylabel(title if apart else "value")
@@ -152,10 +153,8 @@ def save_all(runs: Iterable[str | Path], directory: str | Path | None = None, su
         folder = folder.parent if folder.is_file() else folder
         saved += save_plots(results, folder / name if directory is not None and len(named) > 1 else folder, suffix)
     if directory is not None and len(named) > 1:
-        for unit in ("loss", "error"):
-            if any(
-                row["bounds"] == unit and row["log10"] is not None for r in named.values() for row in r.bounds.values()
-            ):
+        for unit in UNITS:
+            if bounds_of(named, unit)[0]:
                 with matplotlib.rc_context(STYLE):
                     saved.append(
                         save_figure(plot_bounds(named, unit).figure, Path(directory) / f"bounds_{unit}.{suffix}")

@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.formatting import digits, percent, value_text
+from genbound.results.gap import measured
 from genbound.results.results import Results, load_results
 
 FORMATS = ("md", "csv", "latex", "html")
@@ -257,7 +258,7 @@ class Comparison:
             ("generalization_gap", "generalization gap", "loss", digits),
             ("error_gap", "generalization gap", "error", percent),
         ):
-            values = [results.quantities.get("losses", {}).get(key) for results in self.runs.values()]
+            values = [measured(results, key) for results in self.runs.values()]
             if any(value is not None for value in values):
                 rows.append([f"measured {title}", unit, *("/" if v is None else text(v) for v in values)])
         return rows

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
 from genbound.results.comparison import as_results, refuse_unlike, unlike
+from genbound.results.gap import UNITS, measured_gap
 from genbound.results.rank_statistics import (
     STATISTICS,
     bootstrap_interval,
@@ -29,7 +30,6 @@ from genbound.results.rank_statistics import (
 )
 from genbound.results.results import Results
 
-GAPS = {"loss": "generalization_gap", "error": "error_gap"}
 FEWEST = 3
 CHANCE = 0.05
 # Coefficients that control for hyper-parameters, there where runs state them; the last one comes with its worst
@@ -55,8 +55,8 @@ def points(
         hyperparameters: run -> its hyper-parameters, beside those that the run itself states.
         allow_mixed: take runs of one data set that were not measured alike.
     """
-    if gap not in GAPS:
-        raise GenboundError(f"gap {gap!r} is unknown: use {' or '.join(GAPS)}")
+    if gap not in UNITS:
+        raise GenboundError(f"gap {gap!r} is unknown: use {' or '.join(UNITS)}")
     named = as_results(runs)
     groups: dict[str, dict[str, Results]] = {}
     for name, results in named.items():
@@ -69,7 +69,7 @@ def points(
     rows = []
     for key, group in groups.items():
         for name, results in group.items():
-            value = results.quantities.get("losses", {}).get(GAPS[gap])
+            value = measured_gap(results, gap)
             if value is None:
                 raise GenboundError(f"{name} has no generalization gap in the {gap}: evaluate it with --test-data")
             stated = {**results.config.get("hyperparameters", {}), **(hyperparameters or {}).get(name, {})}
