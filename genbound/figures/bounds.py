@@ -21,8 +21,8 @@ def plot_bounds(runs: Mapping[str, Results], unit: str = "loss", ax: Any = None)
     """Bounds of one unit on a log axis, each run a marker; lines at the measured gap and where bounds become vacuous.
 
     A bound is vacuous where the training loss (or error) and the bound together reach what the best constant prediction
-    does, so the line stands at the constant's loss minus the training loss; bounds on a margin loss have a line of their
-    own, further left.
+    does, so the line stands at the constant's loss minus the training loss; bounds on a margin loss have a line of
+    their own, further left.
 
     Args:
         runs: name -> results.
@@ -46,7 +46,7 @@ def plot_bounds(runs: Mapping[str, Results], unit: str = "loss", ax: Any = None)
 
 
 def bounds_of(runs: Mapping[str, Results], unit: str) -> tuple[list[str], dict[str, dict[str, Mapping[str, Any]]]]:
-    """``(names, run -> bound -> row)`` of the bounds of one unit that have a value, those of the smallest values first."""
+    """``(names, run -> bound -> row)`` of the bounds of one unit that have a value; the smallest come first."""
     rows = {
         name: {b: r for b, r in run.bounds.items() if r["bounds"] == unit and r["log10"] is not None}
         for name, run in runs.items()

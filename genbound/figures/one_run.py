@@ -23,8 +23,8 @@ def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, u
     """Noise stability against its Hessian approximation over sigma, with error bars; the quadratic regime is shaded.
 
     Args:
-        results: a run, or the quantity alone: ``sigmas``, rows of ``sigma``, ``value``, ``sem``, ``hessian_approximation``
-            and ``quadratic_regime``, and ``relative_rss``.
+        results: a run, or the quantity alone: ``sigmas``, rows of ``sigma``, ``value``, ``sem``,
+            ``hessian_approximation`` and ``quadratic_regime``, and ``relative_rss``.
         ax: where to draw.
         unit: of the loss, for the axis.
     """

@@ -5,10 +5,12 @@ small dictionary of arrays that is stored as soon as it is there and read back w
 the collected parts is plain arithmetic. Random numbers come from streams named by (seed, quantity, stage, draw, block),
 so neither the order of the parts nor what else is measured changes a value.
 
-The catalogue is read without torch: to list it, to know its options, and to print, compare and check what was measured
-and stored long ago (:mod:`genbound.quantities.summary`). So a quantity is one file that imports no torch at its top; where measuring needs more than that, its
-row is a file of its own in :mod:`genbound.quantities.catalogue`, and names the functions that measure with :func:`later`.
-Storing these facts with the results instead would not do: how a number is printed and which error it has are functions.
+What else is to be known of a quantity stands in its row, too: its options, and how its stored summary is read, printed
+and drawn (:mod:`genbound.quantities.summary`). Stored runs are compared and checked without torch, and so are options. So
+the catalogue is read without torch: a quantity is one file that imports none at its top. Where measuring needs torch
+there, or more than a page, the row is a file of its own in :mod:`genbound.quantities.catalogue`, and names the functions
+that measure with :func:`later`. To store these facts with the results would not do instead: how a number is printed and
+what its error is are functions, a baseline may be edited by hand, and runs stored long ago have no facts.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@ r"""The margin of the training samples and a low percentile of it.
 
 .. math:: m(x, y) = f(x)_y - \max_{j \ne y} f(x)_j
 
-``value`` is the percentile :math:`\gamma` of the margins of all training samples given (linear interpolation), with its sign: it is
-negative where more than that part is misclassified, and bounds with :math:`1/\gamma` then do not exist
-(``inverse_square`` is null). ``margin_loss`` is the fraction of samples with a margin of at most :math:`\gamma`, the empirical
-term that belongs to a margin bound. Unit: that of the scores.
+``value`` is the percentile :math:`\gamma` of the margins of all training samples given (linear interpolation), with its
+sign: it is negative where more than that part is misclassified, and bounds with :math:`1/\gamma` then do not exist
+(``inverse_square`` is null). ``margin_loss`` is the fraction of samples with a margin of at most :math:`\gamma`, the
+empirical term that belongs to a margin bound. Unit: that of the scores.
 
 Exact. Cost: none beyond that of ``losses``, whose forward passes give the margins too.
 """

@@ -103,8 +103,8 @@ class Results:
         config = self.config
         lines = [
             f"{self.checkpoint.get('path') or 'model'} against {self.init.get('path') or 'its initialisation'}",
-            f"{len(self.layer_rows)} layers, {config['num_samples']} of n = {config['num_data']} training samples measured"
-            f" ({config['convention']} convention, seed {config['seed']}).",
+            f"{len(self.layer_rows)} layers, {config['num_samples']} of n = {config['num_data']} training samples"
+            f" measured ({config['convention']} convention, seed {config['seed']}).",
             *(reading_of(name).headline(summary) for name, summary in self.quantities.items()),
             self._loss_range(),
         ]

@@ -22,8 +22,8 @@ class HessianTraceOptions:
     num_pilot: int = option(4, "probes per sample in the pilot round")
     max_probes: int = option(
         8,
-        "cap on the mean number of double backward probes per sample, or as much time in sweeps, for the layers and again"
-        " for the total; a small problem may take up to 512",
+        "cap on the mean number of double backward probes per sample, or as much time in sweeps, for the layers and"
+        " again for the total; a small problem may take up to 512",
     )
     exact_outputs: int = option(64, "most output coordinates for which the Gauss-Newton part is computed exactly")
     num_factors: int = option(16, "random combinations per sample beyond that")

@@ -33,7 +33,7 @@ QUANTITY = Quantity(
     requires=("hessian_trace",),
     gradients=later("genbound.quantities.max_positive_trace:forecast"),
     reference="Ju, Li & Zhang 2022; Ubaru, Chen & Saad 2017; Meyer et al. 2021",
-    # The largest of noisy estimates: which samples become candidates is itself a draw, and moves the value by tens of per
-    # cent, which the sem does not cover.
+    # The largest of noisy estimates: which samples become candidates is itself a draw, and moves the value by tens of
+    # per cent, which the sem does not cover.
     reading=Reading(extremes=("value",), by_layer=True),
 )

@@ -23,8 +23,8 @@ class NoiseStabilityOptions:
     num_pilot: int = option(2, "antithetic pairs of the pilot round")
     max_perturbations: int = option(
         16,
-        "cap on the mean number of antithetic pairs per sample (per block of 16, where the weights themselves are moved);"
-        " a small problem may take more",
+        "cap on the mean number of antithetic pairs per sample (per block of 16, where the weights themselves are"
+        " moved); a small problem may take more",
     )
     num_shared: int = option(4, "antithetic pairs of the round that all samples share")
     max_shared_samples: int = option(64, "samples of that round")
@@ -69,7 +69,8 @@ QUANTITY = Quantity(
     gradients=later("genbound.quantities.noise_stability:forecast"),
     reference="Ju, Li & Zhang 2022",
     reading=Reading(
-        # A copy of the trace or computed from it; the spread over a handful of shared draws has no error bar of its own.
+        # Copies of the trace or computed from it; the spread over a handful of shared draws has no error bar of its
+        # own.
         how=("hessian_approximation", "relative_rss", "leaves_quadratic_regime_at", "control_slope", "std"),
         describe=_describe,
         plots=("noise_stability",),

@@ -39,7 +39,8 @@ def _observe(summary: Summary) -> Iterator[Number]:
 
 QUANTITY = Quantity(
     "sharpness",
-    "largest box of weight perturbations whose worst one found raises the training error by 0.1 at most, plain and magnitude-aware",
+    "largest box of weight perturbations whose worst one found raises the training error by 0.1 at most, plain and"
+    " magnitude-aware",
     later("genbound.quantities.sharpness:measure"),
     SharpnessOptions,
     gradients=later("genbound.quantities.sharpness:forecast"),
