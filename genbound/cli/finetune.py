@@ -7,11 +7,7 @@ from typing import Any
 
 import click
 
-
-def option(name: str, kind: Any, help: str, **more: Any):
-    """A click option that says what type it takes."""
-    return click.option(f"--{name}", type=kind, help=help, **more)
-
+from genbound.cli.options import DEBUG, option, with_options
 
 OPTIONS = [
     click.argument("init", type=click.Path()),
@@ -49,11 +45,12 @@ OPTIONS = [
     option("validation", float, "Share of the training samples to hold out."),
     option("early-stopping", int, "Baseline: stop after so many epochs without a better validation accuracy."),
     option("save-steps", int, "Steps between checkpoints (default: once an epoch)."),
+    DEBUG,
 ]
 
 
 @click.command("finetune")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@with_options(OPTIONS)
 def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
     """Fine-tune INIT on noisy or clean labels, with consistent losses and distance constraints.
 
@@ -70,10 +67,6 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
     )  # fmt: skip
     click.echo(summary(record))
     click.echo(f"checkpoint in {out}/finetuned, record in {out}/run.json", err=True)
-
-
-for decorate in reversed(OPTIONS):
-    finetune = decorate(finetune)
 
 
 def summary(record: dict[str, Any]) -> str:

@@ -1,0 +1,125 @@
+"""The options of ``evaluate`` and ``inspect``, and the file that gives them other defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from genbound.errors import GenboundError
+
+Decorator = Callable[[Any], Any]
+
+
+class Names(click.ParamType):
+    """Comma-separated names or numbers."""
+
+    name = "A,B,…"
+
+    def __init__(self, kind: type = str):
+        self.kind = kind
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple:
+        """The names or numbers as a tuple; a list is taken as it is."""
+        items = value if isinstance(value, list | tuple) else [part for part in str(value).split(",") if part.strip()]
+        try:
+            return tuple(self.kind(item.strip() if isinstance(item, str) else item) for item in items)
+        except ValueError:
+            self.fail(f"{value!r} is not a comma-separated list of {self.kind.__name__} values")
+
+
+def read_config(ctx: click.Context, param: Any, path: str | None) -> None:
+    """Make a YAML file's entries the defaults of this command: what the command line says still wins."""
+    if path is None:
+        return
+    entries = {str(key).replace("-", "_"): value for key, value in _read_yaml(path).items()}
+    known = {option.name for option in ctx.command.params if isinstance(option, click.Option)} - {"config", "debug"}
+    for key, value in entries.items():
+        if key not in known:
+            names = ", ".join(sorted(name.replace("_", "-") for name in known))
+            raise GenboundError(f"--config {path} has an unknown option {key!r}; options are {names}")
+        if isinstance(value, dict) or (isinstance(value, list) and key not in ("measures", "sigmas", "tags")):
+            raise GenboundError(f"--config {path}: {key} must be one value, not {value!r}")
+        if isinstance(value, bool) and key != "trust_remote_code":
+            raise GenboundError(f"--config {path}: {key} must be a number or a text, not {value!r}")
+    ctx.default_map = {**(ctx.default_map or {}), **entries}
+
+
+def _read_yaml(path: str) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise GenboundError(f"--config {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise GenboundError(f"--config {path} is no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise GenboundError(f"--config {path} must hold options as `name: value` lines")
+    return content
+
+
+def option(name: str, kind: Any, help: str, **more: Any) -> Decorator:
+    """``--name`` with a type; a default that is given is shown."""
+    return click.option(f"--{name}", type=kind, help=help, show_default="default" in more, **more)
+
+
+def with_options(options: Iterable[Decorator]) -> Decorator:
+    """Give a command these options, in this order."""
+
+    def decorate(command: Any) -> Any:
+        for add in reversed(list(options)):
+            command = add(command)
+        return command
+
+    return decorate
+
+
+DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+# What evaluate and inspect have in common.
+PAIR_OPTIONS = [
+    click.argument("ckpt", type=click.Path()),
+    click.argument("init", type=click.Path(), required=False),
+    option("model", str,
+           "hf[:AutoModelFor…], timm:NAME, torchvision:NAME, FILE.py:factory or pkg.mod:factory.", metavar="SPEC"),
+    option("data", str,
+           "Training data: npz:FILE, imagefolder:DIR, csv:FILE?text=…&label=…, hf:NAME, FILE.py:function.",
+           metavar="SPEC"),
+    option("test-data", str, "Held-out data, for the generalization gap.", metavar="SPEC"),
+    option("out", str, "Where results go; an earlier run there is continued.", metavar="DIR"),
+    option("measures", Names(), "Quantities and bounds (default: all)."),
+    option("samples", int, "Training samples to measure on.", default=256),
+    option("num-data", int, "Size n of the training set, if the data are a part."),
+    option("batch-size", int, "Most samples in a forward pass.", default=16),
+    option("memory", float,
+           "Memory that a pass may take; smaller batches hold it (default: half of the machine's).", metavar="GIB"),
+    option("seed", int, "Of all randomness.", default=0),
+    option("device", str, "Where to measure.", default="cpu"),
+    option("dtype", str, "float32 or float64 (default: the checkpoint's)."),
+    option("loss", str,
+           "cross_entropy, squared_error, multi_label or FILE.py:function (default: what the model says, "
+           "else cross_entropy)."),
+    option("loss-range", str, "observed, clip:C or bounded:PMIN.", default="observed"),
+    option("head", str, "init, zero, exclude or seed:N.", default="init"),
+    option("head-weights", str, "Weights that form the head, e.g. 'classifier.*' (default: found).", metavar="PATTERN"),
+    option("ignore", str, "Names in the files to leave out, e.g. 'criterion.*'.", metavar="PATTERN"),
+    option("entry", str, "Entry of a training checkpoint that holds the weights, e.g. model_ema.", metavar="NAME"),
+    click.option("--trust-remote-code", is_flag=True, help="Run code that lies in the checkpoint's directory."),
+    option("convention", click.Choice(["theorem", "paper-code"]),
+           "paper-code computes what the published scripts do.", default="theorem"),
+    option("paper-batch-size", int, "Batch of --convention paper-code.", default=8),
+    option("layers", str, "Layers to measure, e.g. '*.query.weight'.", metavar="PATTERN"),
+    option("sigmas", Names(float), "Noise standard deviations."),
+    option("delta", float, "Failure probability of bounds.", default=0.05),
+    option("tolerance", float, "Relative width of certified intervals.", default=0.01),
+    option("margin-percentile", float, "Of the training margins, for γ.", default=5.0),
+    option("confusion", click.Path(), "Label noise F (.csv, .npy): F[y, z] = P(z | y)."),
+    click.option("--tag", "tags", metavar="KEY=VALUE", multiple=True,
+                 help="A hyper-parameter of the training, for `correlate`."),
+    option("time-budget", float, "Seconds after which no further part is started."),
+    option("config", click.Path(), "YAML file of the same options.",
+           is_eager=True, expose_value=False, callback=read_config),
+    DEBUG,
+]  # fmt: skip
