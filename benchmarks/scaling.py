@@ -70,7 +70,7 @@ def costs(problem: genbound.Problem) -> dict[str, float]:
     fixed = {
         "hessian_trace": {"num_pilot": 2, "max_probes": 2, "exact_products": 0, "layer_sem": 1e-9, "total_sem": 1e-9}
     }
-    import genbound.quantities.hessian_trace as trace
+    import genbound.quantities.remainder_probes as trace
 
     trace.SMALL = 0  # a fixed number of probes
     return {

@@ -41,6 +41,37 @@ class Interval:
     sample: int | None = None
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """Values of N samples, each with random noise of its own, and their mean.
+
+    Attributes:
+        value: mean over the samples ``[...]``.
+        sem: its standard error over the noise ``[...]``; the choice of the samples is not in it.
+        samples: the values ``[N, ...]``, all in one unit.
+        noise: variance of each of them ``[N, ...]``, in the unit's square.
+    """
+
+    value: np.ndarray
+    sem: np.ndarray
+    samples: np.ndarray
+    noise: np.ndarray
+
+    @classmethod
+    def of(cls, samples: np.ndarray, noise: np.ndarray) -> Sampled:
+        """From the samples' values and the variances of their independent noises, both ``[N, ...]``."""
+        return cls(samples.mean(0), np.sqrt(noise.sum(0)) / len(samples), samples, noise)
+
+    def __add__(self, other: Sampled) -> Sampled:
+        """The sum of two measurements of the same samples that are independent of each other."""
+        return Sampled(
+            self.value + other.value,
+            np.hypot(self.sem, other.sem),
+            self.samples + other.samples,
+            self.noise + other.noise,
+        )
+
+
 def stratum_variances(counts: np.ndarray, squares: np.ndarray, doubles: np.ndarray | None = None) -> np.ndarray:
     r"""Variance of one draw in every stratum, :math:`s_s^2 = \frac{1}{m_s - 1}\sum_d (y_{sd} - \bar y_s)^2`.
 

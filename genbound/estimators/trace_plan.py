@@ -1,25 +1,33 @@
 r"""How the probes of a trace are spent: which kind for which sample, and how many.
 
-Three kinds of probe see a sample's remainder (:mod:`genbound.curvature.traces`). A *double backward* probe gives all
-layers at once, with cross-layer noise. *Separate* sweeps give every layer without that noise, at half a forward pass a
-layer. A *joint* sweep gives the sum over the layers alone, at a forward pass. So the layers' own errors are met by
-double backward probes for the many samples with little spread and by separate sweeps for the few with much, whichever
-is cheaper by the spread that a pilot found, and what the total then lacks is met by joint sweeps.
+A *probe* is a random direction z with :math:`E[zz^\top] = I`, so that :math:`z^\top R z` is an unbiased draw of the
+trace of R, here a sample's remainder. Three kinds of probe see it (:mod:`genbound.curvature.traces`):
 
-The joint draws correct the layers as well, so that they still add up: with :math:`x_i` a draw of layer i and T the mean
-of the joint draws of a sample, its layers become :math:`x_i + w\,b_i\,(T - \sum_j x_j)` with a weight w of the sample
-and shares b of the layers, fixed before T is drawn and by all samples together: unbiased whatever they are, and best if
-w is T's share of the information and b the layers' shares of the variance.
+* A *double backward* probe gives all layers at once, with cross-layer noise.
+* *Separate* sweeps give every layer without that noise, at half a forward pass a layer.
+* A *joint* sweep gives the sum over the layers alone, at a forward pass.
+
+The layers' own errors are met by double backward probes for the many samples with little spread. For the few with
+much spread separate sweeps are cheaper; which samples these are follows from the spread that a pilot found. What the
+total then lacks is met by joint sweeps.
+
+The joint draws correct the layers as well, so that they still add up to the total. Let :math:`x_i` be a draw of layer
+i, and T the mean of the joint draws of a sample. The layers of that sample become :math:`x_i + w\,b_i\,(T - \sum_j
+x_j)`, with a weight w of the sample and shares b of the layers. They are fixed before T is drawn, from all samples
+together. So the result is unbiased, whatever they are. It is best if w is T's share of the information, and b the
+layers' shares of the variance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from genbound.estimators.allocation import allocate
+from genbound.estimators.draws import Moments
 
 # Time of a probe, in forward passes: a double backward one and a joint sweep.
 BACKWARD, JOINT = 3.5, 1.3
@@ -27,15 +35,20 @@ WORTH = 2  # joint draws of a sample for which recording a sweep pays
 FEW = 8  # double backward probes of a sample, up to which nobody asks for separate sweeps
 
 
+def with_total(values: np.ndarray) -> np.ndarray:
+    """``[..., L]`` with the sum over the layers as one more column, ``[..., L + 1]``."""
+    return np.concatenate([values, values.sum(-1, keepdims=True)], -1)
+
+
 @dataclass(frozen=True)
 class Sweeps:
     """What is known of sweeps, measured when it is asked for.
 
     Attributes:
-        ratios: ``() -> (ratios [L], passes)``: each layer's variance in separate sweeps over that in double backward
-            probes, and the forward passes that one takes for all layers; ``None`` if separate sweeps are not thought
-            of.
-        joint: ``() -> variance of a joint sweep over that of the sum of a double backward probe``.
+        ratios: ``() -> (ratios [L], cost)``: each layer's variance in separate sweeps over that in double backward
+            probes, and the forward passes that one separate sweep of all layers takes. ``None`` if separate sweeps
+            are not thought of.
+        joint: ``() -> ratio``: the variance of a joint sweep over that of the sum of a double backward probe.
     """
 
     ratios: Callable[[], tuple[np.ndarray, float]] | None
@@ -51,8 +64,8 @@ class Plan:
         joint: joint sweeps ``[S]``.
         weight: of the joint draws of each sample ``[S]``.
         shares: of the layers in what the joint draws correct ``[L]``.
-        deviation: expected standard deviation of a probe of each layer ``[S, L]``, of its own block alone where that is
-            known.
+        deviation: expected standard deviation of a probe of each layer ``[S, L]``, in the unit of the trace. Where
+            separate sweeps were compared, it is that of one of them: of the layer's own block alone.
     """
 
     counts: np.ndarray
@@ -65,6 +78,53 @@ class Plan:
     def passes(self) -> float:
         """Time of a sample's double backward probes and joint sweeps in forward passes, on the average."""
         return float((BACKWARD * self.counts * ~self.separate + JOINT * self.joint).mean())
+
+    def less_joint(self, draws: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        r"""Draws of the layers without what the joint draws stand for, :math:`x_i - w\,b_i \sum_j x_j`, and their sum.
+
+        Args:
+            draws: ``[n, ..., L]``.
+            samples: whose they are ``[n]``.
+
+        Returns:
+            ``[n, ..., L + 1]``.
+        """
+        weight = self.weight[samples].reshape(-1, *[1] * (draws.ndim - 1))
+        return with_total(draws - weight * self.shares * draws.sum(-1, keepdims=True))
+
+    def combine(self, own: Moments, joint_mean: np.ndarray, joint_squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r"""Every sample's traces from all draws, with :math:`w\,b_i\,T` put back.
+
+        Args:
+            own: of the draws :meth:`less_joint` ``[S, L + 1]``.
+            joint_mean: T, the mean of each sample's joint draws ``[S]``.
+            joint_squares: sum of their squared deviations from it ``[S]``.
+
+        Returns:
+            ``(values, variances)``, both ``[S, L + 1]`` with the total in the last column.
+        """
+        shares = np.append(self.shares, 1.0)
+        values = own.mean + (self.weight * joint_mean)[:, None] * shares
+        variances = own.squares / (own.count * (own.count - 1))[:, None]
+        pairs = np.maximum(self.joint * (self.joint - 1), 1)
+        variances += (self.weight**2 * joint_squares / pairs)[:, None] * shares**2
+        return values, variances
+
+
+class LayerProbes(NamedTuple):
+    """The part of a plan that looks at the layers alone.
+
+    Attributes:
+        counts: probes of each sample ``[S]``.
+        separate: whether they are separate sweeps ``[S]``.
+        variances: of one probe, for each layer ``[S, L]``.
+        total: variance that the sum over the layers has in one probe of the sample's kind ``[S]``.
+    """
+
+    counts: np.ndarray
+    separate: np.ndarray
+    variances: np.ndarray
+    total: np.ndarray
 
 
 def plan_probes(
@@ -82,54 +142,78 @@ def plan_probes(
     num, layers = variances[:, :-1].shape
     shares = variances[:, :-1].sum(0)
     shares = shares / shares.sum() if shares.any() else np.full(layers, 1 / layers)
-    own, separate, joint, weight = variances[:, :-1], np.zeros(num, bool), np.zeros(num, int), np.zeros(num)
+    joint, weight = np.zeros(num, int), np.zeros(num)
     if sweeps is None:
         counts = allocate(variances, targets, minimum=minimum, budget=budget)
-        return Plan(counts, separate, joint, weight, shares, np.sqrt(own))
-    # Separate sweeps for the samples of which they save time, at the gain where it is needed most.
-    wanted = targets[:-1]
-    counts = allocate(own, wanted, minimum=minimum, budget=budget)
-    alone = variances[:, -1]
-    if sweeps.ratios is not None and counts.max() > max(FEW, minimum):
-        ratios, cost = sweeps.ratios()
-        need = np.divide(own.sum(0), wanted**2, out=np.zeros(layers), where=wanted > 0)
-        gain, cost = float((need * ratios).sum() / need.sum()), cost / BACKWARD
-        separate = counts >= _worth_separate_sweeps(gain, cost)
-        own, before = own * ratios, own
-        if separate.any():
-            mixed = np.where(separate[:, None], own, before)
-            counts = allocate(
-                mixed,
-                wanted,
-                minimum=np.where(separate, 2, minimum),
-                budget=budget,
-                costs=np.where(separate, cost, 1.0),
-            )
-            alone = np.where(separate, own.sum(1), alone)
-    if targets[-1] > 0 and (alone / counts).sum() > (targets[-1] * num) ** 2:
-        # Of a network with one curved layer nothing is left to chance in a joint sweep: any draw will do.
-        variance = variances[:, -1] * max(sweeps.joint(), 1e-6)
-        # In units of joint draws, what the sum over the layers knows already.
-        have = counts * np.divide(variance, alone, out=np.ones(num), where=(alone > 0) & (variance > 0))
-        joint = _joint_draws(np.sqrt(variance), have, (targets[-1] * num) ** 2, budget * BACKWARD / JOINT)
-        weight = joint / (joint + have)
-    return Plan(counts, separate, joint, weight, shares, np.sqrt(own))
+        probes = LayerProbes(counts, np.zeros(num, bool), variances[:, :-1], variances[:, -1])
+    else:
+        probes = _probe_layers(variances, targets[:-1], minimum, budget, sweeps)
+        if targets[-1] > 0 and (probes.total / probes.counts).sum() > (targets[-1] * num) ** 2:
+            joint, weight = _probe_total(probes, variances[:, -1], targets[-1], budget, sweeps)
+    return Plan(probes.counts, probes.separate, joint, weight, shares, np.sqrt(probes.variances))
+
+
+def _probe_layers(variances: np.ndarray, targets: np.ndarray, minimum: int, budget: int, sweeps: Sweeps) -> LayerProbes:
+    """Double backward probes, or separate sweeps for the samples of which they save time."""
+    own, total = variances[:, :-1], variances[:, -1]
+    counts, separate = allocate(own, targets, minimum=minimum, budget=budget), np.zeros(len(own), bool)
+    if sweeps.ratios is None or counts.max() <= max(FEW, minimum):
+        return LayerProbes(counts, separate, own, total)
+    ratios, passes = sweeps.ratios()
+    cost = passes / BACKWARD
+    # The gain where it is needed most.
+    need = np.divide(own.sum(0), targets**2, out=np.zeros(len(targets)), where=targets > 0)
+    gain = float((need * ratios).sum() / need.sum())
+    separate = counts >= _worth_separate_sweeps(gain, cost)
+    apart = own * ratios
+    if separate.any():
+        counts = allocate(
+            np.where(separate[:, None], apart, own), targets, minimum=np.where(separate, 2, minimum), budget=budget,
+            costs=np.where(separate, cost, 1.0),
+        )  # fmt: skip
+        total = np.where(separate, apart.sum(1), total)
+    return LayerProbes(counts, separate, apart, total)
+
+
+def _probe_total(
+    probes: LayerProbes, variances: np.ndarray, target: float, budget: int, sweeps: Sweeps
+) -> tuple[np.ndarray, np.ndarray]:
+    """Joint sweeps for what the total lacks, and the weight of their mean; both ``[S]``.
+
+    ``variances [S]`` are those of the sum over the layers in a double backward probe.
+    """
+    # Of a network with one curved layer nothing is left to chance in a joint sweep: any draw will do.
+    variance = variances * max(sweeps.joint(), 1e-6)
+    # In units of joint draws, what the sum over the layers knows already.
+    known = np.divide(variance, probes.total, out=np.ones(len(variance)), where=(probes.total > 0) & (variance > 0))
+    have = probes.counts * known
+    wanted = (target * len(variance)) ** 2
+    joint = _joint_draws(np.sqrt(variance), have, wanted, budget * BACKWARD / JOINT)
+    return joint, joint / (joint + have)
 
 
 def _worth_separate_sweeps(gain: float, cost: float) -> float:
-    r"""Double backward probes of a sample for which separate sweeps, two of them at least, are the better buy.
+    r"""How many double backward probes a sample must have had for separate sweeps, two at least, to be the better buy.
 
-    Where variance :math:`V / k` and time k weigh the same, at the best number k of double backward probes, two sweeps
-    with variance :math:`g V / 2` and time 2 c are better if :math:`g k^2 / 2 + 2 c < 2 k`; more than two are always if
-    :math:`g c < 1`.
+    Let the variance :math:`V / k` and the time k weigh the same at the best number k of double backward probes. Two
+    sweeps with variance :math:`g V / 2` and time 2 c are better if :math:`g k^2 / 2 + 2 c < 2 k`. More than two are
+    always better if :math:`g c < 1`.
+
+    Args:
+        gain: g, variance of a separate sweep over that of a double backward probe.
+        cost: c, its time over that of a double backward probe.
     """
     return 2 * cost / (1 + np.sqrt(1 - gain * cost)) if gain * cost < 1 else np.inf
 
 
 def _joint_draws(spread: np.ndarray, have: np.ndarray, wanted: float, most: float) -> np.ndarray:
-    """Draws ``[S]`` in proportion to the spread, less what there is, for a sum of variances that is wanted.
+    """Joint draws of each sample ``[S]``: powers of two, in proportion to the spread, less what there is.
 
-    They are powers of two.
+    Args:
+        spread: standard deviation of a joint draw ``[S]``.
+        have: joint draws that what is known of the sample already is worth ``[S]``.
+        wanted: sum of the variances of the samples' means.
+        most: cap on the mean number of draws.
     """
 
     def counts(factor: float) -> np.ndarray:

@@ -55,16 +55,16 @@ def test_hessian_trace_by_sweeps(targets, monkeypatch):
 
     Both are unbiased, with right errors, and the layers add up.
     """
-    from genbound.quantities import hessian_trace
+    from genbound.quantities import remainder_probes
 
-    plans, original = [], hessian_trace.plan_probes
+    plans, original = [], remainder_probes.plan_probes
 
     def spy(*args, **kwargs):
         plans.append(original(*args, **kwargs))
         return plans[-1]
 
-    monkeypatch.setattr(hessian_trace, "plan_probes", spy)
-    monkeypatch.setattr(hessian_trace, "SMALL", 0)  # no more probes than the cap, however small the problem
+    monkeypatch.setattr(remainder_probes, "plan_probes", spy)
+    monkeypatch.setattr(remainder_probes, "SMALL", 0)  # no more probes than the cap, however small the problem
     problem = CASES["mlp_gelu"].problem()
     exact = genbound.evaluate(problem, ["hessian_trace"]).quantities["hessian_trace"]
     z = []

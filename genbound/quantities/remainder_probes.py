@@ -1,0 +1,225 @@
+r"""How ``hessian_trace`` probes what the Gauss-Newton part leaves of a sample's trace, the *remainder*.
+
+Every sample has its *first* probes. A *plan* says which probes it gets beside them, and of which kind
+(:mod:`genbound.estimators.trace_plan`). Where much work is ahead, a *pilot* comes before the plan: more probes of a
+few samples, which are not used again. The *draws* are then what the plan says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from genbound.curvature.sweep import Sweep, can_sweep, separate_cost
+from genbound.curvature.traces import joint_trace, joint_trace_twice, probe_trace, separate_traces
+from genbound.estimators.allocation import choose_pilot, expect, shrink
+from genbound.estimators.draws import Moments, Sampler, as_drawn
+from genbound.estimators.estimate import Sampled
+from genbound.estimators.trace_plan import BACKWARD, Plan, Sweeps, plan_probes, with_total
+from genbound.network.problem import SHARD, Problem
+from genbound.network.tape import Tape
+from genbound.quantities.base import Context, Part, stack
+
+PILOT = 128  # most samples of the pilot
+HARDEST = 8  # samples of the pilot that sweeps are tried on
+TRIED = 16  # joint sweeps of each of them
+DEAR = 10  # times the pilot's own cost: work before which it pays
+TYPICAL = 0.8  # variance of a joint sweep over that of a double backward probe, where nothing is measured
+SMALL = 2**28  # samples x weights x probes that take no more than about half a minute: small problems get better errors
+
+
+def tapes_by_column(problem: Problem) -> Callable[[Sequence[int]], Iterator[tuple[Tape, np.ndarray]]]:
+    """``positions -> (tape, columns of its layers among all layers)``."""
+    column = {layer.name: i for i, layer in enumerate(problem.layers)}
+
+    def passes(positions: Sequence[int]) -> Iterator[tuple[Tape, np.ndarray]]:
+        for tape in problem.tapes(positions):
+            yield tape, np.array([column[name] for name in tape.layers], dtype=int)
+
+    return passes
+
+
+class Probes:
+    """The kinds of probe of the remainder, for the layers that have one.
+
+    A layer that the output is piecewise linear in has no remainder of its own, but cross-layer blocks with the
+    others. So sweeps leave it out.
+
+    Args:
+        problem: what is measured.
+        seed: of all random numbers.
+        curved: which layers have a remainder ``[L]``.
+    """
+
+    def __init__(self, problem: Problem, seed: int, curved: np.ndarray):
+        self._problem, self._seed = problem, seed
+        self._columns = np.flatnonzero(curved)
+        self._names = [problem.layers[i].name for i in self._columns]
+
+    def backward(self, kind: str, finish: Callable) -> Sampler:
+        """Double backward probes, a column for every layer; ``finish`` as in ``Sampler``."""
+        return self._sampler(
+            kind, tapes_by_column(self._problem), len(self._problem.layers),
+            lambda tape, rows: probe_trace(tape, "remainder", rows, self._seed), finish,
+        )  # fmt: skip
+
+    def separate(self, kind: str, finish: Callable = as_drawn) -> Sampler:
+        """Separate sweeps, a column for every layer."""
+        return self._sampler(
+            kind, self._sweeps(self._columns), len(self._problem.layers),
+            lambda sweep, rows: separate_traces(sweep, self._names, rows, self._seed), finish,
+        )  # fmt: skip
+
+    def joint(self, kind: str) -> Sampler:
+        """Joint sweeps, one column."""
+        return self._sampler(
+            kind, self._sweeps([0]), 1, lambda sweep, rows: joint_trace(sweep, self._names, rows, self._seed)[:, None]
+        )
+
+    def joint_twice(self, kind: str) -> Sampler:
+        """Joint sweeps without and with part of their mean taken, two columns of the same draws."""
+        return self._sampler(
+            kind, self._sweeps([0, 1]), 2, lambda sweep, rows: joint_trace_twice(sweep, self._names, rows, self._seed)
+        )
+
+    def _sweeps(self, columns: Sequence[int]) -> Callable[[Sequence[int]], Iterator[tuple[Sweep, np.ndarray]]]:
+        columns = np.array(columns)
+        return lambda positions: ((Sweep(self._problem, run), columns) for run in self._problem.batches(positions))
+
+    def _sampler(self, kind: str, passes: Callable, width: int, draw: Callable, finish: Callable = as_drawn) -> Sampler:
+        return Sampler(f"hessian_trace {kind}", passes, draw, width, self._problem.batch_size, finish)
+
+
+class Pilot:
+    """Probes of a few samples, a third of them the hardest, that say what probes of all samples will be worth.
+
+    Args:
+        problem: what is measured.
+        context: of the measurement.
+        probes: the kinds of probe.
+        sizes: what the samples' spreads grow with ``[N]``.
+    """
+
+    def __init__(self, problem: Problem, context: Context, probes: Probes, sizes: np.ndarray):
+        self._problem, self._context, self._probes = problem, context, probes
+        self._num = context.options.num_pilot
+        self.positions, hard = choose_pilot(sizes, min(PILOT, max(PILOT // 4, problem.num_samples // 4)))
+        self._hardest = sorted(hard[:HARDEST])
+
+    def passes(self) -> float:
+        """Time that it takes, in forward passes of one sample."""
+        return len(self.positions) * self._num * BACKWARD
+
+    def improve(self, variances: np.ndarray) -> None:
+        """Bring in what the pilot's samples show.
+
+        Args:
+            variances: expected, of one double backward probe ``[N, L + 1]``; those of the pilot's samples are
+                overwritten.
+        """
+        backward = self._probes.backward("pilot", lambda draws, _: with_total(draws))
+        items = [self.positions[i : i + SHARD] for i in range(0, len(self.positions), SHARD)]
+        self._found = self._squares("pilot", items, backward, self._num) / (self._num - 1)
+        variances[self.positions] = shrink(self._found, variances[self.positions], self._num)
+
+    def sweeps(self) -> Sweeps:
+        """What sweeps of the hardest samples are worth, measured when it is asked for."""
+        return Sweeps(self._separate_ratios, self._joint_ratio)
+
+    def _separate_ratios(self) -> tuple[np.ndarray, float]:
+        squares = self._squares("pilot_separate", [self._hardest], self._probes.separate("pilot apart"), self._num)
+        place = {p: i for i, p in enumerate(self.positions)}
+        before = self._found[[place[p] for p in self._hardest], :-1].sum(0)
+        after = squares.sum(0) / (self._num - 1)
+        return np.divide(after, before, out=np.ones(len(before)), where=before > 0), separate_cost(self._problem)
+
+    def _joint_ratio(self) -> float:
+        squares = self._squares("pilot_joint", [self._hardest], self._probes.joint_twice("pilot joint"), TRIED)
+        whole, mean = squares.sum(0)
+        return mean / whole if whole > 0 else 1.0
+
+    def _squares(self, stage: str, items: list[list[int]], sampler: Sampler, num: int) -> np.ndarray:
+        """Sums of squared deviations of ``num`` draws of every sample of the items, ``[samples, columns]``."""
+        parts = self._context.map(stage, items, lambda at: sampler.moments(at, [num] * len(at)).part())
+        return stack(parts, "squares")
+
+
+def plan_remainder(
+    problem: Problem, context: Context, probes: Probes, known: Sampled, sizes: np.ndarray, first: np.ndarray
+) -> Plan:
+    """Which probes every sample gets, from its first ones, and from a pilot where much work is ahead.
+
+    What a sample gets depends on the spread of other samples' first probes and on the pilot, not on its own. The
+    exception is the size of the values that the wanted errors are relative to: it biases them by about twice the
+    squared relative error.
+
+    Args:
+        problem: what is measured.
+        context: of the measurement.
+        probes: the kinds of probe.
+        known: the Gauss-Newton part, with the total in the last column.
+        sizes: norm of every sample's loss gradient in the output, which its spread grows with ``[N]``.
+        first: the first double backward probes of every sample ``[N, D, L]``.
+    """
+    options, num, num_first = context.options, problem.num_samples, first.shape[1]
+    first = with_total(first)
+    spread = first.var(1, ddof=1)
+    targets = _wanted_errors(options, known, first.mean(1), spread / num_first)
+    variances = expect(sizes, spread)
+    weights = sum(layer.num_weights for layer in problem.layers)
+    budget = max(options.max_probes, min(512, SMALL // (num * weights)))
+    swept = can_sweep(problem)
+    plan = plan_probes(variances, targets, num_first, budget, Sweeps(None, lambda: TYPICAL) if swept else None)
+    pilot = Pilot(problem, context, probes, sizes)
+    if num * plan.passes() < DEAR * pilot.passes():
+        return plan
+    pilot.improve(variances)
+    return plan_probes(variances, targets, num_first, budget, pilot.sweeps() if swept else None)
+
+
+def _wanted_errors(options, known: Sampled, remainder: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Standard errors that the remainder's means may have, ``[L + 1]``.
+
+    Args:
+        options: of ``hessian_trace``.
+        known: the Gauss-Newton part.
+        remainder: a first estimate of every sample's remainder ``[N, L + 1]``.
+        noise: its variance ``[N, L + 1]``.
+    """
+    found = known.samples + remainder
+    magnitude = np.abs(found.mean(0))
+    # Of the samples' own values, free of the probes' noise.
+    square = (found**2 - noise).mean(0)
+    typical = np.sqrt(np.maximum(square, 0))[:-1]
+    least = np.full(len(typical), 0.01 * magnitude[:-1].max())
+    layers = options.layer_sem * np.maximum.reduce([magnitude[:-1], 0.1 * typical, least])
+    # Layers of opposite sign may cancel in the total: then it is the layers that set the scale.
+    total = max(options.total_sem * magnitude[-1], 0.25 * options.total_sem * magnitude[:-1].sum())
+    wanted = np.append(layers, total)
+    return np.sqrt(np.maximum(wanted**2 - known.sem**2, (0.5 * wanted) ** 2))
+
+
+def draw_remainder(problem: Problem, context: Context, probes: Probes, plan: Plan, first: np.ndarray) -> Sampled:
+    """The remainder of every sample by the plan's probes, ``[N, L + 1]`` with the total in the last column.
+
+    ``first [N, D, L]`` are the probes that every sample had already: some of the double backward ones.
+    """
+    num_first, columns = first.shape[1], first.shape[2] + 1
+    backward, separate = (kind("draws", plan.less_joint) for kind in (probes.backward, probes.separate))
+    joint = probes.joint("joint")
+
+    def draw(shard: range) -> Part:
+        positions, own = list(shard), Moments.empty(len(shard), columns)
+        counts, apart = plan.counts[positions], plan.separate[positions]
+        backward.add_to(own, positions, (counts - num_first) * ~apart)
+        separate.add_to(own, positions, counts * apart)
+        together = joint.moments(positions, plan.joint[positions])
+        return own.part() | {"joint_mean": together.mean[:, 0], "joint_squares": together.squares[:, 0]}
+
+    parts = context.map("draws", problem.shards(), draw)
+    own = Moments(*(stack(parts, key) for key in ("count", "mean", "squares")))
+    samples = np.flatnonzero(~plan.separate)
+    for i in range(num_first):
+        own.add(samples, plan.less_joint(first[samples, i], samples))
+    return Sampled.of(*plan.combine(own, stack(parts, "joint_mean"), stack(parts, "joint_squares")))
