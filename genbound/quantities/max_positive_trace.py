@@ -1,18 +1,22 @@
 r"""The largest :math:`\mathrm{Tr}\,H_i^+[\ell(f_W(x), y)]` over the samples, per layer's own block.
 
 * A positive semidefinite block's trace is its Gauss-Newton trace: exact for every sample.
-* A small block (or few samples) is formed densely, in the basis of the sample's own inputs, and decomposed: exact.
-* A larger one is an **estimate**, and labelled so. Candidates are the samples with the largest traces and the largest
-  spread of the trace probes; stochastic Lanczos quadrature narrows them down, fresh probes choose among the last ones, and
-  fresh ones again measure the chosen sample (the maximum of noisy estimates would be biased upward). ``sem`` covers those
-  last probes. A sample that was not a candidate may be larger: the value is a lower estimate of the maximum.
+* A small block, or that of few samples, is formed densely in the basis of the sample's own inputs, and decomposed:
+  exact.
+* A larger one is an **estimate**, and labelled so. The *candidates* are the samples with the largest traces and the
+  largest spread of the trace's probes. Stochastic Lanczos quadrature of one probe each leaves the *finalists*, and
+  fresh probes choose among these. Fresh probes again measure the chosen sample: the maximum of noisy estimates would
+  be biased upward. ``sem`` covers the last probes. A sample that was not a candidate may be larger, so the value is a
+  lower estimate of the maximum.
 
-For the chosen sample the trace of :math:`f(H) = H^+` is taken as in Hutch++: exactly on a random subspace that captures the
-large eigenvalues, by probes outside it; every quadratic form :math:`z^\top f(H) z` is a Gauss quadrature.
+For the chosen sample the trace of :math:`f(H) = H^+` is taken as in Hutch++: exactly on a random subspace that captures
+the large eigenvalues, and by probes outside it. Every quadratic form :math:`z^\top f(H) z` is a Gauss quadrature.
 
 Cost:
-    Exact blocks: nothing beyond ``hessian_trace``, or one double backward pass for each dimension of the block. Estimates:
-    about 500 double backward passes of one sample for each layer.
+    Exact blocks: nothing beyond ``hessian_trace``, or one double backward pass for each dimension of the block.
+    Estimates: about 500 double backward passes of one sample for each layer.
+Variance:
+    ``sem`` is the standard error over the last probes; 0 where the trace is exact.
 
 References:
     Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIAM J. Matrix Anal. Appl., 2017.
@@ -21,6 +25,9 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, cycle
+
 import numpy as np
 import torch
 
@@ -28,177 +35,204 @@ from genbound.curvature.layer_block import LayerOperator, dense_blocks
 from genbound.curvature.traces import gauss_newton_trace
 from genbound.estimators.lanczos import Lanczos
 from genbound.estimators.random import rademacher
-from genbound.quantities.base import Context, Measured, Part, plain, stream
+from genbound.network.layers import Layer
+from genbound.network.problem import Problem
+from genbound.quantities.base import Context, Measured, Part, stream
 from genbound.quantities.catalogue.max_positive_trace import MaxPositiveTraceOptions
 
 NAME = "max_positive_trace"
+FRESH = 4  # probes of each finalist
 
 
-def _positive_traces(blocks: torch.Tensor) -> np.ndarray:
-    return torch.linalg.eigvalsh(blocks).clamp(min=0).sum(1).cpu().numpy()
+def _probes(operator: LayerOperator, shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
+    """Sign probes of the weight, one for each row of the pass, in the basis of its sample's inputs ``[N, d]``."""
+    like = operator.tape.outputs.detach()
+    num = len(operator.tape)
+    return operator.start(rademacher((num, *shape), source, like)).reshape(num, -1).double()
 
 
 def _quadratures(operator: LayerOperator, starts: torch.Tensor, steps: int) -> np.ndarray:
-    """``z^T H^+ z`` for each row."""
+    """``z^T H^+ z`` for each row z of ``starts [N, d]``, by Gauss quadrature; ``[N]``."""
     run = Lanczos(operator.product, starts)
     for _ in range(min(steps, operator.dimension)):
         run.step(operator.precision)
     return np.array([run.positive_part(i) for i in range(len(starts))])
 
 
-def _probes(operator: LayerOperator, shape, num: int, source) -> torch.Tensor:
-    """Rademacher probes of the weight, seen in the operator's own basis: continuous in the inputs."""
-    like = operator.tape.outputs.detach()
-    return operator.start(rademacher((num, *shape), source, like)).reshape(num, -1).double()
+class _SampleBlock:
+    """One sample's block H of a layer. Vectors go through it side by side, as copies of the sample in a pass.
 
+    Args:
+        problem: what is measured.
+        layer: whose block.
+        position: of the sample.
+        num: copies, in as many passes as they need.
+    """
 
-def _copies(problem, name: str, position: int, num: int, by_batch: bool) -> list[list[int]]:
-    size = problem.batch_size if by_batch else 1
-    return [[position] * min(size, num - s) for s in range(0, num, size)]
-
-
-class _Sample:
-    """One sample's block, with many vectors sent through it side by side as copies of the sample."""
-
-    def __init__(self, problem, layer, position: int, num: int):
-        self.shape = layer.shape
-        self.operators = [
-            LayerOperator(problem.tape(run, [layer.name]), layer.name)
-            for run in _copies(problem, layer.name, position, num, layer.by_batch)
-        ]
-
-    def probes(self, num: int, source) -> torch.Tensor:
-        parts, left = [], num
-        while left:
-            for operator in self.operators:
-                take = min(left, len(operator.tape))
-                drawn = _probes(operator, self.shape, len(operator.tape), source)
-                parts.append(drawn[:take])
-                left -= take
-                if not left:
-                    break
-        return torch.cat(parts)
-
-    def _chunks(self, vectors: torch.Tensor):
-        start = 0
-        while start < len(vectors):
-            for operator in self.operators:
-                size = len(operator.tape)
-                chunk = vectors[start : start + size]
-                if not len(chunk):
-                    return
-                padded = torch.zeros(size, vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
-                padded[: len(chunk)] = chunk
-                yield operator, padded, len(chunk)
-                start += size
-
-    def apply(self, vectors: torch.Tensor) -> torch.Tensor:
-        return torch.cat([op.product(v).double()[:n] for op, v, n in self._chunks(vectors)])
-
-    def quadratures(self, vectors: torch.Tensor, steps: int) -> np.ndarray:
-        return np.concatenate([_quadratures(op, v, steps)[:n] for op, v, n in self._chunks(vectors)])
+    def __init__(self, problem: Problem, layer: Layer, position: int, num: int):
+        self._shape = layer.shape
+        size = problem.batch_size if layer.by_batch else 1
+        runs = [[position] * min(size, num - start) for start in range(0, num, size)]
+        self._operators = [LayerOperator(problem.tape(run, [layer.name]), layer.name) for run in runs]
 
     @property
     def dimension(self) -> int:
-        return self.operators[0].dimension
+        return self._operators[0].dimension
+
+    def probes(self, num: int, source: torch.Generator) -> torch.Tensor:
+        """``[num, d]``, drawn a pass at a time."""
+        drawn, left = [], num
+        for operator in cycle(self._operators):
+            drawn.append(_probes(operator, self._shape, source)[:left])
+            left -= len(drawn[-1])
+            if not left:
+                return torch.cat(drawn)
+
+    def apply(self, vectors: torch.Tensor) -> torch.Tensor:
+        """``H z`` for each row z, ``[n, d]``."""
+        return torch.cat([op.product(v).double()[:n] for op, v, n in self._passes(vectors)])
+
+    def quadratures(self, vectors: torch.Tensor, steps: int) -> np.ndarray:
+        """``z^T H^+ z`` for each row z of ``[n, d]``; ``[n]``."""
+        return np.concatenate([_quadratures(op, v, steps)[:n] for op, v, n in self._passes(vectors)])
+
+    def _passes(self, vectors: torch.Tensor) -> Iterator[tuple[LayerOperator, torch.Tensor, int]]:
+        """``(operator, rows for its pass, how many of them are vectors)``: the last pass is filled up with zeros."""
+        start, operators = 0, cycle(self._operators)
+        while start < len(vectors):
+            operator = next(operators)
+            size = len(operator.tape)
+            rows = vectors[start : start + size]
+            padded = torch.zeros(size, vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
+            padded[: len(rows)] = rows
+            yield operator, padded, len(rows)
+            start += size
 
 
-def _hutch_plus_plus(sample: _Sample, options: MaxPositiveTraceOptions, source) -> tuple[float, float]:
-    """``(estimate, sem)`` of the trace of the positive part of one sample's block."""
-    sketch = sample.apply(sample.probes(min(options.subspace, sample.dimension), source))
-    basis, r = torch.linalg.qr(sketch.T)  # [d, s]
-    diagonal = r.diagonal().abs()
-    basis = basis[:, diagonal > 1e-6 * diagonal.max()] if float(diagonal.max()) > 0 else basis[:, :0]
-    inside = float(sample.quadratures(basis.T.contiguous(), options.num_steps).sum()) if basis.shape[1] else 0.0
-    probes = sample.probes(options.num_probes, source)
-    probes = probes - (probes @ basis) @ basis.T
-    outside = sample.quadratures(probes, options.num_steps)
-    return inside + float(outside.mean()), float(outside.std(ddof=1) / np.sqrt(len(outside)))
-
-
-def measure(problem, context: Context) -> Measured:
-    options, trace = context.options, context.measured["hessian_trace"]
-
-    def positive_semidefinite(i: int) -> Part:
-        """Exact traces where they were probed for want of a small output: only the largest few need them."""
-        values = trace.samples["value"][:, i]
-        noise = trace.samples["sem"][:, i]
-        name = problem.layers[i].name
-        if not noise.any():
-            best = int(values.argmax())
-            return _part(values[best], 0.0, best, "gauss-newton", True)
-        likely = [int(p) for p in np.argsort(-(values + 4 * noise), kind="stable")[: options.candidates]]
-        exact = np.concatenate(
-            [gauss_newton_trace(tape)[:, 0].cpu().numpy() for tape in problem.tapes(sorted(likely), [name])]
-        )
-        best = int(exact.argmax())
-        return _part(exact[best], 0.0, sorted(likely)[best], "gauss-newton of candidates", False)
-
-    def dense(i: int, positions) -> np.ndarray:
-        name = problem.layers[i].name
-        return np.concatenate(
-            [_positive_traces(dense_blocks(LayerOperator(tape, name))) for tape in problem.tapes(positions, [name])]
-        )
-
-    def affordable(i: int, positions) -> bool:
-        """Whether all products of these samples are few enough; a block's dimension grows with a sequence's length."""
-        name, products = problem.layers[i].name, 0
-        shortest = LayerOperator(next(problem.tapes(positions[:1], [name])), name).dimension
-        if len(positions) * shortest > options.dense_products:
-            return False
-        for tape in problem.tapes(positions, [name]):
-            products += len(tape) * LayerOperator(tape, name).dimension
-            if products > options.dense_products:
-                return False
-        return True
-
-    def general(i: int) -> Part:
-        layer = problem.layers[i]
-        if layer.kind == "unused":
-            return _part(0.0, 0.0, 0, "unused", True)
-        if affordable(i, range(problem.num_samples)):
-            values = dense(i, range(problem.num_samples))
-            return _part(values.max(), 0.0, int(values.argmax()), "dense", True)
-        # A probe's spread is about the Frobenius norm of the remainder, which bounds its trace from neither side but grows with it.
-        score = trace.samples["value"][:, i] + trace.samples["probe_std"][:, i]
-        likely = sorted(int(p) for p in np.argsort(-score, kind="stable")[: options.candidates])
-        if affordable(i, likely):
-            values = dense(i, likely)
-            return _part(values.max(), 0.0, likely[int(values.argmax())], "dense for candidates", False)
-        screened, source = [], stream(context, NAME, "screen", i)
-        for tape in problem.tapes(likely, [layer.name]):
-            operator = LayerOperator(tape, layer.name)
-            starts = _probes(operator, layer.shape, len(tape), source)
-            screened += list(zip(tape.positions, _quadratures(operator, starts, options.num_steps), strict=True))
-        last = [p for p, _ in sorted(screened, key=lambda pair: -pair[1])[: options.finalists]]
-
-        def again(p: int) -> float:
-            sample = _Sample(problem, layer, p, 4)
-            return sample.quadratures(sample.probes(4, stream(context, NAME, "choose", i, p)), options.num_steps).mean()
-
-        chosen = max(last, key=again) if len(last) > 1 else last[0]
-        sample = _Sample(problem, layer, chosen, options.subspace)
-        estimate, sem = _hutch_plus_plus(sample, options, stream(context, NAME, "measure", i, chosen))
-        return _part(estimate, sem, chosen, "stochastic Lanczos quadrature", False)
-
-    def layer(i: int) -> Part:
-        return (positive_semidefinite if problem.layers[i].positive_semidefinite else general)(i)
-
-    parts = context.map("layers", list(range(len(problem.layers))), layer)
-    layers = {}
-    for item, part in zip(problem.layers, parts, strict=True):
-        layers[item.name] = {
-            "value": plain(part["value"].item()),
-            "sem": plain(part["sem"].item()),
+def measure(problem: Problem, context: Context) -> Measured:
+    layers = problem.layers
+    parts = context.map("layers", list(range(len(layers))), lambda i: _Search(problem, context, i).run())
+    rows = {
+        layer.name: {
+            "value": float(part["value"]),
+            "sem": float(part["sem"]),
             "num_samples": problem.num_samples,
             "sample": problem.indices[int(part["position"])],
             "method": str(part["method"]),
             "exact": bool(part["exact"]),
         }
-    note = "" if all(entry["exact"] for entry in layers.values()) else (
+        for layer, part in zip(layers, parts, strict=True)
+    }
+    note = "" if all(row["exact"] for row in rows.values()) else (
         "estimates are lower estimates of the maximum: samples that were not candidates may be larger"
     )  # fmt: skip
-    return Measured({"layers": layers, "note": note})
+    return Measured({"layers": rows, "note": note})
+
+
+class _Search:
+    """The search for one layer's largest trace, by the first way that is affordable.
+
+    Args:
+        problem: what is measured.
+        context: of the measurement.
+        number: of the layer.
+    """
+
+    def __init__(self, problem: Problem, context: Context, number: int):
+        self._problem, self._context, self._options = problem, context, context.options
+        self._number, self._layer, self._name = number, problem.layers[number], problem.layers[number].name
+        known = context.measured["hessian_trace"].samples
+        self._trace = {key: known[key][:, number] for key in ("value", "sem", "probe_std")}
+
+    def run(self) -> Part:
+        """The largest trace and its standard error, with the sample that has it and how it was found."""
+        every = range(self._problem.num_samples)
+        if self._layer.positive_semidefinite:
+            return self._gauss_newton()
+        if self._layer.kind == "unused":
+            return _part(0.0, 0.0, 0, "unused", True)
+        if self._affordable(every):
+            return _largest(self._dense(every), every, "dense", True)
+        # A probe's spread is about the Frobenius norm of the remainder: no bound of its trace, but it grows with it.
+        likely = sorted(self._candidates(self._trace["value"] + self._trace["probe_std"]))
+        if self._affordable(likely):
+            return _largest(self._dense(likely), likely, "dense for candidates", False)
+        chosen = self._choose(self._screen(likely))
+        block = _SampleBlock(self._problem, self._layer, chosen, self._options.subspace)
+        estimate, sem = _hutch_plus_plus(block, self._options, self._stream("measure", chosen))
+        return _part(estimate, sem, chosen, "stochastic Lanczos quadrature", False)
+
+    def _gauss_newton(self) -> Part:
+        """Exact traces. Where the output is large they were probed, and only the largest few are computed."""
+        values, noise = self._trace["value"], self._trace["sem"]
+        if not noise.any():
+            return _largest(values, range(len(values)), "gauss-newton", True)
+        likely = sorted(self._candidates(values + 4 * noise))
+        tapes = self._problem.tapes(likely, [self._name])
+        exact = np.concatenate([gauss_newton_trace(tape)[:, 0].cpu().numpy() for tape in tapes])
+        return _largest(exact, likely, "gauss-newton of candidates", False)
+
+    def _candidates(self, scores: np.ndarray) -> list[int]:
+        """The samples with the largest scores ``[N]``, the largest first."""
+        return [int(p) for p in np.argsort(-scores, kind="stable")[: self._options.candidates]]
+
+    def _affordable(self, positions: Sequence[int]) -> bool:
+        """Whether the products of these samples are few enough; a block's dimension grows with a sequence's length."""
+        shortest = next(self._operators(positions[:1])).dimension
+        if len(positions) * shortest > self._options.dense_products:
+            return False
+        spent = accumulate(len(op.tape) * op.dimension for op in self._operators(positions))
+        return all(products <= self._options.dense_products for products in spent)
+
+    def _dense(self, positions: Sequence[int]) -> np.ndarray:
+        """Exact traces of these samples, ``[n]``."""
+        eigenvalues = (torch.linalg.eigvalsh(dense_blocks(op)) for op in self._operators(positions))
+        return np.concatenate([values.clamp(min=0).sum(1).cpu().numpy() for values in eigenvalues])
+
+    def _screen(self, positions: list[int]) -> list[int]:
+        """The finalists: those of the candidates with the largest quadratures of one probe each."""
+        found, source = [], self._stream("screen")
+        for operator in self._operators(positions):
+            starts = _probes(operator, self._layer.shape, source)
+            values = _quadratures(operator, starts, self._options.num_steps)
+            found += zip(operator.tape.positions, values, strict=True)
+        return [p for p, _ in sorted(found, key=lambda pair: -pair[1])[: self._options.finalists]]
+
+    def _choose(self, finalists: list[int]) -> int:
+        """The finalist with the largest mean of fresh quadratures."""
+
+        def mean(position: int) -> float:
+            block = _SampleBlock(self._problem, self._layer, position, FRESH)
+            probes = block.probes(FRESH, self._stream("choose", position))
+            return block.quadratures(probes, self._options.num_steps).mean()
+
+        return max(finalists, key=mean) if len(finalists) > 1 else finalists[0]
+
+    def _operators(self, positions: Sequence[int]) -> Iterator[LayerOperator]:
+        return (LayerOperator(tape, self._name) for tape in self._problem.tapes(positions, [self._name]))
+
+    def _stream(self, stage: str, *key: int) -> torch.Generator:
+        return stream(self._context, NAME, stage, self._number, *key)
+
+
+def _largest(values: np.ndarray, positions: Sequence[int], method: str, exact: bool) -> Part:
+    best = int(values.argmax())
+    return _part(values[best], 0.0, positions[best], method, exact)
+
+
+def _hutch_plus_plus(
+    block: _SampleBlock, options: MaxPositiveTraceOptions, source: torch.Generator
+) -> tuple[float, float]:
+    """``(estimate, standard error)`` of the trace of the positive part of one sample's block."""
+    sketch = block.apply(block.probes(min(options.subspace, block.dimension), source))
+    basis, r = torch.linalg.qr(sketch.T)  # [d, s]
+    diagonal = r.diagonal().abs()
+    basis = basis[:, diagonal > 1e-6 * diagonal.max()] if float(diagonal.max()) > 0 else basis[:, :0]
+    inside = float(block.quadratures(basis.T.contiguous(), options.num_steps).sum()) if basis.shape[1] else 0.0
+    probes = block.probes(options.num_probes, source)
+    probes = probes - (probes @ basis) @ basis.T
+    outside = block.quadratures(probes, options.num_steps)
+    return inside + float(outside.mean()), float(outside.std(ddof=1) / np.sqrt(len(outside)))
 
 
 def _part(value: float, sem: float, position: int, method: str, exact: bool) -> Part:
@@ -208,11 +242,12 @@ def _part(value: float, sem: float, position: int, method: str, exact: bool) -> 
     }  # fmt: skip
 
 
-def forecast(problem, options: MaxPositiveTraceOptions) -> float:
-    """Products on single samples, about a gradient of theirs each: of the candidates' probes, the finalists' four, and the estimate.
+def forecast(problem: Problem, options: MaxPositiveTraceOptions) -> float:
+    """Gradients over the measured samples; a product on one sample is about a gradient of it.
 
-    Layers whose blocks are taken whole cost up to ``dense_products`` instead.
+    Products go to the candidates' probes, the finalists' and those of the estimate. Layers whose blocks are taken whole
+    cost up to ``dense_products`` instead.
     """
     curved = sum(not layer.positive_semidefinite for layer in problem.layers)
-    chains = options.candidates + 4 * options.finalists + options.subspace + options.num_probes
+    chains = options.candidates + FRESH * options.finalists + options.subspace + options.num_probes
     return curved * (options.subspace + chains * options.num_steps) / problem.num_samples
