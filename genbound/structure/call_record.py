@@ -1,9 +1,11 @@
-"""What the operations in autograd's record were called with, and what depends on the network's input beside that record.
+"""What operations were called with, and what depends on the network's input beside autograd's record.
 
-Autograd keeps what derivatives need: not the value that a threshold puts in, nor whether a mask was made from the input. Below
-autograd every operation is seen with its arguments; the number that autograd has just given to a node tells which node it is.
+Autograd keeps what derivatives need: not the value that a threshold puts in, nor whether a mask was made from the
+input. Below autograd every operation is seen with its arguments; the number that autograd has just given to a node
+tells which node it is.
 
-What depends on the input is followed by the memory that it lies in, through detached tensors, comparisons and whole numbers.
+What depends on the input is followed by the memory that it lies in, through detached tensors, comparisons and whole
+numbers.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class CallRecord(TorchDispatchMode):
     """Keeps the calls of a forward pass in which gradients are recorded.
 
     Attributes:
-        left: whether a number that depends on the followed input was turned into one of Python, where nobody follows it.
+        left: whether a number that depends on the followed input was turned into one of Python, where nobody follows
+            it.
     """
 
     def __init__(self):

@@ -2,16 +2,17 @@ r"""Lipschitz constants of executed operations, where the table leaves them to t
 
 Each is a pair: in the Euclidean norm of all entries together, and in the sup norm.
 
-* max-pooling with windows of k at stride s: an entry lies in at most :math:`m = \prod_{dims} \lceil k/s \rceil` windows, and
-  a maximum moves by no more than the entry that moves most in its window, so that
-  :math:`\|\Delta\|_2^2 \le m \|\delta\|_2^2`: the constant is :math:`\sqrt m`, that is :math:`\lceil k/s\rceil` for a square window. It
-  is attained (one entry far above all others). With dilation, s becomes s / gcd(s, d).
+* max-pooling with windows of k at stride s: an entry lies in at most :math:`m = \prod_{dims} \lceil k/s \rceil`
+  windows, and a maximum moves by no more than the entry that moves most in its window, so that
+  :math:`\|\Delta\|_2^2 \le m \|\delta\|_2^2`: the constant is :math:`\sqrt m`, that is :math:`\lceil k/s\rceil` for a
+  square window. It is attained (one entry far above all others). With dilation, s becomes s / gcd(s, d).
 * average pooling is linear and separable: the product of the 2-norms of its factors.
 * the mean over n entries: :math:`1/\sqrt n`, and 1 in the sup norm.
 * whatever puts entries in places: :math:`\sqrt m` where one entry is put in m places at most.
 * interpolation has no negative weights: :math:`\sqrt{rc}` with the largest sums of its rows and columns (Schur's test).
 * the cumulative sum of n entries: :math:`1/(2\sin\frac{\pi}{4n+2})`, the norm of the triangle of ones.
-* log-softmax of n entries: its derivative :math:`I - 1p^\top` is a projection, with the norm :math:`\sqrt n\,\|p\|_2 \le \sqrt n`.
+* log-softmax of n entries: its derivative :math:`I - 1p^\top` is a projection, with the norm
+  :math:`\sqrt n\,\|p\|_2 \le \sqrt n`.
 * evaluation-mode batch norm is diagonal: :math:`\max|\gamma|/\sqrt{\mathrm{var}+\varepsilon}`.
 * GELU and other smooth activations: the largest absolute value of the derivative.
 """
@@ -164,7 +165,11 @@ def picked(op: Executed) -> Constant:
 
 
 def _most_places(op: Executed) -> int:
-    """An entry's number is found again wherever it is put; what is put in beside entries does not change its sign with them."""
+    """How often the entry that is put in most places is put somewhere.
+
+    An entry's number is found again wherever it is put; what is put in beside entries does not change its sign with
+    them.
+    """
     numbers = torch.arange(1, 1 + math.prod(op.operand_shape), dtype=torch.float64).view(op.operand_shape)
     numbers = numbers.to(op.call.args[0].device)
     found, turned = (op.call.func(x, *op.call.args[1:], **op.call.kwargs) for x in (numbers, -numbers))
@@ -371,7 +376,10 @@ def log_softmax(op: Executed) -> Constant:
 
 
 def vector_norm(op: Executed) -> Constant:
-    """Of n entries: 1 for the Euclidean norm (root n in the sup norm), root n for the sum (n), 1 for the largest (1)."""
+    """Of n entries, with the constant in the sup norm in brackets.
+
+    It is 1 (root n) for the Euclidean norm, root n (n) for the sum and 1 (1) for the largest.
+    """
     entries = 1 / op.ratio
     known = {1.0: (math.sqrt(entries), entries), 2.0: (1.0, math.sqrt(entries)), math.inf: (1.0, 1.0)}
     order = float(op.node._saved_ord)
@@ -383,8 +391,8 @@ def vector_norm(op: Executed) -> Constant:
 FUNCTIONS: dict[str, Function] = {
     function.__name__: function
     for function in (
-        added, factor, prelu, batch_norm, padded, filled, chosen, repeated, placed, nearest, picked, total, mean, cumulative_sum,
-        interpolated, average_pool, adaptive_average_pool, max_pool, adaptive_max_pool, ordered, clamp, threshold, leaky_relu,
-        rrelu, elu, celu, softplus, gelu, silu, mish, log_softmax, vector_norm,
+        added, factor, prelu, batch_norm, padded, filled, chosen, repeated, placed, nearest, picked, total, mean,
+        cumulative_sum, interpolated, average_pool, adaptive_average_pool, max_pool, adaptive_max_pool, ordered, clamp,
+        threshold, leaky_relu, rrelu, elu, celu, softplus, gelu, silu, mish, log_softmax, vector_norm,
     )
 }  # fmt: skip

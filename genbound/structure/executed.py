@@ -66,6 +66,7 @@ class ExecutedPass:
                 self.depends.add(node)
 
     def only_consumer(self, node):
+        """The operation that alone uses a result, ``None`` if there are several."""
         found = self.graph.consumers[node]
         return found[0][0] if len(found) == 1 else None
 
@@ -78,6 +79,7 @@ class ExecutedPass:
         return self.names.get(operand(node, position))
 
     def buffer(self, tensor: Tensor | None) -> str | None:
+        """The name of the network's buffer that a tensor is."""
         if tensor is None:
             return None
         return next((n for n, b in self.buffers.items() if b.data_ptr() == tensor.data_ptr()), None)
@@ -99,6 +101,7 @@ class Executed:
 
     @cached_property
     def row(self) -> Operation:
+        """What is known of the operation."""
         return of_node(self.node)
 
     @cached_property
@@ -149,15 +152,17 @@ class Executed:
         return self.copies(self.moving[0])
 
     def copies(self, position: int) -> float:
+        """Entries of the result for each entry of an operand."""
         return math.prod(self.shape) / math.prod(operand_shape(self.node, position))
 
 
 def operand(node, position: int):
+    """The operation that an operand comes from."""
     return node.next_functions[position][0] if position < len(node.next_functions) else None
 
 
 def _with_gradient(inputs: Any) -> tuple[Any, Tensor | None, int]:
-    """The inputs with their first floating-point tensor on the graph, that leaf, and how many such tensors there are."""
+    """The inputs with their first floating-point tensor on the graph, that leaf, and the number of such tensors."""
     leaf, number = None, 0
 
     def convert(value: Any) -> Any:
@@ -185,5 +190,6 @@ def shape(node) -> tuple[int, ...]:
 
 
 def operand_shape(node, position: int = 0) -> tuple[int, ...]:
+    """The shape of an operand."""
     operand, output = node.next_functions[position]
     return tuple(int(size) for size in operand._input_metadata[output].shape)

@@ -56,10 +56,12 @@ class PathSums(TorchDispatchMode):
         self.track(inputs, _Scaled(inputs, 0.0))
 
     def track(self, tensor: Tensor, scaled: _Scaled) -> Tensor:
+        """Remember that a tensor stands for ``scaled``, and return it."""
         self.known[id(tensor)] = (tensor, scaled)
         return tensor
 
     def get(self, tensor) -> _Scaled | None:
+        """What a tensor stands for, ``None`` if it is no sum over paths."""
         entry = self.known.get(id(tensor))
         return None if entry is None else entry[1]
 

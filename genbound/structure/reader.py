@@ -1,15 +1,16 @@
 r"""How a network is composed of its layers, read from the executed operations, and each layer's effective operator.
 
-The operations between the input and the output are decomposed into series and sums, a tree in JSON (:class:`Structure`).
-A composition of maps with Lipschitz constants :math:`c_i` in the Euclidean norm has the constant :math:`\prod c_i`, a sum of
-branches :math:`\sum_b c_b`; a concatenation :math:`(\sum_b c_b^2)^{1/2}`, which is counted as a sum (a little larger).
+The operations between the input and the output are decomposed into series and sums, a tree in JSON
+(:class:`Structure`). A composition of maps with Lipschitz constants :math:`c_i` in the Euclidean norm has the constant
+:math:`\prod c_i`, a sum of branches :math:`\sum_b c_b`; a concatenation :math:`(\sum_b c_b^2)^{1/2}`, which is counted
+as a sum (a little larger).
 
 What the steps between the layers contribute: :mod:`genbound.structure.steps`.
 
-There is no tree where no useful constant exists: products of two parts that both depend on the input (attention, gates),
-layer norm (its constant :math:`\max|\gamma|/\sqrt\varepsilon` says nothing), or an operation that is not known here (choices by
-a mask among them: the mask may depend on the input, and then they jump). What a network detaches from the graph counts as
-constant.
+There is no tree where no useful constant exists: products of two parts that both depend on the input (attention,
+gates), layer norm (its constant :math:`\max|\gamma|/\sqrt\varepsilon` says nothing), or an operation that is not known
+here (choices by a mask among them: the mask may depend on the input, and then they jump). What a network detaches from
+the graph counts as constant.
 
 Cost: two forward passes of one sample.
 """
@@ -131,17 +132,22 @@ class _Reader:
             raise NoConstant("the output does not depend on the network's first floating-point input")
         if self.run.record.left:
             raise NoConstant(
-                "a number that depends on the input leaves torch (item(), bool(), if), and nobody sees what becomes of it"
+                "a number that depends on the input leaves torch (item(), bool(), if), "
+                "and nobody sees what becomes of it"
             )
         for node in self.run.graph.order:
             parts = [o for o, _ in node.next_functions if o in self.run.depends]
             if node in self.run.depends and len(parts) > 1 and of_node(node).meets:
                 raise NoConstant(
-                    "the product of two parts that depend on the input (a gate, squeeze-excitation) is not globally Lipschitz"
+                    "the product of two parts that depend on the input (a gate, squeeze-excitation) "
+                    "is not globally Lipschitz"
                 )
 
     def _mixes(self, node) -> bool:
-        """Two operands are activations, not weights or constants. (Token numbers have no path from the input.)"""
+        """Two operands are activations, not weights or constants.
+
+        Token numbers have no path from the input.
+        """
         operands = [o for o, _ in node.next_functions if o is not None]
         if self.run.source is not None:
             operands = [o for o in operands if o in self.run.depends]

@@ -1,11 +1,12 @@
 """What each executed operation between the layers contributes to the tree.
 
-Steps with constant 1 are left out of it (but for a learned one): ReLU, ReLU6 and other clamps, tanh, reshapes, slices, padding by
-constants, pooling with disjoint windows. The constants are in the table of operations, or in
+Steps with constant 1 are left out of it (but for a learned one): ReLU, ReLU6 and other clamps, tanh, reshapes, slices,
+padding by constants, pooling with disjoint windows. The constants are in the table of operations, or in
 :mod:`genbound.structure.constants` where they depend on how the operation was called.
 
-A batch norm right behind a convolution or a linear map is *folded* into that layer; elsewhere it is a step. An operand with fewer
-entries than the result of an operation entry by entry is repeated to fit, which costs the root of the number of copies.
+A batch norm right behind a convolution or a linear map is *folded* into that layer; elsewhere it is a step. An operand
+with fewer entries than the result of an operation entry by entry is repeated to fit, which costs the root of the number
+of copies.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def constant_of(op: Executed) -> Constant:
         raise NoConstant(_unknown(op))
     if op.hidden:
         raise NoConstant(
-            f"operation {operation(op.node)} is given what was made from the input but is not on its graph (a mask, places, a detached value)"
+            f"operation {operation(op.node)} is given what was made from the input but is not on its graph (a mask, "
+            "places, a detached value)"
         )
     found = FUNCTIONS[row.lipschitz](op) if isinstance(row.lipschitz, str) else Constant(*row.lipschitz)
     label = found.label or row.label

@@ -21,7 +21,10 @@ MOST_NODES = 5000  # a tree repeats shared parts: densely connected branches wou
 
 @dataclass(frozen=True)
 class Fold:
-    """An evaluation-mode batch norm right behind a layer: names of its parameters and buffers (``None``: it has none)."""
+    """An evaluation-mode batch norm right behind a layer, by the names of its parameters and buffers.
+
+    ``None`` stands for a parameter that it does not have.
+    """
 
     gamma: str | None
     beta: str | None
@@ -52,14 +55,14 @@ class EffectiveLayer:
 
 @dataclass
 class Structure:
-    """What :func:`read_structure` finds.
+    """What :func:`~genbound.structure.reader.read_structure` finds.
 
     Attributes:
-        tree: JSON, ``None`` where no Lipschitz constant is known. Nodes: ``{"op": "layer", "name"}``; ``{"op": "series",
-            "children"}``, first executed first; ``{"op": "sum", "children"}``; ``{"op": "identity"}``; ``{"op": "scale",
-            "lipschitz", "what"}`` with the constant in the Euclidean norm as ``l2``, that in the sup norm as ``sup``, and
-            ``lipschitz``, the larger one, valid in both (so that an average counts 1); ``init_lipschitz`` where the
-            pretrained model has another.
+        tree: JSON, ``None`` where no Lipschitz constant is known. Nodes: ``{"op": "layer", "name"}``;
+            ``{"op": "series", "children"}``, first executed first; ``{"op": "sum", "children"}``;
+            ``{"op": "identity"}``; ``{"op": "scale", "lipschitz", "what"}`` with the constant in the Euclidean norm as
+            ``l2``, that in the sup norm as ``sup``, and ``lipschitz``, the larger one, valid in both (so that an
+            average counts 1); ``init_lipschitz`` where the pretrained model has another.
         reason: why there is no tree.
         activations: activation functions in the order they first appear.
         positively_homogeneous: no bias, and only linear and ReLU-like operations.
@@ -86,9 +89,11 @@ class Structure:
 
     @property
     def plain(self) -> bool:
+        """Whether the layers stand one behind the other, without sums of branches."""
         return self.tree is not None and count(self.tree, "sum") == 0
 
     def note(self, text: str) -> None:
+        """Keep a remark, once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -139,6 +144,7 @@ def lipschitz(node: Node, norms: Mapping[str, float], scale: str = "lipschitz") 
 
 
 def add_init(node: Node, other: Node) -> None:
+    """Add to the fine-tuned model's tree the constants that steps have in the pretrained one, where they differ."""
     if node["op"] != other["op"]:
         return  # a factor that is exactly 1 in one of the models
     if node["op"] == "scale" and other["lipschitz"] != node["lipschitz"]:
@@ -149,12 +155,16 @@ def add_init(node: Node, other: Node) -> None:
 
 
 def series(steps: list[Node]) -> Node:
+    """The steps one after another, as one node."""
     if len(steps) == 1:
         return steps[0]
     return {"op": "series", "children": steps} if steps else {"op": "identity"}
 
 
 def scale_step(l2: float, what: str, sup: float | None = None) -> Node:
-    """A step with its constants in the Euclidean and the sup norm (the same unless told), and one that is valid in both."""
+    """A step with its constants in the Euclidean and the sup norm, and one that is valid in both.
+
+    The two are the same unless ``sup`` is given.
+    """
     l2, sup = float(l2), float(l2 if sup is None else sup)
     return {"op": "scale", "lipschitz": max(l2, sup), "what": what, "l2": l2, "sup": sup}
