@@ -21,7 +21,7 @@ lets a fraction ζ of the samples be dropped, which adds ζ.
 from __future__ import annotations
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.forms import absent, bound_value
+from genbound.bounds.forms import Form, absent, bound_value
 from genbound.bounds.logs import add, log
 from genbound.bounds.reading import depth, outside, positive_margin, unverified
 
@@ -87,12 +87,12 @@ def _arora(evidence: Evidence) -> BoundValue:
 
     def effective_parameters() -> float:
         rows = []
-        for name, (overlap, *rest) in cushions.items():
+        for name, (overlap, beta, mu, across) in cushions.items():
             own = evidence.per_layer("compression")[name].get("contraction")
-            rows.append((overlap * (contraction if own is None else float(own)), *rest))
+            rows.append((overlap * (contraction if own is None else float(own)), beta, mu, across))
         return 2 * (output - margin) + cushion_sum(rows)
 
-    forms = {
+    forms: dict[str, Form] = {
         "paper": absent("the theorem hides constants and logarithms"),
         "effective_parameters": effective_parameters,
     }

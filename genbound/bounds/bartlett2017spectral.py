@@ -31,7 +31,7 @@ from collections.abc import Callable
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
 from genbound.bounds.composition import compose
-from genbound.bounds.forms import absent, bound_value
+from genbound.bounds.forms import Form, absent, bound_value
 from genbound.bounds.logs import LN10, ZERO, add, log
 from genbound.bounds.reading import has_margin, norms, outside, require, spectral, tree_of, unverified, widest
 
@@ -77,7 +77,7 @@ def _bartlett(evidence: Evidence) -> BoundValue:
         radius = log(2.0) + main("upper") + log(n) + log(math.sqrt(math.log(2 * widest(evidence) ** 2)))
         return add(function(radius, n), log(confidence(n, evidence.delta)))
 
-    forms = {
+    forms: dict[str, Form] = {
         "paper": absent("the constants of the published lemma could not be read: see dudley (derived)"),
         "dudley": lambda: with_constants(dudley),
         "optimal_alpha": lambda: with_constants(optimal_alpha),

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.forms import bound_value
+from genbound.bounds.forms import Form, bound_value
 from genbound.bounds.logs import add, log
 
 
 def _value(lower: list[float], upper: list[float], exponent: float) -> BoundValue:
     r"""Distance :math:`(\sum_i d_i^p)^{1/p}` from logarithms of the layers' distances."""
     sides = {"lower": lower, "upper": upper}
-    forms = {"sum_of_squares": lambda: add(*(2 * d for d in upper))}
+    forms: dict[str, Form] = {"sum_of_squares": lambda: add(*(2 * d for d in upper))}
     return bound_value(lambda side: add(*(exponent * d for d in sides[side])) / exponent, forms)
 
 

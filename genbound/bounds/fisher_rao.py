@@ -13,7 +13,7 @@ rescalings that leave a ReLU network's function alone.
 from __future__ import annotations
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.forms import absent, bound_value
+from genbound.bounds.forms import Form, absent, bound_value
 from genbound.bounds.logs import log
 
 REFERENCE = "Liang, Poggio, Rakhlin & Stokes 2019"
@@ -24,7 +24,7 @@ def _fisher_rao(evidence: Evidence) -> BoundValue:
 
     differs = evidence.quantities["fisher_rao"].get("identity_holds") is False
     note = "biases, normalisation or activations break the formula's homogeneity: see parametric" if differs else ""
-    forms = {
+    forms: dict[str, Form] = {
         "paper": absent("a measure: a bound with this norm is known for linear networks only"),
         "norm": lambda: norm,
         "parametric": lambda: log(evidence.number("fisher_rao", "parametric")),

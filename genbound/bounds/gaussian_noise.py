@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from genbound.bounds.base import Evidence, NotAvailable
 from genbound.bounds.composition import layer_names, perturb, sizes_before
-from genbound.bounds.logs import ZERO, add, log
+from genbound.bounds.logs import TWO, ZERO, add, log
 from genbound.bounds.reading import learned_steps, sizes, spectral, tree_of
 
 FAILURES = (0.5, 0.1, 0.01)  # values of η that are searched
@@ -205,21 +205,23 @@ def margin_stable_bound(evidence: Evidence, tolerance: float, frobenius: dict[st
     start = log(evidence.number("input_norm", "max_l2"))
     biases = bias_noise(evidence, scales, start)
     events = len(upper) + len(biases.scales)
-    best = math.inf
-    for failure in FAILURES:
+    squares = add(*(2 * (frobenius[name] - scales[name]) for name in frobenius), *biases.squares())
+
+    def at(failure: float) -> float:
+        """The bound for one η."""
         tau, shaken = noise_norms(evidence, failure, events, dense), biases.norms(evidence, failure, events)
 
-        def change(j: int, tau: dict[str, float] = tau, shaken: dict[str, float] = shaken) -> float:
-            sigma = -j / STEPS * math.log10(2)
+        def change(j: int) -> float:
+            sigma = -j / STEPS * TWO
             noise = {name: sigma + scales[name] + tau[name] for name in tau}
             moved = {name: sigma + norm for name, norm in shaken.items()}
             return float(perturb(tree, upper, noise, start, biases.shifts, moved)[1])
 
-        j = _first(lambda index, change=change: change(index) <= tolerance)
-        squares = add(*(2 * (frobenius[name] - scales[name]) for name in frobenius), *biases.squares())
-        half_square = squares - math.log10(2) + 2 * j / STEPS * math.log10(2)
-        best = min(best, grid_term(half_square, failure, j, evidence.num_data, evidence.delta))
-    return best
+        j = _first(lambda index: change(index) <= tolerance)
+        half_square = squares - TWO + 2 * j / STEPS * TWO
+        return grid_term(half_square, failure, j, evidence.num_data, evidence.delta)
+
+    return min(at(failure) for failure in FAILURES)
 
 
 def _first(holds: Callable[[int], bool]) -> int:

@@ -41,12 +41,11 @@ from typing import Any
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.composition import compose, downstream, layer_names, scales
-from genbound.bounds.forms import bound_value
-from genbound.bounds.logs import add, log
+from genbound.bounds.forms import Form, bound_value
+from genbound.bounds.logs import TWO, add, log
 from genbound.bounds.reading import has_biases, has_structure, norms, outside, require, sizes, tree_of, unverified
 
 REFERENCE = "Gouk, Hospedales & Pontil 2021"
-TWO = math.log10(2.0)
 GAP = "derived with a contraction that differs between units, which may cost a factor of order sqrt(ln(width))"
 
 
@@ -179,7 +178,7 @@ def _gouk(evidence: Evidence) -> BoundValue:
 
         return value
 
-    forms = {
+    forms: dict[str, Form] = {
         "paper": with_confidence(published, 1.0, "biases"),
         "constant_2": (with_confidence(published, 0.5, "biases", "sums"), GAP),
         "asymmetric": (

@@ -56,7 +56,7 @@ from __future__ import annotations
 import math
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.forms import absent, bound_value
+from genbound.bounds.forms import Form, absent, bound_value
 from genbound.bounds.logs import add, log
 
 REFERENCE = "Jiang et al. 2020"
@@ -124,7 +124,7 @@ def _flatness(evidence: Evidence) -> BoundValue:
     def leading(square: float) -> float:
         return 0.5 * (square - log(4 * sigma**2) - log(n))
 
-    forms = {
+    forms: dict[str, Form] = {
         "paper": (lambda: flatness(moved, sigma, n), NOTE),
         "origin": (lambda: flatness(weights, sigma, n), NOTE),
         "main_term_origin": lambda: leading(weights),
@@ -144,7 +144,7 @@ def _magnitude(evidence: Evidence) -> BoundValue:
     def paper(which: str) -> float:
         return with_terms(first(which), _sigma(evidence, SIGMAS[which]), n)
 
-    forms = {
+    forms: dict[str, Form] = {
         "paper": (lambda: paper("init"), NOTE),
         "origin": (lambda: paper("origin"), NOTE),
         "main_term_origin": lambda: 0.5 * (first("origin") - log(n)),
@@ -159,7 +159,7 @@ def _sharpness(evidence: Evidence) -> BoundValue:
     def leading(square: float, constant: float) -> float:
         return 0.5 * (square + log(math.log(2 * size)) - log(constant * alpha**2) - log(n))
 
-    forms = {
+    forms: dict[str, Form] = {
         "paper": absent(UNCONFIRMED),
         "main_term_origin": lambda: leading(weights, 2),
         "exact": (lambda: exact_sharpness(moved, alpha, size, n, evidence.delta), f"{NOTE}; {LOWER}"),
@@ -175,7 +175,7 @@ def _sharpness_magnitude(evidence: Evidence) -> BoundValue:
     def leading(which: str) -> float:
         return 0.5 * (log(evidence.number("sharpness", f"log_sum_{which}") / 4) - log(evidence.num_data))
 
-    forms = {"paper": absent(UNCONFIRMED), "main_term_origin": lambda: leading("origin")}
+    forms: dict[str, Form] = {"paper": absent(UNCONFIRMED), "main_term_origin": lambda: leading("origin")}
     return bound_value(lambda side: leading("init"), forms, f"{NOTE}; {LOWER}")
 
 

@@ -26,7 +26,7 @@ import math
 
 import numpy as np
 
-from genbound.bounds.base import Bound, BoundValue, Evidence
+from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
 
 REFERENCE = "Ju, Li & Zhang 2022"
 EPSILONS = (0.1, 1.0)
@@ -105,15 +105,11 @@ def _trace_distance(evidence: Evidence, factor: float = 1.0) -> BoundValue:
 
 
 def _noisy_label_distance(evidence: Evidence) -> BoundValue:
-    return _trace_distance(evidence, label_noise_factor(evidence.confusion))
-
-
-def _needs_confusion(evidence: Evidence) -> str | None:
     if evidence.confusion is None:
-        return "needs the label confusion matrix F: give --confusion FILE"
+        raise NotAvailable("needs the label confusion matrix F: give --confusion FILE")
     if np.linalg.cond(evidence.confusion) > 1e12:
-        return "the label confusion matrix F is singular: the labels say nothing about some classes"
-    return None
+        raise NotAvailable("the label confusion matrix F is singular: the labels say nothing about some classes")
+    return _trace_distance(evidence, label_noise_factor(evidence.confusion))
 
 
 HESSIAN_DISTANCE = Bound(
@@ -137,6 +133,5 @@ NOISY_LABEL_DISTANCE = Bound(
     REFERENCE,
     ("max_positive_trace", "displacement_norm", "losses"),
     _noisy_label_distance,
-    _needs_confusion,
     interval_sems=SEMS,
 )

@@ -39,7 +39,7 @@ import numpy as np
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.composition import compose, perturb
-from genbound.bounds.forms import bound_value
+from genbound.bounds.forms import Form, bound_value
 from genbound.bounds.gaussian_noise import (
     FAILURES,
     STEPS,
@@ -49,7 +49,7 @@ from genbound.bounds.gaussian_noise import (
     noise_norms,
     require_noise_everywhere,
 )
-from genbound.bounds.logs import ZERO, add, log
+from genbound.bounds.logs import TWO, ZERO, add, log
 from genbound.bounds.reading import (
     depth,
     has_structure,
@@ -64,7 +64,6 @@ from genbound.bounds.reading import (
 )
 
 REFERENCE = "Li & Zhang 2021"
-TWO = math.log10(2.0)
 
 
 # -- the theorem ----------------------------------------------------------------------------------------------------
@@ -108,7 +107,7 @@ def best_epsilon(k: float, loss_range: float, num_data: int, delta: float) -> fl
 
 
 def epsilon_grid(k: float, loss_range: float, num_data: int, delta: float) -> float:
-    r"""The smallest :func:`at_epsilon` over :math:`\varepsilon=2^{j/4}`, each for :math:`(2/3)/((|j|+1)(|j|+2))` of δ."""
+    r"""The smallest :func:`at_epsilon` over :math:`\varepsilon=2^{j/4}`; δ is split by :math:`(2/3)/((|j|+1)(|j|+2))`."""
     best = 0.5 * log(loss_range) + 0.25 * (k - log(num_data))
     centre = 0 if k == ZERO else round(best * STEPS / TWO)
     found = []
@@ -222,7 +221,7 @@ def _li(evidence: Evidence) -> BoundValue:
         scaled = fraction(moved, width) + 2 * log(evidence.lipschitz())
         return choose_epsilon(scaled, loss_range, n, evidence.delta)
 
-    forms = {
+    forms: dict[str, Form] = {
         "main_term_kernel": kernel,
         "paper": (lambda: theorem(best_epsilon), "minimum over epsilon, which the theorem wants fixed in advance"),
         "epsilon_grid": lambda: theorem(epsilon_grid),

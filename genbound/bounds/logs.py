@@ -10,6 +10,7 @@ import numpy as np
 
 LN10 = math.log(10.0)
 ZERO = -math.inf
+TWO = math.log10(2.0)
 Logs = Mapping[str, Any]  # layer -> log10 of a number, or of an array of them
 
 

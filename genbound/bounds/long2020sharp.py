@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
 from genbound.bounds.composition import compose
-from genbound.bounds.forms import absent, bound_value
+from genbound.bounds.forms import Form, absent, bound_value
 from genbound.bounds.logs import LN10, add, log, power
 from genbound.bounds.reading import depth, has_structure, outside, require, sizes, spectral, tree_of, unverified
 
@@ -197,7 +197,7 @@ def _long(evidence: Evidence) -> BoundValue:
 
         return value
 
-    forms = {
+    forms: dict[str, Form] = {
         "paper": absent("the paper leaves its constant unnamed: see cover and chaining (derived)"),
         "exponential": (lambda: exponential(terms), CONSTANT_NOTE),
         "square_root": (lambda: square_root(terms), CONSTANT_NOTE),

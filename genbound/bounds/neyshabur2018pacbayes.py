@@ -39,7 +39,7 @@ from dataclasses import dataclass
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.composition import compose
-from genbound.bounds.forms import bound_value
+from genbound.bounds.forms import Form, bound_value
 from genbound.bounds.gaussian_noise import margin_stable_bound
 from genbound.bounds.logs import add, log
 from genbound.bounds.reading import (
@@ -149,7 +149,7 @@ def _neyshabur(evidence: Evidence) -> BoundValue:
         tolerance = terms.margin - log(2 * math.sqrt(2))
         return margin_stable_bound(evidence, tolerance, norms(evidence, "frobenius", "displacement"))
 
-    forms = {
+    forms: dict[str, Form] = {
         "main_term_kernel": kernel,
         "main_term_origin": lambda: leading(weights, terms.width),
         "paper": lambda: theorem(weights),

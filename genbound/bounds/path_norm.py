@@ -10,7 +10,7 @@ evaluated at ones. ``value`` is ``main_term``, that expression: it has no consta
 from __future__ import annotations
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.forms import absent, bound_value
+from genbound.bounds.forms import Form, absent, bound_value
 from genbound.bounds.logs import log
 from genbound.bounds.reading import positive_margin
 
@@ -21,7 +21,7 @@ def _path_norm(evidence: Evidence) -> BoundValue:
     squared, n = evidence.number("path_norm", "log10_squared"), evidence.num_data
     margin = log(evidence.number("margin", "value"))
 
-    forms = {
+    forms: dict[str, Form] = {
         "paper": absent("a measure: the theorem's constants, exponential in the depth, are left out"),
         "squared": lambda: squared,
     }

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.composition import compose, layer_names
-from genbound.bounds.forms import absent, bound_value
+from genbound.bounds.forms import Form, absent, bound_value
 from genbound.bounds.gaussian_noise import margin_stable_bound
 from genbound.bounds.logs import add, log
 from genbound.bounds.neyshabur2018pacbayes import CONSTANT, NO_THEOREM, grid_size, margin_bound, weighted_squares
@@ -155,7 +155,7 @@ def _pitas(evidence: Evidence) -> BoundValue:
         tolerance, moved = terms.margin - log(2 * math.sqrt(2)), norms(evidence, "frobenius", "displacement")
         return margin_stable_bound(evidence, tolerance, moved, dense=False)
 
-    forms = {
+    forms: dict[str, Form] = {
         "paper": absent("the theorem's text could not be read: see consistent (derived) and literal (as quoted)"),
         "consistent": (lambda: with_confidence(terms, terms.noise), doubt),
         "literal": (
