@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genbound.version import __version__
 
@@ -37,9 +37,15 @@ if TYPE_CHECKING:
     from genbound.results.results import Results, load_results
 
 
-def __getattr__(name: str):
-    if name in _WHERE:
-        from importlib import import_module
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
 
+    if name == "finetune":
+        return import_module("genbound.finetune")
+    if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'genbound' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "finetune"])

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path
 
@@ -48,6 +49,27 @@ def test_every_listed_name_is_there(package):
     pytest.importorskip("pytorch_lightning")
     for name in import_module(package).__all__:
         assert getattr(import_module(package), name) is not None, name
+
+
+def test_what_tab_completion_shows():
+    """In a fresh process: the public names, before any of them is imported, and nothing else."""
+    code = "import genbound; print(*dir(genbound)); print(genbound.finetune.ConsistentLoss.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shown, loss = done.stdout.splitlines()
+    assert shown.split() == sorted(
+        "Estimate GenboundError Interval Problem Results __version__ check compare correlate evaluate finetune load "
+        "load_results measure save_spec".split()
+    )
+    assert loss == "ConsistentLoss"
+
+
+def test_types_are_shipped():
+    """A type checker believes an installed package's annotations only where it has this file."""
+    package = Path(import_module("genbound").__file__).parent
+    assert (package / "py.typed").is_file()
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert "py.typed" in settings["options.package_data"]["genbound"].split()
 
 
 def documented():

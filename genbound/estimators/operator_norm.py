@@ -49,6 +49,8 @@ DENSE_MATRIX = 1536  # the same for a matrix that is there already
 MEMORY = 2**30  # bytes for the Krylov basis; beyond, the basis is not kept
 BLOCK = 64  # unit vectors in one product
 
+Product = Callable[[Tensor], Tensor]  # of the smaller one of M^T M and M M^T with a vector
+
 
 class LinearOperator(Protocol):
     """A linear map between tensors.
@@ -133,11 +135,12 @@ def operator_norm(
 class _Matrix:
     """One matrix as an operator."""
 
-    blocks = None
+    blocks: Tensor | None = None
 
     def __init__(self, matrix: Tensor):
         self.matrix, self.device = matrix, matrix.device
-        self.out_shape, self.in_shape = (matrix.shape[0],), (matrix.shape[1],)
+        self.out_shape: tuple[int, ...] = (matrix.shape[0],)
+        self.in_shape: tuple[int, ...] = (matrix.shape[1],)
 
     def apply(self, x: Tensor) -> Tensor:
         return x @ self.matrix.mT
@@ -164,7 +167,7 @@ def _gram(operator: LinearOperator) -> tuple[Tensor, int]:
     return torch.cat(rows), 2 * size
 
 
-def _square(operator: LinearOperator) -> tuple[Callable[[Tensor], Tensor], int, tuple[int, ...]]:
+def _square(operator: LinearOperator) -> tuple[Product, int, tuple[int, ...]]:
     """The product with the smaller one of ``M^T M`` and ``M M^T``, its size and the shape of its vectors."""
     d_in, d_out = math.prod(operator.in_shape), math.prod(operator.out_shape)
     if d_in <= d_out:
@@ -206,11 +209,12 @@ def _krylov(
     return _with_basis(product, start, min(steps, size), component, tolerance)
 
 
-def _with_basis(product, start: Tensor, steps: int, component: float, tolerance: float) -> NormBracket:
+def _with_basis(product: Product, start: Tensor, steps: int, component: float, tolerance: float) -> NormBracket:
     """Lanczos with full reorthogonalisation."""
     basis = torch.empty(steps, len(start), dtype=torch.float64, device=start.device)
     basis[0] = start
-    alpha, beta = [], []
+    alpha: list[float] = []
+    beta: list[float] = []
     lower = upper = 0.0
     for k in range(1, steps + 1):
         w = product(basis[k - 1])
@@ -269,13 +273,14 @@ def _a_posteriori(alpha: list[float], beta: list[float], ritz: float, component:
     return high
 
 
-def _without_basis(product, start: Tensor, steps: int, component: float) -> NormBracket:
+def _without_basis(product: Product, start: Tensor, steps: int, component: float) -> NormBracket:
     r"""Three vectors: Lanczos without reorthogonalisation finds :math:`\xi`, then the Chebyshev polynomial is applied.
 
     The a-priori bound does not need the optimality of :math:`\xi`, only :math:`\langle (A/\xi - 1)y, y\rangle` for the
     one polynomial y = p(A)b of its proof, which is computed: lost orthogonality can widen the bracket, not break it.
     """
-    alpha, beta = [], []
+    alpha: list[float] = []
+    beta: list[float] = []
     previous, v = torch.zeros_like(start), start
     for _ in range(steps):
         w = product(v)

@@ -11,6 +11,7 @@ import torch
 
 from genbound.evaluation.selection import get_options
 from genbound.network.memory import graph_bytes, weight_bytes
+from genbound.network.problem import Problem
 from genbound.quantities import QUANTITIES
 
 
@@ -30,11 +31,18 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
+        """All gradients together."""
         return self.seconds_per_gradient * sum(self.gradients.values())
 
 
-def forecast(problem, names: list[str], options: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """Time a gradient on one batch (the faster of two) and add up what the quantities will need."""
+def forecast(problem: Problem, names: list[str], options: Mapping[str, Mapping[str, Any]]) -> Forecast:
+    """Time a gradient on one batch (the faster of two) and add up what the quantities will need.
+
+    Args:
+        problem: what they would be measured on.
+        names: quantities.
+        options: quantity -> its options, where they are not the defaults.
+    """
     run = next(problem.batches(range(problem.num_samples)))
     times = []
     for _ in range(2):

@@ -114,9 +114,9 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         **pair.provenance, "rule": pair.rule, "head_policy": pair.head_policy, "head_note": pair.head_note,
         "notes": list(pair.notes), "alignment": pair.alignment.lines(),
     }  # fmt: skip
-    lacks = {"--model": pair.model is None, "--data": spec.data is None}
-    if any(lacks.values()):
-        reason = f"not measured: give {' and '.join(flag for flag, missing in lacks.items() if missing)}"
+    if pair.model is None or spec.data is None:
+        lacking = [flag for flag, given in (("--model", pair.model), ("--data", spec.data)) if given is None]
+        reason = f"not measured: give {' and '.join(lacking)}"
         return WeightProblem(pair.params, pair.init, reason, provenance, pair.factors)
     loss = default_loss(pair.model, spec.loss)
     samples, held_out = _samples(pair, spec, loss)

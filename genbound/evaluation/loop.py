@@ -15,7 +15,7 @@ from genbound.data.label_confusion import check_confusion
 from genbound.errors import GenboundError
 from genbound.estimators import Estimate, Interval
 from genbound.estimators.measured import Measured
-from genbound.evaluation.provenance import config_entries, layer_rows, loss_range, peak_memory, source_entries
+from genbound.evaluation.provenance import config_entries, data_entry, file_entry, layer_rows, loss_range, peak_memory
 from genbound.evaluation.selection import Selection, select
 from genbound.evaluation.stage import StoredContext, TimeBudgetSpent, measure_stages, open_store, why_not
 from genbound.network.weights import BaseProblem
@@ -65,8 +65,10 @@ def evaluate(
     evidence = _evidence(problem, found, confusion, delta)
     bounds = {name: BOUNDS[name].evaluate(evidence) for name in selection.bounds}
     return Results(
-        **source_entries(problem),
         config=config_entries(problem, selection, found.measured, seed, delta) | to_plain(dict(config or {})),
+        checkpoint=file_entry(problem, "checkpoint"),
+        init=file_entry(problem, "init"),
+        data=data_entry(problem),
         layer_rows=layer_rows(problem),
         quantities=found.summaries,
         bounds=to_plain(bounds),

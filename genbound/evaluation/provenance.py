@@ -17,8 +17,6 @@ from genbound.evaluation.selection import Selection
 from genbound.network.weights import BaseProblem
 from genbound.results.results import to_plain
 
-UNKNOWN_FILE = {"path": None, "sha256": None}
-
 
 def config_entries(
     problem: BaseProblem, selection: Selection, measured: Mapping[str, Measured], seed: int, delta: float
@@ -41,14 +39,16 @@ def config_entries(
     )  # fmt: skip
 
 
-def source_entries(problem: BaseProblem) -> dict[str, dict[str, Any]]:
-    """The results' ``checkpoint``, ``init`` and ``data``: where the weights and the samples are from, with digests."""
-    data = problem.data
-    return {
-        "checkpoint": dict(problem.provenance.get("checkpoint", UNKNOWN_FILE)),
-        "init": dict(problem.provenance.get("init", UNKNOWN_FILE)),
-        "data": {"spec": None, "sha256": None} if data is None else {"spec": data.spec, "sha256": data.digest()},
-    }
+def file_entry(problem: BaseProblem, name: str) -> dict[str, Any]:
+    """The results' ``checkpoint`` or ``init``: the file of the weights and its digest, where they are from a file."""
+    return dict(problem.provenance.get(name, {"path": None, "sha256": None}))
+
+
+def data_entry(problem: BaseProblem) -> dict[str, Any]:
+    """The results' ``data``: the SPEC of the training samples and their digest."""
+    if problem.data is None:
+        return {"spec": None, "sha256": None}
+    return {"spec": problem.data.spec, "sha256": problem.data.digest()}
 
 
 def layer_rows(problem: BaseProblem) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ class DiskStore(MemoryStore):
     def save_part(self, name: str, part: Part) -> None:
         def write(path: Path) -> None:
             with open(path, "wb") as file:
-                np.savez(file, **part)
+                np.savez(file, allow_pickle=False, **part)
 
         write_atomically(self.folder / f"{name}.npz", write)
 
