@@ -1,8 +1,8 @@
 r"""Noise stability of the layers: what the compression bound of Arora, Ge, Neyshabur & Zhang is made of.
 
 Write :math:`A_i` for the linear part of layer i (a BatchNorm right behind it folded in), :math:`x_i` for its output,
-:math:`\phi` for the activation, :math:`J_{ij}` for the Jacobian of the map from :math:`x_i` to :math:`x_j`, and take every
-minimum over the measured samples:
+:math:`\phi` for the activation, :math:`J_{ij}` for the Jacobian of the map from :math:`x_i` to :math:`x_j`, and take
+every minimum over the measured samples:
 
 .. math::
    \text{layer cushion}\quad & \mu_i = \min_x \frac{\|A_i \phi(x_{i-1})\|}{\|A_i\|_F \|\phi(x_{i-1})\|} \\
@@ -14,10 +14,10 @@ minimum over the measured samples:
    \text{well-distributed Jacobian}\quad & \beta_i = \max_{x, j, p}
    \sqrt{n_i}\, \|[J_{ij}]_{p}\|_F / \|J_{ij}\|_F
 
-:math:`h_i` is the number of channels and :math:`n_i = n_1 n_2` the number of positions of the layer's output (1 for a vector),
-:math:`[J_{ij}]_p` the columns of the Jacobian at position p. All are ratios without unit. :math:`\|A_i\|_F` is the norm of the
-unrolled matrix of a convolution; ``layer_cushion_kernel`` has the norm of the (folded) kernel instead. ``conv_factor`` is
-:math:`\lceil\kappa/s\rceil`, the geometric mean over the axes of a kernel that is not square.
+:math:`h_i` is the number of channels and :math:`n_i = n_1 n_2` the number of positions of the layer's output (1 for a
+vector), :math:`[J_{ij}]_p` the columns of the Jacobian at position p. All are ratios without unit. :math:`\|A_i\|_F` is
+the norm of the unrolled matrix of a convolution; ``layer_cushion_kernel`` has the norm of the (folded) kernel instead.
+``conv_factor`` is :math:`\lceil\kappa/s\rceil`, the geometric mean over the axes of a kernel that is not square.
 
 Departures from the paper, which speaks of plain networks without biases:
 
@@ -25,25 +25,27 @@ Departures from the paper, which speaks of plain networks without biases:
   with :math:`M(x) + J\eta` where the paper has :math:`J(x + \eta)`; without biases both are the same.
 * Layers are taken in the order of execution; pairs of which the later does not depend on the earlier are skipped. An
   activation belongs to the layer executed last before it (in a residual network it acts on the sum).
-* The noise of smoothness is Gaussian, scaled to ``noise`` times the norm of :math:`x_i` (the paper's figures inject noise of 10 %
-  of the norm), not the noise of the compression itself; ``smoothness`` is over ``num_draws`` such draws.
-* ``zeta`` drops that fraction of the samples for each number and each layer separately, so that the fraction dropped for all
-  of them together may be larger than ``zeta``.
+* The noise of smoothness is Gaussian, scaled to ``noise`` times the norm of :math:`x_i` (the paper's figures inject
+  noise of 10 % of the norm), not the noise of the compression itself; ``smoothness`` is over ``num_draws`` such draws.
+* ``zeta`` drops that fraction of the samples for each number and each layer separately, so that the fraction dropped
+  for all of them together may be larger than ``zeta``.
 
 A sample whose Jacobian vanishes constrains nothing and is passed over.
 
 Cost:
-    On the ``num_samples`` samples it looks at, about ``L (num_probes / 5 + 2 + 3 num_draws)`` forward passes' worth for L layers
-    (half as many passes with a forward-mode derivative, the others without), beside the refinement: ``candidates *
-    num_refined`` partial backward passes on single samples for each layer. It is quadratic in the depth, hence few samples.
+    On the ``num_samples`` samples it looks at, about ``L (num_probes / 5 + 2 + 3 num_draws)`` forward passes' worth for
+    L layers (half as many passes with a forward-mode derivative, the others without), beside the refinement:
+    ``candidates * num_refined`` partial backward passes on single samples for each layer. It is quadratic in the depth,
+    hence few samples.
 Variance:
     Norms of Jacobians are exact for outputs of at most ``exact`` coordinates; others are estimated from random signs w,
-    :math:`E\|J^\top w\|^2 = \|J\|_F^2`. The extremum over the samples of noisy ratios would be biased, so ``num_probes`` probes only
-    choose the samples, targets and positions that may attain it (``candidates`` for each layer), and independent
-    probes, ``num_refined`` of them, measure those. The standard error of the reported one is beside it
-    (``interlayer_cushion_sem``, ``beta_sem``); relative to the value it is at most ``1 / sqrt(2 num_refined)``, and
-    ``1 / sqrt(2 r num_refined)`` for a Jacobian with r equal singular values. The least of tied candidates is low by about
-    one standard error; :math:`\beta_i`, of a position that was chosen beforehand, is rather low too.
+    :math:`E\|J^\top w\|^2 = \|J\|_F^2`. The extremum over the samples of noisy ratios would be biased, so
+    ``num_probes`` probes only choose the samples, targets and positions that may attain it (``candidates`` for each
+    layer), and independent probes, ``num_refined`` of them, measure those. The standard error of the reported one is
+    beside it (``interlayer_cushion_sem``, ``beta_sem``); relative to the value it is at most
+    ``1 / sqrt(2 num_refined)``, and ``1 / sqrt(2 r num_refined)`` for a Jacobian with r equal singular values. The
+    least of tied candidates is low by about one standard error; :math:`\beta_i`, of a position that was chosen
+    beforehand, is rather low too.
 
 References:
     Arora, Ge, Neyshabur & Zhang, Stronger generalization bounds for deep nets via a compression approach, ICML 2018
@@ -94,7 +96,10 @@ def _ratio(a: np.ndarray, b: np.ndarray, otherwise: float) -> np.ndarray:
 
 
 def _cotangents(context: Context, site: Site, z: Tensor, numbers: list[int], stage: str, num: int):
-    """Directions at a later layer's output and the weight of each: all unit vectors if they are few, else random signs."""
+    """Directions at a later layer's output, and the weight of each.
+
+    They are all unit vectors if these are few, else random signs.
+    """
     dimension = z.numel() // len(numbers)
     if dimension <= context.options.exact:
         for index in range(dimension):
@@ -288,6 +293,7 @@ def _candidates(values: np.ndarray, targets: np.ndarray, dropped: int, count: in
 
 
 def measure(problem, context: Context) -> Measured:
+    """The cushions of every layer: a pilot chooses the candidates, and draws of their own measure those."""
     options: CompressionOptions = context.options
     names = [layer.name for layer in problem.layers if layer.kind != "unused"]
     num = min(options.num_samples, problem.num_samples)

@@ -12,6 +12,7 @@ NAME = "displacement_norm"
 
 
 def measure(problem, context: Context) -> Measured:
+    """The norm of every layer's displacement and of its pretrained weight, and that of all together."""
     layers, total = {}, 0.0
     for layer in problem.layers:
         norm = problem.displacement.norm(layer.name)

@@ -4,25 +4,26 @@ r"""The Fisher-Rao norm of the weights.
    F = \mathbb E\,[\nabla_w \ell \, \nabla_w \ell^\top]
    \quad\Longrightarrow\quad \|w\|_{\mathrm{fr}}^2 = \mathbb E\,\langle w, \nabla_w \ell\rangle^2 .
 
-A network of L hidden layers with activations of degree one (ReLU) and no biases is homogeneous of degree 1 in each of its
-:math:`L + 1` weight matrices. By Euler's theorem :math:`\sum_i \langle W_i, \partial f / \partial W_i\rangle = (L + 1) f`, hence
+A network of L hidden layers with activations of degree one (ReLU) and no biases is homogeneous of degree 1 in each of
+its :math:`L + 1` weight matrices. By Euler's theorem
+:math:`\sum_i \langle W_i, \partial f / \partial W_i\rangle = (L + 1) f`, hence
 :math:`\langle w, \nabla_w\ell\rangle = (L + 1) \langle \partial\ell/\partial f, f\rangle` for every sample, and
 
 .. math:: \texttt{value} = (L + 1) \sqrt{\mathbb E\,\langle \partial\ell/\partial f, f\rangle^2} ,
 
 the mean over the measured samples and their labels. Three neighbours stand beside it: ``parametric``,
-:math:`\sqrt{\mathbb E \langle w, \nabla_w\ell\rangle^2}` with all parameters, which is the definition and needs no homogeneity;
-``identity_holds``, whether the two agree to 0.1 % (they do not with biases, normalisation or other activations, where
-``value`` is the formula alone); and ``model_expectation``, ``value`` with labels drawn from the model,
-:math:`\mathbb E_{y \sim p} \langle\partial\ell/\partial f, f\rangle^2 = \mathrm{Var}_{c\sim p}(f_c)` for cross-entropy.
-:math:`L + 1`, ``depth``, is the largest number of layers on a path from the input to the output.
+:math:`\sqrt{\mathbb E \langle w, \nabla_w\ell\rangle^2}` with all parameters, which is the definition and needs no
+homogeneity; ``identity_holds``, whether the two agree to 0.1 % (they do not with biases, normalisation or other
+activations, where ``value`` is the formula alone); and ``model_expectation``, ``value`` with labels drawn from the
+model, :math:`\mathbb E_{y \sim p} \langle\partial\ell/\partial f, f\rangle^2 = \mathrm{Var}_{c\sim p}(f_c)` for
+cross-entropy. :math:`L + 1`, ``depth``, is the largest number of layers on a path from the input to the output.
 
-Unit: that of the loss. Cost: two forward passes and one backward pass. Exact over the measured samples; ``squared_sem`` is the
-standard error of :math:`\texttt{value}^2` from the choice of the samples.
+Unit: that of the loss. Cost: two forward passes and one backward pass. Exact over the measured samples; ``squared_sem``
+is the standard error of :math:`\texttt{value}^2` from the choice of the samples.
 
 References:
-    Liang, Poggio, Rakhlin & Stokes, Fisher-Rao metric, geometry, and complexity of neural networks, AISTATS 2019 (theorem
-    3.1, derived anew above). Jiang et al., ICLR 2020, list it as ``fisher-rao``.
+    Liang, Poggio, Rakhlin & Stokes, Fisher-Rao metric, geometry, and complexity of neural networks, AISTATS 2019
+        (theorem 3.1, derived anew above). Jiang et al., ICLR 2020, list it as ``fisher-rao``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ NAME = "fisher_rao"
 
 
 def _inner_products(problem, positions) -> Part:
-    """Per sample: ``<dl/df, f>`` at its label, ``<w, dl/dw>``, and the variance of f under the model's probabilities."""
+    """``<dl/df, f>`` and ``<w, dl/dw>`` of every sample, and the variance of f under the model's probabilities."""
     outer, whole, variance = [], [], []
     for run in problem.batches(positions):
         batch = problem.batch(run)
@@ -64,7 +65,10 @@ def _inner_products(problem, positions) -> Part:
 
 
 def _radial(problem, batch, gradient: torch.Tensor) -> torch.Tensor:
-    """``<w, dl/dw>`` per sample, all at once: ``<J^T u, w>`` differentiated in u is ``J w``, the output's derivative."""
+    """``<w, dl/dw>`` of every sample, all at once.
+
+    ``<J^T u, w>`` differentiated in u is ``J w``, the output's derivative.
+    """
     weights = {k: p.detach().requires_grad_() for k, p in problem.params.items() if p.is_floating_point()}
     with torch.enable_grad():
         outputs = problem.forward({**problem.params, **weights}, batch.inputs)
@@ -90,6 +94,7 @@ def depth(problem) -> int:
 
 
 def measure(problem, context: Context) -> Measured:
+    """The norm by the formula and by its definition, from per-sample inner products."""
     parts = context.map("samples", problem.shards(), lambda positions: _inner_products(problem, positions))
     outer, whole, variance = (stack(parts, key) for key in ("outer", "whole", "variance"))
     layers, num = depth(problem), problem.num_samples

@@ -1,33 +1,36 @@
 r"""How much noise all weights of the network bear: the sigma of PAC-Bayes bounds, by search.
 
-For the error :math:`\hat E` on the measured samples, :math:`\sigma` is the largest standard deviation (never a variance) with
+For the error :math:`\hat E` on the measured samples, :math:`\sigma` is the largest standard deviation (never a
+variance) with
 
 .. math:: \mathbb E_U [\hat E(w + U)] \le \hat E(w) + 0.1, \qquad
    U_i \sim \mathcal N(0, s_i^2), \qquad s_i = \sigma
    \;\text{ or, magnitude-aware, }\; s_i = \sqrt{\sigma^2 v_i^2 + \epsilon^2}
 
-with :math:`v = w - w^0`, and :math:`w_i` in the place of :math:`v_i` for the variant whose prior is at the origin (it needs
-the same in noise and denominator: public code keeps :math:`v_i` there). The noise is on all weights and biases and on
-the affine parameters of normalisations, on :math:`\omega` numbers in all. The magnitude-aware bounds also need
+with :math:`v = w - w^0`, and :math:`w_i` in the place of :math:`v_i` for the variant whose prior is at the origin (it
+needs the same in noise and denominator: public code keeps :math:`v_i` there). The noise is on all weights and biases
+and on the affine parameters of normalisations, on :math:`\omega` numbers in all. The magnitude-aware bounds also need
 
-.. math:: \texttt{log\_sum\_init} = \sum_i \ln \frac{\epsilon^2 + (\sigma^2 + 1) \|v\|^2 / \omega}{\epsilon^2 + \sigma^2 v_i^2}
+.. math::
 
-(twice the KL divergence for the isotropic prior that is optimal), and ``log_sum_origin``, the same with w, each with its own
-:math:`\sigma`. A sigma that does not exist is null with the reason: the error stays within reach of the displacement for any
-noise, or the magnitude-aware noise breaks the network through :math:`\epsilon` alone.
+   \texttt{log\_sum\_init} = \sum_i \ln \frac{\epsilon^2 + (\sigma^2 + 1) \|v\|^2 / \omega}{\epsilon^2 + \sigma^2 v_i^2}
+
+(twice the KL divergence for the isotropic prior that is optimal), and ``log_sum_origin``, the same with w, each with
+its own :math:`\sigma`. A sigma that does not exist is null with the reason: the error stays within reach of the
+displacement for any noise, or the magnitude-aware noise breaks the network through :math:`\epsilon` alone.
 
 Sigma is in the unit of the weights, the magnitude-aware ones are relative to them.
 
 Cost:
-    A draw is one forward pass of ``GROUP`` samples: the measured samples are dealt out to groups, each draw takes the next
-    group, and its rise is against the same group without noise. Most of the variance is between draws, so that many draws
-    on few samples cost less than few draws on many at the same standard error. About 50 draws for each of the three
-    sigmas: ``num_coarse`` for each of the three or four trials that bracket it to a factor of 4, then ``num_draws`` for each
-    of about three that aim at the crossing with the slope seen so far.
+    A draw is one forward pass of ``GROUP`` samples: the measured samples are dealt out to groups, each draw takes the
+    next group, and its rise is against the same group without noise. Most of the variance is between draws, so that
+    many draws on few samples cost less than few draws on many at the same standard error. About 50 draws for each of
+    the three sigmas: ``num_coarse`` for each of the three or four trials that bracket it to a factor of 4, then
+    ``num_draws`` for each of about three that aim at the crossing with the slope seen so far.
 Variance:
-    The mean rise at the sigma found is reported with its standard error over the draws (``sem_error``, ``…_sem_error``).
-    All trials use the same normals, so that the rise is a nearly monotone function of sigma; sigma is the lower end of
-    an interval of ratio ``1 + tolerance`` at whose upper end the rise is too large.
+    The mean rise at the sigma found is reported with its standard error over the draws (``sem_error``,
+    ``…_sem_error``). All trials use the same normals, so that the rise is a nearly monotone function of sigma; sigma is
+    the lower end of an interval of ratio ``1 + tolerance`` at whose upper end the rise is too large.
 
 References:
     Jiang, Neyshabur, Mobahi, Krishnan & Bengio, Fantastic generalization measures and where to find them, ICLR 2020
@@ -162,13 +165,17 @@ def _missing(reason: str) -> dict[str, float | str | None]:
 
 
 def log_sum(reference: Tensor, sigma: float, epsilon: float) -> float:
-    r""":math:`\sum_i \ln((\epsilon^2 + (\sigma^2 + 1)\|r\|^2/\omega) / (\epsilon^2 + \sigma^2 r_i^2))` of a vector r."""
+    r"""The sum over the entries of a vector r.
+
+    .. math:: \sum_i \ln((\epsilon^2 + (\sigma^2 + 1)\|r\|^2/\omega) / (\epsilon^2 + \sigma^2 r_i^2))
+    """
     squares = reference.double().square()
     numerator = epsilon**2 + (sigma**2 + 1) * float(squares.mean())
     return float((math.log(numerator) - (epsilon**2 + sigma**2 * squares).log()).sum())
 
 
 def measure(problem, context: Context) -> Measured:
+    """The three sigmas, each found by a search, and the sums and norms that the bounds need with them."""
     options: FlatnessOptions = context.options
     groups = perturbed_error.groups(problem)
     parts = context.map(

@@ -2,12 +2,13 @@ r"""How large the inputs of each layer are in the *pretrained* network, on the t
 
 .. math:: \texttt{value} = \max_k \Bigl(\frac1m \sum_x h^0_k(x)^2\Bigr)^{1/2}
 
-the largest root mean square, over the m training samples given, of a coordinate k of the layer's input (after the activation; of
-a convolution: any channel at any position). ``width`` is the number of those coordinates. It is what the data-dependent form of Gouk
-et al. 2021 has in place of a product of norms: the pretrained network is one fixed function, whose outputs on the data need no bound.
+the largest root mean square, over the m training samples given, of a coordinate k of the layer's input (after the
+activation; of a convolution: any channel at any position). ``width`` is the number of those coordinates. It is what the
+data-dependent form of Gouk et al. 2021 has in place of a product of norms: the pretrained network is one fixed
+function, whose outputs on the data need no bound.
 
-A layer whose use is not recognised as linear has a null and the reason. Unit: that of the activations. Exact. Cost: one forward
-pass over the training data.
+A layer whose use is not recognised as linear has a null and the reason. Unit: that of the activations. Exact. Cost: one
+forward pass over the training data.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def _sums(problem, indices) -> dict[str, list[torch.Tensor]]:
 
 
 def measure(problem, context: Context) -> Measured:
+    """The largest root mean square of a coordinate of every layer's input, over all training samples given."""
     total, names = len(problem.data), [layer.name for layer in problem.layers]
 
     def all_samples(_) -> Part:
@@ -70,6 +72,7 @@ def measure(problem, context: Context) -> Measured:
 
 
 def applies_to(problem) -> str | None:
+    """Only bounds that need a structure read it."""
     if (structure := read_structure(problem)).tree is None:
         return f"only bounds by row sums read it, and there is none: {structure.reason}"
     return None

@@ -1,10 +1,10 @@
 r"""How large the inputs are, over all training samples given.
 
 ``max_l2`` :math:`= \max\|x\|_2`, ``rms_l2`` :math:`= (\frac1n\sum\|x\|_2^2)^{1/2}`, ``max_abs`` :math:`= \max |x_i|`,
-``max_pixel_l2``: the largest norm over the channels (axis 1) at one position, for inputs with positions. ``dimension`` is the
-number of coordinates of a sample (the largest, if they differ), ``resolution`` the geometric mean of a map's sides.
-``max_output_l2`` is the largest Euclidean norm of the fine-tuned network's output. They are maxima over a sample and
-understate the supremum over the distribution that theorems speak of.
+``max_pixel_l2``: the largest norm over the channels (axis 1) at one position, for inputs with positions. ``dimension``
+is the number of coordinates of a sample (the largest, if they differ), ``resolution`` the geometric mean of a map's
+sides. ``max_output_l2`` is the largest Euclidean norm of the fine-tuned network's output. They are maxima over a sample
+and understate the supremum over the distribution that theorems speak of.
 
 The first floating-point input counts. Exact. Cost: one forward pass over the training data.
 """
@@ -34,6 +34,8 @@ def first_floating(inputs: Any) -> Tensor | None:
 
 
 def measure(problem, context: Context) -> Measured:
+    """The largest norms of inputs and outputs over all training samples given."""
+
     def shard(indices: range) -> Part:
         rows = []
         for batch in problem.data.batches(indices, problem.batch_size):
@@ -68,6 +70,7 @@ def measure(problem, context: Context) -> Measured:
 
 
 def applies_to(problem) -> str | None:
+    """There must be a floating-point input."""
     if first_floating(problem.batch([0]).inputs) is None:
         return "the inputs are integers (token numbers), which have no norm"
     return None

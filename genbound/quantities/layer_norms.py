@@ -13,17 +13,18 @@ every output coordinate:
 =========================  ==========================================================================================
 
 A row of M at the border of a zero-padded map has fewer taps than one inside; all sums count exactly those that see real
-entries. A layer applied to T tokens has T copies of its matrix in M. ``bias_norm`` is the Euclidean norm of what the bias
-adds to the whole output (every position), ``bias_vector_norm`` that of the vector. ``stride``, ``kernel_side`` and
-``input_resolution`` are geometric means over the axes. A layer that is used at several sizes has the sizes of its largest
-input and the largest of each norm. Where there is no network M is the stored matrix, flattened behind the first axis.
+entries. A layer applied to T tokens has T copies of its matrix in M. ``bias_norm`` is the Euclidean norm of what the
+bias adds to the whole output (every position), ``bias_vector_norm`` that of the vector. ``stride``, ``kernel_side`` and
+``input_resolution`` are geometric means over the axes. A layer that is used at several sizes has the sizes of its
+largest input and the largest of each norm. Where there is no network M is the stored matrix, flattened behind the first
+axis.
 
 Cost: six products with each layer on one input. Exact up to rounding in float64.
 
 References:
     MARS: Gouk, Hospedales & Pontil, Distance-based regularisation of deep networks for fine-tuning, ICLR 2021.
-    (2,1): Bartlett, Foster & Telgarsky, Spectrally-normalized margin bounds for neural networks, NeurIPS 2017, where A is
-    the transpose of M.
+    (2,1): Bartlett, Foster & Telgarsky, Spectrally-normalized margin bounds for neural networks, NeurIPS 2017, where A
+        is the transpose of M.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ NAME = "layer_norms"
 
 
 def measure(problem, context: Context) -> Measured:
+    """The exact norms and the sizes of every layer's operator, for both models and the displacement."""
     structure = read_structure(problem)
     rows = {}
     for layer in problem.layers:

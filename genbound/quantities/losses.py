@@ -1,11 +1,11 @@
 r"""Loss and 0-1 error on the training and test samples, and the gap between them.
 
 :math:`\hat L` is the mean over all training samples given (not a mean of batch means, and not only over the samples
-that the costly quantities are measured on). The best constant predictor's loss and error on the same labels are reported
-beside them: a bound that cannot exclude it says nothing.
+that the costly quantities are measured on). The best constant predictor's loss and error on the same labels are
+reported beside them: a bound that cannot exclude it says nothing.
 
-For sequences the loss of a sample is the mean over its labelled tokens, and :math:`\hat L` the mean over sequences; beside it
-stands ``train_loss_per_token``, in which every token counts alike (long sequences more).
+For sequences the loss of a sample is the mean over its labelled tokens, and :math:`\hat L` the mean over sequences;
+beside it stands ``train_loss_per_token``, in which every token counts alike (long sequences more).
 
 Cost: one forward pass over the training and test data.
 """
@@ -83,6 +83,7 @@ def _ranges(total: int) -> list[range]:
 
 
 def measure(problem, context: Context) -> Measured:
+    """Losses, errors and margins over all training and test samples given."""
     parts = context.map("train", _ranges(len(problem.data)), _evaluate(problem, problem.data))
     train, error, margin = stack(parts, "loss"), stack(parts, "error"), stack(parts, "margin")
     summary: dict[str, float | int | None] = {

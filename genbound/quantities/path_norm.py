@@ -3,14 +3,16 @@ r"""The squared path norm: over all paths from an input to an output, the sum of
 .. math:: f_{w^2}(\mathbf 1) = \sum_{\text{paths}} \; \prod_{e \in \text{path}} w_e^2
 
 It is the sum of the outputs of the network with squared weights for an input of ones. BatchNorm in evaluation mode is
-folded first: right behind a layer :math:`z = W x + b` it makes the weights :math:`s W` and the bias :math:`s (b - m) + t`, elsewhere it is a
-layer of its own with weight :math:`s` and bias :math:`t - s m`. Biases are squared too, as in public code: a bias is the weight of
-an edge from a unit that is always 1. What is not a weight stays as it is: averages keep :math:`1/n`, constant factors keep their value,
-max-pooling takes the maximum. Activations pass everything on, as ReLU does with what is not negative.
+folded first: right behind a layer :math:`z = W x + b` it makes the weights :math:`s W` and the bias
+:math:`s (b - m) + t`, elsewhere it is a layer of its own with weight :math:`s` and bias :math:`t - s m`. Biases are
+squared too, as in public code: a bias is the weight of an edge from a unit that is always 1. What is not a weight stays
+as it is: averages keep :math:`1/n`, constant factors keep their value, max-pooling takes the maximum. Activations pass
+everything on, as ReLU does with what is not negative.
 
-The forward pass is watched at the operator level, so that residual connections and concatenations need no special model.
-Every intermediate tensor carries the logarithm of a common factor and is scaled to a maximum of 1: a deep network
-does not overflow. ``log10_squared`` is the result; ``value``, the squared norm itself, is null where float64 cannot hold it.
+The forward pass is watched at the operator level, so that residual connections and concatenations need no special
+model. Every intermediate tensor carries the logarithm of a common factor and is scaled to a maximum of 1: a deep
+network does not overflow. ``log10_squared`` is the result; ``value``, the squared norm itself, is null where float64
+cannot hold it.
 
 Cost: one forward pass on one sample's shape, in float64. Exact up to rounding. Unit: product of squared weights.
 
@@ -53,12 +55,14 @@ def log_path_norm(problem) -> float:
 
 
 def measure(problem, context: Context) -> Measured:
+    """The squared norm, from one forward pass on sums over paths."""
     log = log_path_norm(problem)
     value = math.exp(log) if log < math.log(torch.finfo(torch.float64).max) else None
     return Measured({"log10_squared": log / math.log(10) if math.isfinite(log) else None, "value": value})
 
 
 def applies_to(problem) -> str | None:
+    """The network must be piecewise linear and its input a floating-point tensor."""
     if not isinstance(problem.batch([0]).inputs, Tensor) or not problem.batch([0]).inputs.is_floating_point():
         return "a path norm starts at numbers; these inputs are not one floating-point tensor"
     tape = problem.tape([0])

@@ -1,4 +1,7 @@
-"""What ``flatness`` and ``sharpness`` share: the error at perturbed weights, and the groups of samples it is taken on."""
+"""What ``flatness`` and ``sharpness`` share.
+
+It is the error at perturbed weights, and the groups of samples that it is taken on.
+"""
 
 from __future__ import annotations
 

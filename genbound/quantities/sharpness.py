@@ -1,34 +1,34 @@
-r"""How large a box around the weights the network bears in its worst corner: the alpha of PAC-Bayes sharpness, by search.
+r"""The alpha of PAC-Bayes sharpness, by search: the box around the weights whose worst corner the network bears.
 
 For the error :math:`\hat E` on the measured samples, :math:`\alpha` is the largest size with
 
 .. math:: \max_{|u_i| \le b_i} \hat E(w + u) \le \hat E(w) + 0.1, \qquad
    b_i = \alpha \;\text{ or, magnitude-aware, }\; b_i = \alpha |w_i| + \epsilon
 
-over all weights and biases and the affine parameters of normalisations, :math:`\omega` numbers in all: what ``flatness`` asks of mean
-perturbations, of the worst one. The maximum is sought by projected ascent of the loss along the sign of its gradient: from w
-to the corner that the gradient points at, then by steps of the box's half-width, cut off at the box. Where the gradient
-is zero altogether, its signs are drawn.
+over all weights and biases and the affine parameters of normalisations, :math:`\omega` numbers in all: what
+``flatness`` asks of mean perturbations, of the worst one. The maximum is sought by projected ascent of the loss along
+the sign of its gradient: from w to the corner that the gradient points at, then by steps of the box's half-width, cut
+off at the box. Where the gradient is zero altogether, its signs are drawn.
 
-Ascent finds a *lower* estimate of the maximum, so that ``alpha`` is an **upper estimate**: a worse corner that it missed makes the
-true one smaller, and no error bar says by how much. ``alpha_above``, the upper end of the bracket, is certain: at that size a
-perturbation was found that raises the error by more, by ``rise_above``. Both speak of the samples searched on; the
-worst case of few samples is worse than that of many.
+Ascent finds a *lower* estimate of the maximum, so that ``alpha`` is an **upper estimate**: a worse corner that it
+missed makes the true one smaller, and no error bar says by how much. ``alpha_above``, the upper end of the bracket, is
+certain: at that size a perturbation was found that raises the error by more, by ``rise_above``. Both speak of the
+samples searched on; the worst case of few samples is worse than that of many.
 
 The magnitude-aware bounds also need, with :math:`v = w - w^0` and :math:`c = 2 \ln 2\omega`,
 
 .. math:: \texttt{log\_sum\_init} = \sum_i \ln \frac{\tfrac1\omega\|b\|^2 + c \|v\|^2/\omega}{b_i^2}
 
-(twice the KL divergence of noise of standard deviation :math:`b_i/\sqrt c` and the isotropic prior that is optimal), and
-``log_sum_origin``, the same with w in the place of v. An alpha that does not exist is null with the reason: no corner
-raises the error by enough, or the box :math:`|u_i| \le \epsilon` alone does.
+(twice the KL divergence of noise of standard deviation :math:`b_i/\sqrt c` and the isotropic prior that is optimal),
+and ``log_sum_origin``, the same with w in the place of v. An alpha that does not exist is null with the reason: no
+corner raises the error by enough, or the box :math:`|u_i| \le \epsilon` alone does.
 
 Alpha is in the unit of the weights, the magnitude-aware one relative to them.
 
 Cost:
-    A trial is ``num_steps`` forward passes of at most ``num_samples`` samples, with backward passes in all but the last; it ends at
-    the first perturbation that raises the error by enough. For each alpha some five trials of a single pass find the factor
-    of 4 that it is in, and six whole ones halve that: 45 gradients of 64 samples at most for both.
+    A trial is ``num_steps`` forward passes of at most ``num_samples`` samples, with backward passes in all but the
+    last; it ends at the first perturbation that raises the error by enough. For each alpha some five trials of a single
+    pass find the factor of 4 that it is in, and six whole ones halve that: 45 gradients of 64 samples at most for both.
 Variance:
     None: nothing is drawn but for a gradient that is zero.
 
@@ -106,7 +106,10 @@ Found = tuple[float, float]  # a size and the largest rise found there
 def _bracket(
     trial: Callable[[float], float], start: float, width: float, most: float
 ) -> tuple[Found | None, Found | None]:
-    """Sizes of that ratio, at the lower of which the rise is at most ``most``; one is ``None`` if there is no such size."""
+    """Two sizes of that ratio: the rise is at most ``most`` at the lower one, and more at the upper one.
+
+    One is ``None`` if there is no such size.
+    """
     low, high, alpha, factor = None, None, start, STEP
     while True:
         found = (alpha, trial(alpha))
@@ -150,6 +153,7 @@ def _search(kind: str, rise: Callable[[float, int], float], options: SharpnessOp
 
 
 def measure(problem, context: Context) -> Measured:
+    """Both alphas, each found by a search, and the sums and norms that the bounds need with them."""
     options: SharpnessOptions = context.options
     positions = groups(problem, options.num_samples)[0]
     (part,) = context.map("base", [positions], lambda p: {"error": np.array([error(problem, problem.params, p)])})
@@ -207,7 +211,11 @@ def applies_to(problem: Problem) -> str | None:
 
 
 def forecast(problem, options: SharpnessOptions) -> float:
-    """Twice: five passes, a trial that ends at once, one at the lower end and the halvings; a floor; the gradient at w."""
+    """The cost in gradients, at most.
+
+    It is twice five passes, a trial that ends at once, one at the lower end and the halvings; then a floor, and the
+    gradient at w.
+    """
     halvings = math.ceil(math.log2(max(math.log(STEP) / math.log(1 + options.tolerance), 1)))
     whole = options.num_steps - 2 / 3  # the last pass of a trial is forward
     found = 4 / 3 + whole + 2 * (5 / 3 + 1 + (1 + halvings) * whole)

@@ -1,14 +1,16 @@
-r"""The 2-norm of each layer as the linear map that it is: :math:`\|\mathrm{op}(W_i)\|_2`, of both models and of the difference.
+r"""The 2-norm of each layer as the linear map that it is, :math:`\|\mathrm{op}(W_i)\|_2`.
 
-A convolution is the operator on maps of the size that the network feeds it, with its stride, padding, dilation and groups;
-a linear layer that is applied to every token is its matrix. Batch norm right behind a layer is folded in, for each model
-with its own statistics, before the difference is taken. A layer that is used at several sizes has the largest of its norms.
-A weight whose use is not recognised as linear has the norm of its stored matrix, flattened behind the first axis (``kind`` is
-``matrix``); so have all weights where there is no network.
+It is measured for both models and for the difference.
 
-``lower <= norm <= upper`` with ``upper <= 1.01 lower``; ``value`` is ``upper``. Small operators are exact up to rounding
-(``svd``). Others come from Lanczos with a random start: there ``upper`` fails with a probability of at most 1e-9 for all
-operators of the network together (:mod:`genbound.estimators.operator_norm` has the theorems).
+A convolution is the operator on maps of the size that the network feeds it, with its stride, padding, dilation and
+groups; a linear layer that is applied to every token is its matrix. Batch norm right behind a layer is folded in, for
+each model with its own statistics, before the difference is taken. A layer that is used at several sizes has the
+largest of its norms. A weight whose use is not recognised as linear has the norm of its stored matrix, flattened behind
+the first axis (``kind`` is ``matrix``); so have all weights where there is no network.
+
+``lower <= norm <= upper`` with ``upper <= 1.01 lower``; ``value`` is ``upper``. Small operators are exact up to
+rounding (``svd``). Others come from Lanczos with a random start: there ``upper`` fails with a probability of at most
+1e-9 for all operators of the network together (:mod:`genbound.estimators.operator_norm` has the theorems).
 
 Cost: at most about 190 products with a layer and its adjoint for each of the three operators, in float64 on one input:
 no pass over the data. Exact in the sense of the bracket; no Monte Carlo error beside the failure probability.
@@ -28,6 +30,7 @@ TOLERANCE = 0.01
 
 
 def measure(problem, context: Context) -> Measured:
+    """The bracket of every layer's norm, for both models and the displacement, layer by layer."""
     structure = read_structure(problem)
     names = [layer.name for layer in problem.layers]
     uses = sum(structure.num_operators(name) for name in names)

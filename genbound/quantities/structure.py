@@ -1,4 +1,6 @@
-r"""How the network is composed of its layers: what a Lipschitz constant, and every bound made of layer norms, multiplies.
+r"""How the network is composed of its layers.
+
+A Lipschitz constant, and every bound made of layer norms, multiplies along this structure.
 
 The tree, the constants of what is not a layer, and why some networks have none are described in
 :mod:`genbound.structure.reader`. ``tree`` is null with a ``reason`` where there is no useful global constant.
@@ -15,6 +17,7 @@ NAME = "structure"
 
 
 def measure(problem, context: Context) -> Measured:
+    """The tree and what else was read from the executed operations; no sample matters."""
     found = read_structure(problem)
     return Measured(
         {

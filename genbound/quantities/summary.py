@@ -1,9 +1,9 @@
 """How a stored summary is read: its numbers, each with what is known of its error, and what of it is printed and drawn.
 
 A summary is what results.json has of a quantity: ``layers`` (layer -> row), ``sigmas`` (rows with a ``sigma``) and
-named entries. In a row ``value`` is its number. Any number ``x`` may have its error beside it: ``x_sem`` over the draws,
-``x_data_sem`` from the choice of the samples (``sem`` and ``data_sem`` for ``value``). ``lower`` and ``upper`` are a
-certain interval.
+named entries. In a row ``value`` is its number. Any number ``x`` may have its error beside it: ``x_sem`` over the
+draws, ``x_data_sem`` from the choice of the samples (``sem`` and ``data_sem`` for ``value``). ``lower`` and ``upper``
+are a certain interval.
 """
 
 from __future__ import annotations
