@@ -110,7 +110,8 @@ class Bound:
         bounds: ``loss`` or ``error``: the unit of what it bounds; ``distance``: a distance, which bounds neither.
         kind: ``measure`` or ``certificate``.
         interval_sems: standard errors from the value to an end of its interval; 0 where the interval is certain.
-        shares_error_of: numbers, as ``quantity:entry``. The largest of their relative standard errors is the bound's too.
+        shares_error_of: numbers, as ``quantity:entry``. The largest of their relative standard errors is the bound's
+            too.
     """
 
     name: str

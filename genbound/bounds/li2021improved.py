@@ -107,7 +107,10 @@ def best_epsilon(k: float, loss_range: float, num_data: int, delta: float) -> fl
 
 
 def epsilon_grid(k: float, loss_range: float, num_data: int, delta: float) -> float:
-    r"""The smallest :func:`at_epsilon` over :math:`\varepsilon=2^{j/4}`; δ is split by :math:`(2/3)/((|j|+1)(|j|+2))`."""
+    r"""The smallest :func:`at_epsilon` over :math:`\varepsilon=2^{j/4}`.
+
+    Each takes :math:`(2/3)/((|j|+1)(|j|+2))` of δ.
+    """
     best = 0.5 * log(loss_range) + 0.25 * (k - log(num_data))
     centre = 0 if k == ZERO else round(best * STEPS / TWO)
     found = []

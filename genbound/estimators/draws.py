@@ -64,6 +64,7 @@ class Pass(Protocol):
 
 
 def as_drawn(draws: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+    """The draws as they are."""
     return draws
 
 

@@ -138,6 +138,7 @@ class Found:
 
     @property
     def summaries(self) -> dict[str, dict[str, Any]]:
+        """Quantity -> its summary, as ``results.json`` stores it."""
         return {name: measured.summary for name, measured in self.measured.items()}
 
 

@@ -21,15 +21,19 @@ class MemoryStore:
     """Keeps nothing."""
 
     def part(self, name: str) -> Part | None:
+        """A stored part, ``None`` if there is none."""
         return None
 
     def save_part(self, name: str, part: Part) -> None:
+        """Store a part."""
         pass
 
     def measured(self) -> Measured | None:
+        """What the quantity found, if it was measured before."""
         return None
 
     def save_measured(self, measured: Measured) -> None:
+        """Store what the quantity found."""
         pass
 
 
@@ -52,9 +56,12 @@ class DiskStore(MemoryStore):
             ) from error
 
     def part(self, name: str) -> Part | None:
+        """A stored part, ``None`` if there is none."""
         return self._read(name)
 
     def save_part(self, name: str, part: Part) -> None:
+        """Store a part as ``NAME.npz``."""
+
         def write(path: Path) -> None:
             with open(path, "wb") as file:
                 np.savez(file, allow_pickle=False, **part)
@@ -62,6 +69,7 @@ class DiskStore(MemoryStore):
         write_atomically(self.folder / f"{name}.npz", write)
 
     def measured(self) -> Measured | None:
+        """What the quantity found, if its summary is there."""
         path = self.folder / "summary.json"
         if not path.exists():
             return None

@@ -153,6 +153,7 @@ class Problem(Network, BaseProblem):
                     yield self.tape(run, group)
 
     def digest(self, test_data: bool = False) -> str:
+        """SHA-256 of everything that a measurement depends on; ``test_data`` counts held-out samples in."""
         state = hashlib.sha256()
         for group in (self.params, self.buffers, self.init, self.init_buffers):
             for name, tensor in sorted(group.items()):

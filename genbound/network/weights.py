@@ -112,6 +112,7 @@ class WeightProblem(BaseProblem):
         self.displacement = Displacement.between(self.params, self.init, names, factors, torch.float64)
 
     def digest(self, test_data: bool = False) -> str:
+        """SHA-256 of both sets of weights and the version."""
         state = hashlib.sha256(__version__.encode())
         for group in (self.params, self.init):
             for name, tensor in sorted(group.items()):

@@ -39,6 +39,9 @@ def measured_gap(results: Results, unit: str) -> float | None:
 
 
 def vacuous_from(results: Results, unit: str) -> float | None:
-    """The value from which a bound says nothing: the best constant prediction's loss (or error) less the training one."""
+    """The value from which a bound says nothing.
+
+    It is the best constant prediction's loss (or error) less the training one.
+    """
     empirical, constant = measured(results, UNITS[unit].empirical), measured(results, UNITS[unit].constant)
     return None if empirical is None or constant is None else constant - empirical

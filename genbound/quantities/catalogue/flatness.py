@@ -50,8 +50,11 @@ def _observe(summary: Summary) -> Iterator[Number]:
 
 
 def _relative_sem(summary: Summary, sigma: str, sem: str) -> float:
-    """Relative error of a sigma found by search: that of the rise there (which grows at least in proportion to sigma),
-    and the interval that the search stopped at."""
+    """Relative error of a sigma found by search.
+
+    It has two parts: the error of the rise there, which grows at least in proportion to sigma, and the interval that
+    the search stopped at.
+    """
     if summary.get(sigma) is None or summary.get(sem) is None:
         return 0.0
     return math.hypot(summary[sem] / summary["displacement"], 0.05)
