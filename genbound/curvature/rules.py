@@ -3,7 +3,7 @@ r"""First and second derivatives of single executed operations, for :mod:`genbou
 A *rule* belongs to one executed operation at its own inputs. It carries tangents (:meth:`Rule.tangent`) and, once it knows the
 adjoint g of its result, gives :math:`g \cdot F''(x)[t, t]` of every sample (:meth:`Rule.curvature`). Operations that are affine in what
 depends on the layers only carry tangents. Elementwise functions are differentiated twice once and then cost a product;
-an operation without a rule of its own is differentiated by nested forward-mode derivatives, which is slower and as right as torch's
+an operation without a rule of its own (:mod:`genbound.curvature.rule_of` knows which has one) is differentiated by nested forward-mode derivatives, which is slower and as right as torch's
 (that of a layer norm is not); whoever sweeps compares first (:func:`genbound.curvature.sweep.can_sweep`).
 """
 
@@ -15,38 +15,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.func import jvp
-
-aten = torch.ops.aten
-
-# Affine in their only moving argument, whichever that is; the others are kept as they were executed.
-AFFINE = frozenset(
-    {
-        aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.transpose, aten.permute, aten.t, aten.expand,
-        aten.select, aten.slice, aten.unsqueeze, aten.squeeze, aten.clone, aten.contiguous, aten._to_copy, aten.alias,
-        aten.neg, aten.sum, aten.mean, aten.flatten, aten.index, aten.index_select, aten.gather, aten.unfold,
-        aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.avg_pool1d, aten.movedim, aten.roll, aten.flip, aten.narrow, aten.diagonal,
-        aten.cat, aten.stack, aten.lift_fresh, aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.pixel_shuffle, aten.repeat,
-    }
-)  # fmt: skip
-# Of these, the ones whose every result is one entry of the argument.
-MOVES = frozenset(
-    {
-        aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.transpose, aten.permute, aten.t, aten.expand,
-        aten.select, aten.slice, aten.unsqueeze, aten.squeeze, aten.clone, aten.contiguous, aten._to_copy, aten.alias,
-        aten.flatten, aten.movedim, aten.flip, aten.narrow,
-    }
-)  # fmt: skip
-SEVERAL = frozenset({aten.split, aten.split_with_sizes, aten.unbind, aten.chunk})  # affine, a list of results
-ELEMENTWISE = frozenset(
-    {
-        aten.gelu, aten.tanh, aten.sigmoid, aten.silu, aten.exp, aten.log, aten.log1p, aten.sqrt, aten.rsqrt, aten.pow, aten.erf,
-        aten.softplus, aten.mish, aten.hardswish, aten.elu, aten.sin, aten.cos, aten.square, aten.reciprocal, aten.log_sigmoid,
-    }
-)  # fmt: skip
-PIECEWISE = frozenset(
-    {aten.relu, aten.leaky_relu, aten.hardtanh, aten.clamp, aten.clamp_min, aten.clamp_max, aten.threshold, aten.abs}
-)
-PRODUCTS = frozenset({aten.mul, aten.mm, aten.bmm, aten.matmul})
 
 
 class Rule(ABC):
@@ -242,100 +210,3 @@ class Nested(Rule):
         ts = self._filled(tangents)
         second = jvp(lambda *xs: jvp(self.apply, xs, ts)[1], tuple(self.inputs), ts)[1]
         return _dot(self.adjoint, second, num)
-
-
-def at(args: Sequence, place: tuple[int, ...]):
-    """The argument at ``(i,)``, or at ``(i, j)`` inside a list."""
-    return args[place[0]] if len(place) == 1 else args[place[0]][place[1]]
-
-
-def find_rule(
-    func, args: Sequence, kwargs: dict, places: Sequence[tuple[int, ...]], out: Tensor, part: int | None
-) -> Rule:
-    """The rule of an executed operation.
-
-    Args:
-        func: the operation, with its ``args`` and ``kwargs`` as they were before it ran.
-        places: which arguments depend on a layer, see :func:`at`.
-        out: its result, or the one numbered ``part`` if it has several.
-    """
-    kind = func.overloadpacket
-    if func._schema.is_mutable:  # the same without writing
-        func = kind = getattr(aten, kind.__name__.removesuffix("_"))
-
-    values, original = [at(args, place) for place in places], args
-    # What the rules keep of the arguments is without those that move: they would hold on to every result of the pass.
-    args = [
-        [None if (i, j) in places else b for j, b in enumerate(a)] if isinstance(a, list | tuple) else None if (i,) in places else a
-        for i, a in enumerate(args)
-    ]  # fmt: skip
-
-    def apply(*values):
-        given = list(args)
-        for place, value in zip(places, values, strict=True):
-            if len(place) == 1:
-                given[place[0]] = value
-            else:
-                given[place[0]] = list(given[place[0]])
-                given[place[0]][place[1]] = value
-        result = func(*given, **kwargs)
-        return result if part is None else result[part]
-
-    single = len(places) == 1
-    if kind in (aten.cat, aten.stack):
-        axis = [p[1] for p in places]
-        others = [torch.zeros_like(x) for x in original[0]]
-
-        def join(ts):
-            for j, t in zip(axis, ts, strict=True):
-                others[j] = t
-            return func(others, *args[1:], **kwargs)
-
-        return Joined(join, values)
-    if kind in (aten.view, aten._unsafe_view):  # a tangent may lie in memory otherwise
-        return Affine(lambda t: t.reshape(args[1]), moves=True)
-    if kind in (AFFINE | SEVERAL) and single:
-        return Affine(apply, moves=kind in MOVES | SEVERAL)
-    if kind in (aten.add, aten.sub):
-        sign = (kwargs.get("alpha", 1) if len(args) < 3 else args[2]) * (1 if kind is aten.add else -1)
-        return Sum(out.shape, [1 if p == (0,) else sign for p in places])
-    if kind in PRODUCTS:
-        if not single:
-            return Product(apply, *values)
-        return Affine(apply, scales=kind is aten.mul and out.shape == values[0].shape)
-    if kind is aten.div and places == [(0,)] and not kwargs.get("rounding_mode"):
-        return Affine(apply, scales=out.shape == values[0].shape)
-    if kind is aten.addmm and (0,) not in places and single and kwargs.get("alpha", 1) == 1:
-        return Affine(lambda t: torch.mm(t, args[2]) if places == [(1,)] else torch.mm(args[1], t))
-    if kind is aten.baddbmm and (0,) not in places and kwargs.get("alpha", 1) == 1:
-        if single:
-            return Affine(lambda t: torch.bmm(t, args[2]) if places == [(1,)] else torch.bmm(args[1], t))
-        return Product(torch.bmm, *values)
-    if kind is aten.convolution and places == [(0,)]:
-        return Affine(lambda t: func(t, args[1], None, *args[3:], **kwargs))
-    if kind is aten.masked_fill and places == [(0,)]:
-        return Affine(lambda t: t.masked_fill(args[1], 0))
-    if kind is aten.where and single and places != [(0,)]:
-        here = args[0] if places == [(1,)] else ~args[0]
-        return Affine(lambda t: torch.where(here, t, torch.zeros((), dtype=t.dtype, device=t.device)))
-    if kind is aten.constant_pad_nd:
-        return Affine(lambda t: func(t, args[1]))
-    evaluating = kind is aten._native_batch_norm_legit_no_training or (
-        kind in (aten.native_batch_norm, aten.cudnn_batch_norm) and not args[5]
-    )
-    if evaluating and places == [(0,)]:
-        ones = torch.ones_like(values[0])
-        slope = jvp(apply, (values[0].detach(),), (ones,))[1]  # in evaluation mode it is diagonal
-        return Affine(lambda t: slope * t, scales=True)
-    if kind is aten.max_pool2d_with_indices and places == [(0,)]:
-        index = func(*original, **kwargs)[1]
-        return Affine(lambda t: t.flatten(2).gather(2, index.flatten(2)).view(index.shape))
-    if kind is aten.native_layer_norm and places == [(0,)]:
-        return LayerNorm(values[0], len(args[1]), args[2], args[4])
-    if kind in (aten._softmax, aten._safe_softmax, aten.softmax) and places == [(0,)]:
-        return Softmax(out, args[1])
-    if kind in ELEMENTWISE and places == [(0,)] and out.shape == values[0].shape:
-        return Elementwise(apply, values[0], True)
-    if kind in PIECEWISE and places == [(0,)] and out.shape == values[0].shape:
-        return Elementwise(apply, values[0], False)
-    return Nested(apply, values)

@@ -13,7 +13,7 @@ the sum. Where several layers move, what a layer's own U makes of its input's ta
 backward passes here: it belongs to the cross-layer blocks, and has mean zero for directions that are independent.
 
 A forward pass is recorded at the level of executed operations, and the part of it that depends on a layer is kept as a
-list of steps (:mod:`genbound.curvature.rules` knows their derivatives). Layers must act once each, as a linear map or a
+list of steps (:mod:`genbound.curvature.rule_of` finds their derivatives). Layers must act once each, as a linear map or a
 convolution on samples that come first in every result; :func:`can_sweep` tries it against the double backward pass.
 """
 
@@ -29,7 +29,8 @@ from torch import Tensor
 
 from genbound.curvature.own_noise import split_own_noise
 from genbound.curvature.probes import probe_directions
-from genbound.curvature.rules import Rule, at, find_rule
+from genbound.curvature.rule_of import at, find_rule
+from genbound.curvature.rules import Rule
 from genbound.errors import GenboundError
 from genbound.estimators.random import row_of, row_signs
 from genbound.network.loss_functions import output_form
@@ -71,7 +72,7 @@ class _Call:
 
     Attributes:
         func: the operation, with its ``args`` as they were before it ran and its ``kwargs``.
-        places: which arguments depend on a layer, see :func:`~genbound.curvature.rules.at`.
+        places: which arguments depend on a layer, see :func:`~genbound.curvature.rule_of.at`.
         inputs: their numbers.
         result: what it returned, the part numbered ``part`` if that was a list.
         number: of the result.

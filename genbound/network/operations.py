@@ -117,7 +117,7 @@ OPERATIONS = (
            "_upsample_nearest_exact2d _upsample_nearest_exact3d", "interpolate", lipschitz="nearest"),
     _route("mirror_pad", "ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D",
            "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d",
-           lipschitz="placed", sweep="affine"),
+           lipschitz="placed"),
     _route("windows", "Unfold Im2Col", "unfold im2col", "unfold", lipschitz="placed"),
     _route("constant_pad", "ConstantPadNd", "constant_pad_nd", "pad", lipschitz="padded", **BY_CALL, sweep="pad", paths="fill"),
     _route("index", "Index", "index", lipschitz="picked"),
@@ -167,7 +167,7 @@ OPERATIONS = (
     # -- piecewise linear --------------------------------------------------------------------------------------------
     _bend("relu", "Relu", "relu", "relu"),
     _bend("leaky_relu", "LeakyRelu", "leaky_relu", "leaky_relu", lipschitz="leaky_relu", label="leakyrelu"),
-    _bend("rrelu", "RreluWithNoise", "rrelu_with_noise", "rrelu", lipschitz="rrelu", sweep="nested"),
+    _bend("rrelu", "RreluWithNoise", "rrelu_with_noise", "rrelu", lipschitz="rrelu"),
     _bend("threshold", "Threshold", "threshold", "threshold", lipschitz="threshold", **BY_CALL),
     _bend("hardtanh", "Hardtanh", "hardtanh", "hardtanh relu6", **CLAMP),
     _bend("clamp", "Clamp", "clamp", "clamp clip", **CLAMP),
@@ -192,7 +192,7 @@ OPERATIONS = (
     _choice("max_pool", "MaxPool2DWithIndices MaxPool3DWithIndices", "max_pool2d_with_indices max_pool3d_with_indices",
             "max_pool1d max_pool2d max_pool3d", lipschitz="max_pool", sweep="max_pool", paths="apply"),
     _choice("adaptive_max_pool", "AdaptiveMaxPool2D AdaptiveMaxPool3D", "adaptive_max_pool2d adaptive_max_pool3d",
-            "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", lipschitz="adaptive_max_pool", paths="apply"),
+            "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", lipschitz="adaptive_max_pool", sweep="max_pool", paths="apply"),
     # -- curved, entry by entry --------------------------------------------------------------------------------------
     _smooth("tanh", "Tanh", "tanh", "tanh", lipschitz=(1, 1), label="tanh"),
     _smooth("sigmoid", "Sigmoid", "sigmoid", "sigmoid", lipschitz=(0.25, 0.25), keeps_zero=False, label="sigmoid"),
