@@ -112,7 +112,9 @@ class Sampler:
         """``num`` draws of each of the positions, ``[N, num, columns]``."""
         values, place = np.zeros((len(positions), num, self.width)), {p: i for i, p in enumerate(positions)}
         copies = copies_in_a_pass(num, len(positions), self.batch_size)
-        copies_seen = defaultdict(count)  # of a sample, in the passes that fill the same columns
+        copies_seen: defaultdict[tuple[int, int], count[int]] = defaultdict(
+            count
+        )  # of a sample, in the passes that fill the same columns
         for one, columns in self.passes([p for p in positions for _ in range(copies)]):
             places = np.array([place[p] for p in one.positions])
             copy = np.array([next(copies_seen[columns[0], p]) for p in one.positions])

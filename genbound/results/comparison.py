@@ -125,14 +125,12 @@ def compare(
         GenboundError: the runs differ in loss, n, C, convention, data, number of samples, head policy, layer partition
             or failure probability, and ``allow_mixed`` is not set.
     """
-    runs, name = list(runs), None
-    if reference is not None:
-        place = next((i for i, run in enumerate(runs) if _same(run, reference)), None)
-        if place is None:
-            runs, place = [reference, *runs], 0
+    runs = list(runs)
+    place = None if reference is None else next((i for i, run in enumerate(runs) if _same(run, reference)), None)
+    if reference is not None and place is None:
+        runs, place = [reference, *runs], 0
     named = as_results(runs)
-    if reference is not None:
-        name = list(named)[place]
+    name = None if place is None else list(named)[place]
     differing = unlike(named)
     if not allow_mixed:
         refuse_unlike(named, differing)
@@ -143,6 +141,14 @@ def _same(one: Results | str | Path, other: Results | str | Path) -> bool:
     if isinstance(one, Results) or isinstance(other, Results):
         return one is other
     return Path(one).resolve() == Path(other).resolve()
+
+
+def _factor(mine: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> float | None:
+    """One row of a bound over another's, ``None`` where one of them has no value."""
+    if not mine or not theirs or mine["log10"] is None or theirs["log10"] is None:
+        return None
+    exponent = mine["log10"] - theirs["log10"]
+    return 10**exponent if exponent < 308 else math.inf
 
 
 @dataclass(frozen=True)
@@ -186,18 +192,11 @@ class Comparison:
                 for side in ("lower", "upper", "log10"):
                     line[f"{name} {side}"] = row.get(side)
                 if self.reference is not None and name != self.reference:
-                    line[f"{name} / {self.reference}"] = self._factor(rows, name)
+                    line[f"{name} / {self.reference}"] = _factor(row, rows[self.reference])
             table.append({**line, "doubt": self.doubt(bound)})
         frame = pd.DataFrame(table).set_index("bound")
         texts = {"bounds", "kind", "doubt"}
         return frame.astype({column: float for column in frame.columns if column not in texts})
-
-    def _factor(self, rows: Mapping[str, Mapping[str, Any] | None], name: str) -> float | None:
-        mine, theirs = rows[name], rows[self.reference]
-        if not mine or not theirs or mine["log10"] is None or theirs["log10"] is None:
-            return None
-        exponent = mine["log10"] - theirs["log10"]
-        return 10**exponent if exponent < 308 else math.inf
 
     def doubt(self, bound: str) -> str:
         """Everything that speaks against taking this row at its word; a reason names the runs that it holds for."""
@@ -246,7 +245,8 @@ class Comparison:
             rows = self._rows(bound)
             unit = next(row for row in rows.values() if row is not None)["bounds"]
             values = ["/" if row is None else value_text(row) for row in rows.values()]
-            ratios = [self._factor(rows, name) for name in factors]
+            theirs = None if self.reference is None else rows[self.reference]
+            ratios = [_factor(rows[name], theirs) for name in factors]
             body.append([bound, unit, *values, *("/" if r is None else digits(r) for r in ratios), self.doubt(bound)])
         return head, body + [[*row, *[""] * len(factors), ""] for row in self._measured()]
 

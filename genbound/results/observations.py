@@ -38,6 +38,13 @@ class Observation(Number):
     reason: str = ""
 
     @property
+    def number(self) -> float:
+        """The value, of an observation that is known to have one."""
+        if self.value is None:
+            raise ValueError(f"{self.name} has no value: {self.reason}")
+        return self.value
+
+    @property
     def name(self) -> str:
         """``measure:where``, or the measure alone."""
         return f"{self.measure}:{self.where}" if self.where else self.measure

@@ -59,11 +59,11 @@ def bootstrap_interval(
     for start in range(0, num_resamples, chunk):
         index = generator.integers(0, len(x), (min(chunk, num_resamples - start), len(x)))
         values.append(statistic(x[index], y[index]))
-    values = np.concatenate(values)
-    values = values[np.isfinite(values)]
-    if not len(values):
+    found = np.concatenate(values)
+    found = found[np.isfinite(found)]
+    if not len(found):
         return math.nan, math.nan
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

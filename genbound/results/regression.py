@@ -73,11 +73,11 @@ class Tolerance:
         if self.unit == "sem":
             return 0.0
         if not expected.logarithm:
-            return self.size * abs(expected.value) if self.unit == "%" else self.size
+            return self.size * abs(expected.number) if self.unit == "%" else self.size
         if self.unit == "%":
             grown = 1 + self.size if self.sign != "-" else 1 / max(1e-300, 1 - self.size)
             return math.log10(grown)
-        return math.log10(1 + self.size / 10**expected.value) if expected.value < 300 else 0.0
+        return math.log10(1 + self.size / 10**expected.number) if expected.number < 300 else 0.0
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _compare(
         for r in (baseline, results)
     )
     if rounding is None:
-        rounding = max(ROUNDING.get(r.config.get("dtype"), DEFAULT_ROUNDING) for r in (results, baseline))
+        rounding = max(ROUNDING.get(str(r.config.get("dtype")), DEFAULT_ROUNDING) for r in (results, baseline))
     same_samples = _same_samples(results, baseline)
     same_seed = results.config.get("seed") == baseline.config.get("seed")
     random = [n for n, o in before.items() if n in now and _sem(o, now[n], same_samples)]
@@ -327,8 +327,8 @@ def _row(
 
 def _beyond(expected: Observation, obtained: Observation) -> float:
     """The change, or between certain intervals the gap: none where they overlap."""
-    if None in (expected.lower, expected.upper, obtained.lower, obtained.upper):
-        return obtained.value - expected.value
+    if expected.lower is None or expected.upper is None or obtained.lower is None or obtained.upper is None:
+        return obtained.number - expected.number
     return max(0.0, obtained.lower - expected.upper) - max(0.0, expected.lower - obtained.upper)
 
 

@@ -89,8 +89,9 @@ class Results:
         write_json(folder / "results.json", to_plain(self.to_json()))
         write_atomically(folder / "layers.csv", lambda path: self.layers().to_csv(path))
         write_atomically(folder / "table.md", lambda path: path.write_text(self.to_markdown() + "\n", encoding="utf-8"))
-        if self.samples is not None:
-            write_atomically(folder / "samples.parquet", lambda path: self.samples.to_parquet(path, index=False))
+        samples = self.samples
+        if samples is not None:
+            write_atomically(folder / "samples.parquet", lambda path: samples.to_parquet(path, index=False))
         return folder
 
     def to_markdown(self) -> str:

@@ -76,6 +76,9 @@ def test_reference(pair):
     assert factor["first"] == pytest.approx(0.5) and factor["second"] == pytest.approx(1)
     assert pd.isna(factor["third"]) and factor["fourth"] == pytest.approx(1)
     assert list(genbound.compare(pair[1:], reference=pair[0]).runs) == ["one.safetensors", "two.safetensors"]
+    head, body = genbound.compare(pair, reference=pair[0]).cells()
+    place = head.index("two.safetensors / one.safetensors")
+    assert {row[0]: row[place] for row in body[:4]} == {"first": "0.5", "second": "1", "third": "/", "fourth": "1"}
 
 
 @pytest.mark.parametrize(
