@@ -111,10 +111,10 @@ def lanczos_products(problem, name: str, position: int, tolerance: float, most: 
 
     It stops as soon as ``v^T H^+ v`` by Gauss quadrature moves by less than ``tolerance`` of itself.
     """
-    from genbound.curvature.layer_block import LayerOperator
+    from genbound.curvature.layer_block import LayerBlock
     from genbound.estimators.lanczos import Lanczos
 
-    operator = LayerOperator(problem.tape([position], [name]), name)
+    operator = LayerBlock(problem.tape([position], [name]), name)
     run = Lanczos(operator.product, operator.start(problem.displacement[name]))
     before = None
     for step in range(1, most + 1):

@@ -18,7 +18,7 @@ from genbound.network.tape import Tape
 from genbound.network.weight_uses import LinearUse
 
 
-class LayerOperator:
+class LayerBlock:
     """The Hessian block of one layer for every sample of a tape.
 
     Attributes:
@@ -40,7 +40,7 @@ class LayerOperator:
                 self._shape = (outputs, self._basis.shape[-1])
         self.dimension = torch.Size(self._shape).numel()
 
-    def narrowed(self, tape: Tape, rows: Sequence[int]) -> LayerOperator:
+    def narrowed(self, tape: Tape, rows: Sequence[int]) -> LayerBlock:
         """The same operator for some of the samples, on a smaller tape but in the very same basis.
 
         Args:
@@ -79,7 +79,7 @@ class LayerOperator:
         return total.flatten(1)
 
 
-def dense_blocks(operator: LayerOperator) -> torch.Tensor:
+def dense_blocks(operator: LayerBlock) -> torch.Tensor:
     """The blocks of all samples of a tape as matrices, ``[N, d, d]`` in float64."""
     columns, num = [], len(operator.tape)
     for j in range(operator.dimension):

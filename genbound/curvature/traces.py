@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genbound.curvature.layer_block import LayerOperator
+from genbound.curvature.layer_block import LayerBlock
 from genbound.curvature.probes import probe_directions
 from genbound.curvature.sweep import Sweep
 from genbound.estimators.random import Row, row_signs
@@ -50,7 +50,7 @@ def _squared_norms(tape: Tape, cotangent: Tensor) -> Tensor:
 
 def remainder_dimension(tape: Tape) -> int:
     """Products per sample that :func:`dense_remainder_trace` takes."""
-    return sum(LayerOperator(tape, name).dimension for name in tape.layers if name not in tape.piecewise_linear)
+    return sum(LayerBlock(tape, name).dimension for name in tape.layers if name not in tape.piecewise_linear)
 
 
 def dense_remainder_trace(tape: Tape) -> Tensor:
@@ -61,7 +61,7 @@ def dense_remainder_trace(tape: Tape) -> Tensor:
     result = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
     for i, name in enumerate(tape.layers):
         if name not in tape.piecewise_linear:
-            operator = LayerOperator(tape, name, "remainder")
+            operator = LayerBlock(tape, name, "remainder")
             for j in range(operator.dimension):
                 unit = torch.zeros(len(tape), operator.dimension, dtype=torch.float64, device=result.device)
                 unit[:, j] = 1

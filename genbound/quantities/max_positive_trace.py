@@ -31,7 +31,7 @@ from itertools import accumulate, cycle
 import numpy as np
 import torch
 
-from genbound.curvature.layer_block import LayerOperator, dense_blocks
+from genbound.curvature.layer_block import LayerBlock, dense_blocks
 from genbound.curvature.traces import gauss_newton_trace
 from genbound.estimators.lanczos import Lanczos
 from genbound.estimators.random import rademacher
@@ -44,14 +44,14 @@ NAME = "max_positive_trace"
 FRESH = 4  # probes of each finalist
 
 
-def _probes(operator: LayerOperator, shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
+def _probes(operator: LayerBlock, shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
     """Sign probes of the weight, one for each row of the pass, in the basis of its sample's inputs ``[N, d]``."""
     like = operator.tape.outputs.detach()
     num = len(operator.tape)
     return operator.start(rademacher((num, *shape), source, like)).reshape(num, -1).double()
 
 
-def _quadratures(operator: LayerOperator, starts: torch.Tensor, steps: int) -> np.ndarray:
+def _quadratures(operator: LayerBlock, starts: torch.Tensor, steps: int) -> np.ndarray:
     """``z^T H^+ z`` for each row z of ``starts [N, d]``, by Gauss quadrature; ``[N]``."""
     run = Lanczos(operator.product, starts)
     for _ in range(min(steps, operator.dimension)):
@@ -73,7 +73,7 @@ class _SampleBlock:
         self._shape = layer.shape
         size = problem.batch_size if layer.by_batch else 1
         runs = [[position] * min(size, num - start) for start in range(0, num, size)]
-        self._operators = [LayerOperator(problem.tape(run, [layer.name]), layer.name) for run in runs]
+        self._operators = [LayerBlock(problem.tape(run, [layer.name]), layer.name) for run in runs]
 
     @property
     def dimension(self) -> int:
@@ -96,7 +96,7 @@ class _SampleBlock:
         """``z^T H^+ z`` for each row z of ``[n, d]``; ``[n]``."""
         return np.concatenate([_quadratures(op, v, steps)[:n] for op, v, n in self._passes(vectors)])
 
-    def _passes(self, vectors: torch.Tensor) -> Iterator[tuple[LayerOperator, torch.Tensor, int]]:
+    def _passes(self, vectors: torch.Tensor) -> Iterator[tuple[LayerBlock, torch.Tensor, int]]:
         """``(operator, rows for its pass, how many of them are vectors)``: the last pass is filled up with zeros."""
         start, operators = 0, cycle(self._operators)
         while start < len(vectors):
@@ -208,8 +208,8 @@ class _Search:
 
         return max(finalists, key=mean) if len(finalists) > 1 else finalists[0]
 
-    def _operators(self, positions: Sequence[int]) -> Iterator[LayerOperator]:
-        return (LayerOperator(tape, self._name) for tape in self._problem.tapes(positions, [self._name]))
+    def _operators(self, positions: Sequence[int]) -> Iterator[LayerBlock]:
+        return (LayerBlock(tape, self._name) for tape in self._problem.tapes(positions, [self._name]))
 
     def _stream(self, stage: str, *key: int) -> torch.Generator:
         return stream(self._context, NAME, stage, self._number, *key)

@@ -28,7 +28,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from genbound.curvature.layer_block import LayerOperator
+from genbound.curvature.layer_block import LayerBlock
 from genbound.estimators.lanczos import Lanczos, rounding
 from genbound.network.loss_functions import output_form
 from genbound.quantities.base import Context, Measured, Part, plain, stack
@@ -62,7 +62,7 @@ def screen(problem, positions: range) -> Part:
         for name in moved:
             if name in certain:
                 continue
-            operator = LayerOperator(tape, name)
+            operator = LayerBlock(tape, name)
             start = operator.start(problem.displacement[name])
             run = Lanczos(operator.product, start)
             run.step(operator.precision)
@@ -82,7 +82,7 @@ def refine(problem, options: MaxQuadraticFormOptions, name: str, lower: np.ndarr
     products, visited, by_batch = 0, set(), next(layer.by_batch for layer in problem.layers if layer.name == name)
     size = problem.batch_size if by_batch else 1
     if by_batch:  # all vectors of a recursion are kept in float64
-        dimension = LayerOperator(problem.tape([int(np.argmax(upper))], [name]), name).dimension
+        dimension = LayerBlock(problem.tape([int(np.argmax(upper))], [name]), name).dimension
         size = max(1, min(size, KRYLOV_BYTES // (8 * dimension * options.max_products)))
 
     def is_open(p: int) -> bool:
@@ -95,7 +95,7 @@ def refine(problem, options: MaxQuadraticFormOptions, name: str, lower: np.ndarr
             break  # certified, or every sample left has spent its products
         visited |= set(pending)
         for members in problem.batches(sorted(pending), size):
-            operator = LayerOperator(problem.tape(members, [name]), name)
+            operator = LayerBlock(problem.tape(members, [name]), name)
             run = Lanczos(operator.product, operator.start(problem.displacement[name]))
             while members and run.num_products < options.max_products:
                 run.step(operator.precision)

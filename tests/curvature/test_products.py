@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import genbound
-from genbound.curvature.layer_block import LayerOperator, dense_blocks
+from genbound.curvature.layer_block import LayerBlock, dense_blocks
 from genbound.curvature.traces import dense_remainder_trace, gauss_newton_trace
 from genbound.network.operations import OPERATIONS
 from genbound.network.problem import Problem
@@ -108,7 +108,7 @@ def test_compressed_operator(name, problems, truths):
         for layer in tape.layers:
             if not tape.uses[layer]:
                 continue
-            operator, v = LayerOperator(tape, layer), problem.displacement[layer]
+            operator, v = LayerBlock(tape, layer), problem.displacement[layer]
             compressed += operator.dimension < v.numel()
             blocks, start = dense_blocks(operator), operator.start(v).double()
             form = torch.einsum("ni,nij,nj->n", start, blocks, start)
