@@ -8,7 +8,7 @@ of the block's range lies there, and what the start vector has outside does not 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,12 @@ from genbound.network.weight_uses import LinearUse
 
 
 class LayerBlock:
-    """The Hessian block of one layer for every sample of a tape.
+    """The Hessian block of one layer for each of the N samples of a tape.
+
+    Args:
+        tape: of the samples.
+        name: of the layer.
+        part: ``hessian``, or ``remainder`` for what it has beside its Gauss-Newton part.
 
     Attributes:
         dimension: length of a vector.
@@ -41,35 +46,32 @@ class LayerBlock:
         self.dimension = torch.Size(self._shape).numel()
 
     def narrowed(self, tape: Tape, rows: Sequence[int]) -> LayerBlock:
-        """The same operator for some of the samples, on a smaller tape but in the very same basis.
+        """The same block for some of the samples, on a smaller tape but in the very same basis.
 
         Args:
             tape: a pass of those samples alone.
-            rows: their places on this operator's tape.
+            rows: their places on this block's tape.
         """
         kept = copy.copy(self)
         kept.tape, kept._uses = tape, tape.uses[self.name]
         if self._basis is not None:
-            # The smaller batch may be padded less; the samples' own inputs are the same, in the old basis.
+            # The smaller batch may be padded less; the samples' own inputs are the same, in coordinates of the old basis.
             kept._original, kept._basis = kept._uses[0], self._basis[rows]
             kept._uses = [replace(self._uses[0], edge=kept._original.edge, inputs=kept._original.inputs @ kept._basis)]
         return kept
 
     def start(self, v: Tensor) -> Tensor:
-        """The part of a weight direction that the blocks can see.
+        """The part of a weight direction that the blocks can see, ``[N, dimension]``.
 
         Args:
-            v: ``[*shape]`` of the weight, shared by the samples, or one for each, ``[N, *shape]``.
-
-        Returns:
-            ``[N, dimension]``.
+            v: in the shape of the weight, shared by all samples, or ``[N, *shape]``.
         """
         if self._basis is not None:
             return self._original.compress_weight(v, self._basis).flatten(1)
         return v.flatten(1) if v.dim() > len(self._shape) else v.reshape(1, -1).expand(len(self.tape), -1)
 
     def product(self, vectors: Tensor) -> Tensor:
-        """``[N, dimension] -> [N, dimension]``."""
+        """Every sample's block times its own vector, ``[N, dimension] -> [N, dimension]``."""
         v = vectors.to(self.tape.outputs.dtype).unflatten(1, self._shape)
         us = [use.perturb(v) for use in self._uses]
         qs = self.tape.activation_products({self.name: us}, [self.name], self.part)[self.name]
@@ -78,13 +80,18 @@ class LayerBlock:
             total = total + use.adjoint(q)
         return total.flatten(1)
 
+    def columns(self) -> Iterator[Tensor]:
+        """The columns of the blocks one after another, each ``[N, dimension]`` in float64.
 
-def dense_blocks(operator: LayerBlock) -> torch.Tensor:
-    """The blocks of all samples of a tape as matrices, ``[N, d, d]`` in float64."""
-    columns, num = [], len(operator.tape)
-    for j in range(operator.dimension):
-        unit = torch.zeros(num, operator.dimension, dtype=torch.float64, device=operator.tape.outputs.device)
-        unit[:, j] = 1
-        columns.append(operator.product(unit).double())
-    blocks = torch.stack(columns, 2)
+        Cost: a double backward pass for each.
+        """
+        for j in range(self.dimension):
+            unit = torch.zeros(len(self.tape), self.dimension, dtype=torch.float64, device=self.tape.outputs.device)
+            unit[:, j] = 1
+            yield self.product(unit).double()
+
+
+def dense_blocks(block: LayerBlock) -> Tensor:
+    """The blocks of all samples of a tape as matrices, ``[N, dimension, dimension]`` in float64, made symmetric."""
+    blocks = torch.stack(list(block.columns()), 2)
     return 0.5 * (blocks + blocks.mT)

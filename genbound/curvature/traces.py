@@ -61,11 +61,8 @@ def dense_remainder_trace(tape: Tape) -> Tensor:
     result = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
     for i, name in enumerate(tape.layers):
         if name not in tape.piecewise_linear:
-            operator = LayerBlock(tape, name, "remainder")
-            for j in range(operator.dimension):
-                unit = torch.zeros(len(tape), operator.dimension, dtype=torch.float64, device=result.device)
-                unit[:, j] = 1
-                result[:, i] += operator.product(unit)[:, j].double()
+            for j, column in enumerate(LayerBlock(tape, name, "remainder").columns()):
+                result[:, i] += column[:, j]
     return result
 
 

@@ -22,7 +22,7 @@ from torch.autograd.graph import GradientEdge
 
 from genbound.network.graph import Graph
 from genbound.network.operations import of_aten, of_node, operation
-from genbound.network.weight_uses import ConvolutionUse, EmbeddingUse, LeafUse, LinearUse, Use
+from genbound.network.weight_uses import ConvolutionUse, EmbeddingUse, LeafUse, LinearUse, Use, split_rows
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ class Application:
     transposed: bool = False
     settings: tuple = ()
 
-    def use(
-        self, shape: Sequence[int], num: int, samples_first: bool, edge: GradientEdge | None = None
-    ) -> LinearUse | ConvolutionUse | EmbeddingUse | None:
+    def use(self, shape: Sequence[int], num: int, samples_first: bool, edge: GradientEdge | None = None) -> Use | None:
         """The map from the weight to the result, ``None`` where the rows cannot be split among the samples.
 
         Args:
@@ -60,10 +58,7 @@ class Application:
             return EmbeddingUse(edge, self.inputs, num, samples_first, tuple(shape))
         if self.kind == "convolution":
             return ConvolutionUse(edge, self.inputs, num, samples_first, tuple(shape), *self.settings)
-        by_sample = self.inputs.unflatten(0, (num, -1) if samples_first else (-1, num))
-        return LinearUse(
-            edge, by_sample if samples_first else by_sample.transpose(0, 1), self.transposed, samples_first
-        )
+        return LinearUse(edge, split_rows(self.inputs, num, samples_first), self.transposed, samples_first)
 
 
 # -- a running pass ---------------------------------------------------------------------------------------------------
