@@ -3,18 +3,18 @@ r"""Independent Gaussian weight noise for every row of a batch, without a copy o
 For :math:`z = W\tilde x` on the T positions of a sample, noise U with independent :math:`\mathcal N(0, \sigma^2)` entries moves z by
 :math:`\sigma\,\tilde X G`, a Gaussian matrix with covariance :math:`\tilde X\tilde X^\top` between positions and independent columns.
 Where T is smaller than the number of inputs, the same distribution is :math:`\sigma R g` with
-:math:`RR^\top = \tilde X\tilde X^\top` (Cholesky) and ``T x out`` normals instead of ``in x out``. :math:`\tilde X` are the inputs that the
-noise in earlier layers has already moved. Both R and g are continuous functions of what they come from, so that an antithetic pair
-:math:`\pm\sigma` sees the same noise but for the sign, up to the small change of R. The pair shares one pass.
+:math:`RR^\top = \tilde X\tilde X^\top` (Cholesky) and ``T x out`` normals instead of ``in x out``. :math:`\tilde X` are the inputs
+that the noise in earlier layers has already moved. Both R and g are continuous functions of what they come from, so that an
+antithetic pair :math:`\pm\sigma` sees the same noise but for the sign, up to the small change of R. The pair shares one pass.
 
-The forward pass is watched at the level of executed operations; a weight that is used otherwise than once, by a linear map or
-a convolution, is not handled here (see :func:`can_move_rows`).
+The forward pass is watched at the level of executed operations (:mod:`genbound.network.weight_watch`); a weight that is used
+otherwise than once, by a linear map or a convolution, is not handled here (see :func:`can_move_rows`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -36,39 +36,22 @@ if TYPE_CHECKING:
 
 # A row of a noisy batch: which sample, and which member of which stream of normals moves its weights.
 NoisyRow = tuple[int, tuple, int]
+# ``(layer, positions, width) -> [rows, positions, width]``.
+Draw = Callable[[str, int, int], Tensor]
 
 
-def can_move_rows(problem: Problem) -> bool:
-    """Whether every layer acts once, as a linear map or a convolution on samples that share a pass; tried on a few."""
-    if not act_once(problem):
-        return False
-    noise = RowNoise(2, _zeros(problem, 2), [0.0])
-    _noisy_forward(problem, noise, problem.batch([0, 0]).inputs, 2)
-    return not _missed(problem, noise)
-
-
-def _noisy_forward(problem: Problem, noise: RowNoise, inputs: Any, num: int) -> Tensor:
-    """The outputs for ``num`` rows of inputs, repetitions included."""
-    with torch.no_grad(), taken_apart(), WeightedFunctions(WeightWatch(problem, num, noise.visit)):
-        return problem.forward(problem.params, inputs)
-
-
-def _zeros(problem: Problem, num: int) -> Callable[[str, int, int], Tensor]:
-    return lambda name, positions, width: problem.params[name].new_zeros(num, positions, width)
-
-
-def _missed(problem: Problem, noise: RowNoise) -> list[str]:
-    """The layers that were not moved exactly once."""
-    wanted = sorted(layer.name for layer in problem.layers if layer.kind != "unused")
-    if sorted(noise.moved) == wanted:
-        return []
-    return sorted(set(wanted).symmetric_difference(noise.moved) or set(noise.moved))
+# -- normals ----------------------------------------------------------------------------------------------------------
 
 
 class Normals:
     """Standard normals of every layer for the rows of one batch; each is drawn once and kept for the next pass.
 
     One stream a layer and group of ``BLOCK`` rows, position by position: more padding only continues it.
+
+    Args:
+        rows: of the batch.
+        seed: of all streams.
+        like: whose type and device they have.
     """
 
     def __init__(self, rows: Sequence[NoisyRow], seed: int, like: Tensor):
@@ -92,25 +75,53 @@ class Normals:
         return self._known[name]
 
 
+def _weight_normals(layer: Layer, normals: Draw, rows: int) -> Tensor:
+    """One for each entry of the weight, ``[rows, *shape]``."""
+    return normals(layer.name, 1, math.prod(layer.shape)).view(rows, *layer.shape)
+
+
+def _patch_normals(layer: Layer, use: ConvolutionUse, normals: Draw, shape: torch.Size) -> Tensor:
+    """One for each entry of a convolution's result of this shape, ``[rows, groups, T, out / groups]``."""
+    g = normals(layer.name, math.prod(shape[2:]), layer.shape[0])
+    return g.unflatten(2, (use.groups, -1)).transpose(1, 2)
+
+
+def _needs_weights(layer: Layer, use: Use, shape: torch.Size) -> bool:
+    """Whether noise is drawn on the layer's weights, not on their action on the inputs, for a result of this shape."""
+    if isinstance(use, LinearUse):
+        return use.num_positions >= use.inputs.shape[-1]
+    few = math.prod(shape[2:]) < math.prod(layer.shape[1:])
+    return use.transposed or len(shape) != 4 or shape[0] != use.num or not few
+
+
+def _patches(layer: Layer, use: ConvolutionUse, x: Tensor) -> Tensor:
+    """What the taps of every position see, ``[N, groups, T, in / groups * taps]``."""
+    patches = F.unfold(x, layer.shape[2:], use.dilation, use.padding, use.stride)
+    return patches.unflatten(1, (use.groups, -1)).mT
+
+
+# -- noise in a running pass ------------------------------------------------------------------------------------------
+
+
 class RowNoise:
     """What each row's own noisy weights add to the layers' results, in a batch of some rows repeated once for every sigma.
 
     Args:
-        num: rows, before they are repeated.
-        normals: ``(layer, positions, width) -> [num, positions, width]``, standard normals.
-        sigmas: standard deviations, with signs, one for each repetition, in the unit of the weights.
+        rows: before they are repeated.
+        normals: standard normals of every layer for those rows.
+        sigmas: standard deviations, with signs, one for each repetition, in the weights' unit.
 
     Attributes:
         moved: names of the layers that were met, once for each time.
     """
 
-    def __init__(self, num: int, normals: Callable[[str, int, int], Tensor], sigmas: Sequence[float]):
-        self._normals, self._sigmas, self._rows = normals, list(sigmas), num
+    def __init__(self, rows: int, normals: Draw, sigmas: Sequence[float]):
+        self._rows, self._normals, self._sigmas = rows, normals, list(sigmas)
         self._inputs: Tensor | None = None  # of the last factor: queries, keys and values share theirs
         self._factor: Tensor | None = None
         self.moved: list[str] = []
 
-    def visit(self, func: Any, args: Sequence, kwargs: Mapping[str, Any], found: tuple[Layer, Use] | None) -> Any:
+    def visit(self, func, args, kwargs, found: tuple[Layer, Use] | None) -> Any:
         """Run an operation, and add the noise to its result if it applies a layer's weight."""
         out = func(*args, **kwargs)
         if found is not None:
@@ -119,71 +130,58 @@ class RowNoise:
             self.move(layer, use, out)
         return out
 
-    def move(self, layer: Layer, use: LinearUse | ConvolutionUse, out: Tensor) -> None:
-        """Add the layer's noise to what its weight has made of ``use.inputs``, in place."""
+    def move(self, layer: Layer, use: Use, out: Tensor) -> None:
+        """Add the layer's noise to ``out``, what its weight has made of ``use.inputs``, in place."""
         if isinstance(use, LinearUse):
             self._move_linear(layer, use, out.view(-1, out.shape[-1]))
         else:
             self._move_convolution(layer, use, out)
 
     def _move_linear(self, layer: Layer, use: LinearUse, out: Tensor) -> None:
-        positions, inputs = use.inputs.shape[1:]
-        if positions >= inputs:
-            noise = self._normals(layer.name, 1, math.prod(layer.shape)).view(self._rows, *layer.shape)
+        if _needs_weights(layer, use, out.shape):
+            noise = _weight_normals(layer, self._normals, self._rows)
             left, right = use.inputs, noise if use.transposed else noise.mT
         else:
-            left, right = self._root(use.inputs), self._normals(layer.name, positions, out.shape[-1])
+            left, right = self._root(use.inputs), self._normals(layer.name, use.num_positions, out.shape[-1])
         out = use.per_position(out)
-        for i, sigma in enumerate(self._sigmas):
-            rows = slice(i * self._rows, (i + 1) * self._rows)
+        for rows, sigma in self._repetitions():
             out[rows].baddbmm_(left[rows], right, alpha=sigma)
 
     def _move_convolution(self, layer: Layer, use: ConvolutionUse, out: Tensor) -> None:
         if _needs_weights(layer, use, out.shape):
-            noise = self._normals(layer.name, 1, math.prod(layer.shape)).view(self._rows, *layer.shape)
+            noise = _weight_normals(layer, self._normals, self._rows)
             out.add_(use.perturb(torch.cat([sigma * noise for sigma in self._sigmas])))
             return
-        g, root = _by_group(use, layer, self._normals, out.shape), self._root(_patches(use, layer, use.inputs))
-        for i, sigma in enumerate(self._sigmas):
-            rows = slice(i * self._rows, (i + 1) * self._rows)
+        g = _patch_normals(layer, use, self._normals, out.shape)
+        root = self._root(_patches(layer, use, use.inputs))
+        for rows, sigma in self._repetitions():
             out[rows].add_((root[rows] @ g).mT.reshape(out[rows].shape), alpha=sigma)
+
+    def _repetitions(self) -> list[tuple[slice, float]]:
+        return [(slice(i * self._rows, (i + 1) * self._rows), sigma) for i, sigma in enumerate(self._sigmas)]
 
     def _root(self, x: Tensor) -> Tensor:
         """``R`` with ``R R^T = X X^T``, lower triangular, ``[..., T, T]``."""
-        last = self._inputs
-        if (
-            last is not None
-            and last.data_ptr() == x.data_ptr()
-            and last.shape == x.shape
-            and last.stride() == x.stride()
-        ):
-            return self._factor
-        self._inputs, self._factor = x, gram_root(x)
+        if self._inputs is None or not _same_memory(self._inputs, x):
+            self._inputs, self._factor = x, gram_root(x)
         return self._factor
 
 
-def _needs_weights(layer: Layer, use: ConvolutionUse, shape: torch.Size) -> bool:
-    """Whether a convolution with a result of this shape is given noise on its weights, not on their action on its inputs."""
-    few = math.prod(shape[2:]) < math.prod(layer.shape[1:])
-    return use.transposed or len(shape) != 4 or shape[0] != use.num or not few
-
-
-def _patches(use: ConvolutionUse, layer: Layer, x: Tensor) -> Tensor:
-    """What the taps of every position see, ``[N, groups, T, in / groups * taps]``."""
-    patches = F.unfold(x, layer.shape[2:], use.dilation, use.padding, use.stride)
-    return patches.unflatten(1, (use.groups, -1)).mT
-
-
-def _by_group(
-    use: ConvolutionUse, layer: Layer, normals: Callable[[str, int, int], Tensor], shape: torch.Size
-) -> Tensor:
-    """Standard normals ``[N, groups, T, out / groups]``."""
-    g = normals(layer.name, math.prod(shape[2:]), layer.shape[0])
-    return g.unflatten(2, (use.groups, -1)).transpose(1, 2)
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
 def noisy_losses(problem: Problem, rows: Sequence[NoisyRow], normals: Normals, sigmas: Sequence[float]) -> Tensor:
-    """Loss of every row at its own ``W + sigma U`` for every sigma, ``[sigmas, rows]``, in one pass.
+    """Loss of every row at its own ``W + sigma U`` for every sigma, in one pass.
+
+    Args:
+        problem: one that :func:`can_move_rows`.
+        rows: the samples, and where the noise of each comes from.
+        normals: of those rows.
+        sigmas: standard deviations, with signs, in the weights' unit.
+
+    Returns:
+        ``[sigmas, rows]`` in the loss's unit.
 
     Cost: a forward pass for each sigma, and for each linear layer on T positions about T / in of one more.
     """
@@ -195,22 +193,58 @@ def noisy_losses(problem: Problem, rows: Sequence[NoisyRow], normals: Normals, s
     return problem.loss.per_sample(outputs, batch.targets).view(len(sigmas), len(rows))
 
 
+def can_move_rows(problem: Problem) -> bool:
+    """Whether every layer acts once, as a linear map or a convolution on samples that share a pass; tried on a few."""
+    if not act_once(problem):
+        return False
+
+    def zeros(name: str, positions: int, width: int) -> Tensor:
+        return problem.params[name].new_zeros(2, positions, width)
+
+    noise = RowNoise(2, zeros, [0.0])
+    _noisy_forward(problem, noise, problem.batch([0, 0]).inputs, 2)
+    return not _missed(problem, noise)
+
+
+def _noisy_forward(problem: Problem, noise: RowNoise, inputs: Any, num: int) -> Tensor:
+    """The outputs for ``num`` rows of inputs, repetitions included."""
+    with torch.no_grad(), taken_apart(), WeightedFunctions(WeightWatch(problem, num, noise.visit)):
+        return problem.forward(problem.params, inputs)
+
+
+def _missed(problem: Problem, noise: RowNoise) -> list[str]:
+    """The layers that were not moved exactly once."""
+    wanted = sorted(layer.name for layer in problem.layers if layer.kind != "unused")
+    if sorted(noise.moved) == wanted:
+        return []
+    return sorted(set(wanted).symmetric_difference(noise.moved) or set(noise.moved))
+
+
+# -- noise as directions of a sweep -----------------------------------------------------------------------------------
+
+
 def noise_directions(sweep: Sweep, normals: Normals) -> tuple[dict[str, Tensor], dict[str, Callable[[Tensor], Tensor]]]:
     """What the same normals at sigma = 1 add to the layers' results on a sweep, and how that changes with the layers' inputs.
 
-    The second are functions from the tangent of the inputs to the derivative of what is added: the noise that
-    :class:`RowNoise` adds is drawn at the inputs that earlier layers have already moved. Its mean effect is zero.
+    Args:
+        sweep: of the samples that the normals are for, in their order.
+        normals: of those rows.
+
+    Returns:
+        Layer -> what is added, in the shape and unit of its result; and layer -> function from the tangent of its input to
+        the derivative of what is added, because the noise that :class:`RowNoise` adds is drawn at the inputs that earlier
+        layers have already moved. Its mean effect is zero.
     """
     noise = RowNoise(len(sweep), normals, [1.0])
     layers, found, bends, known = {layer.name: layer for layer in sweep.problem.layers}, {}, {}, _Roots()
     for name in sweep.starts:
-        use = sweep.uses[name]
-        found[name] = sweep.outputs.new_zeros(sweep.shape(name))
+        use, shape = sweep.uses[name], sweep.shape(name)
+        found[name] = sweep.outputs.new_zeros(shape)
         noise.move(layers[name], use, found[name])
         if isinstance(use, LinearUse):
-            bends[name] = partial(_bend, use, layers[name], normals, known)
+            bends[name] = partial(_bend_linear, layers[name], use, normals, known, shape)
         else:
-            bends[name] = partial(_bend_convolution, use, layers[name], normals, sweep.shape(name))
+            bends[name] = partial(_bend_convolution, layers[name], use, normals, shape)
     return found, bends
 
 
@@ -218,32 +252,31 @@ class _Roots:
     """The last derivative of a Cholesky factor: queries, keys and values share theirs."""
 
     def __init__(self):
-        self._tangent, self._derivative = None, None
+        self._tangent: Tensor | None = None
+        self._derivative: Tensor | None = None
 
     def __call__(self, use: LinearUse, tangent: Tensor) -> Tensor:
+        """``[N, T, T]`` for a tangent of the inputs."""
         last = self._tangent
         if last is None or last.data_ptr() != tangent.data_ptr() or last.shape != tangent.shape:
-            moved = use.per_position(tangent.reshape(-1, tangent.shape[-1]))
+            moved = use.per_position(tangent)
             self._tangent, self._derivative = tangent, gram_root_derivative(use.root(), use.inputs, moved)
         return self._derivative
 
 
-def _bend(use: LinearUse, layer: Layer, normals: Normals, roots: _Roots, tangent: Tensor) -> Tensor:
-    rows, positions, inputs = use.inputs.shape
-    if positions >= inputs:
-        weights = normals(layer.name, 1, math.prod(layer.shape)).view(rows, *layer.shape)
-        moved = use.per_position(tangent.reshape(-1, inputs))
-        return replace(use, inputs=moved).perturb(weights)
-    outputs = layer.shape[1] if use.transposed else layer.shape[0]
-    return use.spread(normals(layer.name, positions, outputs), roots(use, tangent))
+def _bend_linear(
+    layer: Layer, use: LinearUse, normals: Normals, roots: _Roots, shape: torch.Size, tangent: Tensor
+) -> Tensor:
+    if _needs_weights(layer, use, shape):
+        return use.perturb_by_inputs(use.per_position(tangent), _weight_normals(layer, normals, len(use.inputs)))
+    return use.spread(normals(layer.name, use.num_positions, shape[-1]), roots(use, tangent))
 
 
 def _bend_convolution(
-    use: ConvolutionUse, layer: Layer, normals: Normals, shape: torch.Size, tangent: Tensor
+    layer: Layer, use: ConvolutionUse, normals: Normals, shape: torch.Size, tangent: Tensor
 ) -> Tensor:
     if _needs_weights(layer, use, shape):
-        weights = normals(layer.name, 1, math.prod(layer.shape)).view(use.num, *layer.shape)
-        return replace(use, inputs=tangent).perturb(weights)
-    patches = _patches(use, layer, use.inputs)
-    change = gram_root_derivative(gram_root(patches), patches, _patches(use, layer, tangent))
-    return (change @ _by_group(use, layer, normals, shape)).mT.reshape(shape)
+        return replace(use, inputs=tangent).perturb(_weight_normals(layer, normals, use.num))
+    patches = _patches(layer, use, use.inputs)
+    change = gram_root_derivative(gram_root(patches), patches, _patches(layer, use, tangent))
+    return (change @ _patch_normals(layer, use, normals, shape)).mT.reshape(shape)

@@ -4,7 +4,7 @@ A *rule* belongs to one executed operation at its own inputs. It carries tangent
 adjoint g of its result, gives :math:`g \cdot F''(x)[t, t]` of every sample (:meth:`Rule.curvature`). Operations that are affine in what
 depends on the layers only carry tangents. Elementwise functions are differentiated twice once and then cost a product;
 an operation without a rule of its own (:mod:`genbound.curvature.rule_of` knows which has one) is differentiated by nested forward-mode derivatives, which is slower and as right as torch's
-(that of a layer norm is not); whoever sweeps compares first (:func:`genbound.curvature.sweep.can_sweep`).
+(that of a layer norm is not); whoever sweeps compares first (:func:`genbound.curvature.sweep_trial.can_sweep`).
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ import numpy as np
 import torch
 
 from genbound.curvature.noise_by_row import Normals, can_move_rows, noise_directions, noisy_losses
-from genbound.curvature.sweep import Sweep, can_sweep
+from genbound.curvature.sweep import Sweep
+from genbound.curvature.sweep_trial import can_sweep
 from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, predict
 from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
 from genbound.estimators.random import BLOCK, normal, row_of

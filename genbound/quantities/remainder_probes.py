@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from genbound.curvature.sweep import Sweep, can_sweep, separate_cost
+from genbound.curvature.sweep import Sweep, separate_cost
+from genbound.curvature.sweep_trial import can_sweep
 from genbound.curvature.traces import joint_trace, joint_trace_twice, probe_trace, separate_traces
 from genbound.estimators.allocation import choose_pilot, expect, shrink
 from genbound.estimators.draws import Moments, Sampler, as_drawn

@@ -7,7 +7,8 @@ from torch import nn
 
 import genbound
 from genbound.curvature.noise_by_row import Normals, can_move_rows, noise_directions, noisy_losses
-from genbound.curvature.sweep import Sweep, can_sweep
+from genbound.curvature.sweep import Sweep
+from genbound.curvature.sweep_trial import can_sweep
 from genbound.network.problem import Problem
 
 

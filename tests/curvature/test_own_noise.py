@@ -10,7 +10,8 @@ from sweeping import close, drawn, own_directions, problem_of
 from torch import nn
 from torch.nn import functional as F
 
-from genbound.curvature.sweep import Sweep, can_sweep
+from genbound.curvature.sweep import Sweep
+from genbound.curvature.sweep_trial import can_sweep
 from genbound.curvature.traces import dense_remainder_trace, joint_trace
 
 

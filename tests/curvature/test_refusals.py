@@ -9,7 +9,9 @@ from test_rules import MIXED, SCALES, ramp
 from torch import nn
 from torch.nn import functional as F
 
-from genbound.curvature.sweep import Sweep, Unsupported, can_sweep
+from genbound.curvature.recording import Unsupported
+from genbound.curvature.sweep import Sweep
+from genbound.curvature.sweep_trial import can_sweep
 from genbound.network.problem import Problem
 
 

@@ -6,7 +6,9 @@ from cases import CASES, D
 from sweeping import close, double_backward, own_directions
 from test_undisturbed import same, state
 
-from genbound.curvature.sweep import Sweep, Unsupported, can_sweep, separate_cost
+from genbound.curvature.recording import Unsupported
+from genbound.curvature.sweep import Sweep, separate_cost
+from genbound.curvature.sweep_trial import can_sweep
 from genbound.curvature.traces import (
     gauss_newton_trace,
     joint_trace,
