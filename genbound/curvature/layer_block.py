@@ -55,7 +55,7 @@ class LayerBlock:
         kept = copy.copy(self)
         kept.tape, kept._uses = tape, tape.uses[self.name]
         if self._basis is not None:
-            # The smaller batch may be padded less; the samples' own inputs are the same, in coordinates of the old basis.
+            # The smaller batch may be padded less; the samples' own inputs are the same, in the old basis.
             kept._original, kept._basis = kept._uses[0], self._basis[rows]
             kept._uses = [replace(self._uses[0], edge=kept._original.edge, inputs=kept._original.inputs @ kept._basis)]
         return kept

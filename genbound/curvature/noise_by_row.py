@@ -1,14 +1,15 @@
 r"""Independent Gaussian weight noise for every row of a batch, without a copy of the weights for each.
 
-For :math:`z = W\tilde x` on the T positions of a sample, noise U with independent :math:`\mathcal N(0, \sigma^2)` entries moves z by
-:math:`\sigma\,\tilde X G`, a Gaussian matrix with covariance :math:`\tilde X\tilde X^\top` between positions and independent columns.
-Where T is smaller than the number of inputs, the same distribution is :math:`\sigma R g` with
-:math:`RR^\top = \tilde X\tilde X^\top` (Cholesky) and ``T x out`` normals instead of ``in x out``. :math:`\tilde X` are the inputs
-that the noise in earlier layers has already moved. Both R and g are continuous functions of what they come from, so that an
-antithetic pair :math:`\pm\sigma` sees the same noise but for the sign, up to the small change of R. The pair shares one pass.
+For :math:`z = W\tilde x` on the T positions of a sample, noise U with independent :math:`\mathcal N(0, \sigma^2)`
+entries moves z by :math:`\sigma\,\tilde X G`, a Gaussian matrix with covariance :math:`\tilde X\tilde X^\top` between
+positions and independent columns. Where T is smaller than the number of inputs, the same distribution is :math:`\sigma
+R g` with :math:`RR^\top = \tilde X\tilde X^\top` (Cholesky) and ``T x out`` normals instead of ``in x out``.
+:math:`\tilde X` are the inputs that the noise in earlier layers has already moved. Both R and g are continuous
+functions of what they come from, so that an antithetic pair :math:`\pm\sigma` sees the same noise but for the sign, up
+to the small change of R. The pair shares one pass.
 
-The forward pass is watched at the level of executed operations (:mod:`genbound.network.weight_watch`); a weight that is used
-otherwise than once, by a linear map or a convolution, is not handled here (see :func:`can_move_rows`).
+The forward pass is watched at the level of executed operations (:mod:`genbound.network.weight_watch`); a weight that is
+used otherwise than once, by a linear map or a convolution, is not handled here (see :func:`can_move_rows`).
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def _patches(layer: Layer, use: ConvolutionUse, x: Tensor) -> Tensor:
 
 
 class RowNoise:
-    """What each row's own noisy weights add to the layers' results, in a batch of some rows repeated once for every sigma.
+    """What each row's own noisy weights add to the layers' results, in a batch of some rows repeated once for every
+    sigma.
 
     Args:
         rows: before they are repeated.
@@ -224,16 +226,17 @@ def _missed(problem: Problem, noise: RowNoise) -> list[str]:
 
 
 def noise_directions(sweep: Sweep, normals: Normals) -> tuple[dict[str, Tensor], dict[str, Callable[[Tensor], Tensor]]]:
-    """What the same normals at sigma = 1 add to the layers' results on a sweep, and how that changes with the layers' inputs.
+    """What the same normals at sigma = 1 add to the layers' results on a sweep, and how that changes with the layers'
+    inputs.
 
     Args:
         sweep: of the samples that the normals are for, in their order.
         normals: of those rows.
 
     Returns:
-        Layer -> what is added, in the shape and unit of its result; and layer -> function from the tangent of its input to
-        the derivative of what is added, because the noise that :class:`RowNoise` adds is drawn at the inputs that earlier
-        layers have already moved. Its mean effect is zero.
+        Layer -> what is added, in the shape and unit of its result; and layer -> function from the tangent of its input
+        to the derivative of what is added, because the noise that :class:`RowNoise` adds is drawn at the inputs that
+        earlier layers have already moved. Its mean effect is zero.
     """
     noise = RowNoise(len(sweep), normals, [1.0])
     layers, found, bends, known = {layer.name: layer for layer in sweep.problem.layers}, {}, {}, _Roots()

@@ -1,10 +1,10 @@
 r"""Random weight directions, one for each sample, for the trace of every layer's block at once.
 
-A probe ``Z`` with :math:`E[\mathrm{vec}Z\,\mathrm{vec}Z^\top] = I` gives :math:`E[Z^\top H Z] = \mathrm{Tr} H`. For large
-matrices a probe of rank ``s``, :math:`Z = s^{-1/2} \sum_r b_r a_r^\top` with Rademacher ``a`` and ``b``, has that property,
-needs ``s (in + out)`` random signs instead of ``in * out``, and is applied to the inputs of a linear layer without being
-formed. It depends on the weight's shape alone, not on the padding of a batch. Its variance exceeds that of independent
-signs by a term that falls as ``1/s``.
+A probe ``Z`` with :math:`E[\mathrm{vec}Z\,\mathrm{vec}Z^\top] = I` gives :math:`E[Z^\top H Z] = \mathrm{Tr} H`. For
+large matrices a probe of rank ``s``, :math:`Z = s^{-1/2} \sum_r b_r a_r^\top` with Rademacher ``a`` and ``b``, has that
+property, needs ``s (in + out)`` random signs instead of ``in * out``, and is applied to the inputs of a linear layer
+without being formed. It depends on the weight's shape alone, not on the padding of a batch. Its variance exceeds that
+of independent signs by a term that falls as ``1/s``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ RANK = 8
 
 @dataclass
 class Probe:
-    """Probes of one layer for some samples: full ``[N, *shape]``, or factors ``a [N, s, in]``, ``b [N, s, out]``."""
+    """Probes of one layer for N samples: full, or as their factors.
+
+    Attributes:
+        shape: of the weight as it is stored; its first axis are the rows, the others together the columns.
+        full: ``[N, *shape]``, or ``None``.
+        a: ``[N, s, columns]``, with the factor :math:`s^{-1/2}`.
+        b: ``[N, s, rows]``.
+    """
 
     shape: tuple[int, ...]
     full: Tensor | None
@@ -32,11 +39,13 @@ class Probe:
     b: Tensor | None = None
 
     def weight(self) -> Tensor:
+        """The probes as weights, ``[N, *shape]``, without unit."""
         if self.full is not None:
             return self.full
         return torch.einsum("nsb,nsa->nba", self.b, self.a).view(-1, *self.shape)
 
     def perturb(self, use: Use) -> Tensor:
+        """What they add to the result z of a use, in the shape of z."""
         if self.full is None and isinstance(use, LinearUse):
             return use.perturb_low_rank(self.a, self.b)
         return use.perturb(self.weight())
@@ -48,13 +57,13 @@ def _is_full(shape: tuple[int, ...]) -> bool:
 
 
 def num_signs(shape: tuple[int, ...]) -> int:
-    """Random signs that one sample's probe of a layer of this shape takes."""
+    """Random signs that one sample's probe of a weight of this shape takes."""
     rows, columns = shape[0], math.prod(shape[1:])
     return rows * columns if _is_full(shape) else RANK * (rows + columns)
 
 
 def make_probe(shape: tuple[int, ...], signs: Tensor) -> Probe:
-    """The probes of some samples from their signs ``[N, num_signs(shape)]``."""
+    """The probes of N samples for a weight of this shape, from their signs ``[N, num_signs(shape)]``."""
     if _is_full(shape):
         return Probe(shape, signs.reshape(-1, *shape))
     columns = math.prod(shape[1:])
@@ -67,15 +76,17 @@ def probe_directions(
 ) -> dict[str, list[Tensor]]:
     """Perturbations of the layers' results by random weights of every row's own.
 
-    A layer that acts once, as a linear map on fewer positions than it has inputs, gets exact independent signs where they act
-    (:meth:`~genbound.network.weight_uses.LinearUse.spread`); any other a :class:`Probe`.
+    A layer that acts once, as a linear map on fewer positions than it has inputs, gets exact independent signs where
+    they act (:meth:`~genbound.network.weight_uses.LinearUse.spread`); any other a :class:`Probe`.
 
     Args:
         layers: name -> (shape of the weight, its uses in the pass).
-        rows: where each row's random numbers come from.
+        rows: where the random numbers of each of the N rows of the pass come from.
+        seed: of all of them.
+        like: whose type and device the perturbations have.
 
     Returns:
-        name -> a perturbation for each use, in the order of the rows of its operation.
+        name -> a perturbation for each use, in the shape of its result z: that of weights without unit and of variance 1.
     """
     found = {}
     for name, (shape, uses) in layers.items():

@@ -131,7 +131,8 @@ def record(problem: Problem, inputs: Any, num: int) -> Recording:
         num: samples of the batch.
 
     Raises:
-        Unsupported: a layer acts more than once or in a way that is not known, or an operation writes into its arguments.
+        Unsupported: a layer acts more than once or in a way that is not known, or an operation writes into its
+        arguments.
     """
     recorder = _Recorder()
     watch = WeightWatch(problem, num, recorder.visit)
@@ -139,6 +140,7 @@ def record(problem: Problem, inputs: Any, num: int) -> Recording:
         outputs = problem.forward(problem.params, inputs)
     if lost := sorted(watch.unread - recorder.uses.keys()):
         raise Unsupported(
-            f"layer {lost[0]} is used by other operations for some samples than for the first ones: leave it out with --layers"
+            f"layer {lost[0]} is used by other operations for some samples than for the first ones: "
+            "leave it out with --layers"
         )
     return Recording(outputs, recorder.numbers.get(id(outputs)), recorder.calls, recorder.uses)

@@ -1,20 +1,21 @@
 r"""Second directional derivatives of the output from tangents alone: no backward pass for each direction.
 
-Along a direction that moves the layers' results by u (for one layer, :math:`W + \varepsilon U` with u = U x) the remainder of
-a sample's Hessian is a sum over the executed operations n,
+Along a direction that moves the layers' results by u (for one layer, :math:`W + \varepsilon U` with u = U x) the
+remainder of a sample's Hessian is a sum over the executed operations n,
 
 .. math:: U^\top R\, U = \sum_n g_n \cdot F_n''(x_n)[t_n, t_n],
 
-where :math:`t_n` are the tangents of the operation's inputs, which one forward sweep carries from the layers to the output,
-:math:`F_n''` is the operation's own second derivative, and :math:`g_n = \partial(g_f \cdot f) / \partial(\text{result of } n)`,
-taken once for all directions. A direction costs about one forward pass, where a double backward pass costs four; affine and
-piecewise linear operations add nothing to the sum. Where several layers move, what a layer's own U makes of its input's tangent
-is left out, as it is by double backward passes here: it belongs to the cross-layer blocks, and has mean zero for directions that
-are independent.
+where :math:`t_n` are the tangents of the operation's inputs, which one forward sweep carries from the layers to the
+output, :math:`F_n''` is the operation's own second derivative, and :math:`g_n = \partial(g_f \cdot f) /
+\partial(\text{result of } n)`, taken once for all directions. A direction costs about one forward pass, where a double
+backward pass costs four; affine and piecewise linear operations add nothing to the sum. Where several layers move, what
+a layer's own U makes of its input's tangent is left out, as it is by double backward passes here: it belongs to the
+cross-layer blocks, and has mean zero for directions that are independent.
 
-A forward pass is recorded at the level of executed operations (:mod:`genbound.curvature.recording`), and the part of it that
-leads from a layer to the output is kept as a list of steps (:mod:`genbound.curvature.rule_of` finds their derivatives). Whether that
-gives what the double backward pass does is tried by :func:`~genbound.curvature.sweep_trial.can_sweep`.
+A forward pass is recorded at the level of executed operations (:mod:`genbound.curvature.recording`), and the part of it
+that leads from a layer to the output is kept as a list of steps (:mod:`genbound.curvature.rule_of` knows their
+derivatives). Whether that gives what the double backward pass does is tried by
+:func:`~genbound.curvature.sweep_trial.can_sweep`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from genbound.network.loss_functions import output_form
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
 
-# Layer -> from the tangent of its input to the derivative of how its result is perturbed, both in the operation's own shapes.
+# Layer -> from the tangent of its input to the derivative of how its result is perturbed, in the operation's own shapes.
 Bends = Mapping[str, Callable[[Tensor], Tensor]]
 
 
@@ -94,7 +95,8 @@ class Sweep:
         starts: layer -> place of its step; layers that do not reach the output have none.
 
     Raises:
-        Unsupported: a layer acts more than once or in a way that is not known, or an operation writes into its arguments.
+        Unsupported: a layer acts more than once or in a way that is not known, or an operation writes into its
+        arguments.
     """
 
     def __init__(self, problem: Problem, positions: Sequence[int], cotangent: Tensor | None = None):
@@ -134,10 +136,11 @@ class Sweep:
     # -- carrying -----------------------------------------------------------------------------------------------------
 
     def _carry(self, added: Mapping[int, Tensor], visit: Callable | None = None, apart: bool = False) -> Tensor | None:
-        """Carry tangents to the output; ``added`` are put in at results by their numbers. ``visit`` sees every step's inputs.
+        """Carry tangents to the output; ``added`` are put in at results by their numbers. ``visit`` sees every step's
+        inputs.
 
-        With ``apart`` the steps that :func:`~genbound.curvature.own_noise.split_own_noise` marked see them without the noise of
-        the layers just before.
+        With ``apart`` the steps that :func:`~genbound.curvature.own_noise.split_own_noise` marked see them without the
+        noise of the layers just before.
         """
         tangents: dict[int, Tensor] = {}
         without: dict[int, Tensor | None] = {}  # own noise, where that is another tangent
@@ -191,17 +194,19 @@ class Sweep:
         """``u^T R u`` of every sample, ``[N]`` in float64 and the loss's unit, along one joint direction.
 
         Args:
-            perturbations: layer -> how its result is moved, with as many entries as that, in the order of the operation's rows.
+            perturbations: layer -> how its result is moved, with as many entries as that, in the order of the
+            operation's rows.
 
         Cost: a forward pass from the first of the layers on.
         """
         return self._curvature(perturbations)[0]
 
     def mean_remainder(self, perturbations: Mapping[str, Tensor]) -> Tensor:
-        """:meth:`remainder` for directions that are random, with part of the mean over them taken: of equal mean and less spread.
+        """:meth:`remainder` for directions that are random, with part of the mean over them taken: of equal mean and
+        less spread.
 
-        What a layer's own noise adds where it is first met is put in by its mean (:mod:`genbound.curvature.own_noise`). The
-        perturbations must be those of independent weights of variance 1, of which every layer has its own.
+        What a layer's own noise adds where it is first met is put in by its mean (:mod:`genbound.curvature.own_noise`).
+        The perturbations must be those of independent weights of variance 1, of which every layer has its own.
         """
         if self._own is None:
             with torch.no_grad():
@@ -217,8 +222,9 @@ class Sweep:
 
         Args:
             perturbations: as there.
-            bends: how the perturbations themselves change with the layers' inputs: layer -> function from the tangent of its
-                input to the derivative of ``u``. They add ``2 g . u'``, the second order of ``epsilon u(x + epsilon x')``.
+            bends: how the perturbations themselves change with the layers' inputs: layer -> function from the tangent
+                of its input to the derivative of ``u``. They add ``2 g . u'``, the second order of ``epsilon u(x + epsilon
+                x')``.
         """
         remainder, moved = self._curvature(perturbations, bends)
         if moved is None:
@@ -231,7 +237,7 @@ class Sweep:
 
 
 def _steps(calls: list[Call], end: int | None) -> list[Step]:
-    """What leads to the result numbered ``end``, in the order of execution; the calls are forgotten one by one, from the end."""
+    """What leads to the result numbered ``end``, in the order of execution; the calls are forgotten one by one."""
     steps: list[Step] = []
     later = {end}
     while calls:

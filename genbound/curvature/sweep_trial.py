@@ -23,7 +23,7 @@ _TRIED: WeakKeyDictionary[Problem, bool] = WeakKeyDictionary()
 
 
 def can_sweep(problem: Problem) -> bool:
-    """Whether tangents give what a double backward pass does; tried once, on a few samples along one random direction."""
+    """Whether tangents give what a double backward pass does; tried once, on a few samples in one random direction."""
     if problem not in _TRIED:
         _TRIED[problem] = act_once(problem) and _agree(problem)
     return _TRIED[problem]

@@ -1,4 +1,8 @@
-r"""Traces of every layer's block, sample by sample: the exact Gauss-Newton part and probes of the rest."""
+r"""Traces of every layer's block, sample by sample: the exact Gauss-Newton part and probes of the rest.
+
+All are ``[N, L]`` in float64 for N samples and L layers, in the order of the tape's layers, unless told otherwise. Their
+unit is that of the loss by that of a weight squared.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,10 @@ from genbound.network.tape import Tape, basis
 
 
 def gauss_newton_trace(tape: Tape) -> Tensor:
-    r"""Exact :math:`\mathrm{Tr}\, J_i^\top (\nabla_f^2 \ell) J_i = \sum_c s_c \|J_i^\top S_c\|^2`, ``[N, L]`` in float64.
+    r"""Exact :math:`\mathrm{Tr}\, J_i^\top (\nabla_f^2 \ell) J_i = \sum_c s_c \|J_i^\top S_c\|^2`, ``[N, L]``.
 
-    Cost: one backward pass to the activations for each output coordinate (one fewer for cross-entropy), for all layers together.
+    Cost: one backward pass to the activations for each output coordinate (one fewer for cross-entropy), for all layers
+    together.
     """
     factor = tape.network.loss.output_factor(tape.outputs.detach(), tape.targets)
     total = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
@@ -30,6 +35,11 @@ def gauss_newton_trace(tape: Tape) -> Tensor:
 
 def sampled_gauss_newton_trace(tape: Tape, rows: Sequence[Row], seed: int) -> Tensor:
     r"""One unbiased draw of the same, from a random combination of the columns for each sample, ``[N, L]``.
+
+    Args:
+        tape: of N samples.
+        rows: where the random numbers of each come from.
+        seed: of all of them.
 
     Cost: one backward pass (two where the loss is not convex), whatever the number of outputs.
     """
@@ -49,7 +59,7 @@ def _squared_norms(tape: Tape, cotangent: Tensor) -> Tensor:
 
 
 def remainder_dimension(tape: Tape) -> int:
-    """Products per sample that :func:`dense_remainder_trace` takes."""
+    """How many products for each sample :func:`dense_remainder_trace` takes: the dimensions of the curved blocks."""
     return sum(LayerBlock(tape, name).dimension for name in tape.layers if name not in tape.piecewise_linear)
 
 
@@ -70,8 +80,13 @@ def probe_trace(tape: Tape, part: str, rows: Sequence[Row], seed: int) -> Tensor
     r"""One draw of :math:`z_i^\top (P z)_i` for every layer and sample, P the Hessian or its remainder, ``[N, L]``.
 
     The layers are probed together, so a draw holds zero-mean cross-layer terms. Layers that the part vanishes on
-    (piecewise linear ones, for the remainder) are skipped and exactly 0. ``rows`` say where each row's random numbers come from:
-    rows that are copies of a sample take different ones.
+    (piecewise linear ones, for the remainder) are skipped and exactly 0.
+
+    Args:
+        tape: of N samples.
+        part: ``hessian`` or ``remainder``.
+        rows: where the random numbers of each sample come from: rows that are copies of a sample take different ones.
+        seed: of all of them.
 
     Cost: one double backward pass to the activations for all layers and samples together.
     """
@@ -89,7 +104,17 @@ def probe_trace(tape: Tape, part: str, rows: Sequence[Row], seed: int) -> Tensor
 
 
 def sweep_directions(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> dict[str, Tensor]:
-    """Random perturbations of the layers' results on a sweep, as :func:`probe_trace` draws them."""
+    """Random perturbations of the layers' results on a sweep, as :func:`probe_trace` draws them.
+
+    Args:
+        sweep: of N samples.
+        names: of the layers to move; those that the sweep did not meet are left out.
+        rows: where the random numbers of each sample come from.
+        seed: of all of them.
+
+    Returns:
+        Layer -> perturbation, in the shape of its result.
+    """
     layers = {name: (sweep.problem.params[name].shape, [sweep.uses[name]]) for name in names if name in sweep.uses}
     directions = probe_directions(layers, rows, seed, sweep.outputs)
     return {name: own[0] for name, own in directions.items()}
@@ -98,19 +123,26 @@ def sweep_directions(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], se
 def joint_trace(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> Tensor:
     r"""One draw of :math:`z^\top R z` with the layers probed together: of the sum of their traces alone, ``[N]``.
 
+    The arguments are those of :func:`sweep_directions`.
+
     Cost: about a forward pass.
     """
     return sweep.mean_remainder(sweep_directions(sweep, names, rows, seed))
 
 
 def joint_trace_twice(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> Tensor:
-    """The draw as it is and that of :func:`joint_trace`, ``[N, 2]``: what the mean taken in the latter saves."""
+    """The draw as it is and that of :func:`joint_trace`, ``[N, 2]``: what the mean taken in the latter saves.
+
+    Cost: about two forward passes.
+    """
     directions = sweep_directions(sweep, names, rows, seed)
     return torch.stack([sweep.remainder(directions), sweep.mean_remainder(directions)], 1)
 
 
 def separate_traces(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> Tensor:
     r"""One draw of :math:`z_i^\top R_i z_i` for every layer on its own, ``[N, len(names)]``: no cross-layer terms.
+
+    The arguments are those of :func:`sweep_directions`.
 
     Cost: a forward pass from each layer to the output; half a pass a layer.
     """

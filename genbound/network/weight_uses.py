@@ -1,8 +1,8 @@
 r"""The ways a weight acts in a forward pass, each as a linear map from the weight to what the operation returns.
 
-A :class:`Use` knows the operation's result ``z`` by its place in autograd's record, how a perturbation ``V`` of the weight
-perturbs ``z`` (:meth:`Use.perturb`), and the adjoint of that map (:meth:`Use.adjoint`). Which operations act in which way is
-what :mod:`genbound.network.applied_weights` knows.
+A :class:`Use` knows the operation's result ``z`` by its place in autograd's record, how a perturbation ``V`` of the
+weight perturbs ``z`` (:meth:`Use.perturb`), and the adjoint of that map (:meth:`Use.adjoint`). Which operations act in
+which way is what :mod:`genbound.network.applied_weights` knows.
 
 A use that is not recognised is a :class:`LeafUse`: the weight itself stands for ``z``. That is always right, and
 needs samples one at a time because they all share the weight.
@@ -89,7 +89,8 @@ class LeafUse(Use):
 
 @dataclass
 class LinearUse(Use):
-    """``z = x W^T`` on the rows of ``x``, T of them to a sample; ``z`` is ``[N T, out]``, or has more axes with as many rows.
+    """``z = x W^T`` on the rows of ``x``, T of them to a sample; ``z`` is ``[N T, out]``, or has more axes with as many
+    rows.
 
     Attributes:
         inputs: ``x`` by samples, ``[N, T, in]``.
@@ -145,7 +146,8 @@ class LinearUse(Use):
         return self._root
 
     def spread(self, g: Tensor, root: Tensor | None = None) -> Tensor:
-        """Perturb by weights of which only the action on the samples' own inputs is drawn: ``R g`` with ``R R^T = x x^T``.
+        """Perturb by weights of which only the action on the samples' own inputs is drawn: ``R g`` with ``R R^T = x
+        x^T``.
 
         Args:
             g: independent numbers of variance 1, ``[N, T, out]``.
@@ -184,7 +186,7 @@ class LinearUse(Use):
         return use, basis.to(dtype)
 
     def compress_weight(self, v: Tensor, basis: Tensor) -> Tensor:
-        """A weight as it is stored, shared or ``[N, ...]``, in the coordinates of a basis ``[N, in, r]``: ``[N, out, r]``."""
+        """A weight as it is stored, shared or ``[N, *shape]``, in a basis ``[N, in, r]``: ``[N, out, r]``."""
         return (v.mT if self.transposed else v) @ basis
 
 
@@ -215,7 +217,7 @@ class ConvolutionUse(Use):
     kind = "convolution"
 
     def _settings(self, copies: int = 1) -> tuple:
-        """What a convolution takes beside its tensors; ``copies`` of this one beside each other have as many times the groups."""
+        """What a convolution takes beside its tensors; ``copies`` side by side have as many times the groups."""
         return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups * copies
 
     def _fold(self, x: Tensor) -> Tensor:

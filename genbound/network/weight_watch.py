@@ -1,15 +1,17 @@
 """Watches a running forward pass, below autograd, for the operations that apply a layer's weight.
 
 :class:`WeightWatch` is the one reader of executed operations that looks for weights. Who wants to act on what it finds
-gives it a function: :mod:`genbound.curvature.sweep` keeps the operations, :mod:`genbound.curvature.noise_by_row` adds
-noise to their results, and :mod:`genbound.structure.output_watch` asks it which functions are layers. Three readers of
-a pass are something else:
+gives it a function: :mod:`genbound.curvature.recording` keeps the operations, :mod:`genbound.curvature.noise_by_row`
+adds noise to their results, and :mod:`genbound.structure.output_watch` asks it which functions are layers. Four readers
+of a pass are something else:
 
 * :class:`~genbound.network.graph.Graph` reads autograd's record when the pass is over. It alone sees what a double
   backward pass will go through, and a running pass does not see what comes later.
 * :class:`~genbound.structure.output_watch.OutputWatch` is above autograd, where functions are still whole and a
   derivative can be put into a result: below, an activation on two axes and one on three are different operations, and
   tangents are calls of their own.
+* :class:`~genbound.structure.call_record.CallRecord` keeps what belongs to autograd's nodes, in a pass with gradients.
+  It asks of each operation what depends on the input, and of none which weight it applies: the record tells that.
 * :class:`~genbound.structure.path_sums.PathSums` computes other numbers in place of the network's. Every weight that it
   meets is squared, a layer's or not, so that there is none to look for.
 """

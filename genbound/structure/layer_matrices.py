@@ -1,9 +1,9 @@
 r"""The linear maps that weights act by, at the sizes that a forward pass used, and their exact norms.
 
-A :class:`Matrix` is applied to every row of its input, a :class:`Convolution` to maps of one size; both know their adjoint.
-Neither assembles the matrix of a convolution. Row sums of the unrolled operator are one product with a vector of ones
-(with :math:`|K|` for the sup norm, :math:`K^2` for squared row norms), so that positions at the border count the taps that
-see real entries and no others.
+A :class:`Matrix` is applied to every row of its input, a :class:`Convolution` to maps of one size; both know their
+adjoint. Neither assembles the matrix of a convolution. Row sums of the unrolled operator are one product with a vector
+of ones (with :math:`|K|` for the sup norm, :math:`K^2` for squared row norms), so that positions at the border count
+the taps that see real entries and no others.
 """
 
 from __future__ import annotations

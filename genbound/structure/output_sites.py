@@ -1,8 +1,8 @@
 r"""Where a layer's output lies in a forward pass.
 
-A *site* is the output of a layer as an affine map: what the operation with the weight returns, or what the evaluation-mode
-BatchNorm right behind it returns, because that BatchNorm is part of the affine map (it is folded). Sites are read from
-the executed graph, so that they need no module names, and are put in the order of execution.
+A *site* is the output of a layer as an affine map: what the operation with the weight returns, or what the
+evaluation-mode BatchNorm right behind it returns, because that BatchNorm is part of the affine map (it is folded).
+Sites are read from the executed graph, so that they need no module names, and are put in the order of execution.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Site:
         edge: place of the output in the graph, behind a folded BatchNorm.
         folded: whether there is one.
         order: number of the operation in the order of execution.
-        scale: what the folded BatchNorm multiplies every coordinate of one sample's output by, ``[1, ...]``, or ``None``.
+        scale: what the folded BatchNorm multiplies every coordinate of one sample's output by, ``[1, ...]``, or
+            ``None``.
     """
 
     name: str

@@ -1,9 +1,9 @@
-r"""Watches the outputs of layers while a network runs, adds noise to one of them, or carries a derivative from it onwards.
+r"""Watches the outputs of layers while a network runs, adds noise to one, or carries a derivative from it onwards.
 
-Functions are watched as the network calls them (``torch.conv2d``, ``F.linear``, ``F.relu`` …), before they are decomposed:
-how many axes an input has changes nothing. Which of them are layers is what
-:class:`~genbound.network.weight_watch.WeightWatch` finds inside them. Derivatives are forward-mode: one pass with dual numbers gives
-:math:`J_{ij} u` from layer i to every later layer j.
+Functions are watched as the network calls them (``torch.conv2d``, ``F.linear``, ``F.relu`` …), before they are
+decomposed: how many axes an input has changes nothing. Which of them are layers is what
+:class:`~genbound.network.weight_watch.WeightWatch` finds inside them. Derivatives are forward-mode: one pass with dual
+numbers gives :math:`J_{ij} u` from layer i to every later layer j.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class OutputWatch(WeightedFunctions):
     Attributes:
         outputs: layer -> its output, in the shape and unit that it has in the network.
         tangents: layer -> derivative of its output in the direction, where it depends on the layer.
-        contractions: layer -> ``||x|| / ||phi(x)||`` per sample, ``[num]``, the largest over the activations that are executed
-            after this layer and before the next one.
+        contractions: layer -> ``||x|| / ||phi(x)||`` per sample, ``[num]``, the largest over the activations that are
+            executed after this layer and before the next one.
     """
 
     def __init__(
