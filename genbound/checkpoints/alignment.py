@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from genbound.checkpoints.names import strip_prefixes, surrounding, unwrapped
+from genbound.checkpoints.names import last, strip_prefixes, surrounding, unwrapped
 from genbound.errors import GenboundError
 
 # Buffers that code recomputes or that only training reads: older files have them, newer ones do not.
@@ -131,33 +131,22 @@ def align(
         GenboundError: a weight is missing on one side or has another shape, and the mend.
     """
     head = set(head)
-    from_ckpt, from_init = _lookup(signature, ckpt, "CKPT"), _lookup(signature, init, "INIT")
-    _require(signature, from_ckpt, ckpt, "CKPT", ())
-    resized = _resized(signature, ckpt, init, from_ckpt, from_init)
-    _require(signature, from_init, init, "INIT", head | set(resized), head)
-    unused_ckpt = _unused(ckpt, signature)
-    around = surrounding({key: name for name, key in from_ckpt.items()})
-    dropped = [name for name in unused_ckpt if ckpt[name].is_floating_point() and _last(name) not in OPTIONAL]
-    # Beside the network a training class keeps its criterion or its teacher; those are reported and no cause for alarm.
-    dropped = [name for name in dropped if unwrapped(name).startswith(around)]
-    if dropped:
-        raise GenboundError(
-            f"CKPT has {_some(dropped)} that the model does not have; choose the architecture that CKPT "
-            f"was saved from with --model, or leave them out with --ignore '{_pattern(dropped)}'"
-        )
-    given = {name for name in from_init if name in signature.params}
-    given -= {name for name in given if tuple(init[from_init[name]].shape) != tuple(signature.params[name])}
-    given |= set(resized)
+    tuned, start = _read(signature, ckpt, "CKPT"), _read(signature, init, "INIT")
+    _require(signature, tuned)
+    resized = _resized(signature, tuned, start)
+    _require(signature, start, head | set(resized), head)
+    _refuse_left_over(tuned)
+    given = {name for name in start.keys if start.shape(name) == signature.params.get(name)} | set(resized)
     if not given:
         raise GenboundError(f"INIT and CKPT have no weight in common; {MEND}")
     aside = head if head_policy == "zero" or head_policy.startswith("seed:") else set()
     return Alignment(
         matched=tuple(name for name in signature.params if name in given and name not in aside),
         new_head=tuple(name for name in signature.params if name not in given or name in aside),
-        unused_ckpt=tuple(unused_ckpt),
-        unused_init=tuple(_unused(init, signature)),
-        ckpt=from_ckpt,
-        init=from_init,
+        unused_ckpt=tuned.unused,
+        unused_init=start.unused,
+        ckpt=tuned.keys,
+        init=start.keys,
         resized={name: rows for name, rows in resized.items() if name not in aside},
     )
 
@@ -173,7 +162,64 @@ def initial_value(alignment: Alignment, name: str, value: Tensor, init: Mapping[
     return rows
 
 
-def _resized(signature: Signature, ckpt, init, from_ckpt, from_init) -> dict[str, tuple[int, int]]:
+@dataclass(frozen=True)
+class _Side:
+    """One of the two files under the model's names.
+
+    Attributes:
+        label: ``CKPT`` or ``INIT``.
+        tensors: by the names in the file.
+        keys: name in the model -> name in the file.
+        unused: names in the file that the model does not use.
+    """
+
+    label: str
+    tensors: Mapping[str, Tensor]
+    keys: Mapping[str, str]
+    unused: tuple[str, ...]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.keys
+
+    def tensor(self, name: str) -> Tensor:
+        return self.tensors[self.keys[name]]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensor(name).shape)
+
+
+def _read(signature: Signature, tensors: Mapping[str, Tensor], label: str) -> _Side:
+    """Look every name of the model up in a file; a tied weight may go by any of its names."""
+    expected = [*signature.params, *signature.aliases, *signature.buffers]
+    mapping = strip_prefixes(tensors, expected, signature.prefix)
+    keys: dict[str, str] = {}
+    for key, name in mapping.items():
+        name = signature.aliases.get(name, name)
+        if name in keys and not torch.equal(tensors[keys[name]], tensors[key]):
+            raise GenboundError(
+                f"{label}: the model ties {keys[name]!r} and {key!r}, but their values in the file differ; "
+                "choose an architecture that does not tie them"
+            )
+        keys.setdefault(name, key)
+    return _Side(label, tensors, keys, tuple(key for key in tensors if key not in mapping))
+
+
+def _refuse_left_over(tuned: _Side) -> None:
+    """Refuse weights of CKPT that the model has no place for.
+
+    Beside the network a training class keeps its criterion or its teacher; those are reported and no cause for alarm.
+    """
+    inside = surrounding({key: name for name, key in tuned.keys.items()})
+    left = [name for name in tuned.unused if tuned.tensors[name].is_floating_point() and last(name) not in OPTIONAL]
+    left = [name for name in left if unwrapped(name).startswith(inside)]
+    if left:
+        raise GenboundError(
+            f"CKPT has {_some(left)} that the model does not have; choose the architecture that CKPT "
+            f"was saved from with --model, or leave them out with --ignore '{_pattern(left)}'"
+        )
+
+
+def _resized(signature: Signature, tuned: _Side, start: _Side) -> dict[str, tuple[int, int]]:
     """Token embeddings with more or fewer rows than INIT's, if the rows in common are the same tokens.
 
     Tokens are added at the end, so the common rows stay where they are and move little: those of another vocabulary
@@ -181,21 +227,25 @@ def _resized(signature: Signature, ckpt, init, from_ckpt, from_init) -> dict[str
     """
     found = {}
     for name in signature.vocabulary:
-        if name not in from_init or name not in from_ckpt:
+        if name not in start or name not in tuned:
             continue
-        a, b = init[from_init[name]], ckpt[from_ckpt[name]]
-        if a.shape == b.shape or a.shape[1:] != b.shape[1:] or tuple(b.shape) != tuple(signature.params[name]):
+        a, b = start.tensor(name), tuned.tensor(name)
+        if a.shape == b.shape or a.shape[1:] != b.shape[1:] or tuned.shape(name) != signature.params[name]:
             continue
-        common = min(len(a), len(b))
-        start, end = a[:common].double().flatten(1), b[:common].double().flatten(1)
-        moved = ((end - start).norm(dim=1) / start.norm(dim=1).clamp(min=1e-12)).median()
-        if a.ndim >= 2 and float(moved) > 0.7:
+        if a.ndim >= 2 and _relative_move(a, b) > 0.7:
             raise GenboundError(
                 f"{name} has {len(a)} rows in INIT and {len(b)} in CKPT, and the common rows are unrelated: "
                 f"the vocabularies differ; {MEND}"
             )
         found[name] = (len(a), len(b))
     return found
+
+
+def _relative_move(start: Tensor, end: Tensor) -> float:
+    """The distance that a row has moved, in its own length: the median over the rows in common."""
+    common = min(len(start), len(end))
+    a, b = start[:common].double().flatten(1), end[:common].double().flatten(1)
+    return float(((b - a).norm(dim=1) / a.norm(dim=1).clamp(min=1e-12)).median())
 
 
 def _pattern(names: list[str]) -> str:
@@ -207,56 +257,36 @@ def _pattern(names: list[str]) -> str:
     return ".".join([*shared, "*"]) if shared else ",".join(names[:5])
 
 
-def _lookup(signature: Signature, tensors: Mapping[str, Tensor], side: str) -> dict[str, str]:
-    """Name in the model -> name in the file; a tied weight may go by any of its names."""
-    expected = [*signature.params, *signature.aliases, *signature.buffers]
-    lookup: dict[str, str] = {}
-    for key, name in strip_prefixes(tensors, expected, signature.prefix).items():
-        name = signature.aliases.get(name, name)
-        if name in lookup and not torch.equal(tensors[lookup[name]], tensors[key]):
-            raise GenboundError(
-                f"{side}: the model ties {lookup[name]!r} and {key!r}, but their values in the file differ; "
-                "choose an architecture that does not tie them"
-            )
-        lookup.setdefault(name, key)
-    return lookup
-
-
-def _require(signature, lookup, tensors, side: str, optional: Iterable[str], head: Iterable[str] = ()) -> None:
+def _require(signature: Signature, side: _Side, optional: Iterable[str] = (), head: Iterable[str] = ()) -> None:
+    """Refuse a file that lacks weights or running statistics of the model, or has them in another shape."""
     wanted = {name: shape for name, shape in signature.params.items() if name not in optional}
-    wanted |= {name: shape for name, shape in signature.buffers.items() if _last(name) in STATISTICS}
-    missing = [name for name in wanted if name not in lookup]
+    wanted |= {name: shape for name, shape in signature.buffers.items() if last(name) in STATISTICS}
+    missing = [name for name in wanted if name not in side]
     other = [
-        f"{name} {tuple(tensors[lookup[name]].shape)} instead of {tuple(shape)}"
+        f"{name} {side.shape(name)} instead of {shape}"
         for name, shape in wanted.items()
-        if name in lookup and tuple(tensors[lookup[name]].shape) != tuple(shape)
+        if name in side and side.shape(name) != shape
     ]
-    if side == "INIT":
-        mend = MEND
-        if missing and 4 * len(missing) < len(wanted):
-            groups = [missing, [name for name in signature.params if name in set(head)]]
-            patterns = ",".join(_pattern(names) for names in groups if names)
-            mend += f" If fine-tuning added them, say so with --head-weights '{patterns}'"
-    else:
-        mend = "choose the architecture that CKPT was saved from with --model"
-    if missing and not other and all(_last(name) in STATISTICS for name in missing):
+    if not missing and not other:
+        return
+    if missing and not other and all(last(name) in STATISTICS for name in missing):
         raise GenboundError(
-            f"{side} has no running statistics of batch norm ({_some(missing, 'buffer')}); save model.state_dict(), "
-            "which has them"
+            f"{side.label} has no running statistics of batch norm ({_some(missing, 'buffer')}); "
+            "save model.state_dict(), which has them"
         )
-    if missing and len(missing) >= len(other):
-        raise GenboundError(f"{side} is of another architecture: it lacks {_some(missing)}; {mend}")
-    if other:
-        raise GenboundError(f"{side} is of another architecture: {_some(other, 'shape')} differ; {mend}")
+    if side.label == "CKPT":
+        mend = "choose the architecture that CKPT was saved from with --model"
+    else:
+        new_head = [name for name in signature.params if name in set(head)]
+        mend = MEND + (_added(missing, new_head) if missing and 4 * len(missing) < len(wanted) else "")
+    what = f"it lacks {_some(missing)}" if len(missing) >= len(other) else f"{_some(other, 'shape')} differ"
+    raise GenboundError(f"{side.label} is of another architecture: {what}; {mend}")
 
 
-def _unused(tensors: Mapping[str, Tensor], signature: Signature) -> list[str]:
-    known = strip_prefixes(tensors, [*signature.params, *signature.aliases, *signature.buffers], signature.prefix)
-    return [key for key in tensors if key not in known]
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
+def _added(missing: list[str], head: list[str]) -> str:
+    """The advice for few missing weights: fine-tuning may have added them."""
+    patterns = ",".join(_pattern(names) for names in (missing, head) if names)
+    return f" If fine-tuning added them, say so with --head-weights '{patterns}'"
 
 
 def _some(names: list[str], what: str = "weight") -> str:

@@ -47,6 +47,11 @@ def is_adapter(name: str) -> bool:
     return bool(_ADAPTER.search(name)) or ".original_module." in name
 
 
+def last(name: str) -> str:
+    """The last part of a name: ``weight`` of ``fc.weight``."""
+    return name.rpartition(".")[2]
+
+
 def core(name: str, prefix: str = "") -> str:
     """The name without wrappers, ``model.`` and the base model's ``prefix`` in front of it."""
     name = unwrapped(name)

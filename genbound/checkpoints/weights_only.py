@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genbound.checkpoints.alignment import OPTIONAL, STATISTICS, Alignment, Signature, align
 from genbound.checkpoints.heads import matching, named_head, only_new_module
+from genbound.checkpoints.names import last
 from genbound.checkpoints.pair import Built, Pair, pair_of
 from genbound.checkpoints.pair_files import PairFiles
 from genbound.errors import GenboundError
@@ -47,7 +48,7 @@ def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
     shapes, buffers, aliases = {}, {}, {}
     for name, tensor in tensors.items():
         place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
-        if not tensor.is_floating_point() or name.rpartition(".")[2] in (*STATISTICS, *OPTIONAL):
+        if not tensor.is_floating_point() or last(name) in (*STATISTICS, *OPTIONAL):
             buffers[name] = tuple(tensor.shape)
         elif tensor.numel() and first.setdefault(place, name) != name:
             aliases[name] = first[place]  # torch.save keeps ties
@@ -59,7 +60,7 @@ def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
 def _refuse_another_architecture(alignment: Alignment, init: Mapping[str, Tensor]) -> None:
     """Without a model nothing says that CKPT is whole: INIT may have no more than one module beside it, and a head."""
     extra = [name for name in alignment.unused_init if init[name].is_floating_point()]
-    extra = [name for name in extra if not named_head([name]) and name.rpartition(".")[2] not in OPTIONAL]
+    extra = [name for name in extra if not named_head([name]) and last(name) not in OPTIONAL]
     if len({name.rpartition(".")[0] for name in extra}) > 1:
         raise GenboundError(
             f"INIT is of another architecture: CKPT lacks {len(extra)} of its weights ({', '.join(extra[:3])}, …); "
