@@ -1,0 +1,145 @@
+r"""Draws of Gaussian noise on the weights, and how much each raises the loss.
+
+A *draw* is a U with independent standard normal entries. It is used with both signs, which cancels the odd orders:
+its *rise* at :math:`\sigma` is the mean of :math:`\ell(W + \sigma U)` and :math:`\ell(W - \sigma U)`, less
+:math:`\ell(W)`. The samples that share a draw are a *stratum*: one sample alone (:class:`NoisePerSample`), or a block
+of samples (:class:`NoisePerBlock`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from genbound.curvature.noise_by_row import Normals, can_move_rows, noise_directions, noisy_losses
+from genbound.curvature.sweep import Sweep
+from genbound.curvature.sweep_trial import can_sweep
+from genbound.estimators.random import BLOCK, normal, row_of
+from genbound.network.problem import Problem
+from genbound.quantities.base import Context, stream
+
+NAME = "noise_stability"
+
+# A draw of the noise: the positions that it moves, and the key of its random numbers (for one sample, a stream and its
+# member).
+Draw = tuple[list[int], tuple]
+
+
+class NoisePerBlock:
+    """The same noise for all samples of a block, added to the weights.
+
+    Args:
+        problem: what is measured.
+        context: of the measurement.
+        losses: of every sample without noise ``[N]``, in the loss's unit.
+
+    Attributes:
+        strata: the positions of each stratum.
+        most_draws: of all strata together, that take seconds in a small problem.
+        summary: one phrase for the tables.
+    """
+
+    most_draws = 2**11  # each takes two forward passes for every sigma, however few its samples
+    summary = f"per block of {BLOCK} samples"
+
+    def __init__(self, problem: Problem, context: Context, losses: np.ndarray):
+        self._problem, self._context, self._losses = problem, context, losses
+        self.strata = [members for _, members in problem.blocks(range(problem.num_samples))]
+
+    def draws(self, stratum: int, num: int, kind: str) -> list[Draw]:
+        """``num`` independent draws for a stratum. Other kinds have other random numbers."""
+        return [(self.strata[stratum], (kind, stratum, draw)) for draw in range(num)]
+
+    def rises(self, draws: Sequence[Draw], sigmas: Sequence[float], controlled: bool) -> tuple[np.ndarray, np.ndarray]:
+        r"""The rise summed over each draw's samples ``[draws, S]``, and its second-order term at sigma 1 ``[draws]``.
+
+        The latter, :math:`\tfrac12 U^\top H U`, is zero where it is not known or not asked for.
+        """
+        rises = np.stack([self.each(*draw, sigmas).sum(0).mean(1) for draw in draws])
+        return rises, np.zeros(len(draws))
+
+    def each(self, positions: Sequence[int], key: tuple, sigmas: Sequence[float]) -> np.ndarray:
+        """Rise of the loss of each of the samples under one draw, for either sign of it, ``[n, S, 2]``."""
+        problem, source = self._problem, stream(self._context, NAME, *key)
+        noise = {layer.name: normal(layer.shape, source, problem.params[layer.name]) for layer in problem.layers}
+        values = np.zeros((len(positions), len(sigmas), 2))
+        row = {p: i for i, p in enumerate(positions)}
+        for run in problem.batches(positions):
+            batch, rows = problem.batch(run), [row[p] for p in run]
+            for s, sigma in enumerate(sigmas):
+                for sign, scale in ((0, sigma), (1, -sigma)):
+                    moved = {name: problem.params[name].add(u, alpha=scale) for name, u in noise.items()}
+                    with torch.no_grad():
+                        outputs = problem.forward({**problem.params, **moved}, batch.inputs)
+                        losses = problem.loss.per_sample(outputs, batch.targets)
+                    values[rows, s, sign] = losses.double().cpu().numpy() - self._losses[run]
+        return values
+
+
+class NoisePerSample:
+    """Noise of its own for every sample and draw, in activation space.
+
+    It is used as :class:`NoisePerBlock` is; a stratum is one sample.
+    """
+
+    most_draws = 2**14
+    summary = "per sample"
+
+    def __init__(self, problem: Problem, context: Context, losses: np.ndarray):
+        self._problem, self._seed, self._losses = problem, context.seed, losses
+        self.strata = [[p] for p in range(problem.num_samples)]
+        self._can_sweep = can_sweep(problem)
+        self._sweep: Sweep | None = None
+
+    def draws(self, stratum: int, num: int, kind: str) -> list[Draw]:
+        """As of :class:`NoisePerBlock`."""
+        return [([stratum], row_of(kind, stratum, draw, num)) for draw in range(num)]
+
+    def rises(self, draws: Sequence[Draw], sigmas: Sequence[float], controlled: bool) -> tuple[np.ndarray, np.ndarray]:
+        """As of :class:`NoisePerBlock`."""
+        problem, done = self._problem, 0
+        values, control = np.zeros((len(draws), len(sigmas))), np.zeros(len(draws))
+        for run in problem.batches([positions[0] for positions, _ in draws]):
+            rows = [(p, (NAME, *key), member) for p, (_, (key, member)) in zip(run, draws[done:], strict=False)]
+            normals = Normals(rows, self._seed, problem.params[problem.layers[0].name])
+            now = slice(done, done + len(run))
+            if self._sweep is not None and self._sweep.positions != run:
+                self._sweep = None  # before the next passes take memory
+            # Read back together: an accelerator is waited for once a batch.
+            losses = torch.stack([noisy_losses(problem, rows, normals, (sigma, -sigma)).mean(0) for sigma in sigmas], 1)
+            values[now] = losses.double().cpu().numpy() - self._losses[run][:, None]
+            if controlled and self._can_sweep:
+                if self._sweep is None:
+                    self._sweep = Sweep(problem, run)
+                control[now] = 0.5 * self._sweep.hessian(*noise_directions(self._sweep, normals)).cpu().numpy()
+            done += len(run)
+        return values, control
+
+
+Noise = NoisePerSample | NoisePerBlock
+
+
+def find_noise(problem: Problem, context: Context, losses: np.ndarray) -> Noise:
+    """Noise of every sample's own if each layer can be moved row by row, else of each block.
+
+    ``losses [N]`` are those without noise.
+    """
+    kind = NoisePerSample if can_move_rows(problem) else NoisePerBlock
+    return kind(problem, context, losses)
+
+
+def ordered_draws(noise: Noise, counts: Sequence[int], kind: str) -> list[tuple[int, Draw]]:
+    """``counts[s]`` draws of every stratum s, each with its stratum, in an order in which they are quickly measured.
+
+    Strata with equal counts stand side by side, so that batches are full and their normals come from the same
+    streams. The draws of a batch follow one another, so that what is recorded of it serves them all.
+    """
+    order = [s for s in sorted(range(len(counts)), key=lambda s: (counts[s], s)) if counts[s]]
+    few = [[(s, draw) for draw in noise.draws(s, counts[s], kind)] for s in order if counts[s] < BLOCK]
+    ordered = []
+    for start in range(0, len(few), BLOCK):
+        group = few[start : start + BLOCK]
+        ordered += [own[d] for d in range(max(map(len, group))) for own in group if d < len(own)]
+    return ordered + [(s, draw) for s in order if counts[s] >= BLOCK for draw in noise.draws(s, counts[s], kind)]
