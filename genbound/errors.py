@@ -1,5 +1,8 @@
 """The one exception a user sees: what is wrong, where, and what would mend it, in one line."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class GenboundError(Exception):
     """Wrong input or arguments.
@@ -17,3 +20,9 @@ class GenboundError(Exception):
 def first_line(error: BaseException) -> str:
     """What another library's exception says, as far as it fits into our one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """``" (did you mean NAME?)"`` where a known name is close, else nothing: to go behind the wrong one."""
+    close = get_close_matches(wrong, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

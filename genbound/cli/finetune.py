@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from genbound.cli.options import DEBUG, option, with_options
+from genbound.cli.click_options import DEBUG, option, with_options
 
 OPTIONS = [
     click.argument("init", type=click.Path()),

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from genbound.cli.click_options import with_options
 from genbound.cli.finetune import finetune
-from genbound.cli.options import PAIR_OPTIONS, with_options
+from genbound.cli.options import PAIR_OPTIONS
+from genbound.cli.quantity_options import list_options, quantity_options
 from genbound.cli.tables import COMMANDS, read_tags
 from genbound.errors import GenboundError
 from genbound.version import __version__
@@ -20,18 +22,6 @@ if TYPE_CHECKING:
     from genbound.evaluation.loading import EvaluationSpec
     from genbound.network.problem import Problem
     from genbound.network.weights import WeightProblem
-
-
-def _quantity_options(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The command line's options as options of the quantities they belong to."""
-    form = {key: given[key] for key in ("tolerance", "convention", "paper_batch_size")}
-    options: dict[str, dict[str, Any]] = {
-        "max_quadratic_form": form,
-        "margin": {"percentile": given["margin_percentile"]},
-    }
-    if given["sigmas"] is not None:
-        options["noise_stability"] = {"sigmas": given["sigmas"]}
-    return options
 
 
 def _spec(given: dict[str, Any]) -> EvaluationSpec:
@@ -73,16 +63,17 @@ def evaluate(**given: Any) -> None:
     from genbound.checkpoints.architecture import load_pair
     from genbound.data.label_confusion import read_matrix
     from genbound.evaluation.loop import evaluate as run
-    from genbound.evaluation.selection import resolve
+    from genbound.evaluation.selection import select
 
-    resolve(given["measures"])  # a misspelt name fails before anything is loaded
+    options = quantity_options(click.get_current_context())
+    select(given["measures"], options)  # a misspelt name fails before anything is loaded
     spec = _spec(given)
     confusion = None if spec.confusion is None else read_matrix(spec.confusion)
     pair = load_pair(spec)
     problem = _problem(pair, spec, given)
     click.echo(f"architecture: {pair.rule}; {len(problem.layers)} layers", err=True)
     results = run(
-        problem, given["measures"], given["seed"], options=_quantity_options(given), out=given["out"],
+        problem, given["measures"], given["seed"], options=options, out=given["out"],
         confusion=confusion, delta=given["delta"], progress=True, time_budget=given["time_budget"],
         config={"hyperparameters": read_tags(given["tags"])} if given["tags"] else None,
     )  # fmt: skip
@@ -102,18 +93,25 @@ def inspect(**given: Any) -> None:
     from genbound.checkpoints.architecture import load_pair
     from genbound.cli.inspection import describe
 
+    options = quantity_options(click.get_current_context())
     spec = _spec(given)
     pair = load_pair(spec)
-    click.echo(describe(pair, _problem(pair, spec, given), given["measures"], _quantity_options(given)))
+    click.echo(describe(pair, _problem(pair, spec, given), given["measures"], options))
 
 
 @cli.command("list")
-@click.argument("what", type=click.Choice(["quantities", "bounds"]), required=False)
-def list_(what: str | None) -> None:
-    """List quantities and bounds: name, what it is, what it needs, reference."""
+@click.argument("what", type=click.Choice(["quantities", "bounds", "options"]), required=False)
+@click.argument("quantity", required=False)
+def list_(what: str | None, quantity: str | None) -> None:
+    """List quantities and bounds: name, what it is, what it needs, reference.
+
+    `genbound list options [QUANTITY]` lists what --set can set: option, default, short form, meaning.
+    """
     from genbound.cli.inspection import catalogue
 
-    click.echo(catalogue(what))
+    if quantity is not None and what != "options":
+        raise GenboundError(f"there is one list of {what}: `genbound list options QUANTITY` takes a name")
+    click.echo(list_options(quantity) if what == "options" else catalogue(what))
 
 
 for _command in COMMANDS:

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from genbound.cli.click_options import DEBUG, Names, option
+from genbound.cli.quantity_options import CONFIG, read_config_entry, short_forms
 from genbound.errors import GenboundError
-
-Decorator = Callable[[Any], Any]
-
-
-class Names(click.ParamType):
-    """Comma-separated names or numbers."""
-
-    name = "A,B,…"
-
-    def __init__(self, kind: type = str):
-        self.kind = kind
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple:
-        """The names or numbers as a tuple; a list is taken as it is."""
-        items = value if isinstance(value, list | tuple) else [part for part in str(value).split(",") if part.strip()]
-        try:
-            return tuple(self.kind(item.strip() if isinstance(item, str) else item) for item in items)
-        except ValueError:
-            self.fail(f"{value!r} is not a comma-separated list of {self.kind.__name__} values")
 
 
 def read_config(ctx: click.Context, param: Any, path: str | None) -> None:
@@ -36,6 +18,8 @@ def read_config(ctx: click.Context, param: Any, path: str | None) -> None:
         return
     entries = {str(key).replace("-", "_"): value for key, value in _read_yaml(path).items()}
     known = {option.name for option in ctx.command.params if isinstance(option, click.Option)} - {"config", "debug"}
+    if "set" in entries:
+        ctx.meta[CONFIG] = read_config_entry(entries.pop("set"), path)
     for key, value in entries.items():
         if key not in known:
             names = ", ".join(sorted(name.replace("_", "-") for name in known))
@@ -61,23 +45,6 @@ def _read_yaml(path: str) -> dict[Any, Any]:
     return content
 
 
-def option(name: str, kind: Any, help: str, **more: Any) -> Decorator:
-    """``--name`` with a type; a default that is given is shown."""
-    return click.option(f"--{name}", type=kind, help=help, show_default="default" in more, **more)
-
-
-def with_options(options: Iterable[Decorator]) -> Decorator:
-    """Give a command these options, in this order."""
-
-    def decorate(command: Any) -> Any:
-        for add in reversed(list(options)):
-            command = add(command)
-        return command
-
-    return decorate
-
-
-DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 # What evaluate and inspect have in common.
 PAIR_OPTIONS = [
     click.argument("ckpt", type=click.Path()),
@@ -107,14 +74,11 @@ PAIR_OPTIONS = [
     option("ignore", str, "Names in the files to leave out, e.g. 'criterion.*'.", metavar="PATTERN"),
     option("entry", str, "Entry of a training checkpoint that holds the weights, e.g. model_ema.", metavar="NAME"),
     click.option("--trust-remote-code", is_flag=True, help="Run code that lies in the checkpoint's directory."),
-    option("convention", click.Choice(["theorem", "paper-code"]),
-           "paper-code computes what the published scripts do.", default="theorem"),
-    option("paper-batch-size", int, "Batch of --convention paper-code.", default=8),
     option("layers", str, "Layers to measure, e.g. '*.query.weight'.", metavar="PATTERN"),
-    option("sigmas", Names(float), "Noise standard deviations."),
     option("delta", float, "Failure probability of bounds.", default=0.05),
-    option("tolerance", float, "Relative width of certified intervals.", default=0.01),
-    option("margin-percentile", float, "Of the training margins, for γ.", default=5.0),
+    *short_forms(),
+    click.option("--set", "set", metavar="QUANTITY.OPTION=VALUE", multiple=True,
+                 help="Any option of a quantity; `genbound list options` shows all."),
     option("confusion", click.Path(), "Label noise F (.csv, .npy): F[y, z] = P(z | y)."),
     click.option("--tag", "tags", metavar="KEY=VALUE", multiple=True,
                  help="A hyper-parameter of the training, for `correlate`."),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from genbound.bounds import BOUNDS
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, did_you_mean
 from genbound.quantities import QUANTITIES
+from genbound.quantities.measure_options import read_options
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,14 @@ def select(measures: Iterable[str] | None, options: Mapping[str, Mapping[str, An
 
     Args:
         measures: names of either; ``None`` means all.
-        options: quantity -> its options, where they are not the defaults.
+        options: quantity -> its options, where they are not the defaults; also of quantities that are not measured.
 
     Raises:
-        GenboundError: a name or an option that does not exist.
+        GenboundError: a name or an option that does not exist, or a value that makes no sense.
     """
     names, bounds = resolve(measures)
-    for name in options:
-        if name not in QUANTITIES:
-            raise GenboundError(f"options are given for {name!r}, which is no quantity")
-    return Selection({name: get_options(name, options.get(name, {})) for name in names}, bounds)
+    chosen = {name: get_options(name, options.get(name, {})) for name in (*names, *options)}
+    return Selection({name: chosen[name] for name in names}, bounds)
 
 
 def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:
@@ -59,9 +56,9 @@ def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:
         raise GenboundError("no measures are named: leave them out for all, or see `genbound list`")
     for name in wanted:
         if name not in QUANTITIES and name not in BOUNDS:
-            raise GenboundError(
-                f"unknown measure {name!r}: `genbound list` shows them ({', '.join([*QUANTITIES, *BOUNDS])})"
-            )
+            known = [*QUANTITIES, *BOUNDS]
+            hint = did_you_mean(name, known)
+            raise GenboundError(f"unknown measure {name!r}{hint}; `genbound list` shows all: {', '.join(known)}")
     needed: set[str] = set()
     more = {r for name in wanted for r in (BOUNDS[name].requires if name in BOUNDS else (name,))}
     while more:
@@ -71,16 +68,8 @@ def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:
 
 
 def get_options(name: str, given: Mapping[str, Any]) -> Any:
-    """A quantity's options from keyword arguments, refusing those it does not have."""
-    kind = QUANTITIES[name].options
-    known = {f.name for f in fields(kind)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise GenboundError(
-            f"{name} has no option {unknown[0]!r}; its options are {', '.join(sorted(known)) or 'none'}"
-        )
-    values = {key: tuple(v) if isinstance(v, list | np.ndarray) else v for key, v in given.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise GenboundError(f"options of {name} are wrong: {error}") from error
+    """A quantity's options; what is not given has its default (:mod:`genbound.quantities.measure_options`)."""
+    if name not in QUANTITIES:
+        hint = did_you_mean(name, QUANTITIES)
+        raise GenboundError(f"options are given for {name!r}, which is no quantity{hint}; `genbound list` shows all")
+    return read_options(name, QUANTITIES[name].options, given)

@@ -6,24 +6,24 @@ the collected parts is plain arithmetic. Random numbers come from streams named 
 so neither the order of the parts nor what else is measured changes a value.
 
 What else is to be known of a quantity stands in its row, too: its options, and how its stored summary is read, printed
-and drawn (:mod:`genbound.quantities.summary`). Stored runs are compared and checked without torch, and so are options. So
-the catalogue is read without torch: a quantity is one file that imports none at its top. Where measuring needs torch
-there, or more than a page, the row is a file of its own in :mod:`genbound.quantities.catalogue`, and names the functions
-that measure with :func:`later`. To store these facts with the results would not do instead: how a number is printed and
-what its error is are functions, a baseline may be edited by hand, and runs stored long ago have no facts.
+and drawn (:mod:`genbound.quantities.summary`). Options are checked, and stored runs compared, without torch. So the
+catalogue is read without torch: a quantity is one file that imports none at its top. Where measuring needs torch there,
+or more than a page, the row is a file of its own in :mod:`genbound.quantities.catalogue`, and names the functions that
+measure with :func:`later`. To store these facts with the results would not do instead: how a number is printed and what
+its error is are functions, a baseline may be edited by hand, and runs stored long ago have no facts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from genbound.errors import GenboundError
 from genbound.estimators.measured import Measured, Part
+from genbound.quantities.measure_options import NoOptions
 from genbound.quantities.summary import Reading
 
 if TYPE_CHECKING:
@@ -42,23 +42,6 @@ class Context(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class NoOptions:
-    """There is nothing to choose."""
-
-
-def option(default: Any, meaning: str, *, flag: str = "", choices: Sequence[str] = ()) -> Any:
-    """A field of an options dataclass.
-
-    Args:
-        default: its value where none is given.
-        meaning: one line for ``genbound list options``.
-        flag: short form on the command line; every option has the long one, ``--set QUANTITY.OPTION=VALUE``.
-        choices: all values there are, if it is a word.
-    """
-    return field(default=default, metadata={"meaning": meaning, "flag": flag, "choices": tuple(choices)})
-
-
 def later(function: str) -> Callable[..., Any]:
     """``module:name``, imported when it is first called."""
     module, _, name = function.partition(":")
@@ -73,7 +56,7 @@ class Quantity:
         name: how it is called everywhere.
         summary: one line for ``genbound list``.
         measure: ``(problem, context) -> Measured``.
-        options: dataclass of its options, each an :func:`option`.
+        options: dataclass of its options, each an :func:`~genbound.quantities.measure_options.option`.
         requires: quantities whose results it reads.
         needs_data: needs a model and samples, not the weights alone.
         reads_test_data: its value depends on the test data too.
@@ -94,14 +77,6 @@ class Quantity:
     applies_to: Callable[[Any], str | None] = lambda problem: None
     reference: str = ""
     reading: Reading = Reading()
-
-
-def check_options(options: Any, **least: float) -> None:
-    """Refuse options below the least value that makes sense; a fraction that must be positive has least 0, excluded."""
-    for name, limit in least.items():
-        value = getattr(options, name)
-        if not (value > 0 if limit == 0 else value >= limit):
-            raise GenboundError(f"{name} {value:g} must be {'positive' if limit == 0 else f'at least {limit:g}'}")
 
 
 def stream(context: Context, quantity: str, *key: str | int) -> torch.Generator:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from genbound.errors import GenboundError
-from genbound.quantities.base import Context, Measured, Quantity, option
+from genbound.quantities.base import Context, Measured, Quantity
+from genbound.quantities.measure_options import option
 from genbound.quantities.summary import Reading
 
 NAME = "margin"

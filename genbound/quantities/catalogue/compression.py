@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from genbound.errors import GenboundError
-from genbound.quantities.base import Quantity, later, option
+from genbound.quantities.base import Quantity, later
+from genbound.quantities.measure_options import option
 from genbound.quantities.summary import Reading
 
 
@@ -16,7 +17,7 @@ class CompressionOptions:
     zeta: float = option(0.0, "fraction of the samples that each number may leave out")
     num_samples: int = option(32, "most samples to take the extrema over, evenly spaced among those of the problem")
     num_probes: int = option(4, "random signs per sample and later layer that choose the candidates")
-    num_refined: int = option(64, "independent ones that measure a candidate")
+    num_refined: int = option(64, "independent random signs that measure a candidate")
     candidates: int = option(4, "samples for each layer and number")
     exact: int = option(
         32, "most coordinates of a later layer's output for which the Jacobian's norm is computed exactly"

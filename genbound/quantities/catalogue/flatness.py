@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from genbound.errors import GenboundError
-from genbound.quantities.base import Quantity, later, option
+from genbound.quantities.base import Quantity, later
+from genbound.quantities.measure_options import option
 from genbound.quantities.summary import Number, Reading, Summary
 
 

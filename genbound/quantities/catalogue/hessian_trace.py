@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from genbound.formatting import digits, with_error
-from genbound.quantities.base import Quantity, check_options, later, option
+from genbound.quantities.base import Quantity, later
+from genbound.quantities.measure_options import check_options, option
 from genbound.quantities.summary import Reading, Summary
 
 
@@ -26,7 +27,7 @@ class HessianTraceOptions:
         " again for the total; a small problem may take up to 512",
     )
     exact_outputs: int = option(64, "most output coordinates for which the Gauss-Newton part is computed exactly")
-    num_factors: int = option(16, "random combinations per sample beyond that")
+    num_factors: int = option(16, "random combinations of output coordinates per sample, where there are more")
     exact_products: int = option(
         2**15, "the remainder too is computed exactly if that takes no more Hessian products on single samples"
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genbound.quantities.base import Quantity, check_options, later, option
+from genbound.quantities.base import Quantity, later
+from genbound.quantities.measure_options import check_options, option
 from genbound.quantities.summary import Reading
 
 
@@ -19,7 +20,7 @@ class MaxPositiveTraceOptions:
     finalists: int = option(2, "samples that the second round chooses among")
     num_steps: int = option(10, "Lanczos steps of each quadrature")
     subspace: int = option(16, "dimension of the subspace that is treated exactly")
-    num_probes: int = option(10, "probes outside it")
+    num_probes: int = option(10, "probes outside that subspace")
 
     def __post_init__(self):
         check_options(self, candidates=1, finalists=1, num_steps=1, subspace=1, num_probes=2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from genbound.errors import GenboundError
-from genbound.quantities.base import Quantity, check_options, later, option
+from genbound.quantities.base import Quantity, later
+from genbound.quantities.measure_options import check_options, option
 from genbound.quantities.summary import Reading
 
 CONVENTIONS = ("theorem", "paper-code")
@@ -20,7 +21,10 @@ class MaxQuadraticFormOptions:
         320, "Hessian products spent on one sample and layer before the interval is left as wide as it is"
     )
     convention: str = option(
-        "theorem", "paper-code computes what the published scripts do", flag="--convention", choices=CONVENTIONS
+        "theorem",
+        "of the theorem, or paper-code: what the published scripts compute",
+        flag="--convention",
+        choices=CONVENTIONS,
     )
     paper_batch_size: int = option(
         8, "samples whose mean loss the published scripts differentiate", flag="--paper-batch-size"

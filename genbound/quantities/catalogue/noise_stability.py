@@ -8,7 +8,8 @@ from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.formatting import digits, percent, with_error, yes_no
-from genbound.quantities.base import Quantity, check_options, later, option
+from genbound.quantities.base import Quantity, later
+from genbound.quantities.measure_options import check_options, option
 from genbound.quantities.summary import Reading, Summary
 
 
@@ -27,7 +28,7 @@ class NoiseStabilityOptions:
         " moved); a small problem may take more",
     )
     num_shared: int = option(4, "antithetic pairs of the round that all samples share")
-    max_shared_samples: int = option(64, "samples of that round")
+    max_shared_samples: int = option(64, "most samples of the shared round")
 
     def __post_init__(self):
         check_options(self, relative_sem=0, num_pilot=2, max_shared_samples=1)

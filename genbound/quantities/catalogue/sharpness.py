@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from genbound.errors import GenboundError
-from genbound.quantities.base import Quantity, check_options, later, option
+from genbound.quantities.base import Quantity, later
+from genbound.quantities.measure_options import check_options, option
 from genbound.quantities.summary import Number, Reading, Summary
 
 
