@@ -21,11 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from genbound.network.operation import Operation
 from genbound.network.operations import of_aten
 
-# Of their argument these take the size only.
-_SIZES = frozenset(
-    """empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full
-    new_empty_strided""".split()
-)
 _LEAVING = frozenset("_local_scalar_dense is_nonzero equal".split())  # what they give is a number in Python
 
 
@@ -97,7 +92,7 @@ class CallRecord(TorchDispatchMode):
         call = Call(func, args, kwargs, self._moving.holds(given), self._varying.holds(given))
         out = func(*args, **kwargs)
         self._calls.setdefault(torch._C._autograd._get_sequence_nr() - 1, []).append(call)
-        if name not in _SIZES:
+        if of_aten(func).name != "like":  # these take the size only
             written = [a for a, declared in zip(args, func._schema.arguments, strict=False) if _written(declared)]
             for memory, held in ((self._moving, call.moving), (self._varying, call.varying)):
                 if any(held):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from genbound.network.operations import of_node, operation
+from genbound.network.operations import of_node
 from genbound.network.tape import Tape
 from genbound.network.weight_uses import ConvolutionUse, LinearUse
 
@@ -83,14 +83,7 @@ def find_sites(tape: Tape) -> list[Site]:
     return sorted(sites, key=lambda site: site.order)
 
 
-def executed(tape: Tape) -> frozenset[str]:
-    """Names of the operations that a forward pass executed and recorded."""
-    return frozenset(operation(node) for node in tape.graph.order)
-
-
 def has_attention(tape: Tape) -> bool:
     """A softmax whose result is multiplied by other activations."""
-    names = executed(tape)
-    return any(name.startswith("ScaledDotProduct") for name in names) or bool(
-        names & {"Softmax", "SafeSoftmax"} and names & {"Bmm", "Baddbmm"}
-    )
+    names = {of_node(node).name for node in tape.graph.order}
+    return "attention" in names or bool(names & {"softmax", "safe_softmax"} and names & {"bmm", "baddbmm"})

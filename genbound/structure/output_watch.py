@@ -16,16 +16,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from genbound.network.operations import of_function
 from genbound.network.weight_watch import WeightedFunctions, WeightWatch
 
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
-
-BATCH_NORM = frozenset({"batch_norm", "native_batch_norm"})
-ACTIVATIONS = frozenset(
-    """relu relu6 leaky_relu rrelu prelu gelu silu elu selu celu hardtanh hardswish hardsigmoid sigmoid tanh softplus mish
-    threshold clamp clamp_min clip""".split()
-)
 
 
 class OutputWatch(WeightedFunctions):
@@ -63,9 +58,10 @@ class OutputWatch(WeightedFunctions):
         self._pending: tuple[str, Tensor] | None = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kind, kwargs = getattr(func, "__name__", "").strip("_"), kwargs or {}
-        if kind in ACTIVATIONS and self.tangent is None and self._last is not None and self._by_sample(args[0]):
-            before = self._norm(args[0])
+        kwargs, row = kwargs or {}, of_function(func)
+        given = args[0] if args else kwargs.get("input")
+        if row.watched and self.tangent is None and self._last is not None and self._by_sample(given):
+            before = self._norm(given)
             out = func(*args, **kwargs)
             self._contract(before, self._norm(out))
             return out
@@ -75,7 +71,7 @@ class OutputWatch(WeightedFunctions):
             if not self.folded[name]:
                 return self._finish(name, out)
             self._pending = (name, out)
-        elif kind in BATCH_NORM and self._pending is not None and args[0] is self._pending[1]:
+        elif row.name == "batch_norm" and self._pending is not None and given is self._pending[1]:
             name, self._pending = self._pending[0], None
             return self._finish(name, out)
         return out
@@ -85,8 +81,8 @@ class OutputWatch(WeightedFunctions):
         met = {name for name in self._met if name in self.folded}
         return met.pop() if len(met) == 1 else None
 
-    def _by_sample(self, x: Tensor) -> bool:
-        return x.dim() > 0 and len(x) % self.num == 0
+    def _by_sample(self, x: Tensor | None) -> bool:
+        return x is not None and x.dim() > 0 and len(x) % self.num == 0
 
     def _norm(self, x: Tensor) -> Tensor:
         return x.reshape(self.num, -1).double().norm(dim=1)
