@@ -59,7 +59,10 @@ def _quantised(name: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _widened(tensor: Tensor) -> tuple[Tensor, str]:
-    """The tensor, dense and not in a format of one byte, and what it was; half precision is widened when it is measured."""
+    """The tensor, dense and not in a format of one byte, and what it was.
+
+    Half precision is widened when it is measured.
+    """
     if tensor.is_quantized:
         return tensor.dequantize(), "torch's quantised integers, dequantised to float32"
     if tensor.layout != torch.strided:

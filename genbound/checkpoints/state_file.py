@@ -128,8 +128,8 @@ def _read_other(file: Path) -> Any:
         return read_torch(file)
     kind = OTHER_KINDS.get(file.suffix.lower(), "something else")
     raise GenboundError(
-        f"checkpoint {str(file)!r} is of no known kind: its name is that of {kind}; give a .safetensors, .pt, .pth, .bin "
-        "or .ckpt file, or a Hugging Face directory"
+        f"checkpoint {str(file)!r} is of no known kind: its name is that of {kind}; give a "
+        ".safetensors, .pt, .pth, .bin or .ckpt file, or a Hugging Face directory"
     )
 
 

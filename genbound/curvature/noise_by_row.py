@@ -105,8 +105,9 @@ def _patches(layer: Layer, use: ConvolutionUse, x: Tensor) -> Tensor:
 
 
 class RowNoise:
-    """What each row's own noisy weights add to the layers' results, in a batch of some rows repeated once for every
-    sigma.
+    """What each row's own noisy weights add to the layers' results.
+
+    The batch holds some rows, repeated once for every sigma.
 
     Args:
         rows: before they are repeated.
@@ -226,8 +227,9 @@ def _missed(problem: Problem, noise: RowNoise) -> list[str]:
 
 
 def noise_directions(sweep: Sweep, normals: Normals) -> tuple[dict[str, Tensor], dict[str, Callable[[Tensor], Tensor]]]:
-    """What the same normals at sigma = 1 add to the layers' results on a sweep, and how that changes with the layers'
-    inputs.
+    """What the same normals at sigma = 1 add to the layers' results on a sweep.
+
+    And how that changes with the layers' inputs.
 
     Args:
         sweep: of the samples that the normals are for, in their order.

@@ -43,8 +43,8 @@ def split_own_noise(steps: Sequence[Step], uses: Mapping[str, Use], num: int) ->
         num: samples of the pass.
 
     Returns:
-        Layer -> mean of what its own noise adds in steps that are apart, for weights of variance 1: ``[num]`` in float64
-        and the loss's unit. Layers that add nothing are left out.
+        Layer -> mean of what its own noise adds in steps that are apart, for weights of variance 1: ``[num]`` in
+        float64 and the loss's unit. Layers that add nothing are left out.
 
     Cost: elementwise operations on the results of the layers, once for all draws.
     """

@@ -1,7 +1,7 @@
 """Which rule carries the derivatives of an executed operation: the table of operations names it, and here it is made.
 
-A rule that is named serves the usual arguments. Where others move (the exponent of a power, the matrix that a product is added to),
-nested derivatives take its place: they are right for any operation that torch can differentiate.
+A rule that is named serves the usual arguments. Where others move (the exponent of a power, the matrix that a product
+is added to), nested derivatives take its place: they are right for any operation that torch can differentiate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Moving:
     Attributes:
         places: which these are, see :func:`at`.
         values: what they were.
-        args: the arguments with ``None`` in those places: whoever keeps them does not hold on to every result of the pass.
+        args: the arguments with ``None`` in those places: whoever keeps them does not hold on to every result of the
+            pass.
         given: all arguments, for use at once.
         out: the result, or the part of it that is looked at.
     """
@@ -49,7 +50,8 @@ class Moving:
         )
         self.values = [at(args, place) for place in places]
         self.args = [
-            [None if (i, j) in places else b for j, b in enumerate(a)] if isinstance(a, list | tuple) else None if (i,) in places else a
+            [None if (i, j) in places else b for j, b in enumerate(a)] if isinstance(a, list | tuple) else None if (i,
+                ) in places else a
             for i, a in enumerate(args)
         ]  # fmt: skip
 
@@ -72,6 +74,7 @@ class Moving:
 
     @property
     def single(self) -> bool:
+        """Only one argument moves."""
         return len(self.places) == 1
 
     @property
@@ -240,7 +243,8 @@ def _glu(op: Moving) -> Rule | None:
 
 
 RULES: dict[str, Callable[[Moving], Rule | None]] = {
-    "nested": _nested, "affine": _affine, "moves": _moves, "scale": _scale, "view": _view, "joined": _joined, "sum": _sum,
+    "nested": _nested, "affine": _affine, "moves": _moves, "scale": _scale, "view": _view, "joined": _joined,
+    "sum": _sum,
     "masked_fill": _masked_fill, "where": _where, "pad": _pad, "batch_norm": _batch_norm, "max_pool": _max_pool,
     "product": _product, "div": _div, "addmm": _addmm, "baddbmm": _baddbmm, "convolution": _convolution, "bend": _bend,
     "smooth": _smooth, "softmax": _softmax, "layer_norm": _layer_norm, "glu": _glu,

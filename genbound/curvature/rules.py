@@ -1,10 +1,11 @@
 r"""First and second derivatives of single executed operations, for :mod:`genbound.curvature.sweep`.
 
-A *rule* belongs to one executed operation at its own inputs. It carries tangents (:meth:`Rule.tangent`) and, once it knows the
-adjoint g of its result, gives :math:`g \cdot F''(x)[t, t]` of every sample (:meth:`Rule.curvature`). Operations that are affine in what
-depends on the layers only carry tangents. Elementwise functions are differentiated twice once and then cost a product;
-an operation without a rule of its own (:mod:`genbound.curvature.rule_of` knows which has one) is differentiated by nested forward-mode derivatives, which is slower and as right as torch's
-(that of a layer norm is not); whoever sweeps compares first (:func:`genbound.curvature.sweep_trial.can_sweep`).
+A *rule* belongs to one executed operation at its own inputs. It carries tangents (:meth:`Rule.tangent`) and, once it
+knows the adjoint g of its result, gives :math:`g \cdot F''(x)[t, t]` of every sample (:meth:`Rule.curvature`).
+Operations that are affine in what depends on the layers only carry tangents. Elementwise functions are differentiated
+twice once and then cost a product; an operation without a rule of its own (:mod:`genbound.curvature.rule_of` knows
+which has one) is differentiated by nested forward-mode derivatives, which is slower and as right as torch's (that of a
+layer norm is not); whoever sweeps compares first (:func:`genbound.curvature.sweep_trial.can_sweep`).
 """
 
 from __future__ import annotations
@@ -133,7 +134,10 @@ class Elementwise(Rule):
 
 
 class Softmax(Rule):
-    """``y = softmax(x)``: ``y' = y (t - m)``, ``y'' = y ((t - m)^2 - v)`` with m and v the mean and variance of t under y."""
+    """``y = softmax(x)``: ``y' = y (t - m)``, ``y'' = y ((t - m)^2 - v)``.
+
+    Here m and v are the mean and the variance of t under y.
+    """
 
     curved = True
 
@@ -160,7 +164,7 @@ class Softmax(Rule):
 class LayerNorm(Rule):
     r"""``y = w (x - mean) / s + b`` with ``s^2 = var + eps``.
 
-    With u the centred tangent and ŷ = (x - mean) / s:  ``s y'/w = u - ŷ a``, ``s^2 y''/w = ŷ (3 a^2 - c) - 2 a u`` where
+    With u the centred tangent and ŷ = (x - mean) / s: ``s y'/w = u - ŷ a``, ``s^2 y''/w = ŷ (3 a^2 - c) - 2 a u`` where
     a = mean(ŷ u) and c = mean(u^2).
     """
 

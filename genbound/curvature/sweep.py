@@ -36,7 +36,8 @@ from genbound.network.loss_functions import output_form
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
 
-# Layer -> from the tangent of its input to the derivative of how its result is perturbed, in the operation's own shapes.
+# Layer -> from the tangent of its input to the derivative of how its result is perturbed, in the operation's own
+# shapes.
 Bends = Mapping[str, Callable[[Tensor], Tensor]]
 
 
@@ -136,11 +137,11 @@ class Sweep:
     # -- carrying -----------------------------------------------------------------------------------------------------
 
     def _carry(self, added: Mapping[int, Tensor], visit: Callable | None = None, apart: bool = False) -> Tensor | None:
-        """Carry tangents to the output; ``added`` are put in at results by their numbers. ``visit`` sees every step's
-        inputs.
+        """Carry tangents to the output.
 
-        With ``apart`` the steps that :func:`~genbound.curvature.own_noise.split_own_noise` marked see them without the
-        noise of the layers just before.
+        ``added`` are put in at results by their numbers, and ``visit`` sees every step's inputs. With ``apart`` the
+        steps that :func:`~genbound.curvature.own_noise.split_own_noise` marked see them without the noise of the layers
+        just before.
         """
         tangents: dict[int, Tensor] = {}
         without: dict[int, Tensor | None] = {}  # own noise, where that is another tangent
@@ -202,11 +203,11 @@ class Sweep:
         return self._curvature(perturbations)[0]
 
     def mean_remainder(self, perturbations: Mapping[str, Tensor]) -> Tensor:
-        """:meth:`remainder` for directions that are random, with part of the mean over them taken: of equal mean and
-        less spread.
+        """:meth:`remainder` for random directions, with part of the mean over them taken.
 
-        What a layer's own noise adds where it is first met is put in by its mean (:mod:`genbound.curvature.own_noise`).
-        The perturbations must be those of independent weights of variance 1, of which every layer has its own.
+        It has the same mean and less spread. What a layer's own noise adds where it is first met is put in by its mean
+        (:mod:`genbound.curvature.own_noise`). The perturbations must be those of independent weights of variance 1, of
+        which every layer has its own.
         """
         if self._own is None:
             with torch.no_grad():
@@ -223,8 +224,8 @@ class Sweep:
         Args:
             perturbations: as there.
             bends: how the perturbations themselves change with the layers' inputs: layer -> function from the tangent
-                of its input to the derivative of ``u``. They add ``2 g . u'``, the second order of ``epsilon u(x + epsilon
-                x')``.
+                of its input to the derivative of ``u``. They add ``2 g . u'``, the second order of
+                ``epsilon u(x + epsilon x')``.
         """
         remainder, moved = self._curvature(perturbations, bends)
         if moved is None:

@@ -7,9 +7,10 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What an operation's result is in the operands that carry a gradient, jointly. The later kinds hold the earlier ones.
+    """What an operation's result is in the operands that carry a gradient, jointly.
 
-    A product is linear in each of two operands; where only one of them depends on something, it is linear in that.
+    The later kinds hold the earlier ones. A product is linear in each of two operands; where only one of them depends
+    on something, it is linear in that.
     """
 
     ROUTE = "route"  # every entry is one of an operand's entries, or a constant
@@ -36,14 +37,16 @@ class Operation:
         aten: below autograd, without the underscore of those that write into their arguments.
         functions: as networks call it, without underscores around it.
         kind: see :class:`Kind`.
-        elementwise: an entry of the result is a function of the operands' entries at that place (they may be repeated to fit).
+        elementwise: an entry of the result is a function of the operands' entries at that place (they may be repeated
+            to fit).
         meets: of a product, the operands that are multiplied; the others are added. Of a quotient, the divisor twice.
-        lipschitz: in the operand that depends on the input: the constant in the Euclidean and in the sup norm (one number:
-            in both), or the name of the function of the executed operation that tells it (:mod:`genbound.structure.constants`).
+        lipschitz: in the operand that depends on the input: the constant in the Euclidean and in the sup norm (one
+            number: in both), or the name of the function of the executed operation that tells it
+            (:mod:`genbound.structure.constants`).
         homogeneous: f(c x) = c f(x) for c > 0; ``None``: that function tells.
         keeps_zero: f(0) = 0; ``None``: that function tells.
-        branches: several operands may depend on the input, with the constants above in each while the others are held, so that
-            the operation counts as their sum; the text is the note about it.
+        branches: several operands may depend on the input, with the constants above in each while the others are held,
+            so that the operation counts as their sum; the text is the note about it.
         label: of an activation function, how results name it.
         sweep: name of the rule that carries its derivatives (:mod:`genbound.curvature.rules`).
         paths: what becomes of a sum over paths (:mod:`genbound.structure.path_sums`).

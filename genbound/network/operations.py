@@ -1,8 +1,9 @@
 """The table of the operations that torch executes: what each is, under the names that it has on every level.
 
-Whoever reads a pass asks here and nowhere else: the block (:mod:`genbound.network.graph`), the layers, the structure, the
-rules of the sweep, the observer of activations, and the sums over paths. An operation that a reader cannot answer for has
-the reason in its row; one that is not in the table is :data:`UNKNOWN` to all of them. The table in words: docs/operations.md.
+Whoever reads a pass asks here and nowhere else: the block (:mod:`genbound.network.graph`), the layers, the structure,
+the rules of the sweep, the observer of activations, and the sums over paths. An operation that a reader cannot answer
+for has the reason in its row; one that is not in the table is :data:`UNKNOWN` to all of them. The table in words:
+docs/operations.md.
 """
 
 from __future__ import annotations
@@ -101,30 +102,35 @@ OPERATIONS = (
     _route("slice", "Slice", "slice narrow", "narrow"),
     _route("split", "Split SplitWithSizes UnsafeSplit", "split split_with_sizes unsafe_split chunk", "split chunk"),
     _route("unbind", "Unbind", "unbind", "unbind"),
-    _route("clone", "Clone Alias ToCopy", "clone contiguous alias _to_copy lift_fresh", "clone contiguous to", paths="pass"),
+    _route("clone", "Clone Alias ToCopy", "clone contiguous alias _to_copy lift_fresh", "clone contiguous to",
+           paths="pass"),
     _route("detach", "", "detach", "detach", paths="pass"),
     _route("dropout", "", "dropout", "dropout", paths="pass"),
     _route("roll", "Roll", "roll", "roll"),
     _route("flip", "Flip Rot90", "flip rot90", "flip rot90"),
     _route("diagonal", "Diagonal", "diagonal", "diagonal"),
     _route("triangle", "Tril Triu", "tril triu", "tril triu"),
-    _route("pixel_shuffle", "PixelShuffle PixelUnshuffle ChannelShuffle", "pixel_shuffle pixel_unshuffle channel_shuffle",
-           "pixel_shuffle pixel_unshuffle channel_shuffle"),
+    _route("pixel_shuffle", "PixelShuffle PixelUnshuffle ChannelShuffle",
+           "pixel_shuffle pixel_unshuffle channel_shuffle", "pixel_shuffle pixel_unshuffle channel_shuffle"),
     _route("expand", "Expand", "expand", "expand expand_as broadcast_to", **REPEATED),
     _route("repeat", "Repeat", "repeat", "repeat tile", **REPEATED),
-    _route("nearest", "UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D "
-           "UpsampleNearestExact3D", "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
-           "_upsample_nearest_exact2d _upsample_nearest_exact3d", "interpolate", lipschitz="nearest"),
-    _route("mirror_pad", "ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D",
+    _route("nearest", "UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact1D "
+           "UpsampleNearestExact2D UpsampleNearestExact3D", "upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+           "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d", "interpolate",
+           lipschitz="nearest"),
+    _route("mirror_pad",
+           "ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D",
            "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d",
            lipschitz="placed"),
     _route("windows", "Unfold Im2Col", "unfold im2col", "unfold", lipschitz="placed"),
-    _route("constant_pad", "ConstantPadNd", "constant_pad_nd", "pad", lipschitz="padded", **BY_CALL, sweep="pad", paths="fill"),
+    _route("constant_pad", "ConstantPadNd", "constant_pad_nd", "pad", lipschitz="padded", **BY_CALL, sweep="pad",
+           paths="fill"),
     _route("index", "Index", "index", lipschitz="picked"),
     _route("index_select", "IndexSelect", "index_select", "index_select", lipschitz="picked"),
     _route("gather", "Gather", "gather", "gather", lipschitz="picked"),
     _route("embedding", "Embedding", "embedding", "embedding", lipschitz="picked"),
-    _route("masked_fill", "MaskedFill", "masked_fill", "masked_fill", **BY_MASK, lipschitz="filled", sweep="masked_fill"),
+    _route("masked_fill", "MaskedFill", "masked_fill", "masked_fill", **BY_MASK, lipschitz="filled",
+           sweep="masked_fill"),
     _route("where", "Where", "where", "where", **BY_MASK, lipschitz="chosen", sweep="where",
            branches="a choice between branches is counted as a sum"),
     _route("like", "", "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full "
@@ -139,8 +145,8 @@ OPERATIONS = (
     _linear("sum", "Sum", "sum", "sum", lipschitz="total"),
     _linear("mean", "Mean", "mean", "mean", lipschitz="mean"),
     _linear("cumsum", "Cumsum", "cumsum", "cumsum", lipschitz="cumulative_sum"),
-    _linear("average_pool", "AvgPool2D AvgPool3D", "avg_pool1d avg_pool2d avg_pool3d", "avg_pool1d avg_pool2d avg_pool3d",
-            lipschitz="average_pool"),
+    _linear("average_pool", "AvgPool2D AvgPool3D", "avg_pool1d avg_pool2d avg_pool3d",
+            "avg_pool1d avg_pool2d avg_pool3d", lipschitz="average_pool"),
     _linear("adaptive_average_pool", "AdaptiveAvgPool2D AdaptiveAvgPool3D", "_adaptive_avg_pool2d _adaptive_avg_pool3d",
             "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", lipschitz="adaptive_average_pool"),
     _linear("linear_upsampling", "UpsampleLinear1D UpsampleBilinear2D UpsampleTrilinear3D",
@@ -149,8 +155,10 @@ OPERATIONS = (
             sweep="nested", paths=NEGATIVE),
     _linear("fold", "Col2Im", "col2im", "fold", lipschitz="interpolated"),
     # -- products ----------------------------------------------------------------------------------------------------
-    _product("mul", "Mul", "mul", "mul multiply", elementwise=True, lipschitz="factor", sweep="product", paths="factor"),
-    _product("div", "Div", "div", "div divide", meets=(1, 1), elementwise=True, lipschitz="factor", sweep="div", paths="factor"),
+    _product("mul", "Mul", "mul", "mul multiply", elementwise=True, lipschitz="factor", sweep="product",
+             paths="factor"),
+    _product("div", "Div", "div", "div divide", meets=(1, 1), elementwise=True, lipschitz="factor", sweep="div",
+             paths="factor"),
     _product("mm", "Mm", "mm", "linear matmul mm", sweep="product"),
     _product("bmm", "Bmm", "bmm", "bmm einsum", sweep="product"),
     _product("matmul", "", "matmul", "", sweep="product"),
@@ -162,10 +170,11 @@ OPERATIONS = (
     _product("dot", "Dot", "dot", "dot"),
     _product("convolution", "Convolution", "convolution", "conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
              "conv_transpose3d convolution", sweep="convolution", paths="convolution"),
-    _product("prelu", "PreluKernel", "_prelu_kernel", "prelu", elementwise=True, lipschitz="prelu", label="PReLU", paths="pass"),
-    _product("batch_norm", "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm", "native_batch_norm cudnn_batch_norm "
-             "miopen_batch_norm _native_batch_norm_legit_no_training", "batch_norm native_batch_norm", lipschitz="batch_norm",
-             **BY_CALL, sweep="batch_norm", paths="batch_norm"),
+    _product("prelu", "PreluKernel", "_prelu_kernel", "prelu", elementwise=True, lipschitz="prelu", label="PReLU",
+             paths="pass"),
+    _product("batch_norm", "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm",
+             "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit_no_training",
+             "batch_norm native_batch_norm", lipschitz="batch_norm", **BY_CALL, sweep="batch_norm", paths="batch_norm"),
     # -- piecewise linear --------------------------------------------------------------------------------------------
     _bend("relu", "Relu", "relu", "relu"),
     _bend("leaky_relu", "LeakyRelu", "leaky_relu", "leaky_relu", lipschitz="leaky_relu", label="leakyrelu"),
@@ -194,7 +203,8 @@ OPERATIONS = (
     _choice("max_pool", "MaxPool2DWithIndices MaxPool3DWithIndices", "max_pool2d_with_indices max_pool3d_with_indices",
             "max_pool1d max_pool2d max_pool3d", lipschitz="max_pool", sweep="max_pool", paths="apply"),
     _choice("adaptive_max_pool", "AdaptiveMaxPool2D AdaptiveMaxPool3D", "adaptive_max_pool2d adaptive_max_pool3d",
-            "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", lipschitz="adaptive_max_pool", sweep="max_pool", paths="apply"),
+            "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", lipschitz="adaptive_max_pool",
+            sweep="max_pool", paths="apply"),
     # -- curved, entry by entry --------------------------------------------------------------------------------------
     _smooth("tanh", "Tanh", "tanh", "tanh", lipschitz=(1, 1), label="tanh"),
     _smooth("sigmoid", "Sigmoid", "sigmoid", "sigmoid", lipschitz=(0.25, 0.25), keeps_zero=False, label="sigmoid"),
@@ -234,9 +244,10 @@ OPERATIONS = (
     _curved("glu", "Glu", "glu", "glu", lipschitz=GATE, sweep="glu"),
     _curved("prod", "Prod", "prod", "prod", lipschitz=GATE),
     _curved("spread", "Var Std", "var std", "var std", lipschitz=UNMEASURED),
-    _curved("attention", "ScaledDotProductFlashAttention ScaledDotProductFlashAttentionForCpu ScaledDotProductEfficientAttention "
-            "ScaledDotProductCudnnAttention", "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
-            "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention", "scaled_dot_product_attention",
+    _curved("attention", "ScaledDotProductFlashAttention ScaledDotProductFlashAttentionForCpu "
+            "ScaledDotProductEfficientAttention ScaledDotProductCudnnAttention", "_scaled_dot_product_flash_attention "
+            "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
+            "_scaled_dot_product_cudnn_attention", "scaled_dot_product_attention",
             lipschitz=No("softmax attention is not globally Lipschitz")),
 )  # fmt: skip
 
@@ -255,8 +266,8 @@ def named(name: str) -> Operation:
 def operation(node: Node) -> str:
     """``AddmmBackward0`` -> ``Addmm``; autograd's name of the executed operation.
 
-    A user's own ``autograd.Function`` is called ``NameBackward`` without a number, and keeps that name: it may be called
-    like a built-in operation and be another one.
+    A user's own ``autograd.Function`` is called ``NameBackward`` without a number, and keeps that name: it may be
+    called like a built-in operation and be another one.
     """
     return re.sub(r"Backward\d+$", "", node.name()).removeprefix("torch::autograd::")
 
@@ -267,7 +278,10 @@ def of_node(node: Node) -> Operation:
 
 
 def of_aten(func: Any) -> Operation:
-    """The row of an operation below autograd, or of its packet; one that writes into its argument has that of its twin."""
+    """The row of an operation below autograd, or of its packet.
+
+    One that writes into its argument has the row of its twin.
+    """
     name = getattr(func, "overloadpacket", func).__name__
     return _BY_ATEN.get(name) or _BY_ATEN.get(name.removesuffix("_"), UNKNOWN)
 

@@ -89,8 +89,9 @@ class LeafUse(Use):
 
 @dataclass
 class LinearUse(Use):
-    """``z = x W^T`` on the rows of ``x``, T of them to a sample; ``z`` is ``[N T, out]``, or has more axes with as many
-    rows.
+    """``z = x W^T`` on the rows of ``x``, T of them to a sample.
+
+    ``z`` is ``[N T, out]``, or has more axes with as many rows.
 
     Attributes:
         inputs: ``x`` by samples, ``[N, T, in]``.
@@ -146,8 +147,9 @@ class LinearUse(Use):
         return self._root
 
     def spread(self, g: Tensor, root: Tensor | None = None) -> Tensor:
-        """Perturb by weights of which only the action on the samples' own inputs is drawn: ``R g`` with ``R R^T = x
-        x^T``.
+        """Perturb by weights of which only the action on the samples' own inputs is drawn.
+
+        That action is ``R g`` with ``R R^T = x x^T``.
 
         Args:
             g: independent numbers of variance 1, ``[N, T, out]``.

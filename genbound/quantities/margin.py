@@ -38,6 +38,7 @@ class MarginOptions:
 
 
 def measure(problem, context: Context) -> Measured:
+    """The margins' percentile, and what stands beside it, from the margins of ``losses``."""
     margins = context.measured["losses"].data["margin"]
     margins = margins[~np.isnan(margins)]
     gamma = float(np.percentile(margins, context.options.percentile))
@@ -55,6 +56,7 @@ def measure(problem, context: Context) -> Measured:
 
 
 def applies_to(problem) -> str | None:
+    """The loss must have classes, and a sample one label."""
     if not problem.loss.classes:
         return f"a margin needs class scores, and the loss {problem.loss.name} has none"
     batch = problem.batch([0])

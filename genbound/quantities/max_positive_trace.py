@@ -110,6 +110,7 @@ class _SampleBlock:
 
 
 def measure(problem: Problem, context: Context) -> Measured:
+    """The largest trace of every layer, each by a search over the samples."""
     layers = problem.layers
     parts = context.map("layers", list(range(len(layers))), lambda i: _Search(problem, context, i).run())
     rows = {

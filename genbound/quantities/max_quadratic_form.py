@@ -1,23 +1,24 @@
 r"""The largest :math:`v_i^\top H_i^+[\ell(f_W(x), y)]\, v_i` over the samples: what the theorem asks for.
 
-Per **sample**, per layer's **own** block, truncated to the **positive part**. Every value is an interval that contains the exact
-maximum over the samples measured:
+Per **sample**, per layer's **own** block, truncated to the **positive part**. Every value is an interval that contains
+the exact maximum over the samples measured:
 
-* Where the block is positive semidefinite by structure, :math:`v^\top H v = \|S^\top u\|^2` with :math:`u = J_i v_i` and
-  :math:`\nabla_f^2\ell = SS^\top`: for cross-entropy the variance of u under the predicted probabilities. Exact up to rounding.
-* Elsewhere one product brackets every sample (:mod:`genbound.estimators.lanczos`), samples whose upper side is below the
-  best lower side drop out, and the survivors are refined until the interval is narrower than ``tolerance``.
+* Where the block is positive semidefinite by structure, :math:`v^\top H v = \|S^\top u\|^2` with :math:`u = J_i v_i`
+  and :math:`\nabla_f^2\ell = SS^\top`: for cross-entropy the variance of u under the predicted probabilities. Exact up
+  to rounding.
+* Elsewhere one product brackets every sample (:mod:`genbound.estimators.lanczos`), samples whose upper side is below
+  the best lower side drop out, and the survivors are refined until the interval is narrower than ``tolerance``.
 
-Rounding is covered by widening each side by ``2e-5`` (float32) or ``1e-11`` (float64) of :math:`\|v\|\|Hv\|`, and by two
-units in the last place of :math:`\|H\|\|v\|^2`.
+Rounding is covered by widening each side by ``2e-5`` (float32) or ``1e-11`` (float64) of :math:`\|v\|\|Hv\|`, and by
+two units in the last place of :math:`\|H\|\|v\|^2`.
 
-``convention="paper-code"`` computes instead what the published scripts do: the loss is the mean over a batch of ``paper_batch_size``
-samples, :math:`v_i \cdot (Hv)_i` with the joint displacement of all layers (cross-layer blocks leak in), no truncation, the
-maximum over batches, and a head whose displacement is its whole weight.
+``convention="paper-code"`` computes instead what the published scripts do: the loss is the mean over a batch of
+``paper_batch_size`` samples, :math:`v_i \cdot (Hv)_i` with the joint displacement of all layers (cross-layer blocks
+leak in), no truncation, the maximum over batches, and a head whose displacement is its whole weight.
 
 Cost:
-    Positive semidefinite layers: min(k, L) backward passes for all layers. Others: one double backward pass per layer and
-    sample, then a few per survivor (typically 2-10 % of the samples).
+    Positive semidefinite layers: min(k, L) backward passes for all layers. Others: one double backward pass per layer
+    and sample, then a few per survivor (typically 2-10 % of the samples).
 
 References:
     Ju, Li & Zhang, ICML 2022. Golub & Meurant, Matrices, Moments and Quadrature with Applications, 2010.
@@ -38,7 +39,8 @@ NAME = "max_quadratic_form"
 QUANTILES = (0.5, 0.9, 0.99)
 # Numbers of products after which brackets are computed and samples dropped.
 CHECKPOINTS = frozenset({
-    2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512,
+    2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384,
+    512,
 })  # fmt: skip
 KRYLOV_BYTES = 2**30
 FIRST = 4  # samples that are refined to the end before the others
@@ -75,8 +77,9 @@ def screen(problem, positions: range) -> Part:
 def refine(problem, options: MaxQuadraticFormOptions, name: str, lower: np.ndarray, upper: np.ndarray) -> Part:
     """Refine the samples that may attain one layer's maximum until it is known to the tolerance.
 
-    The most promising samples go first: a few to the end, so that the best lower side is a good one when the others are looked at, a
-    batch at a time. A sample leaves as soon as its upper side falls below the best lower side, or is close enough to it.
+    The most promising samples go first: a few to the end, so that the best lower side is a good one when the others are
+    looked at, a batch at a time. A sample leaves as soon as its upper side falls below the best lower side, or is close
+    enough to it.
     """
     lower, upper = lower.copy(), upper.copy()
     products, visited, by_batch = 0, set(), next(layer.by_batch for layer in problem.layers if layer.name == name)
@@ -123,6 +126,7 @@ def _certified(lower: np.ndarray, upper: np.ndarray, tolerance: float) -> bool:
 
 
 def measure(problem, context: Context) -> Measured:
+    """The interval of every layer: all samples are screened, and those that may be the largest refined."""
     options: MaxQuadraticFormOptions = context.options
     if options.convention == "paper-code":
         return _measure_paper_code(problem, context)
@@ -194,8 +198,8 @@ def _measure_paper_code(problem, context: Context) -> Measured:
         for i, name in enumerate(names)
     }  # fmt: skip
     note = (
-        f"convention of the published scripts: maximum over means of batches of {size}, joint displacement of all layers, "
-        "no truncation; not the theorem's quantity"
+        f"convention of the published scripts: maximum over means of batches of {size}, "
+        "joint displacement of all layers, no truncation; not the theorem's quantity"
     )
     return Measured({"layers": layers, "convention": "paper-code", "batch_size": size, "note": note})
 

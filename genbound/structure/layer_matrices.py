@@ -34,24 +34,30 @@ class Matrix:
 
     @property
     def in_shape(self) -> tuple[int, ...]:
+        """Of one row: ``(in,)``."""
         return (self.weight.shape[1],)
 
     @property
     def out_shape(self) -> tuple[int, ...]:
+        """Of one row: ``(out,)``."""
         return (self.weight.shape[0],)
 
     @property
     def blocks(self) -> Tensor:
+        """The diagonal blocks of the operator, ``[1, out, in]``."""
         return self.weight.unsqueeze(0)
 
     @property
     def device(self) -> torch.device:
+        """Where the weight is."""
         return self.weight.device
 
     def with_weight(self, weight: Tensor) -> Matrix:
+        """The same map with another weight, ``[out, in]``."""
         return replace(self, weight=weight)
 
     def scale_outputs(self, scale: Tensor) -> Matrix:
+        """The map whose outputs are multiplied by ``scale [out]``."""
         return replace(self, weight=self.weight * scale.unsqueeze(1))
 
     def output_rows(self) -> Tensor:
@@ -59,12 +65,15 @@ class Matrix:
         return self.weight
 
     def apply(self, x: Tensor) -> Tensor:
+        """``W x`` for ``x [..., in]``: ``[..., out]``."""
         return x @ self.weight.mT
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """``W^T y`` for ``y [..., out]``: ``[..., in]``."""
         return y @ self.weight
 
     def describe(self) -> dict[str, float | int]:
+        """Sizes for ``layer_norms``, those of all copies together where they are of a whole sample."""
         out, d_in = self.weight.shape
         return {
             "in_channels": d_in, "out_channels": out, "kernel_side": 1, "kernel_taps": 1, "groups": 1, "stride": 1,
@@ -99,14 +108,17 @@ class Convolution:
 
     @property
     def device(self) -> torch.device:
+        """Where the weight is."""
         return self.weight.device
 
     @property
     def kernel(self) -> tuple[int, ...]:
+        """The sides of the kernel."""
         return tuple(self.weight.shape[2:])
 
     @property
     def out_shape(self) -> tuple[int, ...]:
+        """``(channels, *spatial)`` of its output."""
         return tuple(self.apply(self.weight.new_zeros(1, *self.in_shape)).shape[1:])
 
     @property
@@ -123,9 +135,11 @@ class Convolution:
         return self.weight.unflatten(0, (self.groups, -1))
 
     def with_weight(self, weight: Tensor) -> Convolution:
+        """The same map with another weight, of the same shape."""
         return replace(self, weight=weight)
 
     def scale_outputs(self, scale: Tensor) -> Convolution:
+        """The map whose output channels are multiplied by ``scale [out]``."""
         if not self.transposed:
             return replace(self, weight=self.weight * scale.view(-1, *[1] * (self.weight.dim() - 1)))
         by_group = self.weight.unflatten(0, (self.groups, -1))
@@ -137,9 +151,11 @@ class Convolution:
         return self._by_group().flatten(0, 1)
 
     def apply(self, x: Tensor) -> Tensor:
+        """The output ``[N, *out_shape]`` of ``x [N, *in_shape]``."""
         return torch.ops.aten.convolution(x, self.weight, None, *self._settings())
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """``[N, *in_shape]`` for ``y [N, *out_shape]``."""
         # Only the shape of the input is read.
         like = torch.empty(1, dtype=y.dtype, device=y.device).expand(len(y), *self.in_shape)
         return torch.ops.aten.convolution_backward(
@@ -147,6 +163,7 @@ class Convolution:
         )[0]
 
     def describe(self) -> dict[str, float | int]:
+        """Sizes for ``layer_norms``, those of all copies together where they are of a whole sample."""
         out = self.out_shape
         return {
             "in_channels": self.in_shape[0],
