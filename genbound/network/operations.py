@@ -133,8 +133,9 @@ OPERATIONS = (
            sweep="masked_fill"),
     _route("where", "Where", "where", "where", **BY_MASK, lipschitz="chosen", sweep="where",
            branches="a choice between branches is counted as a sum"),
-    _route("like", "", "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full "
-           "new_empty_strided", lipschitz=(0, 0), keeps_zero=None, homogeneous=None, sweep="nested", paths="constant"),
+    _route("like", "", "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones "
+           "new_full new_empty_strided", lipschitz=(0, 0), keeps_zero=None, homogeneous=None, sweep="nested",
+           paths="constant"),
     _route("cat", "Cat", "cat", "cat concat concatenate hstack vstack", **JOINED),
     _route("stack", "Stack", "stack", "stack", **JOINED),
     # -- affine ------------------------------------------------------------------------------------------------------

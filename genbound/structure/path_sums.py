@@ -1,15 +1,18 @@
 r"""Runs a network on sums over paths.
 
-A tensor of sums holds, in place of every unit's activation, the sum over all paths that lead to it from the input of the products of
-the squared weights, for an input of ones. What an operation makes of such sums is named in the table of operations (``paths``):
+A tensor of sums holds, in place of every unit's activation, the sum over all paths that lead to it from the input of
+the products of the squared weights, for an input of ones. What an operation makes of such sums is named in the table of
+operations (``paths``):
 
-* activations pass them on, as ReLU does with what is not negative; what moves, adds up or averages entries does so with sums;
-* a weight that meets them is squared, with a batch norm in evaluation mode folded into it; so is a constant that is added, put in or
-  joined, as the weight of an edge from a unit that is always 1; a constant factor keeps its size;
-* a maximum hands on the larger sum, and so does a minimum, which is the maximum of the same paths with the opposite sign.
+* activations pass them on, as ReLU does with what is not negative; what moves, adds up or averages entries does so with
+  sums;
+* a weight that meets them is squared, with a batch norm in evaluation mode folded into it; so is a constant that is
+  added, put in or joined, as the weight of an edge from a unit that is always 1; a constant factor keeps its size;
+* a maximum hands on the larger sum, and so does a minimum, which is the maximum of the same paths with the opposite
+  sign.
 
-Every tensor of sums carries the logarithm of a common factor and is scaled to a maximum of 1, so that deep networks do not overflow.
-Sums have no unit but that of the products of squared weights.
+Every tensor of sums carries the logarithm of a common factor and is scaled to a maximum of 1, so that deep networks do
+not overflow. Sums have no unit but that of the products of squared weights.
 """
 
 from __future__ import annotations
