@@ -11,34 +11,47 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from genbound.network.problem import Problem
+
 GROUP = 64  # samples that share a perturbation
 
 
-def groups(problem, size: int = GROUP) -> list[range]:
+def sample_groups(problem: Problem, size: int = GROUP) -> list[range]:
     """The samples dealt out in turn, so that neither size nor order (by class, say) tells the groups apart."""
     count = math.ceil(problem.num_samples / size)
     return [range(start, problem.num_samples, count) for start in range(count)]
 
 
-def names(problem) -> list[str]:
+def perturbed_names(problem: Problem) -> list[str]:
     """The parameters that are perturbed: all of them, with biases and the affine parameters of normalisations."""
     return [name for name, p in problem.params.items() if p.is_floating_point()]
 
 
-def flat(problem, weights: Mapping[str, Tensor]) -> Tensor:
-    """These parameters in double precision, one after another: ``[omega]``."""
-    return torch.cat([weights[name].flatten().double() for name in names(problem)])
+def flattened(problem: Problem, weights: Mapping[str, Tensor]) -> Tensor:
+    """These parameters in double precision, one after another ``[omega]``, in the unit of the weights."""
+    return torch.cat([weights[name].flatten().double() for name in perturbed_names(problem)])
 
 
-def num_wrong(problem, outputs: Tensor, targets: Tensor) -> float:
-    """Sum of the errors in a batch; outputs that overflow, which a perturbation can make them do, are wrong."""
+def num_wrong(problem: Problem, outputs: Tensor, targets: Tensor) -> float:
+    """Sum of the 0-1 errors in a batch.
+
+    Outputs that overflow are wrong: a perturbation can make them do that.
+
+    Args:
+        problem: whose loss counts the errors.
+        outputs: of the network ``[N, ...]``.
+        targets: ``[N, ...]``.
+    """
     finite = torch.isfinite(outputs).flatten(1).all(1)
     errors = problem.loss.error(outputs.nan_to_num(), targets).double()
     return float(torch.where(finite, errors, torch.ones_like(errors)).sum())
 
 
-def error(problem, params: Mapping[str, Tensor], positions: Sequence[int]) -> float:
-    """Mean error at the given weights. Cost: a forward pass of the samples."""
+def mean_error(problem: Problem, params: Mapping[str, Tensor], positions: Sequence[int]) -> float:
+    """Mean 0-1 error of the samples at the given weights, between 0 and 1.
+
+    Cost: a forward pass of the samples.
+    """
     wrong = 0.0
     for run in problem.batches(positions):
         batch = problem.batch(run)
@@ -48,11 +61,14 @@ def error(problem, params: Mapping[str, Tensor], positions: Sequence[int]) -> fl
     return wrong / len(positions)
 
 
-def error_and_gradient(
-    problem, params: Mapping[str, Tensor], positions: Sequence[int]
+def mean_error_and_gradient(
+    problem: Problem, params: Mapping[str, Tensor], positions: Sequence[int]
 ) -> tuple[float, dict[str, Tensor]]:
-    """Mean error, and the gradient of the summed loss in the perturbed parameters; zero where it is not a number."""
-    leaves = {name: params[name].detach().requires_grad_() for name in names(problem)}
+    """Mean 0-1 error of the samples, and the gradient of their summed loss.
+
+    The gradient is in the perturbed parameters, of their shapes, and zero where it is not a number.
+    """
+    leaves = {name: params[name].detach().requires_grad_() for name in perturbed_names(problem)}
     total = {name: torch.zeros_like(p) for name, p in leaves.items()}
     wrong = 0.0
     for run in problem.batches(positions):
@@ -69,7 +85,7 @@ def error_and_gradient(
     return wrong / len(positions), total
 
 
-def check_loss(what: str, problem) -> str | None:
+def check_loss(what: str, problem: Problem) -> str | None:
     """Why the quantity does not exist for the problem, if it does not."""
     if problem.loss.error is None:
         return f"{what} is searched for a rise of the 0-1 error, which {problem.loss.name} does not have"

@@ -40,18 +40,26 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from genbound.estimators.random import normal
 from genbound.network.problem import Problem
-from genbound.quantities.base import Context, Measured, Part, stream
+from genbound.quantities.base import Context, Measured, stream
 from genbound.quantities.catalogue.sharpness import SharpnessOptions
-from genbound.quantities.perturbed_error import check_loss, error, error_and_gradient, flat, groups, names
+from genbound.quantities.perturbed_error import (
+    check_loss,
+    flattened,
+    mean_error,
+    mean_error_and_gradient,
+    perturbed_names,
+    sample_groups,
+)
 
 NAME = "sharpness"
 START = {"alpha": 2.0**-10, "magnitude_alpha": 2.0**-6}  # first trial
@@ -60,131 +68,15 @@ SMALLEST, LARGEST = 2.0**-40, 2.0**20
 ROUNDING = 1e-9  # a rise of just the displacement is none too many
 
 
-def box(weight: Tensor, kind: str, alpha: float, epsilon: float) -> Tensor | float:
-    """Largest size of each entry's perturbation."""
-    return alpha if kind == "alpha" else alpha * weight.abs() + epsilon
-
-
-def log_sum(sizes: Tensor, reference: Tensor) -> float:
-    r""":math:`\sum_i \ln((\|b\|^2 + 2\ln(2\omega)\|r\|^2)/(\omega b_i^2))` of the box's sizes b and a vector r."""
-    prior = float(sizes.square().mean()) + 2 * math.log(2 * sizes.numel()) * float(reference.square().mean())
-    return float((math.log(prior) - sizes.square().log()).sum())
-
-
-Signs = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
-
-
-def _signs(context: Context, step: int, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Where to ascend: the signs of the gradient; drawn ones where it is zero altogether, the same in every trial."""
-    if any(bool(g.any()) for g in gradient.values()):
-        return {name: g.sign() for name, g in gradient.items()}
-    source = stream(context, NAME, "corner", step)
-    return {name: normal(tuple(g.shape), source, g).sign() for name, g in gradient.items()}
-
-
-def _worst_rise(problem, sizes, signs: Signs, corner, base: float, positions, displacement: float, steps: int) -> float:
-    """Largest rise of the error that ascent finds in the box; the first one beyond the displacement ends it."""
-    moves, worst = {name: sign * sizes[name] for name, sign in corner.items()}, 0.0
-    for step in range(1, steps + 1):
-        moved = {**problem.params, **{name: problem.params[name] + move for name, move in moves.items()}}
-        if step == steps:
-            return max(worst, error(problem, moved, positions) - base)
-        found, gradient = error_and_gradient(problem, moved, positions)
-        worst = max(worst, found - base)
-        if worst > displacement + ROUNDING:
-            break
-        ahead = signs(step, gradient)
-        moves = {
-            name: (move + sizes[name] * ahead[name]).clamp(-sizes[name], sizes[name]) for name, move in moves.items()
-        }
-    return worst
-
-
-Found = tuple[float, float]  # a size and the largest rise found there
-
-
-def _bracket(
-    trial: Callable[[float], float], start: float, width: float, most: float
-) -> tuple[Found | None, Found | None]:
-    """Two sizes of that ratio: the rise is at most ``most`` at the lower one, and more at the upper one.
-
-    One is ``None`` if there is no such size.
-    """
-    low, high, alpha, factor = None, None, start, STEP
-    while True:
-        found = (alpha, trial(alpha))
-        low, high = (low, found) if found[1] > most else (found, high)
-        if low is not None and high is not None:
-            if high[0] <= low[0] * width:
-                return low, high
-            alpha = math.sqrt(low[0] * high[0])
-        elif alpha in (SMALLEST, LARGEST):
-            return low, high
-        else:
-            alpha = min(alpha * factor, LARGEST) if high is None else max(alpha / factor, SMALLEST)
-            factor **= 2
-
-
-def _search(kind: str, rise: Callable[[float, int], float], options: SharpnessOptions) -> dict[str, float | str | None]:
-    """The interval in which the largest rise passes the displacement, with the rises at its ends; or nulls and why."""
-    prefix, most = kind.removesuffix("alpha"), options.displacement + ROUNDING
-
-    def row(low: Found | None, high: Found | None, reason: str = "") -> dict[str, float | str | None]:
-        return {
-            kind: low and low[0], f"{kind}_above": high and high[0], f"{prefix}rise": low and low[1],
-            f"{prefix}rise_above": high and high[1], f"{kind}_reason": reason,
-        }  # fmt: skip
-
-    def full(alpha: float) -> float:
-        return rise(alpha, options.num_steps)
-
-    if kind != "alpha" and (floor := full(0.0)) > most:
-        return row(
-            None, None, f"perturbations of size {options.epsilon:g} alone raise the error by {floor:.2g} or more"
-        )
-    low, high = _bracket(lambda alpha: rise(alpha, 1), START[kind], STEP, most)
-    start = START[kind] if low is None or high is None else low[0]
-    low, high = _bracket(full, start, 1 + options.tolerance, most)
-    if high is None:
-        return row(None, None, f"the error rises by {low[1]:.2g} only, in the worst corner found of any box")
-    if low is None:
-        return row(None, None, f"the error rises by {high[1]:.2g} in however small a box")
-    return row(low, high)
-
-
-def measure(problem, context: Context) -> Measured:
+def measure(problem: Problem, context: Context) -> Measured:
     """Both alphas, each found by a search, and the sums and norms that the bounds need with them."""
     options: SharpnessOptions = context.options
-    positions = groups(problem, options.num_samples)[0]
-    (part,) = context.map("base", [positions], lambda p: {"error": np.array([error(problem, problem.params, p)])})
-    base = float(part["error"][0])
-
-    def signs(step: int, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
-        return _signs(context, step, gradient)
-
-    @cache  # all trials start from the gradient at w; a run that is continued may need none
-    def corner() -> dict[str, Tensor]:
-        return signs(0, error_and_gradient(problem, problem.params, positions)[1])
-
-    def rises(kind: str) -> Callable[[float, int], float]:
-        stages = count()
-
-        def rise(alpha: float, steps: int) -> float:
-            sizes = {name: box(problem.params[name], kind, alpha, options.epsilon) for name in names(problem)}
-
-            def part(alpha: float) -> Part:
-                found = _worst_rise(problem, sizes, signs, corner(), base, positions, options.displacement, steps)
-                return {"rise": np.array([found])}
-
-            return float(context.map(f"{kind}-{next(stages)}", [alpha], part)[0]["rise"][0])
-
-        return rise
-
-    weights = flat(problem, problem.params)
-    displacement = weights - flat(problem, problem.init)
+    ascent = _Ascent(problem, context, sample_groups(problem, options.num_samples)[0])
+    weights = flattened(problem, problem.params)
+    displacement = weights - flattened(problem, problem.init)
     summary: dict[str, float | int | str | None] = {}
     for kind in START:
-        summary |= _search(kind, rises(kind), options)
+        summary |= _search(kind, ascent.rises(kind), options)
     alpha = summary["magnitude_alpha"]
     for name, reference in (("log_sum_init", displacement), ("log_sum_origin", weights)):
         summary[name] = (
@@ -199,10 +91,160 @@ def measure(problem, context: Context) -> Measured:
             "num_parameters": weights.numel(),
             "norm_displacement": float(displacement.norm()),
             "norm_weights": float(weights.norm()),
-            "error": base,
-            "num_samples": len(positions),
+            "error": ascent.base,
+            "num_samples": len(ascent.positions),
         }
     )
+
+
+def box(weight: Tensor, kind: str, alpha: float, epsilon: float) -> Tensor | float:
+    """Largest size of each entry's perturbation, in the unit of the weights.
+
+    Args:
+        weight: any shape.
+        kind: ``alpha`` or ``magnitude_alpha``.
+        alpha: in the unit of the weights, or relative to them.
+        epsilon: size where a weight is zero, if they are relative.
+
+    Returns:
+        The weight's shape, or one number for all entries.
+    """
+    return alpha if kind == "alpha" else alpha * weight.abs() + epsilon
+
+
+def log_sum(sizes: Tensor, reference: Tensor) -> float:
+    r"""The sum over the entries of a box and a vector r.
+
+    .. math:: \sum_i \ln((\|b\|^2 + 2\ln(2\omega)\|r\|^2)/(\omega b_i^2))
+
+    Args:
+        sizes: b ``[omega]``, in the unit of the weights.
+        reference: r ``[omega]``, in the same unit.
+    """
+    prior = float(sizes.square().mean()) + 2 * math.log(2 * sizes.numel()) * float(reference.square().mean())
+    return float((math.log(prior) - sizes.square().log()).sum())
+
+
+class _Ascent:
+    """Looks for the worst corner of boxes around the weights.
+
+    Args:
+        problem: what is measured.
+        context: of the measurement.
+        positions: the samples whose error counts.
+
+    Attributes:
+        base: their error without a perturbation.
+    """
+
+    def __init__(self, problem: Problem, context: Context, positions: Sequence[int]):
+        self.positions = positions
+        self._problem, self._context, self._options = problem, context, context.options
+        (part,) = context.map(
+            "base", [positions], lambda p: {"error": np.array([mean_error(problem, problem.params, p)])}
+        )
+        self.base = float(part["error"][0])
+
+    def rises(self, kind: str) -> Callable[[float, int], float]:
+        """``(alpha, steps) -> largest rise of the error found`` for boxes of a kind. Every call is a stored stage."""
+        stages = count()
+
+        def rise(alpha: float, steps: int) -> float:
+            stage = f"{kind}-{next(stages)}"
+            parts = self._context.map(stage, [alpha], lambda a: {"rise": np.array([self._worst_rise(kind, a, steps)])})
+            return float(parts[0]["rise"][0])
+
+        return rise
+
+    def _worst_rise(self, kind: str, alpha: float, steps: int) -> float:
+        """Largest rise that ascent finds in the box; the first one beyond the displacement ends it."""
+        params, epsilon = self._problem.params, self._options.epsilon
+        sizes = {name: box(params[name], kind, alpha, epsilon) for name in perturbed_names(self._problem)}
+        moves, worst = {name: sign * sizes[name] for name, sign in self._corner.items()}, 0.0
+        for step in range(1, steps + 1):
+            moved = {**params, **{name: params[name] + move for name, move in moves.items()}}
+            if step == steps:
+                return max(worst, mean_error(self._problem, moved, self.positions) - self.base)
+            found, gradient = mean_error_and_gradient(self._problem, moved, self.positions)
+            worst = max(worst, found - self.base)
+            if worst > self._options.displacement + ROUNDING:
+                break
+            ahead = self._signs(step, gradient)
+            moves = {
+                name: (move + sizes[name] * ahead[name]).clamp(-sizes[name], sizes[name])
+                for name, move in moves.items()
+            }
+        return worst
+
+    @cached_property  # all trials start from it; a run that is continued may need none
+    def _corner(self) -> dict[str, Tensor]:
+        """Signs of the gradient at w."""
+        return self._signs(0, mean_error_and_gradient(self._problem, self._problem.params, self.positions)[1])
+
+    def _signs(self, step: int, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Where to ascend: the gradient's signs, or where all of it is zero drawn ones, the same in every trial."""
+        if any(bool(g.any()) for g in gradient.values()):
+            return {name: g.sign() for name, g in gradient.items()}
+        source = stream(self._context, NAME, "corner", step)
+        return {name: normal(tuple(g.shape), source, g).sign() for name, g in gradient.items()}
+
+
+class _Trial(NamedTuple):
+    """A size, and the largest rise of the error found there."""
+
+    alpha: float
+    rise: float
+
+
+def _bracket(
+    rise: Callable[[float], float], start: float, width: float, most: float
+) -> tuple[_Trial | None, _Trial | None]:
+    """Two sizes of that ratio: the rise is at most ``most`` at the lower one, and more at the upper one.
+
+    One is ``None`` if there is no such size.
+    """
+    low, high, alpha, factor = None, None, start, STEP
+    while True:
+        trial = _Trial(alpha, rise(alpha))
+        low, high = (low, trial) if trial.rise > most else (trial, high)
+        if low is not None and high is not None:
+            if high.alpha <= low.alpha * width:
+                return low, high
+            alpha = math.sqrt(low.alpha * high.alpha)
+        elif alpha in (SMALLEST, LARGEST):
+            return low, high
+        else:
+            alpha = min(alpha * factor, LARGEST) if high is None else max(alpha / factor, SMALLEST)
+            factor **= 2
+
+
+def _search(kind: str, rise: Callable[[float, int], float], options: SharpnessOptions) -> dict[str, float | str | None]:
+    """The interval in which the largest rise passes the displacement, with the rises at its ends; or nulls and why."""
+    most = options.displacement + ROUNDING
+
+    def full(alpha: float) -> float:
+        return rise(alpha, options.num_steps)
+
+    if kind != "alpha" and (floor := full(0.0)) > most:
+        return _none(kind, f"perturbations of size {options.epsilon:g} alone raise the error by {floor:.2g} or more")
+    low, high = _bracket(lambda alpha: rise(alpha, 1), START[kind], STEP, most)
+    start = START[kind] if low is None or high is None else low.alpha
+    low, high = _bracket(full, start, 1 + options.tolerance, most)
+    if high is None:
+        return _none(kind, f"the error rises by {low.rise:.2g} only, in the worst corner found of any box")
+    if low is None:
+        return _none(kind, f"the error rises by {high.rise:.2g} in however small a box")
+    return _none(kind, "") | dict(zip(_entries(kind), (low.alpha, high.alpha, low.rise, high.rise), strict=True))
+
+
+def _entries(kind: str) -> tuple[str, str, str, str]:
+    """Where the summary has the sizes at the lower and the upper end, and the rises there."""
+    prefix = kind.removesuffix("alpha")
+    return kind, f"{kind}_above", f"{prefix}rise", f"{prefix}rise_above"
+
+
+def _none(kind: str, reason: str) -> dict[str, float | str | None]:
+    return {**dict.fromkeys(_entries(kind)), f"{kind}_reason": reason}
 
 
 def applies_to(problem: Problem) -> str | None:
@@ -210,7 +252,7 @@ def applies_to(problem: Problem) -> str | None:
     return check_loss("alpha", problem)
 
 
-def forecast(problem, options: SharpnessOptions) -> float:
+def forecast(problem: Problem, options: SharpnessOptions) -> float:
     """The cost in gradients, at most.
 
     It is twice five passes, a trial that ends at once, one at the lower end and the halvings; then a floor, and the

@@ -173,7 +173,7 @@ def test_batches_change_nothing():
 
 
 def test_costs_what_is_forecast(monkeypatch):
-    passes = {"error": 0, "error_and_gradient": 0}
+    passes = {"mean_error": 0, "mean_error_and_gradient": 0}
     for name in passes:
         function = getattr(sharpness, name)
 
@@ -184,7 +184,7 @@ def test_costs_what_is_forecast(monkeypatch):
         monkeypatch.setattr(sharpness, name, counted)
     problem, _ = classifier()
     measure(problem, "sharpness")
-    spent = passes["error_and_gradient"] + passes["error"] / 3
+    spent = passes["mean_error_and_gradient"] + passes["mean_error"] / 3
     assert spent <= forecast(problem, ["sharpness"], {}).gradients["sharpness"] <= 60
     assert spent > 15
 
