@@ -27,15 +27,22 @@ OF_THE_NETWORK = {
     "losses", "hessian_trace", "noise_stability", "max_positive_trace", "input_norm", "margin", "compression",
     "fisher_rao",
 }  # fmt: skip
-# bound -> power of n in its main term
-POWER_OF_N = {
-    **dict.fromkeys(["hessian_distance", "trace_distance", "noisy_label_distance"], -0.5),
-    **dict.fromkeys(["pitas2017", "arora2018", "long2020", "gouk2021", "neyshabur2018", "bartlett2017"], -0.5),
-    **dict.fromkeys(["jiang2020_flatness", "jiang2020_magnitude", "path_norm", "fisher_rao"], -0.5),
-    **dict.fromkeys(["jiang2020_sharpness", "jiang2020_sharpness_magnitude"], -0.5),
-    "li2021": -0.25,
-    **dict.fromkeys(["distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one"], 0.0),
-}  # fmt: skip
+
+
+def power(exponent):
+    """The law of what is a power."""
+    return lambda n: n**exponent
+
+
+# bound -> how its main term changes with n: up to a factor it is this function of n
+LAW_IN_N = {
+    **dict.fromkeys(["hessian_distance", "trace_distance", "noisy_label_distance"], power(-0.5)),
+    **dict.fromkeys(["pitas2017", "arora2018", "long2020", "gouk2021", "neyshabur2018", "bartlett2017"], power(-0.5)),
+    **dict.fromkeys(["jiang2020_flatness", "jiang2020_magnitude", "path_norm", "fisher_rao"], power(-0.5)),
+    **dict.fromkeys(["jiang2020_sharpness", "jiang2020_sharpness_magnitude"], power(-0.5)),
+    "li2021": power(-0.25),
+    **dict.fromkeys(["distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one"], power(0.0)),
+}
 # bound -> power of the displacement in its main term, where there is one
 POWER_OF_DISPLACEMENT = {
     **dict.fromkeys(["hessian_distance", "trace_distance", "noisy_label_distance"], 1.0),
@@ -50,7 +57,7 @@ CHEAP = {
 
 def test_nobody_is_in_no_set():
     assert set(HOMOGENEOUS) | USE_THE_INITIALISATION | OF_THE_NETWORK == set(QUANTITIES)
-    assert set(POWER_OF_N) == set(BOUNDS)
+    assert set(LAW_IN_N) == set(BOUNDS)
     assert set(POWER_OF_DISPLACEMENT) <= set(BOUNDS)
 
 
@@ -167,18 +174,23 @@ def _main_term(row):
     return row["forms"]["main_term"]["log10"]
 
 
-@pytest.mark.parametrize(("name", "power"), POWER_OF_N.items(), ids=list(POWER_OF_N))
-def test_power_of_n(name, power, measured):
+def follows(law, once, more, factor):
+    """Whether a main term changes from n = 100 to ``factor`` times as many samples as its law says."""
+    return _main_term(more) - _main_term(once) == pytest.approx(np.log10(law(100 * factor) / law(100)), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", LAW_IN_N)
+def test_law_in_n(name, measured):
     """From the network to the bound: sixteen times the data."""
-    once, more = (_main_term(measured[key][name]) for key in ("once", "n"))
-    assert once is not None, measured["once"][name]["note"]
-    assert more - once == pytest.approx(power * np.log10(16), abs=1e-9)
+    once, more = measured["once"][name], measured["n"][name]
+    assert once["log10"] is not None, once["note"]
+    assert follows(LAW_IN_N[name], once, more, 16)
 
 
-@pytest.mark.parametrize(("name", "power"), POWER_OF_DISPLACEMENT.items(), ids=list(POWER_OF_DISPLACEMENT))
-def test_power_of_the_displacement(name, power, measured):
+@pytest.mark.parametrize(("name", "exponent"), POWER_OF_DISPLACEMENT.items(), ids=list(POWER_OF_DISPLACEMENT))
+def test_power_of_the_displacement(name, exponent, measured):
     once, twice = (_main_term(measured[key][name]) for key in ("once", "v"))
-    assert twice - once == pytest.approx(power * np.log10(2), abs=1e-6)
+    assert twice - once == pytest.approx(exponent * np.log10(2), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", BOUNDS)
