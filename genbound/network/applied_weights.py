@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 
 from genbound.network.graph import Graph
 from genbound.network.operations import of_aten, of_node, operation
@@ -117,21 +117,23 @@ def find_uses(graph: Graph, name: str, weight: Tensor, num: int, samples_first: 
     if leaf is None:
         return []
     fallback: list[Use] = [LeafUse(GradientEdge(leaf, 0), tuple(weight.shape))]
-    uses, pending = [], [(node, position, False) for node, position in graph.consumers[leaf]]
+    uses: list[Use] = []
+    nodes: set[Node] = set()
+    pending = [(node, position, False) for node, position in graph.consumers[leaf]]
     while pending:
         node, position, turned = pending.pop()
         if weight.dim() == 2 and not turned and _is_transposition(node):
             pending += [(node, position, True) for node, position in graph.consumers[node]]
             continue
         application = read_node(node, position, turned)
-        use = application and application.use(weight.shape, num, samples_first, GradientEdge(node, 0))
+        edge = GradientEdge(node, 0)
+        use = None if application is None else application.use(weight.shape, num, samples_first, edge)
         if use is None:
             return fallback
         uses.append(use)
-    if len(uses) > 1:
-        nodes = {use.edge.node for use in uses}
-        if any(graph.upstream(node) & nodes for node in nodes):
-            return fallback
+        nodes.add(node)
+    if len(uses) > 1 and any(graph.upstream(node) & nodes for node in nodes):
+        return fallback
     return uses
 
 

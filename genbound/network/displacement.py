@@ -47,7 +47,8 @@ class Displacement(Mapping):
         for name in names:
             trained = params[name].to(dtype=dtype)
             if factors and name in factors:
-                known[name] = tuple(f.to(device=trained.device, dtype=trained.dtype) for f in factors[name])
+                left, right = (f.to(device=trained.device, dtype=trained.dtype) for f in factors[name])
+                known[name] = (left, right)
             else:
                 dense[name] = trained - init[name].to(dtype=dtype)
         return cls(dense, known)

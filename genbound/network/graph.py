@@ -16,6 +16,8 @@ product and is curved; two parallel uses that are only added are not.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.autograd.graph import Node
 
@@ -40,7 +42,7 @@ class Graph:
     """
 
     def __init__(self, output: Tensor, weights: dict[str, Tensor]):
-        self.order = _topological_order(output.grad_fn)
+        self.order = [] if output.grad_fn is None else _topological_order(output.grad_fn)
         self.consumers: dict[Node, list[tuple[Node, int]]] = {node: [] for node in self.order}
         for node in self.order:
             for position, (operand, _) in enumerate(node.next_functions):
@@ -48,16 +50,17 @@ class Graph:
                     self.consumers[operand].append((node, position))
         names = {id(weight): name for name, weight in weights.items()}
         self.leaves = {
-            names[id(node.variable)]: node
+            names[id(_weight(node))]: node
             for node in self.order
-            if operation(node) == LEAF and id(node.variable) in names
+            if operation(node) == LEAF and id(_weight(node)) in names
         }
         self.curved_by = self._find_curved()
 
     def _find_curved(self) -> dict[str, str]:
         bit = {node: 1 << i for i, node in enumerate(self.leaves.values())}
         depends: dict[Node, int] = {}
-        curved, found = 0, {}
+        curved = 0
+        found: dict[str, str] = {}
         names = list(self.leaves)
         for node in self.order:
             masks = [0 if operand is None else depends[operand] for operand, _ in node.next_functions]
@@ -93,7 +96,12 @@ def _curved_operands(node: Node, masks: list[int], everything: int) -> int:
     return first & second
 
 
-def _in_training(node: Node, row: Operation) -> bool:
+def _weight(leaf: Any) -> Tensor:
+    """The tensor that a leaf node stands for; the annotations of torch do not know of it."""
+    return leaf.variable
+
+
+def _in_training(node: Any, row: Operation) -> bool:
     """A batch norm by the statistics of the samples themselves, which is no product."""
     return row.name == "batch_norm" and bool(node._saved_training)
 

@@ -177,8 +177,8 @@ def _rows_follow(use: Use, once: Tensor | None, scaled: Tensor | None, scale: Te
     """Whether gradients at a use's result, of its shape, are multiplied by ``scale [N]`` sample by sample."""
     if not use.by_sample:
         return False
-    if once is None:
-        return True
+    if once is None or scaled is None:
+        return once is None
     expected, found = use.per_sample(once) * scale.unsqueeze(1), use.per_sample(scaled)
     size = float(expected.abs().max())
     return size > 0 and bool(((expected - found).abs() <= 1e-3 * size).all())

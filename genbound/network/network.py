@@ -113,7 +113,8 @@ class Network:
 
     def batches(self, positions: Sequence[int], size: int | None = None) -> Iterator[list[int]]:
         """The positions in runs that fit one forward pass: at most ``size`` samples, all stackable."""
-        size, run, key = size or self.batch_size, [], None
+        size, key = size or self.batch_size, None
+        run: list[int] = []
         for p in positions:
             k = self.data.shape_key(self.indices[p])
             if run and (len(run) == size or k != key):

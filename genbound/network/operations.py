@@ -32,46 +32,46 @@ def _row(kind: Kind, name: str, nodes: str, aten: str, functions: str, settings:
     )
 
 
-def _route(name: str, nodes: str, aten: str, functions: str = "", **more) -> Operation:
+def _route(name: str, nodes: str, aten: str, functions: str = "", **more: Any) -> Operation:
     """Every entry of the operand goes to one place at most, unless told otherwise."""
     return _row(
         Kind.ROUTE, name, nodes, aten, functions, {"lipschitz": (1, 1), "sweep": "moves", "paths": "apply"}, more
     )
 
 
-def _linear(name: str, nodes: str, aten: str, functions: str = "", **more) -> Operation:
+def _linear(name: str, nodes: str, aten: str, functions: str = "", **more: Any) -> Operation:
     return _row(Kind.LINEAR, name, nodes, aten, functions, {"sweep": "affine", "paths": "apply"}, more)
 
 
 def _product(
-    name: str, nodes: str, aten: str, functions: str = "", meets: tuple[int, int] = (0, 1), **more
+    name: str, nodes: str, aten: str, functions: str = "", meets: tuple[int, int] = (0, 1), **more: Any
 ) -> Operation:
     settings = {"meets": meets, "lipschitz": NOT_RECOGNISED, "sweep": "nested", "paths": "matrix"}
     return _row(Kind.PRODUCT, name, nodes, aten, functions, settings, more)
 
 
-def _bend(name: str, nodes: str, aten: str, functions: str = "", **more) -> Operation:
+def _bend(name: str, nodes: str, aten: str, functions: str = "", **more: Any) -> Operation:
     """A piecewise linear function of single entries, with slopes of at most 1 unless told otherwise."""
     settings = {"elementwise": True, "lipschitz": (1, 1), "sweep": "bend", "paths": "pass", "label": name}
     return _row(Kind.PIECEWISE, name, nodes, aten, functions, settings, more)
 
 
-def _choice(name: str, nodes: str, aten: str, functions: str = "", **more) -> Operation:
+def _choice(name: str, nodes: str, aten: str, functions: str = "", **more: Any) -> Operation:
     """Hands on some of its entries, chosen by their order: no result moves by more than the entry that moves most."""
     return _row(Kind.PIECEWISE, name, nodes, aten, functions, {"lipschitz": "ordered", "paths": "larger"}, more)
 
 
-def _smooth(name: str, nodes: str, aten: str, functions: str = "", **more) -> Operation:
+def _smooth(name: str, nodes: str, aten: str, functions: str = "", **more: Any) -> Operation:
     """A curved function of single entries."""
     settings = {"elementwise": True, "homogeneous": False, "sweep": "smooth", "paths": CURVED}
     return _row(Kind.CURVED, name, nodes, aten, functions, settings, more)
 
 
-def _curved(name: str, nodes: str, aten: str, functions: str = "", **more) -> Operation:
+def _curved(name: str, nodes: str, aten: str, functions: str = "", **more: Any) -> Operation:
     return _row(Kind.CURVED, name, nodes, aten, functions, {"homogeneous": False, "paths": CURVED}, more)
 
 
-BY_CALL = {"homogeneous": None, "keeps_zero": None}
+BY_CALL: dict[str, Any] = {"homogeneous": None, "keeps_zero": None}
 JOINED = {
     "branches": "a concatenation is counted as a sum",
     "lipschitz": "chosen",

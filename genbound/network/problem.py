@@ -69,6 +69,17 @@ class Problem(Network, BaseProblem):
         ['weight']
     """
 
+    # Of a problem with a network there is always:
+    params: dict[str, Tensor]
+    init: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    init_buffers: dict[str, Tensor]
+    data: Samples
+    indices: list[int]
+    loss: Loss
+    num_classes: int
+    batch_size: int
+
     def __init__(
         self,
         model: nn.Module,

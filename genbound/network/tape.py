@@ -12,7 +12,7 @@ linear and its own inputs do not depend on the weight, so nothing is missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from genbound.network.weight_uses import LeafUse, Use
 
 if TYPE_CHECKING:
     from genbound.network.network import Network
+
+Value = TypeVar("Value")
 
 
 class Tape:
@@ -67,7 +69,7 @@ class Tape:
                 self.uses[name] = find_uses(graph, name, weight, num, samples_first[name])
         self.piecewise_linear = frozenset(self.layers) - frozenset(self.curved_by)
         self.positive_semidefinite = self.piecewise_linear if loss.convex else frozenset()
-        self._gradients: dict[str, list[Tensor | None]] = {}
+        self._gradients: dict[str, dict[str, list[Tensor | None]]] = {}
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -80,9 +82,9 @@ class Tape:
 
     def edges(self, names: Iterable[str]) -> list[GradientEdge]:
         """Places of the results of the layers' uses in the graph, one use after another."""
-        return [use.edge for name in names for use in self.uses[name]]
+        return [use.place for name in names for use in self.uses[name]]
 
-    def _split(self, names: Sequence[str], values: Sequence[Tensor | None]) -> dict[str, list[Tensor | None]]:
+    def _split(self, names: Sequence[str], values: Sequence[Value]) -> dict[str, list[Value]]:
         iterator = iter(values)
         return {name: [next(iterator) for _ in self.uses[name]] for name in names}
 
@@ -152,16 +154,11 @@ class Tape:
                     outputs.append(gradient)
                     directions.append(u)
         edges = self.edges(targets)
+        values: Sequence[Tensor | None] = [None] * len(edges)
         if outputs and edges:
             values = torch.autograd.grad(outputs, edges, directions, retain_graph=True, allow_unused=True)
-        else:
-            values = [None] * len(edges)
-        # A missing second derivative is an exact zero of the same shape as the gradient.
-        zeros = [g for name in targets for g in gradients[name]]
-        shapes = [u for name in targets for u in perturbations.get(name, [])] or zeros
-        filled = [
-            value if value is not None else torch.zeros_like(shape) for value, shape in zip(values, shapes, strict=True)
-        ]
+        # A missing second derivative is an exact zero.
+        filled = [_zeros(edge) if value is None else value for value, edge in zip(values, edges, strict=True)]
         return self._split(targets, filled)
 
     def product(self, name: str, v: Tensor, part: str = "hessian") -> tuple[Tensor, Tensor]:
@@ -269,3 +266,9 @@ def basis(outputs: Tensor, but_last: bool = False) -> Iterable[Tensor]:
         cotangent = torch.zeros_like(outputs).detach()
         cotangent.flatten(1)[:, index] = 1
         yield cotangent
+
+
+def _zeros(edge: Any) -> Tensor:
+    """Zeros in the shape of the result at a place of autograd's record, which notes it beside the operation."""
+    noted = edge.node._input_metadata[edge.output_nr]
+    return torch.zeros(tuple(noted.shape), dtype=noted.dtype, device=noted.device)

@@ -47,6 +47,13 @@ class Use(ABC):
     kind: ClassVar[str]
     by_sample: ClassVar[bool] = True
 
+    @property
+    def place(self) -> GradientEdge:
+        """:attr:`edge`, of a use that is known to be recorded."""
+        if self.edge is None:
+            raise ValueError("the pass of this use was not recorded")
+        return self.edge
+
     @abstractmethod
     def perturb(self, v: Tensor) -> Tensor:
         """``A V``, in the shape of z, for ``V [*shape]`` that all samples share or ``V [N, *shape]``."""

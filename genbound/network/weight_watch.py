@@ -72,7 +72,7 @@ class WeightWatch(TorchDispatchMode):
         layers = () if func.is_view else self.given(args)
         for layer in layers:
             application = read_call(func, args, kwargs, self._params[layer.name])
-            use = application and application.use(layer.shape, self._num, layer.samples_first)
+            use = None if application is None else application.use(layer.shape, self._num, layer.samples_first)
             if use is not None:
                 return layer, use
         self.unread.update(layer.name for layer in layers)

@@ -35,7 +35,6 @@ class BaseProblem:
         reason: why nothing is measured that needs a network or samples; empty where both are there.
         data, test_data: training and held-out samples, ``None`` where there are none.
         indices: the samples that are measured, by their places in ``data``.
-        num_samples: how many they are.
         num_data: size n of the training set.
         loss: ``None`` without a network.
         loss_range_spec: how the range of the loss is known: ``observed``, ``clip:C`` or ``bounded:PMIN``.
@@ -56,7 +55,6 @@ class BaseProblem:
     data: Samples | None = None
     test_data: Samples | None = None
     indices: Sequence[int] = ()
-    num_samples: int = 0
     num_data: int = 0
     loss: Loss | None = None
     loss_range_spec: str = "observed"
@@ -64,6 +62,11 @@ class BaseProblem:
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")
     batch_size: int | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples are measured."""
+        return len(self.indices)
 
     def digest(self, test_data: bool = False) -> str:
         """SHA-256 of everything that a measured number depends on beside its own options and the seed.

@@ -140,6 +140,16 @@ def test_second_derivatives_of_a_cotangent_are_those_of_its_product_with_the_out
     assert torch.equal(tape.product("0.weight", v)[0], before)  # the gradients that are kept stay the loss's own
 
 
+def test_a_second_derivative_that_is_missing_is_zero_in_the_shape_of_the_result():
+    """The outputs are linear in the last layer's result, in which alone they are moved: nothing changes anywhere."""
+    tape = Tape(make(), range(3), dict.fromkeys(["0.weight", "2.weight"], True))
+    (last,) = tape.uses["2.weight"]
+    moved = {"2.weight": [last.perturb(torch.ones(3, 5, dtype=D))]}
+    found = tape.activation_products(moved, ["0.weight", "2.weight"], cotangent=torch.ones(3, 3, dtype=D))
+    for name, width in (("0.weight", 5), ("2.weight", 3)):
+        assert torch.equal(found[name][0], torch.zeros(3, width, dtype=D))
+
+
 @pytest.mark.parametrize("shape", ["outputs", "data"])
 def test_a_refused_network_leaves_the_random_state(shape):
     class Draws(nn.Linear):
