@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study-small bench test test-slow lint clean
+.PHONY: help setup demo study-small bench test test-slow lint types clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ lint: $(STAMP)  ## Check the style (ruff)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: $(STAMP)  ## Check the types of the public surface (mypy)
+	$(BIN)/mypy
+
 clean:  ## Remove the environment, the caches and the demo's results
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache runs/demo runs/study-small
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache runs/demo runs/study-small
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
