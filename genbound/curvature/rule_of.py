@@ -228,7 +228,8 @@ def _glu(op: Moving) -> Rule | None:
 
 RULES: dict[str, Callable[[Moving], Rule | None]] = {
     "nested": _nested, "affine": _affine, "moves": _moves, "scale": _scale, "view": _view, "joined": _joined,
-    "sum": _sum, "masked_fill": _masked_fill, "where": _where, "pad": _pad, "batch_norm": _batch_norm, "max_pool": _max_pool,
-    "product": _product, "div": _div, "addmm": _addmm, "baddbmm": _baddbmm, "convolution": _convolution, "bend": _bend,
-    "smooth": _smooth, "softmax": _softmax, "layer_norm": _layer_norm, "glu": _glu,
+    "sum": _sum, "masked_fill": _masked_fill, "where": _where, "pad": _pad, "batch_norm": _batch_norm,
+    "max_pool": _max_pool, "product": _product, "div": _div, "addmm": _addmm, "baddbmm": _baddbmm,
+    "convolution": _convolution, "bend": _bend, "smooth": _smooth, "softmax": _softmax, "layer_norm": _layer_norm,
+    "glu": _glu,
 }  # fmt: skip
