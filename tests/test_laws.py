@@ -237,7 +237,7 @@ def test_no_global_random_state():
     """``torch.manual_seed`` and numpy's global generator have no place in a library."""
     for path in sorted(PACKAGE.glob("**/*.py")):
         if path.name in ("pair.py", "start.py", "run.py"):
-            continue  # a head drawn with seed:N, inside fork_rng: tests/test_models.py sees that nothing leaks
+            continue  # a head drawn with seed:N, inside fork_rng: test_architecture.py sees that nothing leaks
         tree = ast.parse(path.read_text())
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         assert not calls & {

@@ -124,17 +124,17 @@ def copy(tmp_path_factory):
     (package / "quantities" / "signed_norm.py").write_text(QUANTITY.lstrip())
     edit(
         package / "quantities" / "catalogue" / "__init__.py",
-        ("import displacement_norm, margin\n", "import displacement_norm, margin, signed_norm\n"),
-        ("        fisher_rao,\n    )\n", "        fisher_rao,\n        signed_norm,\n    )\n"),
+        ("from genbound.quantities.base", "from genbound.quantities import signed_norm\nfrom genbound.quantities.base"),
+        ("\n    )\n}\n", "\n        signed_norm,\n    )\n}\n"),
     )
     (package / "bounds" / "nobody2024log.py").write_text(BOUND.lstrip())
     edit(
         package / "bounds" / "__init__.py",
         (
-            "from genbound.bounds.path_norm",
-            "from genbound.bounds.nobody2024log import NOBODY2024\nfrom genbound.bounds.path_norm",
+            "from genbound.bounds.base",
+            "from genbound.bounds.nobody2024log import NOBODY2024\nfrom genbound.bounds.base",
         ),
-        ("        DISTANCE_TWO_ONE,\n    )\n", "        DISTANCE_TWO_ONE,\n        NOBODY2024,\n    )\n"),
+        ("\n    )\n}\n", "\n        NOBODY2024,\n    )\n}\n"),
     )
     environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 
