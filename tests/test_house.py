@@ -21,7 +21,7 @@ PACKAGE = Path(genbound.__file__).parent
 # function or for a type's sake counts as any other.
 FLOORS = (
     ("errors", "files", "formatting", "version"),
-    ("estimators", "user_code"),
+    ("estimators", "optional", "user_code"),
     ("checkpoints", "data"),
     ("network",),
     ("curvature", "structure"),

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genbound.callbacks.record import Record
+from genbound.checkpoints.huggingface import predicts_next_token
 from genbound.checkpoints.sidecar import read_sidecar, save_spec
 from genbound.data.samples import Samples, as_samples
-from genbound.data.texts import NextToken, TokenSamples
+from genbound.data.texts import TokenSamples, shifted
 from genbound.errors import GenboundError
 
 try:
@@ -107,7 +108,7 @@ def _write_rows(rows: Any, folder: Path, part: str) -> str | None:
 
 def _samples(data: Any, model: Any, kwargs: dict[str, Any]) -> Samples:
     """The Trainer's data set as samples: rows of tokens are padded, others are read as they are."""
-    causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    causal = predicts_next_token(model)
     first = data[0]
     if isinstance(first, dict) and "input_ids" in first and not hasattr(first["input_ids"], "shape"):
         rows = [{name: list(row[name]) for name in TOKEN_INPUTS if name in row} for row in data]
@@ -115,5 +116,4 @@ def _samples(data: Any, model: Any, kwargs: dict[str, Any]) -> Samples:
         tokenizer = kwargs.get("processing_class")
         padding = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
         return TokenSamples(rows, labels, padding, getattr(tokenizer, "padding_side", "right"), causal)
-    samples = as_samples(data)
-    return NextToken(samples) if causal else samples
+    return shifted(as_samples(data), causal)

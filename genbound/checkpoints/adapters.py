@@ -20,6 +20,7 @@ from genbound.checkpoints.names import strip_prefixes
 from genbound.checkpoints.pair_files import PairFiles
 from genbound.checkpoints.state_file import StateFile
 from genbound.errors import GenboundError, first_line
+from genbound.optional import import_optional
 
 TASKS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -30,15 +31,6 @@ TASKS = {
 }
 # They change the base's own weights when they start, so that the adapter alone does not say what was learned.
 REBASED = ("pissa", "olora", "corda", "loftq")
-
-
-def import_peft() -> Any:
-    """peft, or one line on how to get it."""
-    try:
-        import peft
-    except Exception as error:
-        raise GenboundError(f"a PEFT adapter needs peft ({error}): pip install genbound[peft]") from error
-    return peft
 
 
 def base_class(files: PairFiles, auto: str = "") -> HubClass:
@@ -105,7 +97,7 @@ def merge(base: nn.Module, adapter: StateFile) -> Merged:
 
 def _attached(base: nn.Module, adapter: StateFile) -> tuple[nn.Module, str]:
     """A copy of the base with the adapter beside its weights, and the kind of adapter."""
-    peft = import_peft()
+    peft = import_optional("peft", "a PEFT adapter needs peft", "genbound[peft]")
     kind = str((adapter.adapter or {}).get("peft_type"))
     arguments = _arguments(peft, adapter, kind)
     try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genbound.checkpoints.names import common_prefix, strip_prefixes, unwrapped
 from genbound.errors import GenboundError, first_line
+from genbound.optional import import_optional
 
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
@@ -21,11 +22,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "voca
 
 def import_transformers() -> Any:
     """transformers, or one line on how to get it."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise GenboundError(f"this checkpoint needs transformers ({error}): pip install genbound[hf]") from error
-    return transformers
+    return import_optional("transformers", "this checkpoint needs transformers", "genbound[hf]")
 
 
 @dataclass(frozen=True)
@@ -251,6 +248,11 @@ def head_parameters(model: nn.Module) -> tuple[str, ...] | None:
     if not isinstance(prefix, str) or not prefix or not isinstance(getattr(model, prefix, None), nn.Module):
         return None
     return tuple(name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}."))
+
+
+def predicts_next_token(model: nn.Module) -> bool:
+    """It is a causal language model of transformers: each token is the label of the one before it."""
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def tokenizer_folder(*folders: Path) -> Path | None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from genbound.bounds import BOUNDS
 from genbound.quantities import QUANTITIES
+
+if TYPE_CHECKING:
+    from genbound.checkpoints.pair import Pair
+    from genbound.network.layers import Layer
+    from genbound.network.problem import Problem
+    from genbound.network.weights import BaseProblem
 
 
 def catalogue(what: str | None = None) -> str:
@@ -23,59 +29,85 @@ def catalogue(what: str | None = None) -> str:
     return tabulate(rows, ["name", "what it is", "needs", "reference"], tablefmt="plain")
 
 
-def describe(pair: Any, problem: Any, measures: Iterable[str] | None, options: Mapping[str, Mapping[str, Any]]) -> str:
-    """The report of ``genbound inspect``."""
-    from genbound.evaluation.selection import resolve
+def describe(
+    pair: Pair, problem: BaseProblem, quantities: Sequence[str], options: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """The report of ``genbound inspect``.
 
-    names, _ = resolve(measures)
-    lines = [f"architecture   {pair.rule}"]
-    lines += [f"{what:<14} {pair.provenance[what]['path']}  sha256 {pair.provenance[what]['sha256'][:12]}…"
-              for what in ("checkpoint", "init")]  # fmt: skip
-    lines += [
-        f"head           {', '.join(pair.head) or 'none found'}; policy {pair.head_policy}. {pair.head_note}".rstrip()
-    ]
-    lines += pair.alignment.lines()
-    lines += [f"note           {note}" for note in pair.notes if not note.startswith("resized")]
-    lines += [f"low rank       {len(pair.factors)} displacements are kept as two factors"] if pair.factors else []
+    Args:
+        pair: the two checkpoints.
+        problem: what would be measured.
+        quantities: names of those that would be measured.
+        options: quantity name -> its options.
+    """
     if problem.data is None:
-        lines += ["", f"{problem.reason}; of the weights alone:", ""]
-        rows = [[layer.name, " x ".join(map(str, layer.shape))] for layer in problem.layers]
-        return "\n".join([*lines, tabulate(rows, ["layer", "shape"], tablefmt="simple", disable_numparse=True)])
-    lines += [
+        weights = _table(["layer", "shape"], [[layer.name, _shape(layer)] for layer in problem.layers])
+        return "\n".join([*_of_pair(pair), "", f"{problem.reason}; of the weights alone:", "", weights])
+    return "\n".join(
+        [*_of_pair(pair), *_of_data(problem), "", _layers(problem), "", *_cost(problem, quantities, options)]
+    )
+
+
+def _of_pair(pair: Pair) -> list[str]:
+    """Which files, which architecture, which head, and how the names go together."""
+    head = f"{', '.join(pair.head) or 'none found'}; policy {pair.head_policy}. {pair.head_note}".rstrip()
+    files = [
+        f"{what:<14} {pair.provenance[what]['path']}  sha256 {pair.provenance[what]['sha256'][:12]}…"
+        for what in ("checkpoint", "init")
+    ]
+    notes = [f"note           {note}" for note in pair.notes if not note.startswith("resized")]
+    factors = f"low rank       {len(pair.factors)} displacements are kept as two factors"
+    return [
+        f"architecture   {pair.rule}", *files, f"head           {head}", *pair.alignment.lines(), *notes,
+        *([factors] if pair.factors else []),
+    ]  # fmt: skip
+
+
+def _of_data(problem: Problem) -> list[str]:
+    """What the network is measured on, and in which numbers."""
+    return [
         f"data           {problem.data.spec}: {len(problem.data)} samples, {problem.num_samples} to be measured, "
         f"n = {problem.num_data}",
         f"loss           {problem.loss.name}; loss range {problem.loss_range_spec}; {problem.num_outputs} outputs",
         f"numbers        {str(problem.dtype).removeprefix('torch.')} on {problem.device}; attention in its plain form",
-        "",
     ]
+
+
+def _layers(problem: Problem) -> str:
     rows = [
         [
-            layer.name, layer.kind, " x ".join(map(str, layer.shape)),
+            layer.name, layer.kind, _shape(layer),
             "yes" if layer.positive_semidefinite else f"no: {layer.curved_by or 'loss'}",
             "" if layer.by_batch else "one sample a pass",
         ]
         for layer in problem.layers
     ]  # fmt: skip
-    head = ["layer", "kind", "shape", "block is PSD", ""]
-    lines += [tabulate(rows, head, tablefmt="simple", disable_numparse=True), "", *_cost(problem, names, options)]
-    return "\n".join(lines)
+    return _table(["layer", "kind", "shape", "block is PSD", ""], rows)
 
 
-def _cost(problem: Any, names: list[str], options: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _cost(problem: Problem, quantities: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The forecast of time and memory."""
     from genbound.evaluation.forecast import forecast
 
-    cost = forecast(problem, names, options)
-    rows = [
-        [name, f"{g:.1f}", _duration(g * cost.seconds_per_gradient)] for name, g in cost.gradients.items()
-    ] + [["all", f"{sum(cost.gradients.values()):.1f}", _duration(cost.seconds)]]  # fmt: skip
+    cost = forecast(problem, quantities, options)
+    rows = [[name, f"{g:.1f}", _duration(g * cost.seconds_per_gradient)] for name, g in cost.gradients.items()]
+    rows.append(["all", f"{sum(cost.gradients.values()):.1f}", _duration(cost.seconds)])
     return [
         f"A gradient over the measured samples takes {_duration(cost.seconds_per_gradient)}. Forecast, "
         "within a factor of about 3:",
         "",
-        tabulate(rows, ["quantity", "gradients", "time"], tablefmt="simple", disable_numparse=True),
+        _table(["quantity", "gradients", "time"], rows),
         "",
         f"Peak memory of the tensors: about {cost.peak_bytes / 2**20:.0f} MiB at batch size {problem.batch_size}.",
     ]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return tabulate(rows, head, tablefmt="simple", disable_numparse=True)
+
+
+def _shape(layer: Layer) -> str:
+    return " x ".join(map(str, layer.shape))
 
 
 def _duration(seconds: float) -> str:

@@ -92,11 +92,13 @@ def inspect(**given: Any) -> None:
     """Show what evaluate would measure, with the same arguments: architecture, layers, head, cost and memory."""
     from genbound.checkpoints.architecture import load_pair
     from genbound.cli.inspection import describe
+    from genbound.evaluation.selection import resolve
 
+    quantities, _ = resolve(given["measures"])  # a misspelt name fails before anything is loaded
     options = quantity_options(click.get_current_context())
     spec = _spec(given)
     pair = load_pair(spec)
-    click.echo(describe(pair, _problem(pair, spec, given), given["measures"], options))
+    click.echo(describe(pair, _problem(pair, spec, given), quantities, options))
 
 
 @cli.command("list")

@@ -86,8 +86,7 @@ def probe_directions(
         like: whose type and device the perturbations have.
 
     Returns:
-        name -> a perturbation for each use, in the shape of its result z: that of weights without unit and of variance
-        1.
+        name -> a perturbation for each use, in the shape of its result z: that of weights of variance 1.
     """
     found = {}
     for name, (shape, uses) in layers.items():

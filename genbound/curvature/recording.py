@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genbound.curvature.rule_of import at
 from genbound.errors import GenboundError
 from genbound.network.weight_watch import WeightWatch, taken_apart
 
@@ -21,6 +20,11 @@ if TYPE_CHECKING:
     from genbound.network.layers import Layer
     from genbound.network.problem import Problem
     from genbound.network.weight_uses import Use
+
+
+def at(args: Sequence, place: tuple[int, ...]) -> Any:
+    """The argument at ``(i,)``, or at ``(i, j)`` inside a list."""
+    return args[place[0]] if len(place) == 1 else args[place[0]][place[1]]
 
 
 class Unsupported(GenboundError):
@@ -33,7 +37,7 @@ class Call:
 
     Attributes:
         func: the operation, with its ``args`` as they were before it ran and its ``kwargs``.
-        places: which arguments depend on a layer, see :func:`~genbound.curvature.rule_of.at`.
+        places: which arguments depend on a layer, see :func:`at`.
         inputs: their numbers.
         result: what it returned, the part numbered ``part`` if that was a list.
         number: of the result.

@@ -6,13 +6,13 @@ is added to), nested derivatives take its place: they are right for any operatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
+from genbound.curvature.recording import Call, at
 from genbound.curvature.rules import Affine, Elementwise, Joined, LayerNorm, Nested, Product, Rule, Softmax, Sum
 from genbound.network.operations import of_aten
 
@@ -20,46 +20,38 @@ aten = torch.ops.aten
 FIRST = [(0,)]
 
 
-def at(args: Sequence, place: tuple[int, ...]):
-    """The argument at ``(i,)``, or at ``(i, j)`` inside a list."""
-    return args[place[0]] if len(place) == 1 else args[place[0]][place[1]]
-
-
 class Moving:
     """An executed operation as a function of those of its arguments that depend on a layer.
 
     Attributes:
-        places: which these are, see :func:`at`.
+        func: the operation; of one that writes into its argument the twin that does not.
+        places: which these arguments are, see :func:`~genbound.curvature.recording.at`.
         values: what they were.
-        args: the arguments with ``None`` in those places: whoever keeps them does not hold on to every result of the
-            pass.
+        args: all arguments, but for ``None`` in those places: whoever keeps them does not hold on to every result of
+            the pass.
         given: all arguments, for use at once.
+        kwargs: those by name.
         out: the result, or the part of it that is looked at.
     """
 
-    def __init__(self, func, args: Sequence, kwargs: Mapping[str, Any], places, out: Tensor, part: int | None):
-        if func._schema.is_mutable:  # the same without writing
-            func = getattr(aten, func.overloadpacket.__name__.removesuffix("_"))
-        self.func, self.kwargs, self.places, self.given, self.out, self._part = (
-            func,
-            kwargs,
-            list(places),
-            args,
-            out,
-            part,
-        )
-        self.values = [at(args, place) for place in places]
-        self.args = [
-            [None if (i, j) in places else b for j, b in enumerate(a)] if isinstance(a, list | tuple) else None if (i,
-                ) in places else a
-            for i, a in enumerate(args)
-        ]  # fmt: skip
+    def __init__(self, call: Call):
+        self.func, self.kwargs, self.places = call.func, call.kwargs, call.places
+        if call.func._schema.is_mutable:
+            self.func = getattr(aten, call.func.overloadpacket.__name__.removesuffix("_"))
+        self.given, self.out, self._part = call.args, call.result, call.part
+        self.values = [at(call.args, place) for place in self.places]
+        self.args = [self._without_moving(i, a) for i, a in enumerate(call.args)]
+
+    def _without_moving(self, i: int, argument: object) -> object:
+        if isinstance(argument, list | tuple):
+            return [None if (i, j) in self.places else part for j, part in enumerate(argument)]
+        return None if (i,) in self.places else argument
 
     def function(self) -> Callable[..., Tensor]:
         """From the moving arguments to the result; it keeps nothing else of them."""
         func, args, kwargs, places, part = self.func, self.args, self.kwargs, self.places, self._part
 
-        def apply(*values):
+        def apply(*values: Tensor) -> Tensor:
             given = list(args)
             for place, value in zip(places, values, strict=True):
                 if len(place) == 1:
@@ -74,7 +66,7 @@ class Moving:
 
     @property
     def single(self) -> bool:
-        """Only one argument moves."""
+        """One argument moves."""
         return len(self.places) == 1
 
     @property
@@ -83,18 +75,10 @@ class Moving:
         return self.places == FIRST and self.out.shape == self.values[0].shape
 
 
-def find_rule(
-    func, args: Sequence, kwargs: dict, places: Sequence[tuple[int, ...]], out: Tensor, part: int | None
-) -> Rule:
-    """The rule of an executed operation.
-
-    Args:
-        func: the operation, with its ``args`` and ``kwargs`` as they were before it ran.
-        places: which arguments depend on a layer, see :func:`at`.
-        out: its result, in any shape, or the one numbered ``part`` if it has several.
-    """
-    moving = Moving(func, args, kwargs, places, out, part)
-    return RULES[of_aten(func).sweep](moving) or _nested(moving)
+def find_rule(call: Call) -> Rule:
+    """The rule of an executed operation some of whose arguments depend on a layer."""
+    moving = Moving(call)
+    return RULES[of_aten(call.func).sweep](moving) or _nested(moving)
 
 
 def _nested(op: Moving) -> Rule:
@@ -126,7 +110,7 @@ def _joined(op: Moving) -> Rule | None:
     func, args, kwargs, axis = op.func, op.args, op.kwargs, [place[1] for place in op.places]
     others = [torch.zeros_like(x) for x in op.given[0]]
 
-    def join(ts):
+    def join(ts: Sequence[Tensor]) -> Tensor:
         for j, t in zip(axis, ts, strict=True):
             others[j] = t
         return func(others, *args[1:], **kwargs)
@@ -235,7 +219,7 @@ def _glu(op: Moving) -> Rule | None:
     """Torch has no nested forward mode for it, but for what it is made of."""
     axis = op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", -1)
 
-    def gate(x):
+    def gate(x: Tensor) -> Tensor:
         a, b = x.chunk(2, axis)
         return a * b.sigmoid()
 
@@ -244,8 +228,8 @@ def _glu(op: Moving) -> Rule | None:
 
 RULES: dict[str, Callable[[Moving], Rule | None]] = {
     "nested": _nested, "affine": _affine, "moves": _moves, "scale": _scale, "view": _view, "joined": _joined,
-    "sum": _sum,
-    "masked_fill": _masked_fill, "where": _where, "pad": _pad, "batch_norm": _batch_norm, "max_pool": _max_pool,
-    "product": _product, "div": _div, "addmm": _addmm, "baddbmm": _baddbmm, "convolution": _convolution, "bend": _bend,
-    "smooth": _smooth, "softmax": _softmax, "layer_norm": _layer_norm, "glu": _glu,
+    "sum": _sum, "masked_fill": _masked_fill, "where": _where, "pad": _pad, "batch_norm": _batch_norm,
+    "max_pool": _max_pool, "product": _product, "div": _div, "addmm": _addmm, "baddbmm": _baddbmm,
+    "convolution": _convolution, "bend": _bend, "smooth": _smooth, "softmax": _softmax, "layer_norm": _layer_norm,
+    "glu": _glu,
 }  # fmt: skip

@@ -36,8 +36,7 @@ from genbound.network.loss_functions import output_form
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
 
-# Layer -> from the tangent of its input to the derivative of how its result is perturbed, in the operation's own
-# shapes.
+# Layer -> from the tangent of its input to the derivative of how its result is perturbed, in the operation's shapes.
 Bends = Mapping[str, Callable[[Tensor], Tensor]]
 
 
@@ -244,9 +243,7 @@ def _steps(calls: list[Call], end: int | None) -> list[Step]:
     while calls:
         call = calls.pop()
         if call.number in later:
-            rule = None
-            if call.places:
-                rule = find_rule(call.func, call.args, call.kwargs, call.places, call.result, call.part)
+            rule = find_rule(call) if call.places else None
             last = tuple(set(call.inputs) - later)
             steps.append(Step(rule, call.inputs, call.number, call.result.shape, call.layer, last))
             later.update(call.inputs)

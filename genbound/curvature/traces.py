@@ -1,7 +1,7 @@
 r"""Traces of every layer's block, sample by sample: the exact Gauss-Newton part and probes of the rest.
 
-All are ``[N, L]`` in float64 for N samples and L layers, in the order of the tape's layers, unless told otherwise.
-Their unit is that of the loss by that of a weight squared.
+Unless told otherwise all are ``[N, L]`` in float64 for N samples and L layers, in the order of the tape's layers. Their
+unit is that of the loss by that of a weight squared.
 """
 
 from __future__ import annotations

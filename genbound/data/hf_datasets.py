@@ -13,6 +13,7 @@ from genbound.data.columns import Table, table_samples
 from genbound.data.samples import Samples
 from genbound.data.spec import DataSpec, Reader
 from genbound.errors import GenboundError, first_line
+from genbound.optional import import_optional
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
@@ -22,15 +23,6 @@ USUAL = {
     "image": ("image", "img"),
     "label": ("label", "labels", "ner_tags", "tags"),
 }
-
-
-def import_datasets() -> Any:
-    """datasets, or one line on how to get it."""
-    try:
-        import datasets
-    except Exception as error:
-        raise GenboundError(f"hf: data need datasets ({error}): pip install genbound[datasets]") from error
-    return datasets
 
 
 def hub_samples(spec: DataSpec, reader: Reader) -> Samples:
@@ -83,7 +75,7 @@ def load_dataset(spec: DataSpec) -> Any:
             left out where there is only one; ``samples``, how many rows are wanted; ``streaming=yes``, read no more
             than those.
     """
-    datasets = import_datasets()
+    datasets = import_optional("datasets", "hf: data need datasets", "genbound[datasets]")
     streaming = spec.options.get("streaming", "no")
     if streaming not in ("yes", "no"):
         raise GenboundError(f"data {spec.text!r}: streaming={streaming} is not understood; use streaming=yes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
@@ -16,18 +17,10 @@ from genbound.data.sample_parts import Inputs
 from genbound.data.samples import Samples
 from genbound.data.spec import DataSpec, Reader
 from genbound.errors import GenboundError
+from genbound.optional import import_optional
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MOST_PIXELS = 89_478_485  # above it Pillow warns of a decompression bomb
-
-
-def import_pillow() -> Any:
-    """The module ``PIL.Image``."""
-    try:
-        import PIL.Image
-    except ImportError as error:
-        raise GenboundError(f"images need Pillow ({error}): pip install genbound[images]") from error
-    return PIL.Image
 
 
 class ImageSamples(Samples):
@@ -60,31 +53,32 @@ class ImageSamples(Samples):
 
 
 def _opened(image: Any, where: str) -> Any:
-    pillow = import_pillow()
+    """A Pillow image in RGB."""
+    pillow = import_optional("PIL.Image", "images need Pillow", "genbound[images]")
     if isinstance(image, np.ndarray):
         return pillow.fromarray(image)
     if isinstance(image, Mapping) and image.get("bytes"):  # how a parquet file holds an image
-        import io
-
         image = io.BytesIO(image["bytes"])
     try:
-        if not hasattr(image, "convert"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of its own limit on pixels, which is an error here
-                found = pillow.open(image)
-            with found as opened:
-                if opened.width * opened.height > MOST_PIXELS:
-                    raise GenboundError(
-                        f"{where} has {opened.width} x {opened.height} pixels, as a decompression bomb has; "
-                        "make it smaller"
-                    )
-                return opened.convert("RGB")
-        return image.convert("RGB")
+        return image.convert("RGB") if hasattr(image, "convert") else _decoded(pillow, image, where)
     except GenboundError:
         raise
     except Exception as error:  # Pillow's readers raise whatever their format's decoder does
         shown = str(image) if isinstance(image, str | Path) else where
         raise GenboundError(f"{shown!r} is no readable image ({error}); remove it or save it again") from error
+
+
+def _decoded(pillow: Any, image: Any, where: str) -> Any:
+    """A file's image in RGB, unless it has more pixels than an image has."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own limit on pixels, which is an error here
+        found = pillow.open(image)
+    with found as opened:
+        if opened.width * opened.height > MOST_PIXELS:
+            raise GenboundError(
+                f"{where} has {opened.width} x {opened.height} pixels, as a decompression bomb has; make it smaller"
+            )
+        return opened.convert("RGB")
 
 
 def read_folder(folder: Path) -> tuple[list[Path], list[str]]:

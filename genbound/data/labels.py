@@ -20,34 +20,47 @@ def encode_labels(
     Strings are looked up in ``label2id`` (the model's own names) where it has real names, and are numbered in
     sorted order otherwise; with ``names`` also those that look like numbers.
 
+    Args:
+        labels: one a sample.
+        where: for the messages.
+        label2id: class names and numbers, where the model has them.
+        names: the labels are names, whatever they look like.
+
+    Returns:
+        Class numbers, int64 ``[N]``.
+
     Raises:
         GenboundError: a missing, negative or fractional label, or one that the model does not know.
     """
     for row, label in enumerate(labels):
         if label is None or label == "" or label != label:
             raise GenboundError(f"{where}: sample {row} has no label; fill it in or remove the row")
+    # LABEL_0, LABEL_1, ... is what transformers writes when nobody named the classes.
     known = label2id if label2id and not all(name.startswith("LABEL_") for name in label2id) else None
-    numbers = [None if names and not known else _integer(label) for label in labels]
     if known and all(isinstance(label, str) and label in known for label in labels):
         return torch.tensor([known[label] for label in labels], dtype=torch.long)
+    numbers = [None if names and not known else _integer(label) for label in labels]
     if None not in numbers:
-        negative = next((row for row, number in enumerate(numbers) if number < 0), None)
-        if negative is not None:
-            raise GenboundError(
-                f"{where}: label {numbers[negative]} of sample {negative} is negative; "
-                "classes count from 0, remove unlabelled rows"
-            )
-        return torch.tensor(numbers, dtype=torch.long)
+        return _class_numbers(numbers, where)
     row = numbers.index(None)
     if not isinstance(labels[row], str) or (_is_number(labels[row]) and not names):
         raise GenboundError(f"{where}: label {labels[row]!r} of sample {row} is no class; use whole numbers or names")
     found = {str(label) for label in labels}
-    # LABEL_0, LABEL_1, ... is what transformers writes when nobody named the classes.
     if known:
         unknown = sorted(found - set(known))
         raise GenboundError(f"{where}: label {unknown[0][:80]!r} is none of the model's {', '.join(known)[:200]}")
     numbered = {name: index for index, name in enumerate(sorted(found))}
     return torch.tensor([numbered[str(label)] for label in labels], dtype=torch.long)
+
+
+def _class_numbers(numbers: list[int], where: str) -> Tensor:
+    negative = next((row for row, number in enumerate(numbers) if number < 0), None)
+    if negative is not None:
+        raise GenboundError(
+            f"{where}: label {numbers[negative]} of sample {negative} is negative; "
+            "classes count from 0, remove unlabelled rows"
+        )
+    return torch.tensor(numbers, dtype=torch.long)
 
 
 def _integer(label) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -81,18 +82,10 @@ def _npz_arrays(path: Path, x: str | None, y: str | None) -> tuple[dict[str, np.
 
 def _check_sizes(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> None:
     """Refuse arrays that claim more than the archive holds or the memory does, before anything is allocated."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 40
     entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
     total = 0
     for name in dict.fromkeys(names):
-        entry = entries[name]
-        with archive.open(entry) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(stream)
-        claimed = dtype.itemsize
-        for side in shape:
-            claimed *= int(side)
+        entry, claimed = entries[name], _claimed_bytes(archive, entries[name])
         if claimed > entry.file_size:
             raise GenboundError(f"array {name!r} of {str(path)!r} claims {claimed} bytes and has fewer; save it again")
         if entry.file_size > 1 << 28 and entry.file_size > 500 * max(entry.compress_size, 1):
@@ -100,11 +93,21 @@ def _check_sizes(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> 
                 f"array {name!r} of {str(path)!r} unpacks to {entry.file_size} bytes like a zip bomb; save it again"
             )
         total += claimed
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 40
     if total > free:
         raise GenboundError(
             f"the arrays of {str(path)!r} need {total >> 20} MiB and {free >> 20} MiB are free; "
             "save fewer samples in it"
         )
+
+
+def _claimed_bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
+    """The size of an array by its header."""
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    return math.prod((dtype.itemsize, *map(int, shape)))
 
 
 def _npz_names(path: Path, present: list[str], x: str | None, y: str | None) -> tuple[list[str], str]:

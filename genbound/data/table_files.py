@@ -10,6 +10,7 @@ from pathlib import Path
 
 from genbound.data.spec import DataSpec
 from genbound.errors import GenboundError
+from genbound.optional import import_optional
 
 
 def read_table(spec: DataSpec, columns: Sequence[str] | None) -> dict[str, list]:
@@ -81,11 +82,9 @@ def _read_jsonl(path: Path, columns: Sequence[str] | None, limit: int | None) ->
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None, limit: int | None) -> dict[str, list]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise GenboundError("parquet files need pyarrow: pip install pyarrow") from error
+    pyarrow, parquet = (
+        import_optional(name, "parquet files need pyarrow", "pyarrow") for name in ("pyarrow", "pyarrow.parquet")
+    )
     try:
         with parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names) if columns is None else list(columns)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from genbound.checkpoints.architecture import load_pair
-from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer
+from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer, predicts_next_token
 from genbound.checkpoints.pair import Pair
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.data import Reader, load_data
@@ -153,8 +153,13 @@ def _samples(pair: Pair, spec: EvaluationSpec, loss: Any) -> tuple[Samples, Samp
         tokenizer = None if pair.tokenizer_dir is None else load_tokenizer(pair.tokenizer_dir, spec.trust_remote_code)
         images = None if pair.image_dir is None else load_image_processor(pair.image_dir, spec.trust_remote_code)
     names = getattr(getattr(pair.model, "config", None), "label2id", None)
-    causal = type(pair.model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-    reader = Reader(tokenizer, images, names, numeric=loss in ("squared_error", "multi_label"), next_token=causal)
+    reader = Reader(
+        tokenizer,
+        images,
+        names,
+        numeric=loss in ("squared_error", "multi_label"),
+        next_token=predicts_next_token(pair.model),
+    )
     samples = load_data(spec.data, reader)
     if spec.test_data is None:
         return samples, None

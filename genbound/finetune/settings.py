@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from genbound.errors import GenboundError
+
+# Names of fields, what must hold of their values, and how to say it.
+LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("epochs batch_size accumulation estimation_epochs", lambda value: value >= 1, "at least 1"),
+    (
+        "weight_decay mixup distance_penalty lora sam noise_stability early_stopping",
+        lambda value: 0 <= value < math.inf,
+        "0 or more",
+    ),
+    ("save_steps clip", lambda value: value >= 0, "0 or more"),
+    ("head_radius norm_layers", lambda value: value is None or value >= 0, "0 or more"),
+    ("lr radius_scale", lambda value: 0 < value < math.inf, "positive"),
+    ("label_smoothing validation", lambda value: 0 <= value < 1, "in [0, 1)"),
+    ("warmup", lambda value: 0 <= value <= 1, "in [0, 1]"),
+    ("schedule", lambda value: value in ("linear", "constant", "cosine"), "linear or constant or cosine"),
+    ("precision", lambda value: value in ("float32", "bfloat16"), "float32 or bfloat16"),
+    ("norm", lambda value: value in ("frobenius", "mars"), "frobenius or mars"),
+    ("correction", lambda value: value in ("backward", "forward"), "backward or forward"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,26 +89,10 @@ class Settings:
     save_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "estimation_epochs"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("weight_decay", "mixup", "distance_penalty", "lora", "sam", "noise_stability", "early_stopping"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
-        for name in ("save_steps", "clip"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("head_radius", "norm_layers"):
-            self._require(name, getattr(self, name) is None or getattr(self, name) >= 0, "0 or more")
-        self._require("lr", 0 < self.lr < math.inf, "positive")
-        self._require("radius_scale", 0 < self.radius_scale < math.inf, "positive")
-        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
-        self._require("warmup", 0 <= self.warmup <= 1, "in [0, 1]")
-        self._require("validation", 0 <= self.validation < 1, "in [0, 1)")
-        for name, allowed in (
-            ("schedule", ("linear", "constant", "cosine")),
-            ("precision", ("float32", "bfloat16")),
-            ("norm", ("frobenius", "mars")),
-            ("correction", ("backward", "forward")),
-        ):
-            self._require(name, getattr(self, name) in allowed, " or ".join(allowed))
+        for names, holds, what in LIMITS:
+            for name in names.split():
+                if not holds(getattr(self, name)):
+                    raise GenboundError(f"--{name.replace('_', '-')} must be {what}, not {getattr(self, name)!r}")
         if self.sam and self.noise_stability:
             raise GenboundError("--sam and --noise-stability both perturb the weights: choose one")
         if self.early_stopping and not self.validation:
@@ -96,10 +100,6 @@ class Settings:
         if self.confusion == "known" and (self.noise is None or self.noise.startswith("labels:")):
             raise GenboundError("--confusion known is the matrix of --noise: give that as symmetric:P or as a matrix")
         parse_radius("inf" if self.radius in (None, "auto") else self.radius)
-
-    def _require(self, name: str, fine: bool, what: str) -> None:
-        if not fine:
-            raise GenboundError(f"--{name.replace('_', '-')} must be {what}, not {getattr(self, name)!r}")
 
     def record(self) -> dict[str, Any]:
         """The settings as JSON has them: it knows no infinity."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from genbound.errors import GenboundError
+from genbound.optional import import_optional
 
 
 def add_adapters(model: nn.Module, head: tuple[str, ...], rank: int) -> nn.Module:
@@ -18,10 +19,7 @@ def add_adapters(model: nn.Module, head: tuple[str, ...], rank: int) -> nn.Modul
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise GenboundError(f"--lora needs PEFT ({error}): pip install 'genbound[finetune]'") from error
+    peft = import_optional("peft", "--lora needs PEFT", "'genbound[finetune]'")
     kinds = (nn.Linear, nn.Conv2d)
     modules = {name: module for name, module in model.named_modules() if name and f"{name}.weight" not in head}
     # PEFT wants the rank to be a multiple of the groups, so depthwise convolutions stay frozen.
