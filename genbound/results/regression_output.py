@@ -6,7 +6,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from genbound.files import write_atomically
-from genbound.results.regression import Check, Row
+from genbound.results.judgement import Row
+from genbound.results.regression import Check
 
 
 def write_junit(check: Check, path: str | Path) -> None:

@@ -19,7 +19,8 @@ import genbound
 from genbound.cli.main import main
 from genbound.errors import GenboundError
 from genbound.results.observations import observe
-from genbound.results.regression import Tolerance, check
+from genbound.results.regression import check
+from genbound.results.tolerance import Tolerance
 
 ROOT = Path(__file__).parents[2]
 

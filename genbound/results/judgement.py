@@ -1,0 +1,140 @@
+"""One number of two runs: is the difference within what is known of its errors?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from genbound.formatting import digits
+from genbound.results.observations import Observation
+from genbound.results.tolerance import Tolerance
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: ``status`` is ``ok``, ``regression``, ``missing``, ``new`` or ``skipped``."""
+
+    measure: str
+    where: str
+    expected: str
+    obtained: str
+    difference: str
+    status: str
+    note: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether this comparison is a regression or lacks its number."""
+        return self.status in ("regression", "missing")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What two runs have in common, and how much a number of theirs may move.
+
+    Attributes:
+        same_seed: equal draws, if the samples are the same too.
+        same_samples: both measured the same samples.
+        rounding: relative difference that rounding may make.
+        k: combined standard errors that a random number may move.
+    """
+
+    same_seed: bool
+    same_samples: bool
+    rounding: float
+    k: float = 0.0
+
+    def sem(self, one: Observation, other: Observation) -> float:
+        """Combined standard error, in the numbers' unit; the choice of samples counts where it differs."""
+        data = 0.0 if self.same_samples else math.hypot(one.data_sem or 0.0, other.data_sem or 0.0)
+        return math.sqrt(one.sem**2 + other.sem**2 + data**2)
+
+    def allowed(self, expected: Observation, obtained: Observation) -> float:
+        """What rounding may do, in the numbers' unit, and of logarithms what another seed may."""
+        sizes = abs(expected.number), abs(obtained.number)
+        rounding = self.rounding * (max(1.0, sizes[0]) if expected.logarithm else max(sizes))
+        return rounding if self.same_seed else rounding + max(expected.slack, obtained.slack)
+
+
+def judge(expected: Observation, obtained: Observation, rule: Tolerance | None, terms: Terms) -> Row:
+    """Compare one number of a run with that of the baseline.
+
+    Args:
+        expected: of the baseline.
+        obtained: of the run; without a value if it is not there.
+        rule: what the user allows it, if anything.
+        terms: on which the runs are compared.
+    """
+    if rule is not None and rule.ignore:
+        return Row(expected.measure, expected.where, "", "", "", "skipped", "a tolerance says to ignore them")
+    said = _incomparable(expected, obtained, terms)
+    difference, status, note = _moved(expected, obtained, rule, terms) if said is None else ("", *said)
+    return Row(expected.measure, expected.where, as_text(expected), as_text(obtained), difference, status, note)
+
+
+def _incomparable(expected: Observation, obtained: Observation, terms: Terms) -> tuple[str, str] | None:
+    """``(status, note)`` of what cannot be told by its errors."""
+    if expected.value is None:
+        return ("ok", "") if obtained.value is None else ("new", "the baseline has no value")
+    if obtained.value is None:
+        return "missing", "has no value any more" + (f": {obtained.reason}" if obtained.reason else "")
+    if not terms.same_samples and expected.data_sem is None:
+        return "skipped", "other samples were measured (same --seed and --samples compare these too)"
+    if not terms.same_seed and (expected.extreme or obtained.extreme):
+        return "skipped", "another seed takes the extreme over other draws (same --seed compares these too)"
+    return None
+
+
+def _moved(expected: Observation, obtained: Observation, rule: Tolerance | None, terms: Terms) -> tuple[str, str, str]:
+    """``(difference, status, note)`` of two numbers that have values."""
+    change = obtained.number - expected.number
+    # At equal seed a bound is arithmetic on numbers that are compared themselves.
+    arithmetic = expected.is_bound and terms.same_seed
+    sem = 0.0 if arithmetic else terms.sem(expected, obtained)
+    beyond = change if arithmetic else _beyond(expected, obtained)
+    allowed, k = terms.allowed(expected, obtained), terms.k
+    if rule is not None:
+        k = rule.size if rule.unit == "sem" else k
+        allowed += rule.allowed(expected)
+        beyond = rule.counted(beyond)
+    difference = _difference(expected, change, sem)
+    if abs(beyond) - allowed <= k * sem:  # never of what is not a number
+        return difference, "ok", ""
+    return difference, "regression", _limit(rule, sem, k)
+
+
+def _beyond(expected: Observation, obtained: Observation) -> float:
+    """The change, or between certain intervals the gap: none where they overlap."""
+    if expected.lower is None or expected.upper is None or obtained.lower is None or obtained.upper is None:
+        return obtained.number - expected.number
+    return max(0.0, obtained.lower - expected.upper) - max(0.0, expected.lower - obtained.upper)
+
+
+def _limit(rule: Tolerance | None, sem: float, k: float) -> str:
+    """What a number went beyond."""
+    errors = f"{k:.2g} sem" if sem else ""
+    if rule is None or rule.unit == "sem":
+        return f"more than {errors or 'rounding'}"
+    return f"{rule} and {errors}" if errors else str(rule)
+
+
+def as_text(o: Observation) -> str:
+    """A number as people read it, with its error; ``/`` where there is none."""
+    if o.value is None:
+        return "/"
+    if o.logarithm:
+        return f"{10**o.value:.6g}" if abs(o.value) < 300 else f"1e{o.value:.6g}"
+    if o.sem:
+        return f"{o.value:.5g} ± {o.sem:.2g}"
+    return f"[{o.lower:.6g}, {o.upper:.6g}]" if o.lower is not None and o.lower != o.upper else f"{o.value:.8g}"
+
+
+def _difference(expected: Observation, change: float, sem: float) -> str:
+    """In standard errors where there are any, and relative."""
+    if expected.logarithm:
+        relative = f"{100 * (10**change - 1):+.3g} %" if abs(change) < 2 else f"factor 1e{change:+.3g}"
+    elif expected.value:
+        relative = f"{100 * change / abs(expected.value):+.3g} %"
+    else:
+        relative = f"{digits(change)}"
+    return f"{change / sem:+.1f} sem ({relative})" if sem else relative
