@@ -186,8 +186,8 @@ def export(runs: tuple[str, ...], out: str) -> None:
 @DEBUG
 def log(runs: tuple[str, ...], to: str, out: str) -> None:
     """Log stored runs to an experiment tracker's local files."""
-    from genbound.results.comparison import as_results
     from genbound.results.loggers import LOGGERS
+    from genbound.results.runs import as_results
 
     for name, results in as_results(runs).items():
         LOGGERS[to](results, out, name)

@@ -17,9 +17,9 @@ from genbound.errors import GenboundError
 from genbound.figures.bounds import LABELS, bounds_of, plot_bounds
 from genbound.figures.one_run import save_plots
 from genbound.figures.style import BLUE, GREY, ORANGE, STYLE, VERMILION, new_axes, save_figure
-from genbound.results.comparison import as_results
 from genbound.results.correlation import Correlations
 from genbound.results.gap import UNITS
+from genbound.results.runs import as_results
 
 
 def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str = "loss", label: bool = True) -> Any:

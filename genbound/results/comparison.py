@@ -5,8 +5,7 @@ from __future__ import annotations
 import html
 import io
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,91 +16,12 @@ from tabulate import tabulate
 from genbound.errors import GenboundError
 from genbound.formatting import digits, percent, value_text
 from genbound.results.gap import measured
-from genbound.results.results import Results, load_results
+from genbound.results.latex import latex_number, latex_text
+from genbound.results.likeness import culprits, few, refuse_unlike, unlike
+from genbound.results.results import Results
+from genbound.results.runs import as_results
 
 FORMATS = ("md", "csv", "latex", "html")
-
-
-def as_results(runs: Iterable[Results | str | Path]) -> dict[str, Results]:
-    """Runs by the name that tables give them: the last part of their path that tells them apart."""
-    loaded = [run if isinstance(run, Results) else load_results(run) for run in runs]
-    if not loaded:
-        raise GenboundError("no runs are given: name directories that `genbound evaluate --out` wrote")
-    paths = [_parts(results, index) for index, results in enumerate(loaded)]
-    for depth in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(parts[-depth:]) for parts in paths]
-        if len(set(names)) == len(names):
-            return dict(zip(names, loaded, strict=True))
-    return {f"{name} ({index + 1})": run for index, (name, run) in enumerate(zip(names, loaded, strict=True))}
-
-
-def _parts(results: Results, index: int) -> tuple[str, ...]:
-    path = results.path or results.checkpoint.get("path")
-    if path is None:
-        return (f"run {index + 1}",)
-    path = Path(path)
-    path = path.parent if path.name == "results.json" else path
-    return tuple(part for part in path.resolve().parts if part != "/") or (f"run {index + 1}",)
-
-
-def conditions(results: Results) -> dict[str, Any]:
-    """What two runs must have in common for their numbers to be comparable, each in a word or two."""
-    config = results.config
-    loss_range = config.get("loss_range") or {}
-    kind = loss_range.get("kind")
-    return {
-        "loss": config.get("loss"),
-        "n": config.get("num_data"),
-        # An observed C belongs to the checkpoint, not to how it was measured: that it differs is a doubt, no refusal.
-        "C": kind if kind in ("observed", None) else f"{kind} = {digits(loss_range['value'])}",
-        "convention": config.get("convention"),
-        "data": results.data.get("sha256") or results.data.get("spec"),
-        "number of samples": config.get("num_samples"),
-        "head policy": config.get("head"),
-        "layer partition": tuple((row["name"], tuple(row["shape"])) for row in results.layer_rows),
-        "delta": config.get("delta"),
-    }
-
-
-def unlike(runs: Mapping[str, Results]) -> dict[str, dict[str, Any]]:
-    """The conditions that differ: condition -> run -> value."""
-    found = {name: conditions(results) for name, results in runs.items()}
-    first = next(iter(found.values()))
-    return {
-        key: {name: values[key] for name, values in found.items()}
-        for key in first
-        if any(values[key] != first[key] for values in found.values())
-    }
-
-
-def refuse_unlike(runs: Mapping[str, Results], differing: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise with every condition that differs and the runs that have which value."""
-    if differing:
-        culprits = "; ".join(_culprits(key, values, runs) for key, values in differing.items())
-        raise GenboundError(f"these runs are not alike: {culprits}. Measure them alike, or give --allow-mixed")
-
-
-def _culprits(key: str, values: Mapping[str, Any], runs: Mapping[str, Results]) -> str:
-    if key == "layer partition":
-        (reference, layers), *others = values.items()
-        for name, other in others:
-            if other != layers:
-                lost = [n for n, _ in layers if n not in dict(other)]
-                more = [n for n, _ in other if n not in dict(layers)]
-                what = [f"{name} lacks {n}" for n in lost[:1]] + [f"{reference} lacks {n}" for n in more[:1]]
-                if not what:
-                    what = ["their shapes or order differ"]
-                return f"layer partition ({', '.join(what)}; {len(layers)} and {len(other)} layers)"
-    groups: dict[str, list[str]] = {}
-    for name, value in values.items():
-        text = (runs[name].data.get("spec") or "?") + f" ({str(value)[:8]})" if key == "data" else str(value)
-        groups.setdefault(text, []).append(name)
-    return f"{key} ({', '.join(f'{value} in {_few(names)}' for value, names in groups.items())})"
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def compare(
@@ -134,7 +54,7 @@ def compare(
     differing = unlike(named)
     if not allow_mixed:
         refuse_unlike(named, differing)
-    return Comparison(named, name, {key: _culprits(key, values, named) for key, values in differing.items()})
+    return Comparison(named, name, {key: culprits(key, values, named) for key, values in differing.items()})
 
 
 def _same(one: Results | str | Path, other: Results | str | Path) -> bool:
@@ -212,29 +132,34 @@ class Comparison:
             if row["note"]:
                 reasons.setdefault(row["note"], []).append(name)
         return "; ".join(
-            reason if len(names) == len(rows) or (names == present and len(rows) == 1) else f"{reason} ({_few(names)})"
+            reason if len(names) == len(rows) or (names == present and len(rows) == 1) else f"{reason} ({few(names)})"
             for reason, names in reasons.items()
         )
 
     def remarks(self) -> list[str]:
         """What holds for the table as a whole."""
-        lines = [f"Compared although not alike: {text}." for text in (self.mixed or {}).values()]
+        mixed = [f"Compared although not alike: {text}." for text in (self.mixed or {}).values()]
+        return [*mixed, *self._ranges(), *self._options(), *self._versions()]
+
+    def _ranges(self) -> list[str]:
         ranges = {name: r.config.get("loss_range") or {} for name, r in self.runs.items()}
         observed = {
             name: c["value"] for name, c in ranges.items() if c.get("kind") == "observed" and c.get("value") is not None
         }
-        if len(set(observed.values())) > 1:
-            each = ", ".join(f"{digits(value)} in {name}" for name, value in observed.items())
-            lines.append(f"C is the largest training loss seen and differs: {each}.")
-        options = {name: r.config.get("options", {}) for name, r in self.runs.items()}
-        quantities = dict.fromkeys(q for o in options.values() for q in o)
-        odd = [q for q in quantities if len({repr(o[q]) for o in options.values() if q in o}) > 1]
-        if odd:
-            lines.append(f"Measured with different options: {', '.join(odd)}.")
-        versions = {r.genbound for r in self.runs.values()}
-        if len(versions) > 1:
-            lines.append(f"Measured by different versions of genbound: {', '.join(sorted(versions))}.")
-        return lines
+        each = ", ".join(f"{digits(value)} in {name}" for name, value in observed.items())
+        differ = len(set(observed.values())) > 1
+        return [f"C is the largest training loss seen and differs: {each}."] if differ else []
+
+    def _options(self) -> list[str]:
+        options = [run.config.get("options", {}) for run in self.runs.values()]
+        quantities = dict.fromkeys(q for o in options for q in o)
+        odd = [q for q in quantities if len({repr(o[q]) for o in options if q in o}) > 1]
+        return [f"Measured with different options: {', '.join(odd)}."] if odd else []
+
+    def _versions(self) -> list[str]:
+        versions = sorted({run.genbound for run in self.runs.values()})
+        differ = len(versions) > 1
+        return [f"Measured by different versions of genbound: {', '.join(versions)}."] if differ else []
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """``(head, rows)`` as text."""
@@ -320,29 +245,3 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         return self.to_html()
-
-
-_SPECIAL = {
-    "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "σ": r"$\sigma$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\varepsilon$", "±": r"$\pm$", "½": r"$\tfrac12$",
-    "‖": r"$\|$", "√": r"$\sqrt{}$", "Σ": r"$\Sigma$", "×": r"$\times$", "–": "--", "⁺": r"$^+$", "ᵀ": r"$^\top$",
-    "≥": r"$\ge$",
-    "≤": r"$\le$", "…": r"\ldots{}", "→": r"$\to$", "·": r"$\cdot$", "²": r"$^2$", "−": r"$-$", "∞": r"$\infty$",
-    "λ": r"$\lambda$",
-}  # fmt: skip
-
-
-def latex_text(text: str) -> str:
-    """Text with LaTeX's special characters written out."""
-    parts = ["".join(_SPECIAL.get(character, character) for character in part) for part in text.split("--")]
-    return "-{}-".join(parts)  # two hyphens of an option are no dash
-
-
-def latex_number(text: str) -> str:
-    r"""``8.28e+36`` as ``$8.28 \times 10^{36}$``; intervals likewise."""
-    if not re.search(r"\d", text):
-        return latex_text(text)
-    inner = re.sub(r"([\d.]+)e([+-]?)0*(\d[\d.]*)", lambda m: f"{m[1]} \\times 10^{{{m[2].strip('+')}{m[3]}}}", text)
-    inner = re.sub(r" (?=\[)", r"\\ ", inner)  # mathematics drops plain spaces
-    return f"${inner.replace('%', chr(92) + '%')}$"

@@ -17,8 +17,8 @@ from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
-from genbound.results.comparison import as_results, refuse_unlike, unlike
 from genbound.results.gap import UNITS, measured_gap
+from genbound.results.likeness import refuse_unlike, unlike
 from genbound.results.rank_statistics import (
     STATISTICS,
     bootstrap_interval,
@@ -29,6 +29,7 @@ from genbound.results.rank_statistics import (
     varied,
 )
 from genbound.results.results import Results
+from genbound.results.runs import as_results
 
 FEWEST = 3
 CHANCE = 0.05

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,17 @@ import pandas as pd
 
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
-from genbound.results.comparison import as_results
 from genbound.results.observations import observe
 from genbound.results.results import Results
+from genbound.results.runs import as_results
 
 WRITERS = {
     ".parquet": lambda table, path: table.to_parquet(path, index=False),
     ".csv": lambda table, path: table.to_csv(path, index=False),
     ".jsonl": lambda table, path: table.to_json(path, orient="records", lines=True),
 }
+COLUMNS = ["run", "kind", "measure", "where", "value", "sem", "data_sem", "lower", "upper", "log10", "note"]
+TEXTS = {"run", "kind", "measure", "where", "note"}
 
 
 def tidy(runs: Iterable[Results | str | Path]) -> pd.DataFrame:
@@ -29,35 +31,30 @@ def tidy(runs: Iterable[Results | str | Path]) -> pd.DataFrame:
         ``sem``, ``data_sem`` (missing where unknown), ``lower``, ``upper``, ``log10`` (of bounds, also where the value
         overflows a float) and ``note``.
     """
-    rows: list[dict[str, Any]] = []
-    for run, results in as_results(runs).items():
-        for o in observe(results).values():
-            if not o.is_bound:
-                rows.append(
-                    {"run": run, "kind": "quantity", "measure": o.measure, "where": o.where, "value": o.value,
-                     "sem": o.sem,
-                     "data_sem": o.data_sem, "lower": o.lower, "upper": o.upper, "log10": None, "note": ""}
-                )  # fmt: skip
-        for bound, row in results.bounds.items():
-            known = {key: row[key] for key in ("value", "lower", "upper", "log10", "note")}
-            rows.append(
-                {"run": run, "kind": "bound", "measure": bound, "where": "", "sem": None, "data_sem": None, **known}
-            )
-            rows += [
-                {
-                    "run": run,
-                    "kind": "bound",
-                    "measure": bound,
-                    "where": form,
-                    "log10": entry.get("log10"),
-                    "note": entry.get("note", ""),
-                }
-                for form, entry in row["forms"].items()
-                if form != "main_term"
-            ]
-    columns = ["run", "kind", "measure", "where", "value", "sem", "data_sem", "lower", "upper", "log10", "note"]
-    texts = {"run", "kind", "measure", "where", "note"}
-    return pd.DataFrame(rows, columns=columns).astype({c: str if c in texts else float for c in columns})
+    rows = [
+        {"run": run, **row}
+        for run, results in as_results(runs).items()
+        for row in (*_quantities(results), *_bounds(results))
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({c: str if c in TEXTS else float for c in COLUMNS})
+
+
+def _quantities(results: Results) -> Iterator[dict[str, Any]]:
+    for o in observe(results).values():
+        if not o.is_bound:
+            known = {key: getattr(o, key) for key in ("measure", "where", "value", "sem", "data_sem", "lower", "upper")}
+            yield {"kind": "quantity", **known, "log10": None, "note": ""}
+
+
+def _bounds(results: Results) -> Iterator[dict[str, Any]]:
+    """The value of each bound and, where they are not the same, its other forms."""
+    for name, row in results.bounds.items():
+        known = {key: row[key] for key in ("value", "lower", "upper", "log10", "note")}
+        yield {"kind": "bound", "measure": name, "where": "", "sem": None, "data_sem": None, **known}
+        for form, entry in row["forms"].items():
+            if form != "main_term":
+                said = {"log10": entry.get("log10"), "note": entry.get("note", "")}
+                yield {"kind": "bound", "measure": name, "where": form, **said}
 
 
 def export(runs: Iterable[Results | str | Path], out: str | Path) -> Path:

@@ -24,8 +24,8 @@ from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.files import write_json
-from genbound.results.comparison import conditions
 from genbound.results.judgement import Row, Terms, as_text, judge
+from genbound.results.likeness import conditions
 from genbound.results.observations import Observation, observe
 from genbound.results.results import Results, load_results, to_plain
 from genbound.results.tolerance import Tolerance, tolerance_of

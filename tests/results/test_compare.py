@@ -12,7 +12,8 @@ import genbound
 from genbound.cli.main import main
 from genbound.errors import GenboundError
 from genbound.formatting import value_text
-from genbound.results.comparison import as_results, latex_number, latex_text
+from genbound.results.latex import latex_number, latex_text
+from genbound.results.runs import as_results
 
 BOUNDS = {
     "first": bound(28.696, 26.881, 30.371, vacuous=True, note="a lower estimate"),

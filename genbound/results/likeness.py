@@ -1,0 +1,74 @@
+"""Whether runs were measured alike, so that their numbers can be set side by side; if not, which differ in what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from genbound.errors import GenboundError
+from genbound.formatting import digits
+from genbound.results.results import Results
+
+
+def conditions(results: Results) -> dict[str, Any]:
+    """What two runs must have in common for their numbers to be comparable, each in a word or two."""
+    config = results.config
+    loss_range = config.get("loss_range") or {}
+    kind = loss_range.get("kind")
+    return {
+        "loss": config.get("loss"),
+        "n": config.get("num_data"),
+        # An observed C belongs to the checkpoint, not to how it was measured: that it differs is a doubt, no refusal.
+        "C": kind if kind in ("observed", None) else f"{kind} = {digits(loss_range['value'])}",
+        "convention": config.get("convention"),
+        "data": results.data.get("sha256") or results.data.get("spec"),
+        "number of samples": config.get("num_samples"),
+        "head policy": config.get("head"),
+        "layer partition": tuple((row["name"], tuple(row["shape"])) for row in results.layer_rows),
+        "delta": config.get("delta"),
+    }
+
+
+def unlike(runs: Mapping[str, Results]) -> dict[str, dict[str, Any]]:
+    """The conditions that differ: condition -> run -> value."""
+    found = {name: conditions(results) for name, results in runs.items()}
+    first = next(iter(found.values()))
+    return {
+        key: {name: values[key] for name, values in found.items()}
+        for key in first
+        if any(values[key] != first[key] for values in found.values())
+    }
+
+
+def refuse_unlike(runs: Mapping[str, Results], differing: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise with every condition that differs and the runs that have which value."""
+    if differing:
+        found = "; ".join(culprits(key, values, runs) for key, values in differing.items())
+        raise GenboundError(f"these runs are not alike: {found}. Measure them alike, or give --allow-mixed")
+
+
+def culprits(key: str, values: Mapping[str, Any], runs: Mapping[str, Results]) -> str:
+    """A condition that differs, with its values and the runs that have which."""
+    if key == "layer partition":
+        return f"layer partition ({_first_difference(values)})"
+    groups: dict[str, list[str]] = {}
+    for name, value in values.items():
+        text = (runs[name].data.get("spec") or "?") + f" ({str(value)[:8]})" if key == "data" else str(value)
+        groups.setdefault(text, []).append(name)
+    return f"{key} ({', '.join(f'{value} in {few(names)}' for value, names in groups.items())})"
+
+
+def _first_difference(partitions: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]) -> str:
+    """What tells the first run's layers from those of the first run that has others."""
+    (reference, layers), *others = partitions.items()
+    name, other = next((name, other) for name, other in others if other != layers)
+    lost = [n for n, _ in layers if n not in dict(other)]
+    more = [n for n, _ in other if n not in dict(layers)]
+    what = [f"{name} lacks {n}" for n in lost[:1]] + [f"{reference} lacks {n}" for n in more[:1]]
+    return f"{', '.join(what) or 'their shapes or order differ'}; {len(layers)} and {len(other)} layers"
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names of many, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,31 @@
+"""Several stored runs, and the names that tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from genbound.errors import GenboundError
+from genbound.results.results import Results, load_results
+
+
+def as_results(runs: Iterable[Results | str | Path]) -> dict[str, Results]:
+    """Runs by the name that tables give them: the last part of their path that tells them apart."""
+    loaded = [run if isinstance(run, Results) else load_results(run) for run in runs]
+    if not loaded:
+        raise GenboundError("no runs are given: name directories that `genbound evaluate --out` wrote")
+    paths = [_parts(results, index) for index, results in enumerate(loaded)]
+    for depth in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-depth:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return dict(zip(names, loaded, strict=True))
+    return {f"{name} ({index + 1})": run for index, (name, run) in enumerate(zip(names, loaded, strict=True))}
+
+
+def _parts(results: Results, index: int) -> tuple[str, ...]:
+    path = results.path or results.checkpoint.get("path")
+    if path is None:
+        return (f"run {index + 1}",)
+    path = Path(path)
+    path = path.parent if path.name == "results.json" else path
+    return tuple(part for part in path.resolve().parts if part != "/") or (f"run {index + 1}",)
