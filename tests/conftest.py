@@ -9,7 +9,7 @@ from cases import CASES
 
 from genbound.network.problem import Problem
 
-pytest.register_assert_rewrite("sweeping")
+pytest.register_assert_rewrite("sweeping", "damaged")
 
 
 @pytest.fixture(scope="session")

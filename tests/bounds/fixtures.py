@@ -163,3 +163,8 @@ NET = {"1": (W1, W1_INIT), "2": (W2, W2_INIT)}
 def net(**options):
     """Two layers, ReLU, no bias, 2 -> 3 -> 2."""
     return evidence(NET, **options)
+
+
+def number(bound, form="main_term", given=None):
+    """A form's value on the net of the pencil values, or on other evidence."""
+    return 10 ** bound.evaluate(net() if given is None else given)["forms"][form]["log10"]
