@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from genbound.checkpoints.architecture import load_pair
 from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer, predicts_next_token
@@ -119,7 +120,7 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         reason = f"not measured: give {' and '.join(lacking)}"
         return WeightProblem(pair.params, pair.init, reason, provenance, pair.factors)
     loss = default_loss(pair.model, spec.loss)
-    samples, held_out = _samples(pair, spec, loss)
+    samples, held_out = _samples(pair, pair.model, spec, loss)
     said = {name: getattr(spec, name) for name in ("num_data", "loss_range", "layers")}
     return Problem(
         pair.model, pair.init, samples, loss, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,
@@ -146,19 +147,19 @@ def default_loss(model: Any, loss: Any = None) -> Any:
     return loss
 
 
-def _samples(pair: Pair, spec: EvaluationSpec, loss: Any) -> tuple[Samples, Samples | None]:
+def _samples(pair: Pair, model: nn.Module, spec: EvaluationSpec, loss: Any) -> tuple[Samples, Samples | None]:
     """Training and held-out samples, read with the checkpoint's own tokenizer, image settings and class names."""
     tokenizer = images = None
     if isinstance(spec.data, str):
         tokenizer = None if pair.tokenizer_dir is None else load_tokenizer(pair.tokenizer_dir, spec.trust_remote_code)
         images = None if pair.image_dir is None else load_image_processor(pair.image_dir, spec.trust_remote_code)
-    names = getattr(getattr(pair.model, "config", None), "label2id", None)
+    names = getattr(getattr(model, "config", None), "label2id", None)
     reader = Reader(
         tokenizer,
         images,
         names,
         numeric=loss in ("squared_error", "multi_label"),
-        next_token=predicts_next_token(pair.model),
+        next_token=predicts_next_token(model),
     )
     samples = load_data(spec.data, reader)
     if spec.test_data is None:

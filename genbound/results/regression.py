@@ -200,8 +200,8 @@ def _layers(results: Results, baseline: Results) -> list[Row]:
     before, now = ({row["name"]: tuple(row["shape"]) for row in r.layer_rows} for r in (baseline, results))
 
     def row(name: str, status: str, note: str) -> Row:
-        shapes = (f"shape {list(side[name])}" if name in side else "absent" for side in (before, now))
-        return Row("layer", name, *shapes, "", status, note)
+        expected, obtained = (f"shape {list(side[name])}" if name in side else "absent" for side in (before, now))
+        return Row("layer", name, expected, obtained, "", status, note)
 
     return [
         *(row(name, "missing", "this layer is gone") for name in before if name not in now),
