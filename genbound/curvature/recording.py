@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from genbound.errors import GenboundError
+from genbound.network.operation import No
+from genbound.network.operations import of_aten
 from genbound.network.weight_watch import WeightWatch, taken_apart
 
 if TYPE_CHECKING:
@@ -66,9 +68,12 @@ class _Recorder:
 
     def visit(self, func, args, kwargs, found: tuple[Layer, Use] | None) -> Any:
         """Run an operation and keep it if it depends on a layer."""
-        if func.overloadpacket is torch.ops.aten.detach:
-            return func(*args, **kwargs)  # a constant to every derivative
+        sweep = of_aten(func).sweep
+        if sweep == "constant":
+            return func(*args, **kwargs)
         places, before = self._places(args), args
+        if places and isinstance(sweep, No):
+            raise Unsupported(f"{func.overloadpacket.__name__}: {sweep.reason}")
         if places and func._schema.is_mutable:
             before = self._before_writing(func, args, places)
         out = func(*args, **kwargs)

@@ -48,7 +48,7 @@ class Operation:
         branches: several operands may depend on the input, with the constants above in each while the others are held,
             so that the operation counts as their sum; the text is the note about it.
         label: of an activation function, how results name it.
-        sweep: name of the rule that carries its derivatives (:mod:`genbound.curvature.rules`).
+        sweep: name of the rule that carries its derivatives (:mod:`genbound.curvature.rule_of`); ``constant``: none.
         paths: what becomes of a sum over paths (:mod:`genbound.structure.path_sums`).
     """
 
@@ -64,7 +64,7 @@ class Operation:
     keeps_zero: bool | None = True
     branches: str | None = None
     label: str = ""
-    sweep: str = "nested"
+    sweep: str | No = "nested"
     paths: str | No = No("not in the table of operations")
 
     @property

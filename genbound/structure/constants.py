@@ -205,7 +205,7 @@ def interpolated(op: Executed) -> Constant:
     with torch.enable_grad():
         rows = op.call.func(ones, *op.call.args[1:], **op.call.kwargs)
         columns = torch.autograd.grad(rows.sum(), ones)[0]
-    sup = float(rows.max())
+    sup = float(rows.detach().max())
     return Constant(math.sqrt(sup * float(columns.max())), sup, "interpolation" if op.row.name != "fold" else "fold")
 
 

@@ -140,7 +140,10 @@ class PathSums(TorchDispatchMode):
     def term(self, value: Tensor | float) -> _Scaled:
         """Sums, or a constant as the weight of an edge from a unit that is always 1."""
         known = self.get(value)
-        return _Scaled(torch.as_tensor(value).double().square(), 0.0).normalised() if known is None else known
+        if known is not None:
+            return known
+        value = value.double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        return _Scaled(value.square(), 0.0).normalised()
 
     def together(self, terms: Sequence[_Scaled], function: Callable[[list[Tensor]], Tensor]) -> _Scaled:
         """A function of several sums that is homogeneous in them jointly."""
@@ -159,9 +162,16 @@ class PathSums(TorchDispatchMode):
         return found
 
 
-def _pass(sums: PathSums, call: _Call) -> Tensor:
-    sums.first(call)
-    return call.args[0]
+def _pass(sums: PathSums, call: _Call) -> _Scaled:
+    """In a tensor of its own, which may be written into; what comes behind is no longer right behind a layer."""
+    first = sums.first(call)
+    return _Scaled(first.values.clone(), first.log)
+
+
+def _keep(sums: PathSums, call: _Call) -> _Scaled:
+    """The same in the same precision, whatever type it is asked for."""
+    first = sums.first(call)
+    return _Scaled(first.values.clone(), first.log, first.layer)
 
 
 def _apply(sums: PathSums, call: _Call) -> Any:
@@ -285,6 +295,6 @@ def _fill(sums: PathSums, call: _Call) -> _Scaled:
 
 
 PATHS: dict[str, Callable[[PathSums, _Call], Any]] = {
-    "pass": _pass, "apply": _apply, "constant": _constant, "convolution": _convolution, "matrix": _matrix,
-    "batch_norm": _batch_norm, "add": _add, "factor": _factor, "larger": _larger, "join": _join, "fill": _fill,
+    "pass": _pass, "keep": _keep, "apply": _apply, "constant": _constant, "convolution": _convolution,
+    "matrix": _matrix, "batch_norm": _batch_norm, "add": _add, "factor": _factor, "larger": _larger, "join": _join, "fill": _fill,
 }  # fmt: skip

@@ -51,8 +51,10 @@ class Steps:
             NoConstant: it is no sum of branches.
         """
         op = self._executed(node)
-        if op.row.branches is None or op.hidden:
+        if op.row.branches is None:
             raise NoConstant(_unknown(op))
+        if op.hidden:
+            raise NoConstant(_off_graph(op))
         if len(op.moving) < len(node.next_functions):  # it joins constants as well
             self.structure.positively_homogeneous = self.structure.zero_preserving = False
         return [self._branch(op, position) for position in op.moving]
@@ -102,10 +104,7 @@ def constant_of(op: Executed) -> Constant:
     if isinstance(row.lipschitz, No):
         raise NoConstant(_unknown(op))
     if op.hidden:
-        raise NoConstant(
-            f"operation {operation(op.node)} is given what was made from the input but is not on its graph (a mask, "
-            "places, a detached value)"
-        )
+        raise NoConstant(_off_graph(op))
     found = FUNCTIONS[row.lipschitz](op) if isinstance(row.lipschitz, str) else Constant(*row.lipschitz)
     label = found.label or row.label
     copies = op.ratio if row.elementwise else 1
@@ -122,6 +121,11 @@ def constant_of(op: Executed) -> Constant:
 
 def _repeated(op: Executed, position: int) -> str:
     return f"repeated {op.copies(position):g} times"
+
+
+def _off_graph(op: Executed) -> str:
+    name = operation(op.node)
+    return f"operation {name} is given what was made from the input off its graph (a mask, places, a detached value)"
 
 
 def _unknown(op: Executed) -> str:
