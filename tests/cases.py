@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import dense
 import torch
+from layout_nets import LAYOUTS
 from sequence_nets import ENCODER_LAYERS, encoder, gpt_conv1d, lstm_cell, recurrent, tokens
 from small_nets import (
     CONV_LAYERS,
@@ -155,6 +156,10 @@ CASES: dict[str, Case] = {
     "embedding": Case(
         embedding_named, ("words.weight", "head.weight"), psd=("head.weight",), pattern="words.weight,head.weight"
     ),
+    **{
+        f"output_{name}": Case(build, ("net.0.weight", "net.2.weight"), psd=("net.2.weight",))
+        for name, build in LAYOUTS.items()
+    },
     "squared_error": Case(
         with_targets(mlp(nn.Tanh), lambda n: torch.randn(n, 3)), MLP_LAYERS, psd=("4.weight",), loss="squared_error",
         reference=dense.squared_error,

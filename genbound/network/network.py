@@ -146,14 +146,15 @@ class Network:
             buffers: name -> buffer; ``None`` means those of the fine-tuned model.
 
         Returns:
-            The scores, ``[N, ...]``, in the model's own unit (for cross-entropy: logits ``[N, ..., classes]``).
+            The scores, ``[N, ...]``, in the model's own unit (for cross-entropy: logits ``[N, ..., classes]``), laid
+            out in memory in the order of their axes: a model may end in a view, and what follows counts on no stride.
         """
         args, kwargs = call_arguments(inputs)
         with evaluation_mode(self.model), sdpa_kernel(SDPBackend.MATH), self._operations():
             output = functional_call(
                 self.model, {**params, **(self.buffers if buffers is None else buffers)}, args, kwargs
             )
-        return scores(output)
+        return scores(output).contiguous()
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -263,9 +263,9 @@ def basis(outputs: Tensor, but_last: bool = False) -> Iterable[Tensor]:
     for index in range(outputs[0].numel()):
         if but_last and (index + 1) % outputs.shape[-1] == 0:
             continue
-        cotangent = torch.zeros_like(outputs).detach()
-        cotangent.flatten(1)[:, index] = 1
-        yield cotangent
+        cotangent = outputs.new_zeros(len(outputs), outputs[0].numel())
+        cotangent[:, index] = 1
+        yield cotangent.view(outputs.shape)
 
 
 def _zeros(edge: Any) -> Tensor:
