@@ -1,6 +1,7 @@
 """Tiny uses of every operation of the table, with what is known about them by hand.
 
-A case is a function of ``z [N, *shape]``, a layer's result, that gives ``[N, ...]`` and executes the operation of its row.
+A case is a function of ``z [N, *shape]``, a layer's result, that gives ``[N, ...]`` and executes the operation of its
+row.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ class Case:
         shape: of a sample's z.
         sums: what the function makes of sums over paths; the default is the function itself.
         curved: it is curved in z, whatever the row says (both factors depend on z).
-        no_constant: words of the reason why there is no Lipschitz constant, where the row has one or a function for it.
+        no_constant: words of the reason why there is no Lipschitz constant, where the row has a way to one.
         no_paths: words of the reason why there is no path norm, where the row has a way.
         cautious: the structure does not see that it is homogeneous or keeps zero.
         aside: something else happens beside the operation, which readers of single operations would see as well.
@@ -83,6 +84,9 @@ def matrices(z: Tensor) -> Tensor:
     return z.view(-1, 2, 3)
 
 
+OFF_GRAPH = {"no_constant": "off its graph", "aside": True}  # something is made from z behind autograd's back
+MEETS = {"curved": True, "no_constant": "product of two parts", "no_paths": "curved"}
+
 CASES = [
     # -- routes ------------------------------------------------------------------------------------------------------
     Case("view", lambda z: z.view(-1, 2, 3)),
@@ -120,21 +124,23 @@ CASES = [
     Case("constant_pad", lambda z: F.pad(z, (-1, 2), value=0.7), sums=lambda z: F.pad(z, (-1, 2), value=0.49)),
     Case("index", lambda z: z[:, FEW]),
     Case("index", lambda z: z[:, KEPT]),
-    Case("index", lambda z: z[torch.arange(len(z))[:, None], z.argsort(1)], no_constant="off its graph", no_paths="sort", aside=True),
+    Case("index", lambda z: z[torch.arange(len(z))[:, None], z.argsort(1)], **OFF_GRAPH, no_paths="sort"),
     Case("index_select", lambda z: z.index_select(1, FEW)),
     Case("gather", lambda z: z.gather(1, FEW.expand(len(z), 4))),
-    Case("gather", lambda z: z.gather(1, z.argsort(1)), no_constant="off its graph", no_paths="sort", aside=True),
+    Case("gather", lambda z: z.gather(1, z.argsort(1)), **OFF_GRAPH, no_paths="sort"),
     Case("masked_fill", lambda z: z.masked_fill(KEPT, 0.0)),
     Case("masked_fill", lambda z: z.masked_fill(KEPT, -2.0), sums=lambda z: z.masked_fill(KEPT, 4.0)),
-    Case("masked_fill", lambda z: z.masked_fill(z > 0.1, 0.0), no_constant="off its graph", no_paths="gt", aside=True),
-    Case("masked_fill", lambda z: F.relu(z.masked_fill(KEPT, -torch.inf)), no_paths="not finite", aside=True, cautious=True),
+    Case("masked_fill", lambda z: z.masked_fill(z > 0.1, 0.0), **OFF_GRAPH, no_paths="gt"),
+    Case("masked_fill", lambda z: F.relu(z.masked_fill(KEPT, -torch.inf)), no_paths="not finite", aside=True,
+         cautious=True),
     Case("where", lambda z: torch.where(KEPT[:3], *halves(z))),
     Case("where", lambda z: torch.where(KEPT, z, 0.7), sums=lambda z: torch.where(KEPT, z, 0.49)),
     Case("where", lambda z: torch.where(KEPT, 0.0 * SCALES, z[:, :1])),
-    Case("where", lambda z: torch.where(z > 0.1, z, 0.0), no_constant="off its graph", no_paths="gt", aside=True),
-    Case("where", lambda z: torch.where(z > 0.1, z, 0.5 * z), no_constant="off its graph", no_paths="gt", aside=True),
+    Case("where", lambda z: torch.where(z > 0.1, z, 0.0), **OFF_GRAPH, no_paths="gt"),
+    Case("where", lambda z: torch.where(z > 0.1, z, 0.5 * z), **OFF_GRAPH, no_paths="gt"),
     Case("cat", lambda z: torch.cat(halves(z)[::-1], 1)),
-    Case("cat", lambda z: torch.cat([z, SCALES.expand(len(z), 6)], 1), sums=lambda z: torch.cat([z, SCALES[None] ** 2], 1)),
+    Case("cat", lambda z: torch.cat([z, SCALES.expand(len(z), 6)], 1),
+         sums=lambda z: torch.cat([z, SCALES[None] ** 2], 1)),
     Case("cat", lambda z: torch.cat([z, 0 * SCALES.expand(len(z), 6)], 1)),
     Case("cat", lambda z: torch.cat([z, 2 * z, SCALES.expand(len(z), 6)], 1),
          sums=lambda z: torch.cat([z, 2 * z, SCALES[None] ** 2], 1), aside=True),
@@ -146,7 +152,7 @@ CASES = [
     Case("add", lambda z: z[:, :1] + SCALES, sums=lambda z: z[:, :1] + SCALES**2),
     Case("add", lambda z: z[:, :1] + z),
     Case("add", lambda z: torch.add(SCALES, z, alpha=3), sums=lambda z: SCALES**2 + 3 * z),
-    Case("add", lambda z: z + z.detach(), no_constant="off its graph", aside=True, sums=lambda z: 2 * z, cautious=True),
+    Case("add", lambda z: z + z.detach(), **OFF_GRAPH, sums=lambda z: 2 * z, cautious=True),
     Case("add", lambda z: z + 1, sums=lambda z: z + 1),
     Case("sub", lambda z: torch.sub(*halves(z)), sums=lambda z: z[:, :3] + z[:, 3:]),
     Case("sub", lambda z: z - 2.0, sums=lambda z: z + 4),
@@ -169,26 +175,27 @@ CASES = [
     Case("mul", lambda z: z * SCALES, sums=lambda z: z * SCALES**2),
     Case("mul", lambda z: -3 * z, sums=lambda z: 3 * z),
     Case("mul", lambda z: z[:, :1] * SCALES, sums=lambda z: z[:, :1] * SCALES**2),
-    Case("mul", lambda z: torch.mul(*halves(z)), curved=True, no_constant="product of two parts", no_paths="curved"),
+    Case("mul", lambda z: torch.mul(*halves(z)), **MEETS),
     Case("mul", lambda z: z * (z > 0.1), no_constant="off its graph", no_paths="gt"),
     Case("mul", lambda z: z * z.detach(), no_constant="off its graph", no_paths="both"),
     Case("div", lambda z: z / 3),
     Case("div", lambda z: z / SCALES, sums=lambda z: z / SCALES**2),
     Case("div", lambda z: torch.div(z, 0.3, rounding_mode="floor"), no_constant="jumps", no_paths="rounds",
          unswept=True, unmoved=True),
-    Case("div", lambda z: z[:, :3] / (2 + z[:, 3:].abs()), curved=True, no_constant="product of two parts", no_paths="curved", aside=True),
+    Case("div", lambda z: z[:, :3] / (2 + z[:, 3:].abs()), **MEETS, aside=True),
     Case("mm", lambda z: z @ MIXED, sums=lambda z: z @ MIXED**2),
     Case("bmm", lambda z: torch.bmm(matrices(z), MIXED[:3, :2].expand(len(z), 3, 2)),
          sums=lambda z: matrices(z) @ MIXED[:3, :2] ** 2),
-    Case("bmm", lambda z: torch.bmm(matrices(z), matrices(z).mT), curved=True, no_constant="product of two parts", no_paths="curved"),
+    Case("bmm", lambda z: torch.bmm(matrices(z), matrices(z).mT), **MEETS),
     Case("addmm", lambda z: torch.addmm(SCALES, z, MIXED), sums=lambda z: SCALES**2 + z @ MIXED**2),
     Case("addmm", lambda z: torch.addmm(SCALES, z, MIXED, alpha=0.3), no_paths="factor"),
     Case("baddbmm", lambda z: torch.baddbmm(MIXED[:1, :2, None], matrices(z), MIXED[:3, :2].expand(len(z), 3, 2)),
          sums=lambda z: MIXED[:1, :2, None] ** 2 + matrices(z) @ MIXED[:3, :2] ** 2),
     Case("mv", lambda z: torch.mv(z, SCALES)[:, None], sums=lambda z: (z @ SCALES**2)[:, None]),
-    Case("addmv", lambda z: torch.addmv(SCALES[:1], z, SCALES)[:, None], sums=lambda z: (SCALES[0] ** 2 + z @ SCALES**2)[:, None]),
-    Case("dot", lambda z: torch.stack([torch.dot(x, SCALES) for x in z])[:, None], sums=lambda z: (z @ SCALES**2)[:, None],
-         unswept=True),
+    Case("addmv", lambda z: torch.addmv(SCALES[:1], z, SCALES)[:, None],
+         sums=lambda z: (SCALES[0] ** 2 + z @ SCALES**2)[:, None]),
+    Case("dot", lambda z: torch.stack([torch.dot(x, SCALES) for x in z])[:, None],
+         sums=lambda z: (z @ SCALES**2)[:, None], unswept=True),
     Case("convolution", lambda z: F.conv1d(z, KERNEL, BIAS), LINE, lambda z: F.conv1d(z, KERNEL**2, BIAS**2)),
     Case("prelu", lambda z: F.prelu(z, torch.tensor([-1.5], dtype=D)), sums=same),
     Case("batch_norm", normalised, sums=normalised_sums),
@@ -226,7 +233,7 @@ CASES = [
     Case("amin", lambda z: matrices(z).amin(1), sums=lambda z: matrices(z).amax(1)),
     Case("max", lambda z: matrices(z).max(2)[0]),
     Case("min", lambda z: matrices(z).min(2)[0], sums=lambda z: matrices(z).amax(2)),
-    Case("gather", lambda z: z.gather(1, z.max(1, keepdim=True)[1]), no_constant="off its graph", no_paths="largest", aside=True),
+    Case("gather", lambda z: z.gather(1, z.max(1, keepdim=True)[1]), **OFF_GRAPH, no_paths="largest"),
     Case("sort", lambda z: z.sort(1)[0]),
     Case("topk", lambda z: z.topk(3, 1)[0]),
     Case("kthvalue", lambda z: z.kthvalue(2, 1, keepdim=True)[0]),

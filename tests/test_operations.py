@@ -1,4 +1,4 @@
-"""Every row of the table of operations through every reader of a pass, on tiny networks, against what is true by brute force."""
+"""Every row of the table of operations through every reader of a pass, on tiny networks, against brute force."""
 
 import math
 from dataclasses import replace
@@ -162,7 +162,7 @@ def test_what_is_not_in_the_table_is_unknown_to_everybody():
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of the dense truth, where torch cannot batch
 @every_case
 def test_the_block(case):
-    """Positive semidefinite where the table says so; and where it says that it may not be, it is not its Gauss-Newton part."""
+    """Positive semidefinite where the table says so; elsewhere it is not its Gauss-Newton part."""
     problem = problem_of(case)
     flat = {layer.name: layer.positive_semidefinite for layer in problem.layers}
     assert flat == {FIRST: expected_flat(case), HEAD: True}
@@ -317,7 +317,7 @@ def test_the_path_norm(case):
 
 @every_case
 def test_the_path_norm_counts_paths(case):
-    """Of a route it is the sum over all paths, one by one: which entry of the layer's result each entry behind it is."""
+    """Of a route it is the sum over all paths, one by one."""
     if row_of(case).kind is not Kind.ROUTE or case.sums is not None or case.no_paths:
         return
     problem = problem_of(case)

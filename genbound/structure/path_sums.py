@@ -296,5 +296,6 @@ def _fill(sums: PathSums, call: _Call) -> _Scaled:
 
 PATHS: dict[str, Callable[[PathSums, _Call], Any]] = {
     "pass": _pass, "keep": _keep, "apply": _apply, "constant": _constant, "convolution": _convolution,
-    "matrix": _matrix, "batch_norm": _batch_norm, "add": _add, "factor": _factor, "larger": _larger, "join": _join, "fill": _fill,
+    "matrix": _matrix, "batch_norm": _batch_norm, "add": _add, "factor": _factor, "larger": _larger, "join": _join,
+    "fill": _fill,
 }  # fmt: skip
