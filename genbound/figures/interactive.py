@@ -21,7 +21,12 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "penta
 
 
 def figure(height: int = 380, **layout: Any) -> Any:
-    """An empty figure in the report's style; plotly comes with the extra ``report``."""
+    """An empty figure in the report's style; plotly comes with the extra ``report``.
+
+    Args:
+        height: in pixels.
+        layout: entries of plotly's layout, in place of the style's.
+    """
     try:
         import plotly.graph_objects as go
     except ImportError as error:
@@ -46,7 +51,12 @@ def with_legend(fig: Any) -> Any:
 def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
     """Base-10 logarithms of the bounds of one unit, with the measured gaps and the vacuous lines.
 
-    ``None`` if there are no bounds of that unit.
+    Args:
+        runs: name -> results.
+        unit: ``loss`` (in nats) or ``error`` (a fraction).
+
+    Returns:
+        A figure; ``None`` if there are no bounds of that unit.
     """
     names, rows = bounds_of(runs, unit)
     if not names:
@@ -73,7 +83,7 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
 
 
 def noise_figure(results: Results) -> Any:
-    """Noise stability with 95 % intervals and its Hessian approximation over sigma."""
+    """Noise stability with 95 % intervals and its Hessian approximation over sigma, in the unit of the loss."""
     rows = results.quantities["noise_stability"]["sigmas"]
     sigma = [row["sigma"] for row in rows]
     fig = figure(title_text="Noise stability and ½ σ² Tr H")
@@ -101,7 +111,7 @@ def noise_figure(results: Results) -> Any:
 
 
 def layers_figure(results: Results) -> Any:
-    """Share of each layer in the Hessian distance bound, in the order of the network."""
+    """Share of each layer in the Hessian distance bound in per cent, in the order of the network."""
     rows = results.quantities["max_quadratic_form"]["layers"]
     terms = {name: math.sqrt(max(row["upper"] or 0.0, 0.0)) for name, row in rows.items()}
     total = sum(terms.values()) or 1.0
@@ -125,7 +135,7 @@ def layers_figure(results: Results) -> Any:
 
 
 def samples_figure(results: Results) -> Any:
-    """vᵀH⁺v of each sample, added up over the layers, largest first; the largest is marked."""
+    """vᵀH⁺v of each sample in the unit of the loss, added up over the layers, largest first; the largest is marked."""
     table = results.samples.groupby("sample")[["max_quadratic_form_lower", "max_quadratic_form_upper"]].sum()
     table = table.sort_values("max_quadratic_form_upper", ascending=False, kind="stable")
     fig = figure(title_text="vᵀH⁺v over the samples")
@@ -147,7 +157,13 @@ FIGURES = {"noise_stability": noise_figure, "layers": layers_figure, "samples": 
 
 
 def correlation_figure(table: pd.DataFrame, measures: Sequence[str], data: str) -> Any:
-    """Measures against the gap, one at a time, chosen from a menu."""
+    """Measures against the gap, one at a time, chosen from a menu.
+
+    Args:
+        table: columns ``gap`` and the measures, runs as index, one data set.
+        measures: its columns, in the order of the menu.
+        data: name of the data set.
+    """
     fig = figure(
         420, title={"text": data, "y": 0.98, "font": {"size": 13}}, margin={"l": 10, "r": 10, "t": 90, "b": 55}
     )
@@ -156,6 +172,14 @@ def correlation_figure(table: pd.DataFrame, measures: Sequence[str], data: str) 
                         text=[str(n) for n in table.index], textposition="bottom right", textfont={"size": 10},
                         marker={"color": BLUE, "size": 9}, visible=index == 0, name=measure,
                         hovertemplate="%{text}: %{x:.4g}, gap %{y:.4g}<extra></extra>")  # fmt: skip
+    fig.update_layout(updatemenus=[_menu(measures)], showlegend=False)
+    fig.update_xaxes(title=measures[0])
+    fig.update_yaxes(title="generalization gap")
+    return fig
+
+
+def _menu(measures: Sequence[str]) -> dict[str, Any]:
+    """Shows one of the traces, which lie in this order."""
     buttons = [
         {
             "label": m,
@@ -164,9 +188,4 @@ def correlation_figure(table: pd.DataFrame, measures: Sequence[str], data: str) 
         }
         for m in measures
     ]
-    fig.update_layout(
-        updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "bottom"}], showlegend=False
-    )
-    fig.update_xaxes(title=measures[0])
-    fig.update_yaxes(title="generalization gap")
-    return fig
+    return {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "bottom"}

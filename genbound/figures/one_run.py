@@ -58,20 +58,24 @@ def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, u
 
 
 def plot_layers(results: Results, ax: Any = None, most: int = 40) -> Any:
-    """What each layer adds to the Hessian distance bound, as a share of the sum; the largest ``most`` layers."""
+    """What each layer adds to the Hessian distance bound, in per cent of the sum, with its certified interval.
+
+    Args:
+        results: a run that has ``max_quadratic_form``.
+        ax: where to draw.
+        most: layers to show; of more, those with the largest shares, in the order of the network.
+    """
     rows = results.quantities["max_quadratic_form"]["layers"]
     terms = {name: math.sqrt(max(row["upper"], 0.0)) for name, row in rows.items()}
     low = {name: math.sqrt(max(row["lower"], 0.0)) for name, row in rows.items()}
     total = sum(terms.values()) or 1.0
-    psd = {row["name"]: row["positive_semidefinite"] for row in results.layer_rows}
-    names = list(terms)
-    if len(names) > most:
-        keep = set(sorted(names, key=terms.get, reverse=True)[:most])
-        names = [name for name in names if name in keep]
+    largest = set(sorted(terms, key=lambda name: terms[name], reverse=True)[:most])
+    names = [name for name in terms if name in largest]
     ax = new_axes(6.5, 1.2 + 0.22 * len(names)) if ax is None else ax
     places = np.arange(len(names))
     share = np.array([100 * terms[n] / total for n in names])
     error = np.array([100 * (terms[n] - low[n]) / total for n in names])
+    psd = {row["name"]: row["positive_semidefinite"] for row in results.layer_rows}
     colours = [BLUE if psd[n] else ORANGE for n in names]
     ax.barh(places, share, color=colours, height=0.7)
     ax.errorbar(share - error / 2, places, xerr=error / 2, fmt="none", color="black", lw=0.8)
@@ -86,7 +90,13 @@ def plot_layers(results: Results, ax: Any = None, most: int = 40) -> Any:
 
 
 def plot_samples(results: Results, ax: Any = None) -> Any:
-    r"""How :math:`v^\top H^+ v`, added up over the layers, is distributed over the samples, and which is largest."""
+    r"""How :math:`v^\top H^+ v`, added up over the layers, is distributed over the samples, and which is largest.
+
+    Args:
+        results: a run with ``samples``: rows of ``sample``, ``layer`` and ``max_quadratic_form`` from both sides, in
+            the unit of the loss.
+        ax: where to draw.
+    """
     table = results.samples
     column = "max_quadratic_form_upper"
     upper = table.groupby("sample")[column].sum()

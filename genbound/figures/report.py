@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import html
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from genbound.errors import GenboundError
 from genbound.figures.interactive import FIGURES, bounds_figure, correlation_figure, figure
@@ -86,11 +89,9 @@ def _layers(results: Results) -> str:
 
 
 def _correlations(named: Mapping[str, Results]) -> str:
+    """Tables and plots of each data set; nothing where a run has no gap, or a data set too few runs."""
+    sizes = Counter(results.data.get("sha256") or results.data.get("spec") for results in named.values())
     gaps = [measured_gap(results, "loss") for results in named.values()]
-    sizes: dict[Any, int] = {}
-    for results in named.values():
-        key = results.data.get("sha256") or results.data.get("spec")
-        sizes[key] = sizes.get(key, 0) + 1
     if None in gaps or not sizes or min(sizes.values()) < FEWEST:
         return ""
     try:
@@ -98,26 +99,24 @@ def _correlations(named: Mapping[str, Results]) -> str:
     except GenboundError as error:
         return f'<p class="warning">{html.escape(str(error))}</p>'
     parts = [f'<p class="warning">{html.escape(warning)}</p>' for warning in found.warnings]
-    controlled = [column for column in CONTROLLED if column in found.table]
     for data, group in found.table.groupby("data", sort=False) if len(found.table) else ():
-        rows = []
-        for row in group.to_dict("records"):
-            cells = [row["measure"]]
-            for title in STATISTICS:
-                cells += [
-                    f"{row[title]:.2f} [{row[f'{title}_lower']:.2f}, {row[f'{title}_upper']:.2f}]",
-                    digits(row[f"{title}_p"], 2),
-                ]
-            rows.append(cells + ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in controlled])
-        head = [
-            "measure",
-            *(text for title in STATISTICS for text in (title, f"p ({title})")),
-            *(c.replace("_", " ") for c in controlled),
-        ]
-        group_points = found.points[found.points["data"] == data]
-        parts += [f"<h3>{html.escape(str(data))}</h3>", table(head, rows)]
-        parts.append(figures([correlation_figure(group_points, list(group["measure"]), str(data))]))
+        drawn = correlation_figure(found.points[found.points["data"] == data], list(group["measure"]), str(data))
+        parts += [f"<h3>{html.escape(str(data))}</h3>", _coefficients(group), figures([drawn])]
     return "".join(parts)
+
+
+def _coefficients(group: pd.DataFrame) -> str:
+    """One row a measure: each coefficient with its 95 % interval and p-value, then those that control for settings."""
+    controlled = [column for column in CONTROLLED if column in group]
+    head = ["measure", *(text for title in STATISTICS for text in (title, f"p ({title})"))]
+    rows = []
+    for row in group.to_dict("records"):
+        cells = [row["measure"]]
+        for title in STATISTICS:
+            interval = f"[{row[f'{title}_lower']:.2f}, {row[f'{title}_upper']:.2f}]"
+            cells += [f"{row[title]:.2f} {interval}", digits(row[f"{title}_p"], 2)]
+        rows.append(cells + ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in controlled])
+    return table([*head, *(column.replace("_", " ") for column in controlled)], rows)
 
 
 def _assumptions(comparison: Comparison) -> str:

@@ -58,41 +58,38 @@ def points(
     """
     if gap not in UNITS:
         raise GenboundError(f"gap {gap!r} is unknown: use {' or '.join(UNITS)}")
-    named = as_results(runs)
-    groups: dict[str, dict[str, Results]] = {}
-    for name, results in named.items():
-        key = results.data.get("sha256") or results.data.get("spec") or "no data"
-        groups.setdefault(key, {})[name] = results
+    groups = _by_data_set(as_results(runs))
     if not allow_mixed:
         for group in groups.values():
             refuse_unlike(group, {k: v for k, v in unlike(group).items() if k != "layer partition"})
-    titles = _titles(groups)
-    rows = []
-    for key, group in groups.items():
+    found, rows = {}, []
+    for title, group in groups.items():
         for name, results in group.items():
             value = measured_gap(results, gap)
             if value is None:
                 raise GenboundError(f"{name} has no generalization gap in the {gap}: evaluate it with --test-data")
             stated = {**results.config.get("hyperparameters", {}), **(hyperparameters or {}).get(name, {})}
-            bounds = {
-                bound: row for bound, row in results.bounds.items() if row["log10"] is not None or row["value"] == 0
-            }
-            rows.append({"run": name, "data": titles[key], "gap": value, "hyperparameters": stated, "bounds": bounds})
+            rows.append({"run": name, "data": title, "gap": value, "hyperparameters": stated})
+            found[name] = {b: r for b, r in results.bounds.items() if r["log10"] is not None or r["value"] == 0}
     frame = pd.DataFrame(rows).set_index("run")
-    for bound in dict.fromkeys(b for row in frame["bounds"] for b in row):
-        entries = [row.get(bound) for row in frame["bounds"]]
-        overflow = any(e is not None and e["value"] is None for e in entries)
-        column = f"log10 {bound}" if overflow else bound
-        side = "log10" if overflow else "value"
+    for bound in dict.fromkeys(b for row in found.values() for b in row):
+        entries = [row.get(bound) for row in found.values()]
+        overflow = any(entry is not None and entry["value"] is None for entry in entries)
+        column, side = (f"log10 {bound}", "log10") if overflow else (bound, "value")
         frame[column] = [math.nan if e is None or e[side] is None else float(e[side]) for e in entries]
-    return frame.drop(columns="bounds")
+    return frame
 
 
-def _titles(groups: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
+def _by_data_set(runs: Mapping[str, Results]) -> dict[str, dict[str, Results]]:
+    """Name of the data set -> name of the run -> results; the name has a digest where two have the same SPEC."""
+    groups: dict[str, dict[str, Results]] = {}
+    for name, results in runs.items():
+        key = results.data.get("sha256") or results.data.get("spec") or "no data"
+        groups.setdefault(key, {})[name] = results
     specs = {key: next(iter(group.values())).data.get("spec") or "data in memory" for key, group in groups.items()}
     if len(set(specs.values())) < len(specs):
-        return {key: f"{spec} ({key[:8]})" for key, spec in specs.items()}
-    return specs
+        specs = {key: f"{spec} ({key[:8]})" for key, spec in specs.items()}
+    return {specs[key]: group for key, group in groups.items()}
 
 
 def correlate(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from genbound.results.results import Results
 
@@ -28,9 +30,14 @@ UNITS = {
 }
 
 
+def losses(results: Results) -> Mapping[str, Any]:
+    """What was measured of the loss and the error; empty if nothing was."""
+    return results.quantities.get("losses", {})
+
+
 def measured(results: Results, entry: str) -> float | None:
     """An entry of a run's losses, in the unit of the loss or as a fraction; ``None`` where it was not measured."""
-    return results.quantities.get("losses", {}).get(entry)
+    return losses(results).get(entry)
 
 
 def measured_gap(results: Results, unit: str) -> float | None:

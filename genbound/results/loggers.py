@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from genbound.errors import GenboundError
+from genbound.results.gap import losses
 from genbound.results.results import Results
 
 
@@ -20,8 +21,7 @@ def metrics(results: Results) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, row in results.bounds.items():
         found |= {f"bounds/{name}": row["value"], f"bounds/{name}/log10": row["log10"]}
-    losses = results.quantities.get("losses", {})
-    found |= {f"losses/{key}": value for key, value in losses.items() if not key.startswith("num_")}
+    found |= {f"losses/{key}": value for key, value in losses(results).items() if not key.startswith("num_")}
     for name, summary in results.quantities.items():
         if isinstance(summary.get("total"), Mapping):
             found[f"{name}/total"] = summary["total"]["value"]

@@ -149,7 +149,11 @@ def _cells(name: str, row: dict[str, Any]) -> list[str]:
 
 
 def load_results(path: str | Path) -> Results:
-    """Read a run's directory, or its results.json."""
+    """Read a run's directory, or its results.json.
+
+    Raises:
+        GenboundError: it is not there, is no results.json, or is one of another schema version.
+    """
     path = Path(path)
     file = path / "results.json" if path.is_dir() else path
     if not file.exists():
@@ -182,7 +186,17 @@ def load_results(path: str | Path) -> Results:
 def samples_frame(
     indices: list[int], layers: list[str], arrays: dict[str, dict[str, np.ndarray]]
 ) -> pd.DataFrame | None:
-    """Per-sample arrays of all quantities as one long table."""
+    """Per-sample arrays of all quantities as one long table.
+
+    Args:
+        indices: of the N measured samples in the data.
+        layers: names of the L layers.
+        arrays: quantity -> name -> values of the samples ``[N]`` or of the samples and layers ``[N, L]``, in the unit
+            of the quantity; others are left out.
+
+    Returns:
+        N times L rows with ``sample``, ``layer`` and a column for each array; ``None`` if there is none.
+    """
     index = pd.MultiIndex.from_product([indices, layers], names=["sample", "layer"])
     table = pd.DataFrame(index=index)
     for quantity, named in arrays.items():
