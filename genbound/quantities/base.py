@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     import torch
 
 
+DATA_SHARD = 512  # samples of a whole data set whose statistics are stored together
+
+
 class Context(Protocol):
     """What a measurement is given beside the problem."""
 
@@ -86,8 +89,13 @@ def stream(context: Context, quantity: str, *key: str | int) -> torch.Generator:
     return generator(context.seed, quantity, *key)
 
 
+def data_shards(num: int) -> list[range]:
+    """The numbers below ``num``, all samples of a data set, in runs whose statistics are stored together."""
+    return [range(start, min(start + DATA_SHARD, num)) for start in range(0, num, DATA_SHARD)]
+
+
 def stack(parts: Sequence[Part], name: str) -> np.ndarray:
-    """Per-sample arrays of all parts, one after another."""
+    """Per-sample arrays ``[n, ...]`` of all parts, one after another."""
     return np.concatenate([part[name] for part in parts])
 
 

@@ -1,17 +1,20 @@
 r"""How far every layer moved: :math:`\|v_i\|_F = \|W_i - W_i^{(s)}\|_F`.
 
-Needs the weights alone. Exact; cost negligible.
+Needs the weights alone. Unit: that of the weights. Exact; cost negligible.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from genbound.quantities.base import Context, Measured, Quantity
 from genbound.quantities.summary import Reading
 
-NAME = "displacement_norm"
+if TYPE_CHECKING:
+    from genbound.network.weights import BaseProblem
 
 
-def measure(problem, context: Context) -> Measured:
+def measure(problem: BaseProblem, context: Context) -> Measured:
     """The norm of every layer's displacement and of its pretrained weight, and that of all together."""
     layers, total = {}, 0.0
     for layer in problem.layers:
@@ -22,7 +25,7 @@ def measure(problem, context: Context) -> Measured:
 
 
 QUANTITY = Quantity(
-    NAME,
+    "displacement_norm",
     "Frobenius norm of each layer's displacement from its initialisation",
     measure,
     needs_data=False,

@@ -11,12 +11,15 @@ its :math:`L + 1` weight matrices. By Euler's theorem
 
 .. math:: \texttt{value} = (L + 1) \sqrt{\mathbb E\,\langle \partial\ell/\partial f, f\rangle^2} ,
 
-the mean over the measured samples and their labels. Three neighbours stand beside it: ``parametric``,
-:math:`\sqrt{\mathbb E \langle w, \nabla_w\ell\rangle^2}` with all parameters, which is the definition and needs no
-homogeneity; ``identity_holds``, whether the two agree to 0.1 % (they do not with biases, normalisation or other
-activations, where ``value`` is the formula alone); and ``model_expectation``, ``value`` with labels drawn from the
-model, :math:`\mathbb E_{y \sim p} \langle\partial\ell/\partial f, f\rangle^2 = \mathrm{Var}_{c\sim p}(f_c)` for
-cross-entropy. :math:`L + 1`, ``depth``, is the largest number of layers on a path from the input to the output.
+the mean over the measured samples and their labels. :math:`L + 1`, ``depth``, is the largest number of layers on a path
+from the input to the output. Three neighbours stand beside the value:
+
+* ``parametric`` is :math:`\sqrt{\mathbb E \langle w, \nabla_w\ell\rangle^2}` with all parameters: the definition, which
+  needs no homogeneity.
+* ``identity_holds`` says whether the two agree to 0.1 %. They do not with biases, normalisation or other activations;
+  then ``value`` is the formula alone.
+* ``model_expectation`` is ``value`` with labels drawn from the model. For cross-entropy
+  :math:`\mathbb E_{y \sim p} \langle\partial\ell/\partial f, f\rangle^2 = \mathrm{Var}_{c\sim p}(f_c)`.
 
 Unit: that of the loss. Cost: two forward passes and one backward pass. Exact over the measured samples; ``squared_sem``
 is the standard error of :math:`\texttt{value}^2` from the choice of the samples.
@@ -29,20 +32,48 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from genbound.data.samples import Batch
 from genbound.estimators.estimate import data_sem
 from genbound.network.loss_functions import CROSS_ENTROPY
+from genbound.network.problem import Problem
 from genbound.network.weight_uses import LeafUse
 from genbound.quantities.base import Context, Measured, Part, stack
 
-NAME = "fisher_rao"
+
+def measure(problem: Problem, context: Context) -> Measured:
+    """The norm by the formula and by its definition, from per-sample inner products."""
+    parts = context.map("samples", problem.shards(), lambda positions: _inner_products(problem, positions))
+    outer, whole, variance = (stack(parts, key) for key in ("outer", "whole", "variance"))
+    layers, num = depth(problem), problem.num_samples
+    value = layers * math.sqrt((outer**2).mean())
+    parametric = math.sqrt((whole**2).mean())
+    squares = (layers * outer) ** 2
+    plain = problem.loss.name == CROSS_ENTROPY.name and problem.num_outputs == problem.num_classes
+    error = np.abs(whole - layers * outer).max()
+    return Measured(
+        {
+            "value": value,
+            "squared_sem": float(data_sem(squares, np.zeros_like(squares), problem.num_data)),
+            "parametric": parametric,
+            "identity_holds": bool(error <= 1e-3 * np.abs(whole).max()),
+            "model_expectation": layers * math.sqrt(variance.mean()) if plain else None,
+            "depth": layers,
+            "num_samples": num,
+        }
+    )
 
 
-def _inner_products(problem, positions) -> Part:
-    """``<dl/df, f>`` and ``<w, dl/dw>`` of every sample, and the variance of f under the model's probabilities."""
+def _inner_products(problem: Problem, positions: Sequence[int]) -> Part:
+    """Of every sample: ``outer`` is ``<dl/df, f>``, ``whole`` is ``<w, dl/dw>``, in the unit of the loss.
+
+    ``variance`` is that of f under the model's probabilities. All are ``[n]``.
+    """
     outer, whole, variance = [], [], []
     for run in problem.batches(positions):
         batch = problem.batch(run)
@@ -64,8 +95,8 @@ def _inner_products(problem, positions) -> Part:
     }
 
 
-def _radial(problem, batch, gradient: torch.Tensor) -> torch.Tensor:
-    """``<w, dl/dw>`` of every sample, all at once.
+def _radial(problem: Problem, batch: Batch, gradient: Tensor) -> Tensor:
+    """``<w, dl/dw>`` of every sample ``[n]``, all at once, from ``dl/df`` in the outputs' shape.
 
     ``<J^T u, w>`` differentiated in u is ``J w``, the output's derivative.
     """
@@ -80,7 +111,7 @@ def _radial(problem, batch, gradient: torch.Tensor) -> torch.Tensor:
     return (gradient * moved).flatten(1).double().sum(1)
 
 
-def depth(problem) -> int:
+def depth(problem: Problem) -> int:
     """Largest number of layers on a path from the input to the output of the executed graph."""
     tape = problem.tape([0])
     places = {use.edge.node for uses in tape.uses.values() for use in uses if not isinstance(use, LeafUse)}
@@ -91,26 +122,3 @@ def depth(problem) -> int:
         below = max((longest[operand] for operand, _ in node.next_functions if operand is not None), default=0)
         longest[node] = below + (node in places)
     return max(longest.values(), default=0)
-
-
-def measure(problem, context: Context) -> Measured:
-    """The norm by the formula and by its definition, from per-sample inner products."""
-    parts = context.map("samples", problem.shards(), lambda positions: _inner_products(problem, positions))
-    outer, whole, variance = (stack(parts, key) for key in ("outer", "whole", "variance"))
-    layers, num = depth(problem), problem.num_samples
-    value = layers * math.sqrt((outer**2).mean())
-    parametric = math.sqrt((whole**2).mean())
-    squares = (layers * outer) ** 2
-    plain = problem.loss.name == CROSS_ENTROPY.name and problem.num_outputs == problem.num_classes
-    error = np.abs(whole - layers * outer).max()
-    return Measured(
-        {
-            "value": value,
-            "squared_sem": float(data_sem(squares, np.zeros_like(squares), problem.num_data)),
-            "parametric": parametric,
-            "identity_holds": bool(error <= 1e-3 * np.abs(whole).max()),
-            "model_expectation": layers * math.sqrt(variance.mean()) if plain else None,
-            "depth": layers,
-            "num_samples": num,
-        }
-    )

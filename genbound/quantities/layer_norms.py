@@ -29,16 +29,17 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from genbound.network.weights import BaseProblem
 from genbound.quantities.base import Context, Measured
-from genbound.structure.layer_matrices import exact_norms
+from genbound.structure.layer_matrices import Operator, exact_norms
 from genbound.structure.reader import read_structure
 
-NAME = "layer_norms"
 
-
-def measure(problem, context: Context) -> Measured:
+def measure(problem: BaseProblem, context: Context) -> Measured:
     """The exact norms and the sizes of every layer's operator, for both models and the displacement."""
     structure = read_structure(problem)
     rows = {}
@@ -61,15 +62,18 @@ def measure(problem, context: Context) -> Measured:
     return Measured({"layers": rows})
 
 
-def _largest(operators, bias: Tensor | None) -> dict[str, float]:
+def _largest(operators: Sequence[Operator], bias: Tensor | None) -> dict[str, float]:
+    """Every norm of the largest of the operators, which share a bias ``[out]``."""
     found = [exact_norms(operator, bias) for operator in operators]
     return {name: max(norms[name] for norms in found) for name in found[0]}
 
 
 def _difference(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """``a - b``, where ``None`` is zero."""
     return a if b is None else -b if a is None else a - b
 
 
 def _bias_norms(name: str, bias: Tensor | None, positions: int) -> dict[str, float]:
+    """Norms of a bias ``[out]`` that is added at every position, and of the vector alone."""
     norm = 0.0 if bias is None else float(bias.norm())
     return {f"{name}_norm": norm * positions**0.5, f"{name}_vector_norm": norm}

@@ -3,8 +3,8 @@ r"""The margin of the training samples and a low percentile of it.
 .. math:: m(x, y) = f(x)_y - \max_{j \ne y} f(x)_j
 
 ``value`` is the percentile :math:`\gamma` of the margins of all training samples given (linear interpolation), with its
-sign: it is negative where more than that part is misclassified, and bounds with :math:`1/\gamma` then do not exist
-(``inverse_square`` is null). ``margin_loss`` is the fraction of samples with a margin of at most :math:`\gamma`, the
+sign. It is negative where more than that part is misclassified. Bounds with :math:`1/\gamma` then do not exist, and
+``inverse_square`` is null. ``margin_loss`` is the fraction of samples with a margin of at most :math:`\gamma`, the
 empirical term that belongs to a margin bound. Unit: that of the scores.
 
 Exact. Cost: none beyond that of ``losses``, whose forward passes give the margins too.
@@ -13,6 +13,7 @@ Exact. Cost: none beyond that of ``losses``, whose forward passes give the margi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from genbound.quantities.base import Context, Measured, Quantity
 from genbound.quantities.measure_options import option
 from genbound.quantities.summary import Reading
 
-NAME = "margin"
+if TYPE_CHECKING:
+    from genbound.network.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class MarginOptions:
             raise GenboundError(f"margin percentile {self.percentile} is not between 0 and 100")
 
 
-def measure(problem, context: Context) -> Measured:
+def measure(problem: Problem, context: Context) -> Measured:
     """The margins' percentile, and what stands beside it, from the margins of ``losses``."""
     margins = context.measured["losses"].data["margin"]
     margins = margins[~np.isnan(margins)]
@@ -55,7 +57,7 @@ def measure(problem, context: Context) -> Measured:
     )
 
 
-def applies_to(problem) -> str | None:
+def applies_to(problem: Problem) -> str | None:
     """The loss must have classes, and a sample one label."""
     if not problem.loss.classes:
         return f"a margin needs class scores, and the loss {problem.loss.name} has none"
@@ -68,7 +70,7 @@ def applies_to(problem) -> str | None:
 
 
 QUANTITY = Quantity(
-    NAME,
+    "margin",
     "a low percentile of the training margins",
     measure,
     MarginOptions,

@@ -10,13 +10,12 @@ Cost: two forward passes of one sample. Exact.
 
 from __future__ import annotations
 
+from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured
 from genbound.structure.reader import read_structure
 
-NAME = "structure"
 
-
-def measure(problem, context: Context) -> Measured:
+def measure(problem: Problem, context: Context) -> Measured:
     """The tree and what else was read from the executed operations; no sample matters."""
     found = read_structure(problem)
     return Measured(
