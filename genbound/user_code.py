@@ -8,8 +8,10 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from genbound.errors import GenboundError
 
 
 @contextlib.contextmanager
-def rng_untouched():
+def rng_untouched() -> Iterator[None]:
     """Restore the global random states of Python, NumPy and torch on the way out.
 
     Building a model draws its initial weights and a user's file may call ``torch.manual_seed``: neither may
@@ -114,27 +116,29 @@ def describe(error: BaseException, file: Path | None = None) -> str:
     return f"{type(error).__name__}{where}: {message or 'no message'}"
 
 
-def _import_file(file: Path):
+def _import_file(file: Path) -> ModuleType:
     # A name of its own: the user's models.py must neither shadow nor be shadowed by another models.py.
     name = f"genbound_user_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-    module_spec = importlib.util.spec_from_file_location(name, file)
+    loader = SourceFileLoader(name, str(file))
+    module_spec = ModuleSpec(name, loader, origin=str(file))
+    module_spec.has_location = True  # gives the module its __file__
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses and pickling look their module up here
     try:
-        module_spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
 
 
-def _functions(module) -> str:
+def _functions(module: ModuleType) -> str:
     own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     return ", ".join(key for key in own if getattr(module, key).__module__ == module.__name__)
 
 
 @contextlib.contextmanager
-def _on_path(folder: Path):
+def _on_path(folder: Path) -> Iterator[None]:
     path, bytecode = list(sys.path), sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
     sys.dont_write_bytecode = True

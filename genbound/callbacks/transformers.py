@@ -63,7 +63,7 @@ class GenboundCallback(TrainerCallback):
             self.record.begin(model)
         if not state.is_world_process_zero:
             return
-        folder = Path(args.output_dir)
+        folder = Path(str(args.output_dir))
         given = {"data": (self.data, train_dataloader, "train"), "test_data": (self.test_data, eval_dataloader, "test")}
         for name, (spec, loader, part) in given.items():
             found = spec or _write_rows(getattr(loader, "dataset", None), folder, part)
@@ -74,7 +74,8 @@ class GenboundCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the sidecar into the new checkpoint, with paths that count from there."""
         if state.is_world_process_zero:
-            _point_up(Path(args.output_dir), Path(args.output_dir, f"checkpoint-{state.global_step}"))
+            folder = Path(str(args.output_dir))
+            _point_up(folder, folder / f"checkpoint-{state.global_step}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None,
@@ -85,7 +86,7 @@ class GenboundCallback(TrainerCallback):
             return
         datasets = [getattr(loader, "dataset", None) for loader in (train_dataloader, eval_dataloader)]
         samples, held_out = (None if data is None else _samples(data, model, kwargs) for data in datasets)
-        self.results = self.record.evaluate(model, samples, held_out, args.output_dir)
+        self.results = self.record.evaluate(model, samples, held_out, str(args.output_dir))
 
 
 def _point_up(parent: Path, folder: Path) -> None:

@@ -43,7 +43,7 @@ def base_class(files: PairFiles, auto: str = "") -> HubClass:
     adapter, init = files.ckpt, files.init
     content = adapter.adapter or {}
     task, mapping = content.get("task_type"), content.get("auto_mapping") or {}
-    auto = auto or TASKS.get(task) or (mapping.get("base_model_class", "") if isinstance(mapping, dict) else "")
+    auto = auto or TASKS.get(str(task)) or (mapping.get("base_model_class", "") if isinstance(mapping, dict) else "")
     if init.config is None:
         raise GenboundError(
             f"the adapter's base model {str(init.path)!r} has no config.json; give its Hugging Face "
@@ -95,7 +95,7 @@ def merge(base: nn.Module, adapter: StateFile) -> Merged:
     return Merged(merged.eval(), factors, what)
 
 
-def _attached(base: nn.Module, adapter: StateFile) -> tuple[nn.Module, str]:
+def _attached(base: nn.Module, adapter: StateFile) -> tuple[Any, str]:
     """A copy of the base with the adapter beside its weights, and the kind of adapter."""
     peft = import_optional("peft", "a PEFT adapter needs peft", "genbound[peft]")
     kind = str((adapter.adapter or {}).get("peft_type"))
@@ -109,7 +109,7 @@ def _attached(base: nn.Module, adapter: StateFile) -> tuple[nn.Module, str]:
                     "weight where it was, so there is no distance to measure"
                 )
             # The base is copied in full precision: merging into half precision would round the displacement.
-            model = peft.get_peft_model(copy.deepcopy(base).float(), config)
+            model: Any = peft.get_peft_model(copy.deepcopy(base).float(), config)
             report = peft.set_peft_model_state_dict(model, dict(adapter.tensors))
     except GenboundError:
         raise
@@ -129,7 +129,7 @@ def _arguments(peft: Any, adapter: StateFile, kind: str) -> dict[str, Any]:
             f"{str(adapter.path)!r}: peft {peft.__version__} knows no adapter of type {kind!r}; update peft"
         )
     fields = {field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
-    given = {name: value for name, value in adapter.adapter.items() if name in fields}
+    given = {name: value for name, value in (adapter.adapter or {}).items() if name in fields}
     start = given.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(REBASED):
         raise GenboundError(

@@ -1,7 +1,10 @@
 """Names to names: which tensor of a checkpoint belongs to which weight of a model, and what may be absent."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +37,7 @@ class Signature:
     vocabulary: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Signature":
+    def of(cls, model: nn.Module) -> Signature:
         """The signature of a live model."""
         named = dict(model.named_parameters())
         first = {id(parameter): name for name, parameter in named.items()}
@@ -51,7 +54,7 @@ class Signature:
         )
 
 
-def _vocabulary(model: nn.Module) -> tuple[str, ...]:
+def _vocabulary(model: Any) -> tuple[str, ...]:
     """Token embeddings, and the output layer of a language model with its bias; other models have only the former."""
     if hasattr(model, "get_input_embeddings"):
         try:

@@ -70,10 +70,9 @@ def load_pair(spec: PairSpec) -> Pair:
     files = read_pair(spec)
     with rng_untouched():
         built = _build(files)
-        if built is None:
-            return weights_only(files)
-        pair = assemble(built, files)
-    huggingface.name_padding(pair.model, pair.tokenizer_dir, spec.trust_remote_code)
+        pair = weights_only(files) if built is None else assemble(built, files)
+    if pair.model is not None:
+        huggingface.name_padding(pair.model, pair.tokenizer_dir, spec.trust_remote_code)
     return pair
 
 
@@ -94,7 +93,7 @@ def _from_spec(files: PairFiles) -> Built:
     """The model that ``--model``, the sidecar or the caller names."""
     spec = files.spec.model
     if isinstance(spec, nn.Module):
-        return Built(copy.deepcopy(spec), files.ckpt.tensors, files.init.tensors, "the given module", None)
+        return Built(files.ckpt.tensors, files.init.tensors, "the given module", copy.deepcopy(spec))
     if callable(spec):
         name = getattr(spec, "__name__", type(spec).__name__)
         return _from_factory(files, lambda: _call(spec, name, files.ckpt), f"the given function {name}")
@@ -137,7 +136,7 @@ def _from_factory(files: PairFiles, factory: Callable[[], Any], rule: str) -> Bu
     model = factory()
     if not isinstance(model, nn.Module):
         raise GenboundError(f"{rule} returns {type(model).__name__}; a model factory must return a torch.nn.Module")
-    return Built(model, files.ckpt.tensors, files.init.tensors, rule, factory)
+    return Built(files.ckpt.tensors, files.init.tensors, rule, model, factory)
 
 
 def _from_library(
@@ -146,7 +145,7 @@ def _from_library(
     from genbound.checkpoints.vision import vision_model
 
     model, build = vision_model(library, name, files.ckpt.tensors, arguments)
-    return Built(model, files.ckpt.tensors, files.init.tensors, rule, build)
+    return Built(files.ckpt.tensors, files.init.tensors, rule, model, build)
 
 
 def _from_hub_class(files: PairFiles, auto: str, rule: str) -> Built:
@@ -162,7 +161,7 @@ def _from_hub_class(files: PairFiles, auto: str, rule: str) -> Built:
             f"{str(described.directory / 'config.json')!r} cannot be used ({type(error).__name__}: {error}); "
             "restore the original"
         ) from error
-    return Built(model, state, init_state, f"{rule}: {hub.choice}", hub.build, (unused, init_unused))
+    return Built(state, init_state, f"{rule}: {hub.choice}", model, hub.build, (unused, init_unused))
 
 
 def _from_adapter(files: PairFiles) -> Built:
@@ -173,12 +172,11 @@ def _from_adapter(files: PairFiles) -> Built:
     if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "hf"):
         hub = adapters.base_class(files, spec.partition(":")[2] if spec else "")
         base, start, unused = huggingface.load_through(hub, files.init.tensors)
-        plain = Built(base, files.ckpt.tensors, start, hub.choice, hub.build, ((), unused))
+        plain = Built(files.ckpt.tensors, start, hub.choice, base, hub.build, ((), unused))
     else:
         plain = _from_spec(files)
         adapters.fill_base(plain.model, files.init)
     merged = adapters.merge(plain.model, files.ckpt)
-    return Built(
-        merged.model, merged.model.state_dict(), plain.init, f"adapter_config.json: {merged.what}; on {plain.rule}",
-        plain.rebuild, plain.unused, merged.factors,
-    )  # fmt: skip
+    rule = f"adapter_config.json: {merged.what}; on {plain.rule}"
+    state = merged.model.state_dict()
+    return Built(state, plain.init, rule, merged.model, plain.rebuild, plain.unused, merged.factors)

@@ -95,7 +95,7 @@ def _entries(content: Any, path: str = "", depth: int = 0) -> dict[str, dict[str
     if not isinstance(content, Mapping) or depth > 3 or not all(isinstance(key, str) for key in content):
         return {}
     own = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
-    found = {}
+    found: dict[str, dict[str, Tensor]] = {}
     for name, value in content.items():
         if any(word in name.lower() for word in OTHER) and "ema" not in name.lower():
             continue

@@ -30,12 +30,12 @@ class HubClass:
     """A model class of transformers with the config that builds it.
 
     Attributes:
-        cls: the class.
+        cls: the class, one of ``torch.nn.Module``.
         config: its config; ``num_labels`` is set to what the head in the file has.
         choice: a sentence that says what decided.
     """
 
-    cls: type[nn.Module]
+    cls: Any
     config: Any
     choice: str
 
@@ -151,9 +151,9 @@ def load_through(hub: HubClass, tensors: Mapping[str, Tensor]) -> tuple[nn.Modul
         # Weights tied to one that did not fit hold random numbers as well, though no key of theirs is missing.
         for other in [other for other in state if parameters.get(other, 0) is parameters.get(name)]:
             del state[other]
-        own = next((key for key in strip_prefixes(tensors, [name], prefix)), None)
-        fits = own is not None and tuple(tensors[own].shape) == tuple(shape)
-        state[name] = tensors[own] if fits else torch.empty(tuple(shape), device="meta")
+        own = next((tensors[key] for key in strip_prefixes(tensors, [name], prefix)), None)
+        fits = own is not None and tuple(own.shape) == tuple(shape)
+        state[name] = own if own is not None and fits else torch.empty(tuple(shape), device="meta")
     return model.eval(), state, tuple(sorted(info["unexpected_keys"]))
 
 
@@ -250,7 +250,7 @@ def head_parameters(model: nn.Module) -> tuple[str, ...] | None:
     return tuple(name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}."))
 
 
-def predicts_next_token(model: nn.Module) -> bool:
+def predicts_next_token(model: Any) -> bool:
     """It is a causal language model of transformers: each token is the label of the one before it."""
     return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 

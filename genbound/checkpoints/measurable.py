@@ -39,7 +39,8 @@ def measurable(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Ten
                 f"checkpoint {str(path)!r} holds quantised weights ({kind}: {name!r}), whose distance from the start "
                 "is mostly rounding; dequantise the model (model.dequantize() in transformers) and save it in full"
             )
-    found, done = {}, Counter()
+    found: dict[str, Tensor] = {}
+    done: Counter[str] = Counter()
     for name, tensor in tensors.items():
         found[name], what = _widened(tensor)
         _refuse_damaged(name, found[name], path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 # DataParallel and DDP, torch.compile, FSDP, activation checkpointing, Lightning Fabric: anywhere in a name, in any
 # order.
@@ -99,7 +99,13 @@ def strip_prefixes(keys: Iterable[str], expected: Iterable[str], prefix: str = "
     return mapping
 
 
-def _match(keys, expected, mapping: dict[str, str], of_key, of_name) -> bool:
+def _match(
+    keys: Iterable[str],
+    expected: Iterable[str],
+    mapping: dict[str, str],
+    of_key: Callable[[str], str],
+    of_name: Callable[[str], str],
+) -> bool:
     """Add the pairs whose reduced names are equal, if one key and one name have them; whether that was always so."""
     clear = True
     taken = set(mapping.values())

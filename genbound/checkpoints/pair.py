@@ -60,23 +60,32 @@ class Pair:
         return self.head if self.head_policy == "exclude" else ()
 
 
-@dataclass
-class Built:
-    """A model with both files' tensors under names that it understands.
+@dataclass(frozen=True)
+class Sources:
+    """Both files' tensors under names that go together.
 
     Attributes:
-        model: the architecture, with whatever weights; ``None`` where only weights are compared.
-        ckpt, init: the tensors of the files.
-        rule: which rule chose the architecture.
+        ckpt, init: the tensors of the files, of any shape.
+        rule: a sentence that says which rule chose the names.
+    """
+
+    ckpt: Mapping[str, Tensor]
+    init: Mapping[str, Tensor]
+    rule: str
+
+
+@dataclass(frozen=True)
+class Built(Sources):
+    """A model, with both files' tensors under names that it understands.
+
+    Attributes:
+        model: the architecture, with whatever weights.
         rebuild: constructs the model again, where that is possible.
         unused: names in CKPT and in INIT that the model's own loading has left out.
         factors: the two factors of displacements that are known as such, by the weight's name.
     """
 
-    model: nn.Module | None
-    ckpt: Mapping[str, Tensor]
-    init: Mapping[str, Tensor]
-    rule: str
+    model: nn.Module
     rebuild: Callable[[], nn.Module] | None = None
     unused: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     factors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -98,42 +107,43 @@ def assemble(built: Built, files: PairFiles) -> Pair:
     fresh = _seeded_head(built, spec.head_policy) if spec.head_policy.startswith("seed:") else {}
     if any(built.unused):
         alignment = dataclasses.replace(alignment, unused_ckpt=built.unused[0], unused_init=built.unused[1])
-    return pair_of(built, files, params, head, alignment, fresh)
+    pair = pair_of(built, files, params, head, alignment, fresh)
+    factors = {name: two for name, two in built.factors.items() if name in alignment.matched}
+    return dataclasses.replace(pair, model=model, factors=factors)
 
 
 def pair_of(
-    built: Built,
+    sources: Sources,
     files: PairFiles,
     params: dict[str, Tensor],
     head: tuple[str, ...],
     alignment: Alignment,
     fresh: Mapping[str, Tensor] | None = None,
 ) -> Pair:
-    """The pair of aligned weights.
+    """The pair of aligned weights, without a model.
 
     Args:
-        built: the model, or none, and both files' tensors.
+        sources: both files' tensors.
         files: both files, and what is said about them.
         params: the fine-tuned weights by name, in any shape.
         head: names of the head's parameters.
         alignment: which tensor of INIT belongs to which weight.
         fresh: initial values of weights that INIT does not give, in the shapes of ``params``; zero without.
     """
-    policy = files.spec.head_policy
+    policy, start = files.spec.head_policy, sources.init
     return Pair(
-        model=built.model,
+        model=None,
         params=params,
-        init={name: _initial(name, value, built.init, alignment, fresh or {}) for name, value in params.items()},
-        init_buffers={name: built.init[key] for name, key in alignment.init.items() if name not in params},
+        init={name: _initial(name, value, start, alignment, fresh or {}) for name, value in params.items()},
+        init_buffers={name: start[key] for name, key in alignment.init.items() if name not in params},
         head=head,
         head_policy=policy,
         head_note=_head_note(alignment.new_head, policy),
-        rule=built.rule,
+        rule=sources.rule,
         alignment=alignment,
         tokenizer_dir=files.tokenizer_dir,
         image_dir=files.image_dir,
         provenance=files.provenance,
-        factors={name: pair for name, pair in built.factors.items() if name in alignment.matched},
         notes=(*files.notes, *(f"resized {line}" for line in alignment.resized_lines())),
     )
 

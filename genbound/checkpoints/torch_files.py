@@ -3,6 +3,8 @@
 Nothing in them is executed, and nothing oversized is allocated.
 """
 
+from __future__ import annotations
+
 import collections
 import pickle
 import zipfile
@@ -26,10 +28,14 @@ STATELESS = "save model.state_dict() as safetensors (safetensors.torch.save_file
 
 
 class _InertType(type):
+    benign: bool
+    stands_for: str
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if not cls.benign:
             raise pickle.UnpicklingError(f"calls {cls.stands_for}")
-        return cls.__new__(cls)
+        make: Any = cls.__new__
+        return make(cls)
 
 
 class Inert(metaclass=_InertType):
@@ -40,8 +46,9 @@ class Inert(metaclass=_InertType):
     """
 
     benign, stands_for = False, ""
+    state: dict[str, Any]
 
-    def __new__(cls, *args: Any) -> "Inert":
+    def __new__(cls, *args: Any) -> Inert:
         """An empty stand-in; what it is called with is not looked at."""
         self = object.__new__(cls)
         self.state = {}
@@ -55,7 +62,7 @@ def _empty_dict(*args: Any) -> collections.OrderedDict:
     return collections.OrderedDict()
 
 
-def _stand_in(name: str) -> tuple[type, str]:
+def _stand_in(name: str) -> tuple[Any, str]:
     module, _, last = name.rpartition(".")
     if name == "collections.defaultdict":
         return _empty_dict, name

@@ -10,7 +10,7 @@ from torch import Tensor
 from genbound.checkpoints.alignment import OPTIONAL, STATISTICS, Alignment, Signature, align
 from genbound.checkpoints.heads import matching, named_head, only_new_module
 from genbound.checkpoints.names import last
-from genbound.checkpoints.pair import Built, Pair, pair_of
+from genbound.checkpoints.pair import Pair, Sources, pair_of
 from genbound.checkpoints.pair_files import PairFiles
 from genbound.errors import GenboundError
 
@@ -35,7 +35,7 @@ def weights_only(files: PairFiles) -> Pair:
         head = named_head(shapes) or only_new_module(shapes, start)
     alignment = align(signature, tensors, start, head, spec.head_policy)
     _refuse_another_architecture(alignment, start)
-    return pair_of(Built(None, tensors, start, RULE), files, {name: tensors[name] for name in shapes}, head, alignment)
+    return pair_of(Sources(tensors, start, RULE), files, {name: tensors[name] for name in shapes}, head, alignment)
 
 
 def signature_of(tensors: Mapping[str, Tensor]) -> Signature:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from genbound.checkpoints.pair import Pair
     from genbound.network.layers import Layer
     from genbound.network.problem import Problem
-    from genbound.network.weights import BaseProblem
+    from genbound.network.weights import WeightProblem
 
 
 def catalogue(what: str | None = None) -> str:
@@ -30,7 +30,7 @@ def catalogue(what: str | None = None) -> str:
 
 
 def describe(
-    pair: Pair, problem: BaseProblem, quantities: Sequence[str], options: Mapping[str, Mapping[str, Any]]
+    pair: Pair, problem: Problem | WeightProblem, quantities: Sequence[str], options: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """The report of ``genbound inspect``.
 
@@ -40,7 +40,9 @@ def describe(
         quantities: names of those that would be measured.
         options: quantity name -> its options.
     """
-    if problem.data is None:
+    from genbound.network.weights import WeightProblem
+
+    if isinstance(problem, WeightProblem):
         weights = _table(["layer", "shape"], [[layer.name, _shape(layer)] for layer in problem.layers])
         return "\n".join([*_of_pair(pair), "", f"{problem.reason}; of the weights alone:", "", weights])
     return "\n".join(

@@ -126,7 +126,6 @@ cli.add_command(finetune)
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; an error is one line on standard error and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug, failure = "--debug" in arguments, None
     try:
         return cli.main(arguments, prog_name="genbound", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -137,18 +136,21 @@ def main(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("genbound: interrupted; finished parts are kept, the same command continues", err=True)
         return 130
-    except click.ClickException as error:
-        failure, message = error, " ".join(error.format_message().split())
-    except GenboundError as error:
-        failure, message = error, str(error)
-    except Exception as error:  # a user meets one line here too; --debug shows where it came from
-        text = " ".join(str(error).split())
-        failure = error
-        message = f"unexpected {type(error).__name__}: {text[:300]} (run again with --debug and report the traceback)"
-    if debug:
-        traceback.print_exception(failure)
-    click.echo(f"genbound: error: {message}", err=True)
-    return 2
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exception(error)
+        click.echo(f"genbound: error: {_one_line(error)}", err=True)
+        return 2
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, click.ClickException):
+        return " ".join(error.format_message().split())
+    if isinstance(error, GenboundError):
+        return str(error)
+    # A user meets one line here too; --debug shows where it came from.
+    text = " ".join(str(error).split())[:300]
+    return f"unexpected {type(error).__name__}: {text} (run again with --debug and report the traceback)"
 
 
 def run() -> None:

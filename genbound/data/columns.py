@@ -40,13 +40,14 @@ class Table:
 
 def file_samples(spec: DataSpec, reader: Reader) -> Samples:
     """The samples of a csv, jsonl or parquet file."""
-    wanted = [spec.options[name] for name in ("text", "text_pair", "image") if name in spec.options]
-    wanted += spec.options["label"].split(",") if "label" in spec.options else []
+    wanted: list[str] | None = [spec.options[name] for name in ("text", "text_pair", "image") if name in spec.options]
     if _is_tokenised(spec):
         if spec.scheme == "csv" and ("label" in spec.options or reader.tokenizer is None):
             raise GenboundError(f"data {spec.text!r} does not say which column is the text: add text=COL after '?'")
         wanted = None  # every column with one list a row is an input
-    elif "label" not in spec.options and not reader.next_token:
+    elif "label" in spec.options:
+        wanted += spec.options["label"].split(",")
+    elif not reader.next_token:
         raise _unlabelled(spec)
     columns = read_table(spec, wanted)
     return table_samples(spec, reader, Table(str(spec.path), columns, spec.path.parent, reader.label2id))
@@ -65,7 +66,7 @@ def table_samples(spec: DataSpec, reader: Reader, table: Table) -> Samples:
     if "image" in spec.options:
         return _image_samples(spec, reader, table, labels)
     samples = _text_samples(spec, reader, table, labels)
-    if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
+    if label is not None and isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
         named = dict(zip(map(str, table.columns[label]), labels.tolist(), strict=True))
         samples.label2id = {**(reader.label2id or {}), **named}
     return samples
@@ -114,18 +115,21 @@ def _image_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels)
 
 
 def _text_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels) -> TextSamples:
-    texts, pairs = (table.columns.get(spec.options.get(name)) for name in ("text", "text_pair"))
-    for name, column in ((spec.options["text"], texts), (spec.options.get("text_pair"), pairs)):
-        _refuse_other_than_text(column or (), name, table.where)
+    pairs = _texts(table, spec.options["text_pair"]) if "text_pair" in spec.options else None
     return TextSamples(
-        texts, pairs, labels, reader.tokenizer, spec.options.get("max_length"), spec.text, reader.next_token
-    )
+        _texts(table, spec.options["text"]), pairs, labels, reader.tokenizer, spec.options.get("max_length"), spec.text,
+        reader.next_token,
+    )  # fmt: skip
 
 
-def _refuse_other_than_text(column: Sequence, name: str | None, where: str) -> None:
-    for row, text in enumerate(column):
+def _texts(table: Table, name: str) -> Sequence[Any]:
+    """A column of texts, or of lists of words."""
+    for row, text in enumerate(table.columns[name]):
         if not isinstance(text, str) and not (isinstance(text, list) and text and isinstance(text[0], str)):
-            raise GenboundError(f"{where!r}: column {name!r} of sample {row} holds {type(text).__name__}, no text")
+            raise GenboundError(
+                f"{table.where!r}: column {name!r} of sample {row} holds {type(text).__name__}, no text"
+            )
+    return table.columns[name]
 
 
 def _token_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels) -> TokenSamples:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genbound.data.labels import encode_labels
-from genbound.data.sample_parts import Inputs
+from genbound.data.sample_parts import Inputs, leaves
 from genbound.data.samples import Samples
 from genbound.data.spec import DataSpec, Reader
 from genbound.errors import GenboundError
@@ -47,8 +47,7 @@ class ImageSamples(Samples):
         """The shapes of the sample's inputs; images of one size share a batch."""
         if i not in self._keys:
             inputs, _ = self._item(i)
-            parts = inputs if isinstance(inputs, dict) else {"": inputs}
-            self._keys[i] = tuple((name, tuple(tensor.shape)) for name, tensor in parts.items())
+            self._keys[i] = tuple((name, tuple(tensor.shape)) for name, tensor in leaves(inputs))
         return self._keys[i]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +41,9 @@ def encode_labels(
     if known and all(isinstance(label, str) and label in known for label in labels):
         return torch.tensor([known[label] for label in labels], dtype=torch.long)
     numbers = [None if names and not known else _integer(label) for label in labels]
-    if None not in numbers:
-        return _class_numbers(numbers, where)
+    whole = [number for number in numbers if number is not None]
+    if len(whole) == len(numbers):
+        return _class_numbers(whole, where)
     row = numbers.index(None)
     if not isinstance(labels[row], str) or (_is_number(labels[row]) and not names):
         raise GenboundError(f"{where}: label {labels[row]!r} of sample {row} is no class; use whole numbers or names")
@@ -63,7 +65,7 @@ def _class_numbers(numbers: list[int], where: str) -> Tensor:
     return torch.tensor(numbers, dtype=torch.long)
 
 
-def _integer(label) -> int | None:
+def _integer(label: Any) -> int | None:
     try:
         number = float(label)  # "1.0": the column went through floats on its way into the csv
     except (TypeError, ValueError, OverflowError):

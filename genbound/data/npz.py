@@ -44,7 +44,7 @@ def npz_samples(spec: DataSpec, reader: Reader) -> Samples:
     if not arrays:
         raise GenboundError(f"{str(path)!r} has labels {label!r} but no inputs; save them as 'x'")
     if reader.images is not None and len(arrays) == 1 and _is_image(images := next(iter(arrays.values()))):
-        samples = ImageSamples(list(images), targets, make_transform({}, reader.images), spec.text)
+        samples: Samples = ImageSamples(list(images), targets, make_transform({}, reader.images), spec.text)
     else:
         samples = TensorSamples(_inputs(arrays, path), targets.float() if reader.numeric else targets, spec.text)
     return shifted(samples.head(spec.samples), reader.next_token)

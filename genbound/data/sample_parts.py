@@ -1,6 +1,6 @@
 """One sample, or one batch of them, taken apart into inputs and labels, checked, and put together again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,21 +90,21 @@ def leaves(inputs: Any, name: str = "") -> list[tuple[str, Tensor]]:
     return [leaf for key, part in parts for leaf in leaves(part, f"{name}.{key}".lstrip("."))]
 
 
-def map_tensors(inputs: Inputs, function) -> Inputs:
+def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     """The inputs with ``function`` applied to each of their tensors."""
     if isinstance(inputs, dict):
         return {name: function(tensor) for name, tensor in inputs.items()}
     return tuple(map(function, inputs)) if isinstance(inputs, tuple) else function(inputs)
 
 
-def stack(inputs: Sequence[Inputs]) -> Inputs:
+def stack(inputs: Sequence[Any]) -> Inputs:
     """The inputs of several samples as those of a batch: each tensor gets a first axis ``[N, ...]``."""
     first = inputs[0]
     if isinstance(first, dict):
         return {name: torch.stack([sample[name] for sample in inputs]) for name in first}
     if isinstance(first, tuple):
         return tuple(torch.stack(parts) for parts in zip(*inputs, strict=True))
-    return torch.stack(inputs)
+    return torch.stack(list(inputs))
 
 
 def counted(output: Tensor, targets: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """A map-style collection of samples: tensors, lists, torch data sets, and iterables of batches."""
 
+from __future__ import annotations
+
 import copy
 import hashlib
 import itertools
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,17 @@ from torch.utils import data as torch_data
 from genbound.data.sample_parts import Inputs, checked, inputs_and_labels, leaves, map_tensors, split_pair, stack
 from genbound.errors import GenboundError
 from genbound.user_code import describe, rng_untouched
+
+SomeSamples = TypeVar("SomeSamples", bound="Samples")
+ShapeKey = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+
+
+class MapStyle(Protocol):
+    """What has a length and is read by place: a list of samples, or a ``Dataset`` of torch or Hugging Face."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,7 @@ class Samples:
             while chunk := list(itertools.islice(run, size)):
                 yield self.batch(chunk)
 
-    def head(self, count: int | None) -> "Samples":
+    def head(self: SomeSamples, count: int | None) -> SomeSamples:
         """The first ``count`` samples (all of them for ``None``)."""
         first = copy.copy(self)
         first._length = len(self) if count is None else min(count, len(self))
@@ -104,7 +117,7 @@ class Samples:
             for name, tensor in (*leaves(inputs), ("target", target)):
                 sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
                 # Viewed as bytes, because NumPy has no bfloat16.
-                sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+                sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return sha.hexdigest()
 
 
@@ -131,11 +144,12 @@ class ListSamples(Samples):
     augmentation is refused, because the quantities would chase a moving target.
     """
 
-    def __init__(self, items: Sequence | torch_data.Dataset, spec: str = ""):
+    def __init__(self, items: MapStyle, spec: str = ""):
         super().__init__(len(items), spec)
-        self._items, self._keys = items, {}
+        self._items: MapStyle = items
+        self._keys: dict[int, ShapeKey] = {}
         self._stored = isinstance(items, list)
-        if self._stored:
+        if isinstance(items, list):
             self._items = [self._taken_apart(item, i) for i, item in enumerate(items)]
         else:
             self._refuse_moving_target()
@@ -152,7 +166,7 @@ class ListSamples(Samples):
                     )
 
     @classmethod
-    def from_batches(cls, batches: Iterable, spec: str = "", limit: int | None = None) -> "ListSamples":
+    def from_batches(cls, batches: Iterable, spec: str = "", limit: int | None = None) -> ListSamples:
         """Split an iterable of batches into samples; it is read once, so a generator will do."""
         items, where = [], spec or "the data"
         try:
@@ -160,9 +174,7 @@ class ListSamples(Samples):
                 place = f"batch {number} of {where}"
                 inputs, targets = checked(*split_pair(batch, place), place, stacked=True)
                 # Cloned: a view would keep the whole batch alive, and a generator may refill its buffers.
-                items += [
-                    (map_tensors(inputs, lambda t, i=i: t[i].clone()), targets[i].clone()) for i in range(len(targets))
-                ]
+                items += [(_taken(inputs, i), targets[i].clone()) for i in range(len(targets))]
                 if limit is not None and len(items) >= limit:
                     break
         except GenboundError:
@@ -189,10 +201,10 @@ class ListSamples(Samples):
         return checked(*split_pair(item, self._where(i)), self._where(i), stacked=False)
 
     @staticmethod
-    def _key(item: tuple[Inputs, Tensor]) -> Hashable:
+    def _key(item: tuple[Inputs, Tensor]) -> ShapeKey:
         return tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in leaves(item))
 
-    def shape_key(self, i: int) -> Hashable:
+    def shape_key(self, i: int) -> ShapeKey:
         """Types and shapes of the sample's tensors."""
         if i not in self._keys:
             self._keys[i] = self._key(self._item(i))
@@ -201,6 +213,11 @@ class ListSamples(Samples):
     def size(self, i: int) -> int:
         """How many numbers the sample has, labels included."""
         return sum(math.prod(shape) for _, _, shape in self.shape_key(i))
+
+
+def _taken(inputs: Inputs, i: int) -> Inputs:
+    """A copy of one sample of a batch."""
+    return map_tensors(inputs, lambda tensor: tensor[i].clone())
 
 
 def as_samples(obj: Any, spec: str = "", limit: int | None = None) -> Samples:
@@ -223,37 +240,45 @@ def as_samples(obj: Any, spec: str = "", limit: int | None = None) -> Samples:
         return TensorSamples(*inputs_and_labels(obj, spec or "the data"), spec).head(limit)
     if isinstance(obj, tuple) and len(obj) == 2 and isinstance(obj[1], Tensor | np.ndarray):
         return TensorSamples(*obj, spec).head(limit)
-    spec = spec or type(obj).__name__
     with rng_untouched():  # a DataLoader draws a seed from torch's global generator
-        if isinstance(obj, torch_data.DataLoader) and _covers_dataset(obj):
-            if obj.collate_fn is torch_data.default_collate:
-                return ListSamples(obj.dataset, spec).head(limit)
-            return ListSamples.from_batches(_in_order(obj), spec, limit)
-        if isinstance(obj, torch_data.IterableDataset):
-            one_each = (torch_data.default_collate([sample]) for sample in obj)
-            return ListSamples.from_batches(one_each, spec, limit)
-        # datasets.Dataset is map-style without being a torch Dataset.
-        indexable = hasattr(obj, "__getitem__") and hasattr(obj, "__len__")
-        if indexable and not isinstance(obj, list | tuple | str | bytes | Tensor | np.ndarray):
-            return ListSamples(obj, spec).head(limit)
-        if isinstance(obj, Iterable) and not isinstance(obj, str | bytes | Tensor | np.ndarray):
-            return ListSamples.from_batches(obj, spec, limit)
-    raise GenboundError(
-        f"data of type {type(obj).__name__} have no labels or no samples; give a Dataset, an iterable of "
-        "(inputs, labels) batches, or a pair of tensors"
-    )
+        found = _read(obj, spec or type(obj).__name__, limit)
+    if found is None:
+        raise GenboundError(
+            f"data of type {type(obj).__name__} have no labels or no samples; give a Dataset, an iterable of "
+            "(inputs, labels) batches, or a pair of tensors"
+        )
+    return found
+
+
+def _read(obj: Any, spec: str, limit: int | None) -> Samples | None:
+    """Samples of what is read one by one or in batches; ``None`` for what cannot be read so."""
+    if isinstance(obj, torch_data.DataLoader) and _covers_dataset(obj):
+        if obj.collate_fn is torch_data.default_collate:
+            rows: Any = obj.dataset
+            return ListSamples(rows, spec).head(limit)
+        return ListSamples.from_batches(_in_order(obj), spec, limit)
+    if isinstance(obj, torch_data.IterableDataset):
+        one_each = (torch_data.default_collate([sample]) for sample in obj)
+        return ListSamples.from_batches(one_each, spec, limit)
+    if isinstance(obj, str | bytes | Tensor | np.ndarray):
+        return None
+    # datasets.Dataset is map-style without being a torch Dataset.
+    if hasattr(obj, "__getitem__") and hasattr(obj, "__len__") and not isinstance(obj, list | tuple):
+        return ListSamples(obj, spec).head(limit)
+    return ListSamples.from_batches(obj, spec, limit) if isinstance(obj, Iterable) else None
 
 
 def _covers_dataset(loader: torch_data.DataLoader) -> bool:
     """Whether the loader gives each sample of a map-style data set once, whatever the order."""
     plain = type(loader.batch_sampler) is torch_data.BatchSampler
-    sampler = loader.sampler
-    if type(sampler) is torch_data.RandomSampler:
-        return plain and not sampler.replacement and sampler.num_samples == len(loader.dataset)
+    sampler, rows = loader.sampler, loader.dataset
+    if isinstance(sampler, torch_data.RandomSampler) and type(sampler) is torch_data.RandomSampler:
+        return plain and not sampler.replacement and sampler.num_samples == len(rows)  # type: ignore[arg-type]
     return plain and type(sampler) is torch_data.SequentialSampler
 
 
 def _in_order(loader: torch_data.DataLoader) -> Iterator:
-    for start in range(0, len(loader.dataset), loader.batch_size):
-        stop = min(start + loader.batch_size, len(loader.dataset))
-        yield loader.collate_fn([loader.dataset[i] for i in range(start, stop)])
+    """The loader's batches, with the samples in the order of its data set."""
+    rows: Any = loader.dataset
+    for places in torch_data.BatchSampler(torch_data.SequentialSampler(rows), loader.batch_size or 1, drop_last=False):
+        yield loader.collate_fn([rows[i] for i in places])

@@ -45,7 +45,7 @@ def _read_csv(path: Path, columns: Sequence[str] | None, limit: int | None) -> d
             rows = csv.DictReader(file, strict=True)
             columns = list(rows.fieldnames or []) if columns is None else columns
             _require(repr(str(path)), columns, rows.fieldnames or [])
-            table = {column: [] for column in columns}
+            table: dict[str, list] = {column: [] for column in columns}
             for row in islice(rows, limit):
                 if None in row or None in row.values():
                     raise GenboundError(

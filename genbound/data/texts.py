@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -110,8 +110,9 @@ class TextSamples(TokenSamples):
     """
 
     def __init__(
-        self, texts, pairs, labels, tokenizer, max_length: int | None = None, spec: str = "", next_token=False
-    ):
+        self, texts: Sequence[Any], pairs: Sequence[Any] | None, labels: Any, tokenizer: Any,
+        max_length: int | None = None, spec: str = "", next_token: bool = False,
+    ):  # fmt: skip
         if tokenizer is None:
             raise GenboundError(
                 "text needs a tokenizer and none lies beside the checkpoint: copy tokenizer.json and "
@@ -183,7 +184,7 @@ class NextToken(Samples):
         super().__init__(len(samples), samples.spec)
         self._samples = samples
 
-    def shape_key(self, i: int):
+    def shape_key(self, i: int) -> Hashable:
         """That of the sample."""
         return self._samples.shape_key(i)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Forecast:
         return self.seconds_per_gradient * sum(self.gradients.values())
 
 
-def forecast(problem: Problem, names: list[str], options: Mapping[str, Mapping[str, Any]]) -> Forecast:
+def forecast(problem: Problem, names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> Forecast:
     """Time a gradient on one batch (the faster of two) and add up what the quantities will need.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 # Imported when first used: the callbacks need libraries that the rest does not.
 _WHERE = {
@@ -23,7 +24,7 @@ _WHERE = {
 __all__ = [*_WHERE]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'genbound.finetune' has no attribute {name!r}")

@@ -67,4 +67,9 @@ def distance_penalty(start: Start, factor: float) -> Callable[[], Tensor] | None
     pairs = [
         (p, torch.zeros_like(p) if name in head else p.detach().clone()) for name, p in start.model.named_parameters()
     ]
-    return lambda: factor / 2 * sum((p - at.to(p.device)).square().sum() for p, at in pairs if p.requires_grad)
+
+    def penalty() -> Tensor:
+        squares = ((p - at.to(p.device)).square().sum() for p, at in pairs if p.requires_grad)
+        return factor / 2 * sum(squares, start=torch.zeros(()))
+
+    return penalty

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
 
 from genbound.checkpoints import huggingface
 from genbound.checkpoints.sidecar import located, save_spec
@@ -26,7 +25,7 @@ def train():
 '''
 
 
-def save_network(model: nn.Module, folder: Path, start: Start) -> None:
+def save_network(model: Any, folder: Path, start: Start) -> None:
     """Write a checkpoint: a Hugging Face directory with its tokenizer, or ``model.safetensors`` with a sidecar.
 
     The folder appears whole or not at all.

@@ -140,7 +140,7 @@ def _confusion(spec: RunSpec, task: Task) -> np.ndarray | None:
     if wanted is None:
         return None
     if wanted not in ESTIMATES:
-        return named_matrix(settings.noise if wanted == "known" else wanted, task.num_classes)
+        return named_matrix(str(settings.noise) if wanted == "known" else wanted, task.num_classes)
     recipe = replace(
         settings,
         confusion=None,
@@ -194,7 +194,7 @@ def _train(
     from genbound.finetune.trainer_callback import DistanceCallback
 
     constraint = constraint_of(start.model, start.head, settings)
-    callbacks = [DistanceCallback(constraint)] if settings.is_constrained else []
+    callbacks: list[Any] = [DistanceCallback(constraint)] if settings.is_constrained else []
     objective = objective_of(start, confusion, settings)
     if settings.lora:
         from genbound.finetune.baselines.lora import add_adapters
@@ -206,7 +206,8 @@ def _train(
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     with huggingface.quiet():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    network = start.model.merge_and_unload() if settings.lora else start.model
+    trained: Any = start.model
+    network = trained.merge_and_unload() if settings.lora else trained
     constraint.project(network)  # merging an adapter rounds
     keys = ("epoch", "loss", "eval_accuracy", "eval_loss", "learning_rate", "grad_norm")
     rows = [{k: row[k] for k in keys if k in row} for row in trainer.state.log_history if "train_runtime" not in row]

@@ -68,7 +68,7 @@ class Task:
 
     def write(self, file: Path) -> None:
         """Keep the labels and the division of the samples; :mod:`~genbound.finetune.training_data` reads them back."""
-        arrays = {
+        arrays: dict[str, Any] = {
             "observed": self.observed.numpy(), "given": self.clean.numpy(), "train": np.array(self.train),
             "held_out": np.array(self.held_out, dtype=int),
         }  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -65,6 +65,9 @@ class FineTuner(Trainer):
         callbacks: further ones.
     """
 
+    model: Any  # the Trainer's own annotation allows None
+    objective: Objective
+
     def __init__(
         self,
         model: nn.Module,
@@ -76,7 +79,7 @@ class FineTuner(Trainer):
     ):
         self.objective, self.settings = objective, settings
         samples, held_out = task.part(list(range(len(task.samples)))), task.held_out
-        self.perturbation = None
+        self.perturbation: SharpnessAware | TwoSidedNoise | None = None
         if settings.sam:
             self.perturbation = SharpnessAware(settings.sam)
         elif settings.noise_stability:
@@ -100,7 +103,9 @@ class FineTuner(Trainer):
         if settings.early_stopping:
             self.add_callback(EarlyStoppingCallback(settings.early_stopping))
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The run's loss: per-sample losses over the number of labels that count, plus the penalty."""
         batch, labels = inputs["inputs"], inputs["labels"]
         other, share = labels, 1.0
@@ -120,26 +125,26 @@ class FineTuner(Trainer):
             loss = loss * self.accelerator.num_processes  # DDP takes the mean over the processes
         return (loss, {"logits": logits}) if return_outputs else loss
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The Trainer's step, taken at perturbed weights where the settings ask for it; gives the loss."""
 
-        def backward():
+        def backward() -> Tensor:
             return super(FineTuner, self).training_step(model, dict(inputs), num_items_in_batch)
 
         return backward() if self.perturbation is None else self.perturbation.step(model, backward)
 
     # Whole state dicts: an adapter's own file lacks the buffers, and safetensors refuses ties.
 
-    def _save(self, output_dir=None, state_dict=None):
+    def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
         if self.args.should_save:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             torch.save(self.model.state_dict(), Path(output_dir, WEIGHTS))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights(self.model, Path(resume_from_checkpoint))
 
-    def _load_best_model(self):
-        load_weights(self.model, Path(self.state.best_model_checkpoint))
+    def _load_best_model(self) -> None:
+        load_weights(self.model, Path(str(self.state.best_model_checkpoint)))
 
 
 def _counting(*_: Any) -> None:
@@ -199,7 +204,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 class Marks(TrainerCallback):
     """Marks a checkpoint as whole."""
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the new checkpoint as whole."""
         if state.is_world_process_zero:
             Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).touch()
@@ -208,7 +213,7 @@ class Marks(TrainerCallback):
 class Progress(TrainerCallback):
     """A bar on standard error, with the loss of the last epoch."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar, at the step that the run continues from."""
         self.bar = None
         if state.is_world_process_zero:
@@ -217,19 +222,19 @@ class Progress(TrainerCallback):
                 file=sys.stderr, disable=None,
             )  # fmt: skip
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar to the step."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the newest loss and validation accuracy beside the bar."""
         if self.bar is not None and logs:
             short = {"loss": "loss", "eval_accuracy": "validation"}
             shown = {short[name]: f"{logs[name]:.3f}" for name in short if name in logs}
             self.bar.set_postfix(shown, refresh=False)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()

@@ -30,7 +30,7 @@ def mix(model: nn.Module, inputs: Any, labels: Tensor, alpha: float) -> tuple[An
     share = float(torch.distributions.Beta(concentration, concentration).sample())
     order = torch.randperm(len(labels)).to(labels.device)
     if isinstance(inputs, dict) and "input_ids" in inputs:
-        network = getattr(model, "module", model)
+        network: Any = getattr(model, "module", model)
         if not hasattr(network, "get_input_embeddings"):
             raise GenboundError("--mixup cannot mix token numbers, and the model does not say where its embeddings are")
         embedded = network.get_input_embeddings()(inputs["input_ids"])

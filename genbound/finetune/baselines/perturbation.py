@@ -112,5 +112,5 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for m, momentum, count in zip(layers, momenta, counts, strict=True):
             m.momentum = momentum
-            if count is not None:
+            if count is not None and m.num_batches_tracked is not None:
                 m.num_batches_tracked.copy_(count)

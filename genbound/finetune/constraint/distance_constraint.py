@@ -120,7 +120,11 @@ class DistanceConstraint:
 
     def attach(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> RemovableHandle:
         """Project after every ``optimizer.step()`` from now on; ``.remove()`` of the handle ends it."""
-        return optimizer.register_step_post_hook(lambda *_: self.project(model) and None)
+
+        def after_step(*_: Any) -> None:
+            self.project(model)
+
+        return optimizer.register_step_post_hook(after_step)
 
     def _dense(self, model: nn.Module, finite_only: bool = True) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
         """The constrained weights of the model, each with the module that owns it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class Adapted:
     """A layer of PEFT with its active adapters."""
 
     name: str
-    module: nn.Module
+    module: Any
 
     @property
     def base(self) -> Tensor:

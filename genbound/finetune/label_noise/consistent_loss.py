@@ -66,6 +66,9 @@ class ConsistentLoss(nn.Module):
             ICML 2022.
     """
 
+    weights: Tensor
+    loss: PerSample
+
     def __init__(
         self, confusion: Any, reduction: str = "mean", *, loss: PerSample = cross_entropy, correction: str = "backward"
     ):
