@@ -15,7 +15,7 @@ used otherwise than once, by a linear map or a convolution, is not handled here 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -124,7 +124,7 @@ class RowNoise:
         self._factor: Tensor | None = None
         self.moved: list[str] = []
 
-    def visit(self, func, args, kwargs, found: tuple[Layer, Use] | None) -> Any:
+    def visit(self, func: Any, args: Sequence, kwargs: Mapping[str, Any], found: tuple[Layer, Use] | None) -> Any:
         """Run an operation, and add the noise to its result if it applies a layer's weight."""
         out = func(*args, **kwargs)
         if found is not None:
@@ -273,7 +273,8 @@ def _bend_linear(
     layer: Layer, use: LinearUse, normals: Normals, roots: _Roots, shape: torch.Size, tangent: Tensor
 ) -> Tensor:
     if _needs_weights(layer, use, shape):
-        return use.perturb_by_inputs(use.per_position(tangent), _weight_normals(layer, normals, len(use.inputs)))
+        moved = replace(use, inputs=use.per_position(tangent))
+        return moved.perturb(_weight_normals(layer, normals, len(use.inputs)))
     return use.spread(normals(layer.name, use.num_positions, shape[-1]), roots(use, tangent))
 
 

@@ -60,13 +60,13 @@ class Call:
 class _Recorder:
     """Keeps the operations of a watched forward pass that depend on a layer's result."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._results: list[Tensor] = []  # kept, so that no identity is given twice
         self.numbers: dict[int, int] = {}
         self.calls: list[Call] = []
         self.uses: dict[str, Use] = {}
 
-    def visit(self, func, args, kwargs, found: tuple[Layer, Use] | None) -> Any:
+    def visit(self, func: Any, args: Sequence, kwargs: Mapping[str, Any], found: tuple[Layer, Use] | None) -> Any:
         """Run an operation and keep it if it depends on a layer."""
         sweep = of_aten(func).sweep
         if sweep == "constant":
@@ -95,7 +95,7 @@ class _Recorder:
         return [place for place, value in places if isinstance(value, Tensor) and id(value) in self.numbers]
 
     @staticmethod
-    def _before_writing(func, args: Sequence, places: list[tuple[int, ...]]) -> Sequence:
+    def _before_writing(func: Any, args: Sequence, places: list[tuple[int, ...]]) -> Sequence:
         """The arguments of an operation in place, which still have their values when it has run."""
         name = func.overloadpacket.__name__
         if not name.endswith("_") or (0,) not in places:

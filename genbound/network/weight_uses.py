@@ -130,11 +130,7 @@ class LinearUse(Use):
         return self.per_position(z).flatten(1)
 
     def perturb(self, v: Tensor) -> Tensor:
-        return self.perturb_by_inputs(self.inputs, v)
-
-    def perturb_by_inputs(self, x: Tensor, v: Tensor) -> Tensor:
-        """``x V^T`` for other inputs ``x [N, T, in]``, in the order of the operation's rows, ``[N T, out]``."""
-        return self._join(x @ (v if self.transposed else v.mT))
+        return self._join(self.inputs @ (v if self.transposed else v.mT))
 
     def perturb_low_rank(self, a: Tensor, b: Tensor) -> Tensor:
         """Perturb by the samples' weights ``sum_s b_s a_s^T`` without forming them.

@@ -20,7 +20,7 @@ from genbound.network.weight_uses import ConvolutionUse, LinearUse
 
 @dataclass
 class Site:
-    """The output ``z`` of one layer.
+    """The output ``z`` of one layer, for the N samples of a pass.
 
     Attributes:
         name: the layer.
@@ -40,26 +40,24 @@ class Site:
     scale: Tensor | None
 
     def linear_part(self, weight: Tensor) -> Tensor:
-        """The layer's linear map applied to its inputs: no bias, no mean."""
+        """A weight's linear map applied to the layer's inputs, no bias and no mean: in the shape and unit of z."""
         z = self.use.perturb(weight)
         return z if self.scale is None else z * self.scale
 
     def operator_square(self, weight: Tensor) -> float:
-        """Squared Frobenius norm of the linear map on one sample's input, the unrolled matrix of a convolution.
+        """Squared Frobenius norm of a weight's linear map on one sample's input, the unrolled matrix of a convolution.
 
-        The entries' squares add up to what the map with squared entries makes of an input of ones.
+        The entries' squares add up to what the map with squared entries makes of an input of ones. Unit: that of a
+        weight squared.
         """
         ones = torch.ones_like(self.use.inputs[:1])
-        use = (
-            replace(self.use, inputs=ones, num=1)
-            if isinstance(self.use, ConvolutionUse)
-            else replace(self.use, inputs=ones)
-        )
+        alone = {"inputs": ones, "num": 1} if isinstance(self.use, ConvolutionUse) else {"inputs": ones}
+        use = replace(self.use, **alone)
         squares = use.perturb(weight.double().square().to(weight.dtype))
         return float((squares if self.scale is None else squares * self.scale.square()).double().sum())
 
     def pixels(self, z: Tensor) -> Tensor:
-        """Sum over the channels of the squares, ``[N, positions]``."""
+        """Sum over the channels of the squares of a tensor in the shape of z, ``[N, positions]``."""
         if isinstance(self.use, LinearUse):
             return self.use.per_position(z).square().sum(-1)
         return z.flatten(2).square().sum(1)

@@ -8,9 +8,9 @@ numbers gives :math:`J_{ij} u` from layer i to every later layer j.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from genbound.network.operations import of_function
 from genbound.network.weight_watch import WeightedFunctions, WeightWatch
 
 if TYPE_CHECKING:
+    from genbound.network.layers import Layer
     from genbound.network.problem import Problem
+    from genbound.network.weight_uses import Use
 
 
 class OutputWatch(WeightedFunctions):
@@ -57,7 +59,7 @@ class OutputWatch(WeightedFunctions):
         self._last: str | None = None
         self._pending: tuple[str, Tensor] | None = None
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs, row = kwargs or {}, of_function(func)
         given = args[0] if args else kwargs.get("input")
         if row.watched and self.tangent is None and self._last is not None and self._by_sample(given):
@@ -107,7 +109,8 @@ class OutputWatch(WeightedFunctions):
         return output
 
 
-def _note(met: list[str], func, args, kwargs, found):
+def _note(met: list[str], func: Any, args: Sequence, kwargs: Mapping[str, Any], found: tuple[Layer, Use] | None) -> Any:
+    """Run an operation and note the layer that it applies."""
     if found is not None:
         met.append(found[0].name)
     return func(*args, **kwargs)
