@@ -2,10 +2,10 @@ r"""How many draws each stratum gets.
 
 It is decided from a pilot round whose draws are not used again, or from other strata's draws.
 
-A pilot of a few draws knows each stratum's spread badly, and what is lost by it is large: with two draws a stratum,
-draws given in proportion to the pilot's spread need a multiple of the best allocation's. What is known of the spread
-beforehand helps: a sample's remainder is its loss's gradient in the output times a curvature that differs much less.
-:func:`expect` makes an expectation of the two first draws of strata that resemble it, and :func:`shrink` weighs it
+A pilot of a few draws knows each stratum's spread badly, and what is lost by it is large. After a pilot of two draws
+a stratum, draws in proportion to its spread must be a multiple of what the best allocation needs. What is known of
+the spread beforehand helps: a sample's remainder is its loss's gradient in the output times a curvature that differs
+much less. :func:`expect` makes an expectation of the first draws of strata that resemble it. :func:`shrink` weighs it
 against a pilot by how well they agree.
 """
 
@@ -21,11 +21,12 @@ NEAR = 12  # strata on either side that a stratum is compared with
 def shrink(variances: np.ndarray, expected: np.ndarray, num: int) -> np.ndarray:
     r"""Pilot variances pulled towards what is expected.
 
-    With :math:`\sigma_s^2 = e_s\,(1 + \text{spread } \tau^2)` the best linear mixture of the pilot's :math:`s^2` and
-    the expected :math:`e_s` counts the latter as :math:`2 / \tau^2` draws. :math:`\tau^2` is what the ratios
-    :math:`s_s^2 / e_s` scatter beyond the :math:`2 / (m - 1)` of normal draws: expectations that explain nothing get
-    almost no weight. The ratios are taken around their mean; the level that is mixed in is the expectations' own, which
-    is better known than that of a few large strata.
+    Let a stratum's variance be its expectation :math:`e_s` times a factor whose own variance is :math:`\tau^2`. Then
+    the best linear mixture of the pilot's :math:`s^2` and the expected :math:`e_s` counts the latter as
+    :math:`2 / \tau^2` draws. :math:`\tau^2` is what the ratios :math:`s_s^2 / e_s` scatter beyond the
+    :math:`2 / (m - 1)` of normal draws: expectations that explain nothing get almost no weight. The ratios are taken
+    around their mean. The level that is mixed in is the expectations' own, which is better known than that of a few
+    large strata.
 
     Args:
         variances: pilot variance of one draw ``[S, L]``.
@@ -55,7 +56,14 @@ def _coarse(sizes: np.ndarray) -> np.ndarray:
 def choose_pilot(sizes: np.ndarray, most: int) -> tuple[list[int], list[int]]:
     """Which strata a pilot round visits, and which of them are there for their size.
 
-    A third of them have the largest sizes, where most of the spread is; the others stand at equal distances among all.
+    A third of them have the largest sizes, where most of the spread is. The others stand at equal distances among all.
+
+    Args:
+        sizes: what the strata's spreads grow with ``[S]``.
+        most: strata that are visited at most.
+
+    Returns:
+        Their numbers in increasing order, and those of the large ones, the largest first.
     """
     num = len(sizes)
     order = np.argsort(-_coarse(sizes), kind="stable").tolist()
@@ -97,9 +105,9 @@ def expect(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
 def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: int) -> np.ndarray:
     r"""Variance of a draw in every stratum from a pilot round in some of them.
 
-    It is expected to be a power of the size, :math:`e_s = c\,a_s^p`, with :math:`0 \le p \le 2` of largest likelihood
-    if the pilot's variances are :math:`\chi^2` around it: 2 where a draw spreads as its sample's gradient, 0 where the
-    sizes explain nothing.
+    It is expected to be a power of the size, :math:`e_s = c\,a_s^p` with :math:`0 \le p \le 2`. The power is the one of
+    largest likelihood if the pilot's variances are :math:`\chi^2` around it: 2 where a draw spreads as its sample's
+    gradient, 0 where the sizes explain nothing.
 
     Args:
         variances: pilot variance of one draw in the piloted strata ``[P, L]``.
@@ -122,11 +130,17 @@ def predict(variances: np.ndarray, piloted: np.ndarray, sizes: np.ndarray, num: 
 
 
 def choose_doubles(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Which of the strata with a single draw get a second: ``[S]`` booleans.
+    """Which of the strata with a single draw get a second, so that the spread of all of them is known.
 
-    From these the spread of all of them can be known. Every so many in order of size, an eighth of them and at least
-    DOUBLES. The choice does not look at any draw, and at equal distances in size they are typical of all: their mean
-    variance stands for the mean over all singles.
+    They stand at equal distances in order of size: an eighth of the singles, and at least DOUBLES. The choice does
+    not look at any draw, and they are typical of all: their mean variance stands for the mean over all singles.
+
+    Args:
+        counts: draws of each stratum ``[S]``.
+        sizes: what the strata's spreads grow with ``[S]``.
+
+    Returns:
+        ``[S]`` booleans.
     """
     chosen = np.zeros(len(counts), dtype=bool)
     singles = np.flatnonzero(counts == 1)
@@ -142,9 +156,10 @@ def allocate(
 ) -> np.ndarray:  # fmt: skip
     r"""Draws per stratum so that every column of the stratified mean reaches its standard error.
 
-    Neyman's allocation, :math:`m_s \propto a_s / \sqrt{c_s}` with :math:`a_s^2 = \sum_l s_{sl}^2 / t_l^2`, scaled until
-    the worst column just meets its target after rounding up to powers of ``granularity``: coarse, so that rounding
-    errors in the pilot rarely change a decision, and that strata with equal counts fill batches.
+    This is Neyman's allocation, :math:`m_s \propto a_s / \sqrt{c_s}` with :math:`a_s^2 = \sum_l s_{sl}^2 / t_l^2`,
+    scaled until the worst column just meets its target. Counts are rounded up to powers of ``granularity``. That is
+    coarse, so that rounding errors in the pilot rarely change a decision, and that strata with equal counts fill
+    batches.
 
     Args:
         variances: pilot variance of one draw ``[S, L]``.

@@ -75,13 +75,16 @@ class Sampled:
 def stratum_variances(counts: np.ndarray, squares: np.ndarray, doubles: np.ndarray | None = None) -> np.ndarray:
     r"""Variance of one draw in every stratum, :math:`s_s^2 = \frac{1}{m_s - 1}\sum_d (y_{sd} - \bar y_s)^2`.
 
-    A stratum with a single draw takes the mean of the ``doubles``: right in the mean over all those strata, not for
-    each.
+    A stratum with a single draw takes the mean of the ``doubles``. That is right in the mean over all those strata,
+    not for each.
 
     Args:
         counts: draws per stratum ``[S]``; 1 only where there are doubles.
         squares: sum of squared deviations from the stratum's mean ``[S, ...]``.
         doubles: strata with two draws that stand for those with one, chosen without a look at any draw ``[S]``.
+
+    Returns:
+        ``[S, ...]``.
     """
     single = counts == 1
     variances = squares / np.maximum(counts - 1, 1).reshape(-1, *[1] * (squares.ndim - 1))
@@ -114,6 +117,9 @@ def data_sem(values: np.ndarray, noise: np.ndarray, num_data: int) -> np.ndarray
         values: per-sample values ``[N, ...]``.
         noise: variance of each value's own Monte Carlo noise ``[N, ...]``, taken off the spread.
         num_data: size of the training set.
+
+    Returns:
+        ``[...]``, in the unit of the values.
     """
     num = len(values)
     if num >= num_data or num < 2:

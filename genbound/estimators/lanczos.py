@@ -16,10 +16,10 @@ are extremes over *all* measures with these moments:
 * the **upper** one is the maximum of g. On the circle of all a, g rises from the rule with the node at 0 to one maximum
   and falls back.
 
-The proof counts the double contacts of a polynomial of degree 2p with the function max(x, 0); it is written out in
+The proof counts the double contacts of a polynomial of degree 2p with the function max(x, 0). It is written out in
 docs/quadratic_form.md. With one product the bracket is
-:math:`[\max(0, v^\top H v),\ \tfrac12 (v^\top H v + \|v\| \|Hv\|)]`. Each side only improves with p. (Gauss quadrature
-of max(x, 0) itself is not one-sided.)
+:math:`[\max(0, v^\top H v),\ \tfrac12 (v^\top H v + \|v\| \|Hv\|)]`. Each side only improves with p. Gauss quadrature
+of max(x, 0) itself is not one-sided.
 
 References:
     Golub & Meurant, Matrices, Moments and Quadrature with Applications, Princeton University Press, 2010.
@@ -40,7 +40,6 @@ from torch import Tensor
 # Measured on a six-layer transformer in float32: 2.5e-6 at worst.
 ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-5}
 
-
 BLOCK = 16  # basis vectors that are stored together
 
 
@@ -52,11 +51,14 @@ def rounding(dtype: torch.dtype) -> float:
 class Lanczos:
     r"""Lanczos tridiagonalisation of N symmetric operators side by side, with full reorthogonalisation in float64.
 
+    The numbers stay where the vectors are until they are asked for, all together: no step waits for an accelerator.
+
     Args:
         product: maps ``[N, d]`` to ``[N, d]``, each row through its own operator.
         start: ``[N, d]``, not zero.
 
-    The numbers stay where the vectors are until they are asked for, all together: no step waits for an accelerator.
+    Attributes:
+        norm: of every start vector ``[N]``.
     """
 
     def __init__(self, product: Callable[[Tensor], Tensor], start: Tensor):
@@ -64,9 +66,8 @@ class Lanczos:
         start = start.double()
         self.norm = start.norm(dim=1)
         self._last = start / self.norm.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(1)
-        self._blocks: list[
-            Tensor
-        ] = []  # of at most BLOCK basis vectors each, [N, BLOCK, d]: products with them are matrix products
+        # Of at most BLOCK basis vectors each, [N, BLOCK, d]: products with them are matrix products.
+        self._blocks: list[Tensor] = []
         self._alphas: list[Tensor] = []
         self._betas: list[Tensor] = []
         self._read: tuple[np.ndarray, ...] | None = None
@@ -78,6 +79,7 @@ class Lanczos:
         return len(self._alphas)
 
     def _numbers(self) -> tuple[np.ndarray, ...]:
+        """Diagonals and off-diagonals ``[steps, N]``; norms of the start and largest norms of a product ``[N]``."""
         if self._read is None or len(self._read[0]) < self.num_products:
             read = torch.stack([*self._alphas, *self._betas, self.norm, self._scale]).cpu().numpy()
             self._read = read[: self.num_products], read[self.num_products : -2], read[-2], read[-1]
@@ -147,8 +149,7 @@ class Lanczos:
             return value, value
         if len(alpha) == 1:  # the extremes in closed form
             return square * max(0.0, alpha[0]), square * 0.5 * (alpha[0] + np.hypot(alpha[0], beta[0]))
-
-        lower, upper = _extremes(alpha, beta)
+        lower, upper = _Rules(alpha, beta).extremes()
         return square * lower, square * upper
 
     def certified(self, row: int, dtype: torch.dtype) -> tuple[float, float]:
@@ -174,53 +175,58 @@ def _positive_part(diagonal: np.ndarray, off_diagonal: np.ndarray) -> float:
     return float((vectors[0] ** 2 * np.maximum(values, 0)).sum())
 
 
-def _extremes(alpha: np.ndarray, beta: np.ndarray) -> tuple[float, float]:
-    """Smallest and largest ``e_1^T T(a)^+ e_1`` over the last diagonal entry a.
+class _Rules:
+    """The rules for max(x, 0) that all measures with the same moments have: one more node, anywhere.
 
-    The rules are run through by the node they have nearest to the kink: as it moves from 0 to the next Gauss node on
-    either side, a goes from the rule with a node at 0 to infinity. A coarse search in the logarithm of that node's
-    distance from both ends comes before the fine one, for the maximum may lie close to an end.
+    Args:
+        alpha: diagonal of the tridiagonal matrix ``[p]``.
+        beta: its off-diagonal ``[p]``; the last number couples the further diagonal entry a, which is free.
     """
-    nodes, vectors = eigh_tridiagonal(alpha, beta[:-1])
-    weights = beta[-1] ** 2 * vectors[-1] ** 2
-    size = float(np.abs(nodes).max() + beta[-1])
-    if (
-        np.abs(nodes).min() <= 1e-14 * size
-    ):  # a Gauss node at the kink: the family's rule with a = infinity is the lower one
-        lower = _positive_part(alpha, beta[:-1])
-    else:
-        lower = _with_node(0.0, alpha, beta, nodes, weights)
-    upper = max(lower, _positive_part(alpha, beta[:-1]))
-    for side in (nodes[nodes > 0].min(initial=np.inf), nodes[nodes < 0].max(initial=-np.inf)):
 
-        def rule(s: float, side: float = float(side)) -> float:
+    def __init__(self, alpha: np.ndarray, beta: np.ndarray):
+        self._alpha, self._beta = alpha, beta
+        self._nodes, vectors = eigh_tridiagonal(alpha, beta[:-1])
+        self._weights = beta[-1] ** 2 * vectors[-1] ** 2
+        self._size = float(np.abs(self._nodes).max() + beta[-1])
+        self._gauss = _positive_part(alpha, beta[:-1])  # the Gauss rule, that of a = infinity
+
+    def extremes(self) -> tuple[float, float]:
+        """The smallest and the largest one over a.
+
+        The rules are run through by the node that they have nearest to the kink. As it moves from 0 to the next Gauss
+        node on either side, a goes from the rule with a node at 0 to infinity.
+        """
+        # With a Gauss node at the kink the Gauss rule itself is the lower one.
+        at_kink = np.abs(self._nodes).min() <= 1e-14 * self._size
+        lower = self._gauss if at_kink else self._with_node(0.0)
+        right = float(self._nodes[self._nodes > 0].min(initial=np.inf))
+        left = float(self._nodes[self._nodes < 0].max(initial=-np.inf))
+        return lower, max(lower, self._gauss, self._largest_up_to(right), self._largest_up_to(left))
+
+    def _largest_up_to(self, side: float) -> float:
+        """The largest rule with a node between the kink and the next Gauss node on a side, which may be infinite.
+
+        A coarse search in the logarithm of the node's distance from both ends comes before the fine one, for the
+        maximum may lie close to an end.
+        """
+
+        def rule(s: float) -> float:
             if np.isfinite(side):
-                node = side / (1 + np.exp(-s))
-            else:
-                node = np.sign(side) * size * np.exp(s)
-            return _with_node(node, alpha, beta, nodes, weights)
+                return self._with_node(side / (1 + np.exp(-s)))
+            return self._with_node(np.sign(side) * self._size * np.exp(s))
 
         grid = np.linspace(-24, 24, 25)
         values = [rule(s) for s in grid]
         best = int(np.argmax(values))
-        fine = minimize_scalar(
-            lambda s, rule=rule: -rule(s),
-            bounds=(grid[best] - 2, grid[best] + 2),
-            method="bounded",
-            options={"xatol": 1e-5},
-        )
-        upper = max(upper, values[best], -float(fine.fun))
-    return lower, upper
+        around = (grid[best] - 2, grid[best] + 2)
+        fine = minimize_scalar(lambda s: -rule(s), bounds=around, method="bounded", options={"xatol": 1e-5})
+        return max(values[best], -float(fine.fun))
 
-
-def _with_node(node: float, alpha: np.ndarray, beta: np.ndarray, nodes: np.ndarray, weights: np.ndarray) -> float:
-    """The Gauss-Radau rule of max(x, 0) with this node.
-
-    Its last diagonal entry is ``node + sum w_i / (nodes_i - node)``.
-    """
-    gap = nodes - node
-    gap = np.where(gap == 0, np.finfo(float).tiny, gap)
-    last = node + float((weights / gap).sum())
-    if not np.isfinite(last):
-        return _positive_part(alpha, beta[:-1])
-    return _positive_part(np.append(alpha, last), beta)
+    def _with_node(self, node: float) -> float:
+        """The rule with this node: its last diagonal entry is ``node + sum w_i / (nodes_i - node)``."""
+        gap = self._nodes - node
+        gap = np.where(gap == 0, np.finfo(float).tiny, gap)
+        last = node + float((self._weights / gap).sum())
+        if not np.isfinite(last):
+            return self._gauss
+        return _positive_part(np.append(self._alpha, last), self._beta)

@@ -1,6 +1,6 @@
 r"""The 2-norm of a linear operator that is only known by its products, with both sides bounded.
 
-Let :math:`A = M^\top M` (or :math:`MM^\top`, whichever is smaller; d is its size), :math:`\lambda_1 = \|M\|_2^2`, and
+Let A be the smaller one of :math:`M^\top M` and :math:`MM^\top`, and d its size. Let :math:`\lambda_1 = \|M\|_2^2`, and
 let the start vector b be uniform on the unit sphere. After k Lanczos steps the largest Ritz value
 :math:`\xi \le \lambda_1` is the maximum of :math:`\langle A p(A)b, p(A)b\rangle / \|p(A)b\|^2` over the polynomials p
 of degree below k. Two upper bounds follow from :math:`b_1`, the component of b along the top eigenvector:
@@ -80,6 +80,7 @@ class NormBracket:
     """``lower <= ||M||_2 <= upper``; the upper side may hold with the requested probability only.
 
     Attributes:
+        lower, upper: in the unit of M's entries.
         method: ``svd`` (exact up to rounding), ``lanczos``, ``chebyshev`` (Lanczos without a stored basis) or ``zero``.
         num_products: products with M and with its adjoint, together.
     """
@@ -109,27 +110,24 @@ def operator_norm(
         dense: the operator is assembled up to this size of its smaller side.
         memory: bytes that the Krylov basis may take.
 
-    Cost: ``2 min(d_in, d_out)`` products if assembled; else at most about
+    Cost: ``2 min(d_in, d_out)`` products if assembled. Else at most about
     :math:`\operatorname{arsinh}(\sqrt{2d/\pi}/\mathtt{failure}) / \sqrt{2\,\mathtt{tolerance}}` products and as many
-    vectors of the smaller side; twice as many products and no stored vectors beyond ``memory``.
+    vectors of the smaller side. Beyond ``memory`` twice as many products, and no stored vectors.
     """
     blocks = operator.blocks
-    if blocks is not None:
-        if min(blocks.shape[1:]) <= DENSE_MATRIX:
-            gram = blocks @ blocks.mT if blocks.shape[1] <= blocks.shape[2] else blocks.mT @ blocks
-            return _exact(gram, 0)
-        if len(blocks) > 1:
-            failure /= len(blocks)
-            found = [
-                _krylov(_Matrix(block), generator, failure, tolerance, memory) for block in blocks
-            ]  # each certified on its own
-            return NormBracket(
-                max(f.lower for f in found), max(f.upper for f in found), "lanczos", sum(f.num_products for f in found)
-            )
-        return _krylov(_Matrix(blocks[0]), generator, failure, tolerance, memory)
-    if min(math.prod(operator.in_shape), math.prod(operator.out_shape)) <= max(dense, 2):
-        return _exact(*_gram(operator))
-    return _krylov(operator, generator, failure, tolerance, memory)
+    if blocks is None:
+        if min(math.prod(operator.in_shape), math.prod(operator.out_shape)) <= max(dense, 2):
+            return _exact(*_gram(operator))
+        return _krylov(operator, generator, failure, tolerance, memory)
+    if min(blocks.shape[1:]) <= DENSE_MATRIX:
+        gram = blocks @ blocks.mT if blocks.shape[1] <= blocks.shape[2] else blocks.mT @ blocks
+        return _exact(gram, 0)
+    # Each block is certified on its own.
+    found = [_krylov(_Matrix(block), generator, failure / len(blocks), tolerance, memory) for block in blocks]
+    if len(found) == 1:
+        return found[0]
+    lower, upper = max(f.lower for f in found), max(f.upper for f in found)
+    return NormBracket(lower, upper, "lanczos", sum(f.num_products for f in found))
 
 
 class _Matrix:
@@ -150,6 +148,7 @@ class _Matrix:
 
 
 def _exact(gram: Tensor, num_products: int) -> NormBracket:
+    """From the smaller one of ``M M^T`` and ``M^T M``, or those of all blocks ``[..., d, d]``."""
     value = float(torch.linalg.eigvalsh(gram).max().clamp(min=0)) ** 0.5
     if value == 0:
         return NormBracket(0.0, 0.0, "zero", num_products)
@@ -209,45 +208,65 @@ def _krylov(
     return _with_basis(product, start, min(steps, size), component, tolerance)
 
 
-def _with_basis(product: Product, start: Tensor, steps: int, component: float, tolerance: float) -> NormBracket:
-    """Lanczos with full reorthogonalisation."""
-    basis = torch.empty(steps, len(start), dtype=torch.float64, device=start.device)
-    basis[0] = start
-    alpha: list[float] = []
-    beta: list[float] = []
-    lower = upper = 0.0
-    for k in range(1, steps + 1):
-        w = product(basis[k - 1])
-        alpha.append(float(basis[k - 1] @ w))
+class _Recursion:
+    """Lanczos from a unit vector, with full reorthogonalisation.
+
+    Args:
+        product: with the operator, of size d.
+        start: ``[d]``.
+        most: steps that there is room for.
+
+    Attributes:
+        alpha: diagonal of the tridiagonal matrix, a number for every step.
+        beta: its off-diagonal; the last number is the norm of the residual.
+        ended: the residual is rounding: the space holds every further Krylov vector.
+    """
+
+    def __init__(self, product: Product, start: Tensor, most: int):
+        self._product, self._next = product, start
+        self._basis = torch.empty(most, len(start), dtype=torch.float64, device=start.device)
+        self.alpha: list[float] = []
+        self.beta: list[float] = []
+        self.ended = False
+
+    def step(self) -> None:
+        """One more product."""
+        k = len(self.alpha) + 1
+        self._basis[k - 1] = self._next if k == 1 else self._next / self.beta[-1]
+        w = self._product(self._basis[k - 1])
+        self.alpha.append(float(self._basis[k - 1] @ w))
         before = float(w.norm())
-        w -= basis[:k].mT @ (basis[:k] @ w)
+        w -= self._basis[:k].mT @ (self._basis[:k] @ w)
         after = float(w.norm())
         if after < 0.5 * before:  # cancellation: once is then not enough in floating point
-            w -= basis[:k].mT @ (basis[:k] @ w)
+            w -= self._basis[:k].mT @ (self._basis[:k] @ w)
             after = float(w.norm())
-        beta.append(after)
-        ended = after <= 1e-13 * max(alpha) or max(alpha) == 0
-        if ended or k == steps or k % 4 == 0:
-            ritz = _largest(alpha, beta[:-1])
+        self.beta.append(after)
+        self.ended = after <= 1e-13 * max(self.alpha) or max(self.alpha) == 0
+        self._next = w
+
+
+def _with_basis(product: Product, start: Tensor, steps: int, component: float, tolerance: float) -> NormBracket:
+    """Lanczos until both sides are close enough, or for all steps that the a-priori bound asks for."""
+    run, lower, upper = _Recursion(product, start, steps), 0.0, 0.0
+    for k in range(1, steps + 1):
+        run.step()
+        if run.ended or k == steps or k % 4 == 0:
+            ritz = _largest(run.alpha, run.beta[:-1])
             if ritz <= 0:
                 return NormBracket(0.0, 0.0, "zero", 2 * k)
-            lower = math.sqrt(ritz)
-            if ended or k == len(
-                start
-            ):  # the space holds every further Krylov vector: the bound at infinitely many steps
-                upper = lower
-            else:
+            lower = upper = math.sqrt(ritz)
+            if not run.ended and k < len(start):  # else the bound is that at infinitely many steps
                 upper = lower * a_priori_factor(k, component)
-                upper = min(upper, math.sqrt(_a_posteriori(alpha, beta, ritz, component, upper**2)))
+                upper = min(upper, math.sqrt(_a_posteriori(run.alpha, run.beta, ritz, component, upper**2)))
             lower, upper = lower * (1 - ROUNDING), upper * (1 + ROUNDING)
             if upper <= (1 + tolerance) * lower:
                 break
-        if k < steps:
-            basis[k] = w / after
-    return NormBracket(lower, upper, "lanczos", 2 * len(alpha))
+    return NormBracket(lower, upper, "lanczos", 2 * len(run.alpha))
 
 
 def _largest(alpha: list[float], beta: list[float]) -> float:
+    """Largest eigenvalue of a tridiagonal matrix with k diagonal and k - 1 off-diagonal entries."""
     return float(np.linalg.eigvalsh(np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1))[-1])
 
 
@@ -276,21 +295,11 @@ def _a_posteriori(alpha: list[float], beta: list[float], ritz: float, component:
 def _without_basis(product: Product, start: Tensor, steps: int, component: float) -> NormBracket:
     r"""Three vectors: Lanczos without reorthogonalisation finds :math:`\xi`, then the Chebyshev polynomial is applied.
 
-    The a-priori bound does not need the optimality of :math:`\xi`, only :math:`\langle (A/\xi - 1)y, y\rangle` for the
-    one polynomial y = p(A)b of its proof, which is computed: lost orthogonality can widen the bracket, not break it.
+    The a-priori bound does not need the optimality of :math:`\xi`. It needs :math:`\langle (A/\xi - 1)y, y\rangle`
+    for the one polynomial y = p(A)b of its proof, and that is computed. So lost orthogonality can widen the bracket,
+    not break it.
     """
-    alpha: list[float] = []
-    beta: list[float] = []
-    previous, v = torch.zeros_like(start), start
-    for _ in range(steps):
-        w = product(v)
-        alpha.append(float(v @ w))
-        w = w - alpha[-1] * v - (beta[-1] if beta else 0.0) * previous
-        size = float(w.norm())
-        if size <= 1e-13 * max(alpha):
-            break
-        beta.append(size)
-        previous, v = v, w / size
+    alpha, beta = _three_terms(product, start, steps)
     used = len(alpha)
     ritz = _largest(alpha, beta[: used - 1])
     if ritz <= 0:
@@ -303,3 +312,20 @@ def _without_basis(product: Product, start: Tensor, steps: int, component: float
     upper = math.sqrt(ritz) * a_priori_factor(steps, component, max(excess, 0.0)) if math.isfinite(excess) else math.inf
     # Paige: without orthogonality too, a Ritz value leaves the spectrum by rounding only.
     return NormBracket(math.sqrt(ritz) * (1 - 1e-8), upper * (1 + ROUNDING), "chebyshev", 2 * (used + steps))
+
+
+def _three_terms(product: Product, start: Tensor, steps: int) -> tuple[list[float], list[float]]:
+    """Diagonal and off-diagonal of Lanczos without reorthogonalisation, until the residual is rounding."""
+    alpha: list[float] = []
+    beta: list[float] = []
+    previous, v = torch.zeros_like(start), start
+    for _ in range(steps):
+        w = product(v)
+        alpha.append(float(v @ w))
+        w = w - alpha[-1] * v - (beta[-1] if beta else 0.0) * previous
+        size = float(w.norm())
+        if size <= 1e-13 * max(alpha):
+            break
+        beta.append(size)
+        previous, v = v, w / size
+    return alpha, beta

@@ -13,7 +13,7 @@ from torch.nn.functional import embedding
 
 
 def generator(seed: int, *key: str | int) -> torch.Generator:
-    """The stream that belongs to a key. Streams of different keys are independent."""
+    """The stream that belongs to a seed and a key. Streams of different keys are independent."""
     digest = hashlib.sha256(repr((int(seed), *key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -49,11 +49,21 @@ def grouped(rows: Sequence[Row]) -> dict[tuple, tuple[list[int], list[int]]]:
 
 
 def row_signs(rows: Sequence[Row], seed: int, name: str, positions: int, width: int, like: Tensor) -> Tensor:
-    """Independent signs ``[rows, positions, width]``, position by position.
+    """Independent signs, position by position: more positions only continue the earlier ones.
 
-    More positions only continue the earlier ones. Every row has a SplitMix64 stream of its own (Steele, Lea & Flood,
-    OOPSLA 2014), whose words are computed where they are needed: all rows at once, and nothing for rows that are not
-    there.
+    Every row has a SplitMix64 stream of its own (Steele, Lea & Flood, OOPSLA 2014). Its words are computed where they
+    are needed: all rows at once, and nothing for rows that are not there.
+
+    Args:
+        rows: where each row's signs come from.
+        seed: of all randomness.
+        name: of the layer that they are for: its signs are independent of those of other layers.
+        positions: of a row.
+        width: signs of a position.
+        like: has the device and dtype of what is wanted.
+
+    Returns:
+        ``[rows, positions, width]``, each -1 or 1.
     """
     starts = [hashlib.sha256(repr((int(seed), *key, member, name)).encode()).digest()[:8] for key, member in rows]
     start = np.frombuffer(b"".join(starts), dtype="<u8")
@@ -69,7 +79,10 @@ def row_signs(rows: Sequence[Row], seed: int, name: str, positions: int, width: 
 
 
 def rademacher(shape: tuple[int, ...], stream: torch.Generator, like: Tensor) -> Tensor:
-    """Independent signs, drawn on the CPU so that every device sees the same ones."""
+    """Independent signs of this shape, in the dtype of ``like``, each -1 or 1.
+
+    They are drawn on the CPU, so that every device sees the same ones.
+    """
     num, columns = shape[0], math.prod(shape[1:])
     words = torch.empty((num, -(-columns // 64)), dtype=torch.int64).random_(-(2**63), None, generator=stream)
     signs = embedding(words.view(torch.uint8).int(), SIGNS_OF_BYTE).flatten(1)[:, :columns]
