@@ -79,8 +79,8 @@ def added(op: Executed) -> Constant:
 
 def factor(op: Executed) -> Constant:
     """The largest factor."""
-    position, name = op.moving[0], operation(op.node)
-    if position == 1 and name == "Div":
+    position, name, divides = op.moving[0], operation(op.node), op.row.name == "div"
+    if position == 1 and divides:
         raise NoConstant("division by a part that depends on the input is not globally Lipschitz")
     if getattr(op.node, "_saved_rounding_mode", None) is not None:
         raise NoConstant("a quotient that is rounded jumps")
@@ -90,7 +90,7 @@ def factor(op: Executed) -> Constant:
     if op.varies:
         raise NoConstant(f"operation {name}: its factor is another one for every sample")
     other = torch.as_tensor(other).detach().double().abs()
-    constant = 1 / float(other.min()) if name == "Div" else float(other.max())
+    constant = 1 / float(other.min()) if divides else float(other.max())
     learned = op.node.next_functions[1 - position][0] is not None
     if learned and op.ratio != 1:
         raise NoConstant(

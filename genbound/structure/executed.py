@@ -28,8 +28,17 @@ INPUT = "<input>"
 class ExecutedPass:
     """One forward pass of one sample.
 
+    Args:
+        problem: whose first sample it is.
+        params: name -> weight in its own shape.
+        buffers: name -> buffer.
+
     Attributes:
+        weights: the floating-point weights as leaves of the graph.
+        output: the scores, ``[1, ...]``, in the network's unit.
         graph: the executed operations.
+        record: what they were called with.
+        names: leaf of the graph -> name of the weight.
         source: the operation that the network's first floating-point input enters by, ``None`` if it enters none.
         depends: the operations whose results depend on that input.
         num_inputs: floating-point tensors among the inputs.
@@ -47,23 +56,25 @@ class ExecutedPass:
             self.record.follow(inputs)
             self.output = problem.forward({**params, **self.weights}, inputs, buffers)
         self.graph = Graph(self.output, self.weights if leaf is None else {**self.weights, INPUT: leaf})
+        self.names = {node: name for name, node in self.graph.leaves.items()}
+        self.measured = {layer.name for layer in problem.layers}
+        self.source = self.graph.leaves.get(INPUT)
+        self._find_layers()
+        self.depends: set = set()
+        for node in self.graph.order:
+            if node is self.source or any(o in self.depends for o, _ in node.next_functions if o is not None):
+                self.depends.add(node)
+
+    def _find_layers(self) -> None:
         self.uses: dict[str, list] = {}
         self.layer_of: dict = {}
         for name, weight in self.weights.items():
             uses = find_uses(self.graph, name, weight, 1, True) if weight.dim() >= 2 else []
-            if uses:
+            if uses and name in self.measured:
                 self.uses[name] = uses
             for use in uses:
                 if isinstance(use, LinearUse | ConvolutionUse):
                     self.layer_of[use.edge.node] = name
-        self.names = {node: name for name, node in self.graph.leaves.items()}
-        self.measured = {layer.name for layer in problem.layers}
-        self.uses = {n: u for n, u in self.uses.items() if n in self.measured}
-        source = self.graph.leaves.get(INPUT)
-        self.source, self.depends = source, set()
-        for node in self.graph.order:
-            if node is source or any(o in self.depends for o, _ in node.next_functions if o is not None):
-                self.depends.add(node)
 
     def only_consumer(self, node):
         """The operation that alone uses a result, ``None`` if there are several."""
@@ -134,7 +145,7 @@ class Executed:
     @property
     def adds_bias(self) -> bool:
         """It adds a parameter that is looked at with its layer."""
-        return operation(self.node) == "Add" and self.run.parameter(self.node, 1) in self.biases
+        return self.row.name == "add" and self.run.parameter(self.node, 1) in self.biases
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from genbound.network.graph import LEAF
 from genbound.network.operations import named, of_node, operation
 from genbound.structure.constants import NoConstant
 from genbound.structure.executed import ExecutedPass, operand, shape
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from genbound.network.problem import Problem
     from genbound.network.weights import BaseProblem
 
-_BIAS = {"Addmm": 0, "Convolution": 2}  # operand position
+_BIAS = {"addmm": 0, "convolution": 2}  # operand position
 
 
 def read_structure(problem: BaseProblem) -> Structure:
@@ -74,18 +75,18 @@ class _Reader:
 
     def _find_bias_and_fold(self, node, name: str) -> None:
         """The vector that is added behind a layer, and the batch norm that follows it, if they are its alone."""
-        kind = operation(node)
-        bias = None if kind == "Mm" else self.run.parameter(node, _BIAS[kind])
+        kind = of_node(node).name
+        bias = None if kind == "mm" else self.run.parameter(node, _BIAS[kind])
         if bias is not None:
             self.structure._biases[name] = bias
         if len(self.structure._uses.get(name, ())) != 1:
             return
         node = self.run.only_consumer(node)
-        while node is not None and operation(node) in ("View", "UnsafeView", "ReshapeAlias") and bias is None:
+        while node is not None and of_node(node).name == "view" and bias is None:
             node = self.run.only_consumer(node)
         if node is None:
             return
-        if operation(node) == "Add" and kind == "Mm":
+        if of_node(node).name == "add" and kind == "mm":
             added = self.run.parameter(node, 1)
             if added is not None and self.run.weights[added].shape == shape(node)[-1:] and node._saved_alpha == 1:
                 self.structure._biases[name] = added
@@ -120,7 +121,7 @@ class _Reader:
         """The reason that says most, wherever it is in the network."""
         rows = {of_node(node) for node in self.run.graph.order}
         softmax = {node for node in self.run.graph.order if of_node(node).sweep == "softmax"}
-        products = [node for node in self.run.graph.order if operation(node) in ("Bmm", "Mul") and self._mixes(node)]
+        products = [node for node in self.run.graph.order if of_node(node).name in ("bmm", "mul") and self._mixes(node)]
         if softmax and any(self.run.graph.upstream(node) & softmax for node in products):
             raise NoConstant(named("attention").lipschitz.reason)
         for name in ("attention", "layer_norm", "group_norm"):
@@ -151,7 +152,7 @@ class _Reader:
         operands = [o for o, _ in node.next_functions if o is not None]
         if self.run.source is not None:
             operands = [o for o in operands if o in self.run.depends]
-        return len([o for o in operands if operation(o) not in ("AccumulateGrad", "T")]) > 1
+        return len([o for o in operands if operation(o) not in (LEAF, "T")]) > 1
 
     def _find_dominators(self) -> None:
         """Immediate dominators: the last operation that every path from the input to a node passes."""

@@ -15,7 +15,7 @@ import math
 from dataclasses import replace
 
 from genbound.network.operation import No
-from genbound.network.operations import operation
+from genbound.network.operations import of_node, operation
 from genbound.structure.constants import FUNCTIONS, Constant, NoConstant
 from genbound.structure.executed import Executed, ExecutedPass, operand
 from genbound.structure.tree import Node, Structure, scale_step
@@ -72,11 +72,11 @@ class Steps:
         return Executed(self.run, node, self.structure._biases.values())
 
     def _layer(self, node) -> Node:
-        name, layer, found = operation(node), self.run.layer_of[node], self.structure
+        name, layer, found = of_node(node).name, self.run.layer_of[node], self.structure
         if layer not in self.run.measured:
             raise NoConstant(f"layer {layer} is in the network but not among the layers that are measured")
         # Without a bias a convolution saves the size (0,).
-        unnamed = name == "Addmm" or (name == "Convolution" and any(node._saved_bias_sym_sizes_opt or ()))
+        unnamed = name == "addmm" or (name == "convolution" and any(node._saved_bias_sym_sizes_opt or ()))
         if unnamed and layer not in found._biases:
             found.positively_homogeneous = found.zero_preserving = False
         return {"op": "layer", "name": layer}

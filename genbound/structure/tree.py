@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -102,30 +102,35 @@ class Structure:
         return max(1, len(self._uses.get(name, ())))
 
     def effective(self, name: str) -> EffectiveLayer:
-        """A layer's operators in float64. Computed anew at every call: they can be large."""
-        problem, uses = self._problem, self._uses.get(name, [])
-        known = [use for use in uses if isinstance(use, LinearUse | ConvolutionUse)]
-        fold, bias = self.folds.get(name), self._biases.get(name)
-        trained = [as_operator(use, problem.params[name]) for use in known or [None]]
-        init = [as_operator(use, problem.init[name]) for use in known or [None]]
-        biases: list[Tensor | None] = [
-            None if bias is None else w[bias].double() for w in (problem.params, problem.init)
-        ]
-        if fold is not None:
-            for i, (operators, params, buffers) in enumerate(
-                ((trained, problem.params, problem.buffers), (init, problem.init, problem.init_buffers))
-            ):
-                scale = (buffers[fold.variance].double() + fold.eps).rsqrt()
-                if fold.gamma is not None:
-                    scale = scale * params[fold.gamma].double()
-                operators[:] = [operator.scale_outputs(scale) for operator in operators]
-                before = -buffers[fold.mean].double() if biases[i] is None else biases[i] - buffers[fold.mean].double()
-                biases[i] = scale * before + (0.0 if fold.beta is None else params[fold.beta].double())
+        """A layer's operators and biases ``[out]`` in float64, in the weights' unit.
+
+        Computed anew at every call: they can be large.
+        """
+        problem = self._problem
+        known = [use for use in self._uses.get(name, []) if isinstance(use, LinearUse | ConvolutionUse)]
+        trained, trained_bias = self._at(name, known, problem.params, problem.buffers)
+        init, init_bias = self._at(name, known, problem.init, problem.init_buffers)
         moved = [a.with_weight(a.weight - b.weight) for a, b in zip(trained, init, strict=True)]
         kind = trained[0].kind if known else "matrix"
         return EffectiveLayer(
-            tuple(trained), tuple(init), tuple(moved), biases[0], biases[1], fold is not None, kind
-        )  # fmt: skip
+            tuple(trained), tuple(init), tuple(moved), trained_bias, init_bias, name in self.folds, kind
+        )
+
+    def _at(
+        self, name: str, uses: Sequence, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    ) -> tuple[list[Operator], Tensor | None]:
+        """A layer's operators and bias at one model's weights, with its batch norm folded in."""
+        operators = [as_operator(use, params[name]) for use in uses or [None]]
+        fold, bias = self.folds.get(name), self._biases.get(name)
+        added = None if bias is None else params[bias].double()
+        if fold is None:
+            return operators, added
+        scale = (buffers[fold.variance].double() + fold.eps).rsqrt()
+        if fold.gamma is not None:
+            scale = scale * params[fold.gamma].double()
+        before = -buffers[fold.mean].double() if added is None else added - buffers[fold.mean].double()
+        shift = 0.0 if fold.beta is None else params[fold.beta].double()
+        return [operator.scale_outputs(scale) for operator in operators], scale * before + shift
 
 
 def count(node: Node, op: str) -> int:
