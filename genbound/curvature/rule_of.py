@@ -82,6 +82,7 @@ def find_rule(call: Call) -> Rule:
 
 
 def _nested(op: Moving) -> Rule:
+    """Nested derivatives."""
     return Nested(op.function(), op.values)
 
 
@@ -89,24 +90,29 @@ def _nested(op: Moving) -> Rule:
 
 
 def _affine(op: Moving) -> Rule | None:
+    """Applied to the tangent."""
     return Affine(op.function()) if op.single else None
 
 
 def _moves(op: Moving) -> Rule | None:
+    """Moves the tangent's entries."""
     return Affine(op.function(), moves=True) if op.single else None
 
 
 def _scale(op: Moving) -> Rule | None:
+    """Scales the tangent's entries."""
     return Affine(op.function(), scales=True) if op.single else None
 
 
 def _view(op: Moving) -> Rule | None:
-    """A tangent may lie in memory otherwise than what it belongs to."""
+    """Reshapes the tangent."""
+    # By reshape: it may lie in memory otherwise than what it belongs to.
     shape = op.args[1]
     return Affine(lambda t: t.reshape(shape), moves=True)
 
 
 def _joined(op: Moving) -> Rule | None:
+    """Joins the tangents."""
     func, args, kwargs, axis = op.func, op.args, op.kwargs, [place[1] for place in op.places]
     others = [torch.zeros_like(x) for x in op.given[0]]
 
@@ -119,17 +125,20 @@ def _joined(op: Moving) -> Rule | None:
 
 
 def _sum(op: Moving) -> Rule | None:
+    """Adds the tangents."""
     factor = op.kwargs.get("alpha", 1) if len(op.args) < 3 else op.args[2]
     factor *= -1 if of_aten(op.func).name == "sub" else 1
     return Sum(op.out.shape, [1 if place == (0,) else factor for place in op.places])
 
 
 def _masked_fill(op: Moving) -> Rule | None:
+    """The tangent vanishes under the mask."""
     mask = op.args[1]
     return Affine(lambda t: t.masked_fill(mask, 0)) if op.places == FIRST else None
 
 
 def _where(op: Moving) -> Rule | None:
+    """The tangent vanishes where the other is taken."""
     if not op.single or op.places == FIRST:
         return None
     here = op.args[0] if op.places == [(1,)] else ~op.args[0]
@@ -137,12 +146,13 @@ def _where(op: Moving) -> Rule | None:
 
 
 def _pad(op: Moving) -> Rule | None:
+    """The tangent is padded by zeros."""
     func, margins = op.func, op.args[1]
     return Affine(lambda t: func(t, margins))
 
 
 def _batch_norm(op: Moving) -> Rule | None:
-    """In evaluation mode it is diagonal."""
+    """Its diagonal, in evaluation mode."""
     training = op.func.__name__.partition(".")[0] != "_native_batch_norm_legit_no_training" and op.args[5]
     if training or op.places != FIRST:
         return None
@@ -152,7 +162,7 @@ def _batch_norm(op: Moving) -> Rule | None:
 
 
 def _max_pool(op: Moving) -> Rule | None:
-    """What is the largest stays so."""
+    """The tangent where the largest is."""
     if op.places != FIRST:
         return None
     index = op.func(*op.given, **op.kwargs)[1]
@@ -163,22 +173,26 @@ def _max_pool(op: Moving) -> Rule | None:
 
 
 def _product(op: Moving) -> Rule | None:
+    """The product rule."""
     if not op.single:
         return Product(op.function(), *op.values)
     return Affine(op.function(), scales=of_aten(op.func).elementwise and op.out.shape == op.values[0].shape)
 
 
 def _div(op: Moving) -> Rule | None:
+    """Applied to the numerator's tangent."""
     if op.places != FIRST or op.kwargs.get("rounding_mode"):
         return None
     return Affine(op.function(), scales=op.keeps_shape)
 
 
 def _addmm(op: Moving) -> Rule | None:
+    """The product alone."""
     return _added_product(op, torch.mm) if op.single else None
 
 
 def _baddbmm(op: Moving) -> Rule | None:
+    """The product rule, or the product alone."""
     return _added_product(op, torch.bmm)
 
 
@@ -192,6 +206,7 @@ def _added_product(op: Moving, multiply: Callable[[Tensor, Tensor], Tensor]) -> 
 
 
 def _convolution(op: Moving) -> Rule | None:
+    """The convolution without its bias."""
     func, args, kwargs = op.func, op.args, op.kwargs
     return Affine(lambda t: func(t, args[1], None, *args[3:], **kwargs)) if op.places == FIRST else None
 
@@ -200,23 +215,27 @@ def _convolution(op: Moving) -> Rule | None:
 
 
 def _bend(op: Moving) -> Rule | None:
+    """Its slope, entry by entry."""
     return Elementwise(op.function(), op.values[0], False) if op.keeps_shape else None
 
 
 def _smooth(op: Moving) -> Rule | None:
+    """Its two derivatives, entry by entry."""
     return Elementwise(op.function(), op.values[0], True) if op.keeps_shape else None
 
 
 def _softmax(op: Moving) -> Rule | None:
+    """Means and variances under its result."""
     return Softmax(op.out, op.args[1]) if op.places == FIRST else None
 
 
 def _layer_norm(op: Moving) -> Rule | None:
+    """Means over the normalised axes."""
     return LayerNorm(op.values[0], len(op.args[1]), op.args[2], op.args[4]) if op.places == FIRST else None
 
 
 def _glu(op: Moving) -> Rule | None:
-    """Torch has no nested forward mode for it, but for what it is made of."""
+    """Nested derivatives of the product that it is."""  # torch has none of glu itself
     axis = op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", -1)
 
     def gate(x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def _is_table(tape: Tape, name: str) -> bool:
     while pending:
         node, _ = pending.pop()
         row = of_node(node)
-        if row.name == "embedding" or row.branches is not None and row.kind in (Kind.ROUTE, Kind.LINEAR):
+        if row.name == "embedding" or row.joins:
             found = True
         elif row.kind is Kind.ROUTE:
             pending += consumers[node]

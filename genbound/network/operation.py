@@ -76,3 +76,8 @@ class Operation:
     def watched(self) -> bool:
         """An activation function that acts entry by entry: its contraction is measured on the data."""
         return self.elementwise and bool(self.label)
+
+    @property
+    def joins(self) -> bool:
+        """It adds its operands or puts them beside each other: a table of vectors ends in it."""
+        return self.branches is not None and self.kind in (Kind.ROUTE, Kind.LINEAR)

@@ -18,11 +18,11 @@ from genbound.network.operation import Kind, No, Operation
 JUMPS = No("it jumps")
 GROWS = No("its slope has no limit")
 GATE = No("a product of two parts that depend on the input is not globally Lipschitz")
-NOT_RECOGNISED = No("a weight is used by it in a way that is not recognised as a layer")
+NOT_RECOGNISED = No("it applies a matrix, which counts where it is recognised as a layer")
 UNMEASURED = No("no constant has been worked out for it")
-CURVED = No("it is no sum over paths, being curved")
-ORDER = No("where its entries go depends on their order, which a sum over paths does not keep")
-SHIFTED = No("its line does not pass through the origin, and a sum over paths has no edge for what is added")
+CURVED = No("it is curved")
+ORDER = No("what it hands on depends on an order that is not that of the sums")
+SHIFTED = No("it shifts what it is given, and paths have no edge for that")
 NEGATIVE = No("some of its fixed weights are negative")
 
 
@@ -104,7 +104,8 @@ OPERATIONS = (
     _route("unbind", "Unbind", "unbind", "unbind"),
     _route("clone", "Clone Alias", "clone alias lift_fresh", "clone contiguous"),
     _route("to_copy", "ToCopy", "_to_copy", "to", paths="keep"),
-    _route("detach", "", "detach", "detach", sweep="constant", paths="keep"),
+    _route("detach", "", "detach", "detach", lipschitz=No("what is detached is not on the graph"), sweep="constant",
+           paths="keep"),
     _route("roll", "Roll", "roll", "roll"),
     _route("flip", "Flip Rot90", "flip rot90", "flip rot90"),
     _route("diagonal", "Diagonal", "diagonal", "diagonal"),
@@ -127,13 +128,13 @@ OPERATIONS = (
     _route("index", "Index", "index", lipschitz="picked"),
     _route("index_select", "IndexSelect", "index_select", "index_select", lipschitz="picked"),
     _route("gather", "Gather", "gather", "gather", lipschitz="picked"),
-    _route("embedding", "Embedding", "embedding", "embedding", lipschitz="picked"),
+    _route("embedding", "Embedding", "embedding", "embedding", lipschitz=No("it looks up rows of a weight")),
     _route("masked_fill", "MaskedFill", "masked_fill", "masked_fill", **BY_MASK, lipschitz="filled",
            sweep="masked_fill"),
     _route("where", "Where", "where", "where", **BY_MASK, lipschitz="chosen", sweep="where",
            branches="a choice between branches is counted as a sum"),
     _route("like", "", "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones "
-           "new_full new_empty_strided", lipschitz=(0, 0), keeps_zero=None, homogeneous=None, sweep="constant",
+           "new_full new_empty_strided", lipschitz=No("it takes only the size"), sweep="constant",
            paths="constant"),
     _route("cat", "Cat", "cat", "cat concat concatenate hstack vstack", **JOINED),
     _route("stack", "Stack", "stack", "stack", **JOINED),

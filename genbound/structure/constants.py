@@ -225,7 +225,7 @@ def average_pool(op: Executed) -> Constant:
 
 
 def adaptive_average_pool(op: Executed) -> Constant:
-    """The same, with the windows of adaptive pooling."""
+    """The product of the norms of its windows' matrices along the axes."""
     dims = int(operation(op.node)[len("AdaptiveAvgPool")])
     sizes = zip(op.operand_shape[-dims:], op.shape[-dims:], strict=True)
     return _separable([adaptive_windows(i, o, lambda n: 1 / n) for i, o in sizes])
@@ -255,7 +255,7 @@ def max_pool(op: Executed) -> Constant:
 
 
 def adaptive_max_pool(op: Executed) -> Constant:
-    """The same, with the windows of adaptive pooling."""
+    """The root of the most windows that an entry lies in; 1 in the sup norm."""
     dims = int(operation(op.node)[len("AdaptiveMaxPool")])
     sizes = zip(op.operand_shape[-dims:], op.shape[-dims:], strict=True)
     return _pooled(
@@ -268,7 +268,8 @@ def _pooled(coverage: list, what: str) -> Constant:
 
 
 def ordered(op: Executed) -> Constant:
-    """1: sorted entries are no further apart than the entries were, in either norm."""
+    """1 in either norm."""
+    # Sorted entries are no further apart than the entries were, and each that is handed on is one of them.
     return Constant(1, 1, notes=("a choice by order, counted as a max-pool",))
 
 
@@ -376,10 +377,7 @@ def log_softmax(op: Executed) -> Constant:
 
 
 def vector_norm(op: Executed) -> Constant:
-    """Of n entries, with the constant in the sup norm in brackets.
-
-    It is 1 (root n) for the Euclidean norm, root n (n) for the sum and 1 (1) for the largest.
-    """
+    """1 for the Euclidean norm of n entries, root n for their sum, 1 for the largest; root n, n, 1 in the sup norm."""
     entries = 1 / op.ratio
     known = {1.0: (math.sqrt(entries), entries), 2.0: (1.0, math.sqrt(entries)), math.inf: (1.0, 1.0)}
     order = float(op.node._saved_ord)

@@ -163,23 +163,26 @@ class PathSums(TorchDispatchMode):
 
 
 def _pass(sums: PathSums, call: _Call) -> _Scaled:
-    """In a tensor of its own, which may be written into; what comes behind is no longer right behind a layer."""
+    """Handed on."""
+    # In a tensor of its own, which may be written into. What comes behind is no longer right behind a layer.
     first = sums.first(call)
     return _Scaled(first.values.clone(), first.log)
 
 
 def _keep(sums: PathSums, call: _Call) -> _Scaled:
-    """The same in the same precision, whatever type it is asked for."""
+    """Handed on in its precision."""
     first = sums.first(call)
     return _Scaled(first.values.clone(), first.log, first.layer)
 
 
 def _apply(sums: PathSums, call: _Call) -> Any:
+    """Done to sums as to numbers."""
     first = sums.first(call)
     return sums.several(call.func(first.values, *call.args[1:], **call.kwargs), first.log)
 
 
 def _constant(sums: PathSums, call: _Call) -> Any:
+    """No sum: only the size is taken."""
     return call.func(*call.args, **call.kwargs)
 
 
@@ -194,6 +197,7 @@ def _layer(linear: Tensor, log: float, bias: Tensor | None, view: Callable[[Tens
 
 
 def _convolution(sums: PathSums, call: _Call) -> _Scaled:
+    """The kernel and the bias are squared."""
     first, (weight, bias) = sums.first(call), call.args[1:3]
     linear = call.func(first.values, weight.double().square(), None, *call.args[3:], **call.kwargs)
     bias = None if bias is None else bias.double()
@@ -201,7 +205,7 @@ def _convolution(sums: PathSums, call: _Call) -> _Scaled:
 
 
 def _matrix(sums: PathSums, call: _Call) -> _Scaled:
-    """A product with one factor that is a weight, and perhaps something that is added to it."""
+    """The matrix, and what is added, are squared."""
     if call.kwargs:
         raise call.refuse("its product or its summand has a factor")
     added, factors = call.args[:-2], call.args[-2:]
@@ -218,7 +222,7 @@ def _matrix(sums: PathSums, call: _Call) -> _Scaled:
 
 
 def _batch_norm(sums: PathSums, call: _Call) -> Any:
-    """Right behind a layer the batch norm belongs to it; elsewhere it is a layer of its own."""
+    """Part of the layer before it, or a layer of its own."""
     x, (weight, bias, mean, variance) = sums.first(call), call.args[1:5]
     if mean is None or variance is None:
         raise call.refuse("it has no running statistics")
@@ -238,7 +242,7 @@ def _batch_norm(sums: PathSums, call: _Call) -> Any:
 
 
 def _add(sums: PathSums, call: _Call) -> _Scaled:
-    """Of ``add`` and ``sub`` the second summand may have a factor, of ``rsub`` the first; signs do not matter."""
+    """The sums are added, a constant squared; signs do not matter."""
     factors = [1.0, abs(float(call.argument(2, "alpha", 1)))]
     if of_aten(call.func).name == "rsub":
         factors.reverse()
@@ -248,7 +252,7 @@ def _add(sums: PathSums, call: _Call) -> _Scaled:
 
 
 def _factor(sums: PathSums, call: _Call) -> _Scaled:
-    """A tensor is a weight, a number keeps its size."""
+    """Scaled: a factor that is a tensor is squared as a weight, a number keeps its size."""
     position = 0 if sums.get(call.args[0]) is not None else 1
     known, other = sums.get(call.args[position]), call.args[1 - position]
     divides = of_aten(call.func).name == "div"
@@ -261,7 +265,7 @@ def _factor(sums: PathSums, call: _Call) -> _Scaled:
 
 
 def _larger(sums: PathSums, call: _Call) -> Any:
-    """The larger sum, of a minimum as well."""
+    """The larger sum."""
     largest = {"amin": "amax", "min": "max", "minimum": "maximum", "fmin": "fmax"}
     func = getattr(torch.ops.aten, largest.get(call.name, call.name))
     if of_aten(call.func).elementwise:
@@ -271,13 +275,14 @@ def _larger(sums: PathSums, call: _Call) -> Any:
 
 
 def _join(sums: PathSums, call: _Call) -> _Scaled:
+    """Joined, constants squared."""
     return sums.together(
         [sums.term(value) for value in call.args[0]], lambda values: call.func(values, *call.args[1:], **call.kwargs)
     )
 
 
 def _fill(sums: PathSums, call: _Call) -> _Scaled:
-    """Constants are put in, or taken, in some places."""
+    """What is put in is squared."""
     name = of_aten(call.func).name
     if name == "where":
         mask, *parts = call.args

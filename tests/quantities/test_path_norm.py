@@ -178,6 +178,42 @@ def test_sums_in_place():
     assert found == pytest.approx(float((first + second).sum()), rel=1e-12)
 
 
+class Rectified(nn.Module):
+    """A copy of a layer's result is changed in place; the result itself goes on as it was."""
+
+    def __init__(self, copy):
+        super().__init__()
+        self.first, self.layer, self.copy = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), copy
+
+    def forward(self, x):
+        z = self.first(x)
+        changed = self.copy(z)
+        changed += self.layer(x)
+        return changed + z
+
+
+@pytest.mark.parametrize("copy", [nn.LeakyReLU(), torch.clone, lambda z: z.clamp(-1, 1)])
+def test_what_is_changed_in_place_is_a_copy(copy):
+    torch.manual_seed(0)
+    net = Rectified(copy)
+    found = measure(problem(net, torch.randn(3, 2, dtype=D)), "path_norm")["value"]
+    first, second = net.first.weight.detach().square(), net.layer.weight.detach().square()
+    assert found == pytest.approx(float((2 * first + second).sum()), rel=1e-12)
+
+
+@torch.no_grad()
+def test_a_batch_norm_behind_an_activation_is_a_layer_of_its_own():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.BatchNorm1d(3), nn.Linear(3, 2)).to(D).eval()
+    norm = net[2]
+    norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), norm.weight.normal_(), norm.bias.normal_()
+    found = measure(problem(net, torch.randn(3, 2, dtype=D)), "path_norm")["value"]
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    hidden = net[0].weight.square().sum(1) + net[0].bias.square()
+    hidden = hidden * scale.square() + (norm.bias - scale * norm.running_mean).square()
+    assert found == pytest.approx(float((net[3].weight.square() @ hidden + net[3].bias.square()).sum()), rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("net", "words"),
     [
