@@ -9,7 +9,7 @@ import click
 
 from genbound.cli.click_options import DEBUG, Names, option
 from genbound.cli.quantity_options import CONFIG, read_config_entry, short_forms
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, did_you_mean
 
 
 def read_config(ctx: click.Context, param: Any, path: str | None) -> None:
@@ -17,14 +17,17 @@ def read_config(ctx: click.Context, param: Any, path: str | None) -> None:
     if path is None:
         return
     entries = {str(key).replace("-", "_"): value for key, value in _read_yaml(path).items()}
-    known = {option.name for option in ctx.command.params if isinstance(option, click.Option)} - {"config", "debug"}
+    options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
+    known = options.keys() - {"config", "debug"}
     if "set" in entries:
         ctx.meta[CONFIG] = read_config_entry(entries.pop("set"), path)
     for key, value in entries.items():
         if key not in known:
             names = ", ".join(sorted(name.replace("_", "-") for name in known))
-            raise GenboundError(f"--config {path} has an unknown option {key!r}; options are {names}")
-        if isinstance(value, dict) or (isinstance(value, list) and key not in ("measures", "sigmas", "tags")):
+            hint = did_you_mean(key.replace("_", "-"), [name.replace("_", "-") for name in known])
+            raise GenboundError(f"--config {path} has an unknown option {key!r}{hint}; options are {names}")
+        several = options[key].multiple or isinstance(options[key].type, Names)
+        if isinstance(value, dict) or (isinstance(value, list) and not several):
             raise GenboundError(f"--config {path}: {key} must be one value, not {value!r}")
         if isinstance(value, bool) and key != "trust_remote_code":
             raise GenboundError(f"--config {path}: {key} must be a number or a text, not {value!r}")

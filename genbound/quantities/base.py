@@ -45,10 +45,20 @@ class Context(Protocol):
         ...
 
 
-def later(function: str) -> Callable[..., Any]:
-    """``module:name``, imported when it is first called."""
-    module, _, name = function.partition(":")
-    return lambda *arguments: getattr(import_module(module), name)(*arguments)
+@dataclass(frozen=True)
+class later:  # noqa: N801 (it stands for a function)
+    """The function ``module:name``, imported when it is first called."""
+
+    where: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Import the function and call it."""
+        return self.found()(*arguments)
+
+    def found(self) -> Callable[..., Any]:
+        """The function itself."""
+        module, _, name = self.where.partition(":")
+        return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""The rows of the catalogue name what exists: functions, required quantities, plots."""
+
+import inspect
+
+import pytest
+
+from genbound.bounds import BOUNDS
+from genbound.figures.interactive import FIGURES
+from genbound.figures.one_run import PLOTS
+from genbound.quantities import QUANTITIES
+from genbound.quantities.base import later
+from genbound.quantities.catalogue import reading_of
+from genbound.quantities.summary import Reading
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_a_row(name):
+    quantity = QUANTITIES[name]
+    assert quantity.name == name and quantity.summary
+    functions = {"measure": quantity.measure, "gradients": quantity.gradients, "applies_to": quantity.applies_to}
+    for what, function in functions.items():
+        if isinstance(function, later):
+            assert function.where.startswith("genbound.quantities."), what
+            function = function.found()
+        assert len(inspect.signature(function).parameters) == (1 if what == "applies_to" else 2), what
+    assert quantity.options()  # the defaults are fine
+
+
+def test_rows_stand_behind_what_they_require():
+    names = list(QUANTITIES)
+    for name, quantity in QUANTITIES.items():
+        assert all(names.index(required) < names.index(name) for required in quantity.requires)
+    assert all(set(bound.requires) <= set(QUANTITIES) for bound in BOUNDS.values())
+
+
+def test_plots_are_drawn():
+    named = [plot for quantity in QUANTITIES.values() for plot in quantity.reading.plots]
+    assert sorted(named) == sorted(PLOTS) == sorted(FIGURES)
+
+
+def test_errors_of_bounds_are_those_of_numbers_that_they_require():
+    for bound in BOUNDS.values():
+        for name in bound.shares_error_of:
+            assert name.partition(":")[0] in bound.requires and name.partition(":")[2]
+
+
+def test_a_quantity_of_another_version_is_read_as_its_numbers_stand():
+    assert reading_of("of another version") == Reading() and reading_of("losses") is QUANTITIES["losses"].reading
