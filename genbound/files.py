@@ -1,4 +1,4 @@
-"""Writing files: they appear whole or not at all."""
+"""Files that appear whole or not at all, and settings in YAML."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from genbound.errors import GenboundError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -31,3 +33,30 @@ def write_json(path: Path, value: Any) -> None:
     """Write plain values as indented JSON; a number that is not finite is refused, because JSON has none."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_yaml(path: Path, where: str, what: str, may_be_empty: bool = False) -> dict[Any, Any]:
+    """The entries of a YAML file.
+
+    Args:
+        path: the file.
+        where: how the messages name it.
+        what: what its entries are.
+        may_be_empty: a file without entries has none, and is no mistake.
+
+    Raises:
+        GenboundError: the file cannot be read, or holds something else than ``name: value`` lines.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GenboundError(f"{where} cannot be read: {error}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # also of bytes that are no UTF-8
+        raise GenboundError(f"{where} is no valid YAML: {error}") from error
+    if content is None and may_be_empty:
+        return {}
+    if not isinstance(content, dict):
+        raise GenboundError(f"{where} must hold {what} as `name: value` lines")
+    return content

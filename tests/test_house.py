@@ -20,7 +20,8 @@ PACKAGE = Path(genbound.__file__).parent
 # From the ground up. A wing imports itself and the floors below its own, not its neighbours. An import inside a
 # function or for a type's sake counts as any other.
 FLOORS = (
-    ("errors", "files", "formatting", "version"),
+    ("errors",),
+    ("files", "formatting", "version"),
     ("estimators", "optional", "user_code"),
     ("checkpoints", "data"),
     ("network",),

@@ -155,7 +155,17 @@ def align(
 
 
 def initial_value(alignment: Alignment, name: str, value: Tensor, init: Mapping[str, Tensor]) -> Tensor:
-    """INIT's tensor for a matched weight; of a resized embedding the rows that it has, and zeros for the new ones."""
+    """INIT's tensor for a matched weight; of a resized embedding the rows that it has, and zeros for the new ones.
+
+    Args:
+        alignment: of the two files.
+        name: of the weight.
+        value: the fine-tuned weight, of any shape.
+        init: INIT's tensors by their names in the file.
+
+    Returns:
+        A tensor in the shape of ``value`` and in INIT's precision.
+    """
     start = init[alignment.init[name]]
     if name not in alignment.resized:
         return start

@@ -40,7 +40,7 @@ class Found:
     """A state dict inside a file.
 
     Attributes:
-        tensors: the weights, by name.
+        tensors: the weights by name, of any shape.
         hyper_parameters: those of a Lightning checkpoint.
         notes: which entry was taken, and which others could have been.
     """

@@ -178,10 +178,25 @@ def _from_pretrained(hub: HubClass, tensors: Mapping[str, Tensor]) -> tuple[nn.M
 
 
 def _known_names(hub: HubClass, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without what wrappers and training classes put before their names; refuses what cannot be built.
+    """The tensors without what wrappers and training classes put before their names.
 
     Names that transformers itself renames stay as they are: only a prefix that most names have is taken off.
     """
+    skeleton = _skeleton(hub, tensors)
+    own = set(skeleton.state_dict())
+    base = f"{getattr(skeleton, 'base_model_prefix', '')}."
+    expected = own | {name.removeprefix(base) for name in own if len(base) > 1}
+    plain = {unwrapped(name): tensor for name, tensor in tensors.items()}
+    if len(plain) < len(tensors):
+        plain = dict(tensors)
+    if 4 * len(expected & set(plain)) >= min(len(plain), len(expected)):
+        return plain
+    prefix = common_prefix(plain, own) or common_prefix(plain, expected)
+    return {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+
+
+def _skeleton(hub: HubClass, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The model without storage; refuses a config that describes far more numbers than the file has."""
     _check_config(hub.config, len(tensors))
     try:
         with quiet(), torch.device("meta"):  # without storage: a wrong config must not allocate
@@ -190,22 +205,13 @@ def _known_names(hub: HubClass, tensors: Mapping[str, Tensor]) -> dict[str, Tens
         raise GenboundError(
             f"transformers cannot build {hub.cls.__name__} from config.json: {first_line(error)}"
         ) from error
-    expected = set(skeleton.state_dict())
     asked, given = (sum(t.numel() for t in group.values()) for group in (skeleton.state_dict(), tensors))
     if asked > 4 * given + 50_000_000:
         raise GenboundError(
-            f"config.json describes a model of {asked:,} numbers and the file has {given:,}: "
-            "they do not belong together; restore config.json from the original"
+            f"config.json describes a model of {asked:,} numbers and the file has {given:,}: they do not belong "
+            "together; restore config.json from the original"
         )
-    base = f"{getattr(skeleton, 'base_model_prefix', '')}."
-    expected |= {name.removeprefix(base) for name in expected if len(base) > 1}
-    plain = {unwrapped(name): tensor for name, tensor in tensors.items()}
-    if len(plain) < len(tensors):
-        plain = dict(tensors)
-    if 4 * len(expected & set(plain)) >= min(len(plain), len(expected)):
-        return plain
-    prefix = common_prefix(plain, skeleton.state_dict()) or common_prefix(plain, expected)
-    return {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+    return skeleton
 
 
 def _check_config(config: Any, num_tensors: int) -> None:

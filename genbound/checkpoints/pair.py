@@ -82,7 +82,8 @@ class Built(Sources):
         model: the architecture, with whatever weights.
         rebuild: constructs the model again, where that is possible.
         unused: names in CKPT and in INIT that the model's own loading has left out.
-        factors: the two factors of displacements that are known as such, by the weight's name.
+        factors: the two factors ``[rows, rank]`` and ``[rank, columns]`` of displacements that are known as such, by
+            the weight's name.
     """
 
     model: nn.Module

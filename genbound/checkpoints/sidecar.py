@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genbound.errors import GenboundError
+from genbound.files import read_yaml
 
 SIDECAR = "genbound.yaml"
 INIT_FILE = "genbound_init.safetensors"
@@ -90,17 +91,7 @@ def read_sidecar(checkpoint: str | os.PathLike) -> dict[str, Any]:
 def _load(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise GenboundError(f"{str(file)!r} is no valid YAML: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise GenboundError(f"{str(file)!r} must hold settings as `name: value` lines")
-    return _checked(content, str(file))
+    return _checked(read_yaml(file, repr(str(file)), "settings", may_be_empty=True), str(file))
 
 
 def _checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:

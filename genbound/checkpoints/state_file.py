@@ -32,7 +32,7 @@ class StateFile:
     Attributes:
         path: file or directory, as given.
         sha256: of the bytes; for a directory, of the names and bytes of its weights and ``config.json``.
-        tensors: the weights, by the names in the file.
+        tensors: the weights by the names in the file, of any shape, in the file's precision.
         config: ``config.json`` beside the weights, if it is that of a transformers or timm model.
         adapter: ``adapter_config.json`` of a PEFT adapter.
         hyper_parameters: arguments of the LightningModule that wrote the file.

@@ -34,7 +34,7 @@ def vision_model(
     Args:
         library: ``timm`` or ``torchvision``.
         name: as in ``timm.create_model`` or ``torchvision.models.get_model``.
-        tensors: the checkpoint, whose last layer says how many classes there are.
+        tensors: the checkpoint; its last layer's weight, ``[K, ...]``, says how many classes there are.
         arguments: further arguments of the constructor.
     """
     module = import_library(library if library == "timm" else "torchvision.models")

@@ -10,13 +10,15 @@ import click
 from genbound.cli.click_options import DEBUG, Names, option
 from genbound.cli.quantity_options import CONFIG, read_config_entry, short_forms
 from genbound.errors import GenboundError, did_you_mean
+from genbound.files import read_yaml
 
 
 def read_config(ctx: click.Context, param: Any, path: str | None) -> None:
     """Make a YAML file's entries the defaults of this command: what the command line says still wins."""
     if path is None:
         return
-    entries = {str(key).replace("-", "_"): value for key, value in _read_yaml(path).items()}
+    content = read_yaml(Path(path), f"--config {path}", "options")
+    entries = {str(key).replace("-", "_"): value for key, value in content.items()}
     options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
     known = options.keys() - {"config", "debug"}
     if "set" in entries:
@@ -32,20 +34,6 @@ def read_config(ctx: click.Context, param: Any, path: str | None) -> None:
         if isinstance(value, bool) and key != "trust_remote_code":
             raise GenboundError(f"--config {path}: {key} must be a number or a text, not {value!r}")
     ctx.default_map = {**(ctx.default_map or {}), **entries}
-
-
-def _read_yaml(path: str) -> dict[Any, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise GenboundError(f"--config {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise GenboundError(f"--config {path} is no valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise GenboundError(f"--config {path} must hold options as `name: value` lines")
-    return content
 
 
 # What evaluate and inspect have in common.

@@ -122,6 +122,13 @@ def make_transform(options: Mapping[str, Any], processor: Any = None) -> Callabl
     The checkpoint's own image processor, if it has one and no option overrides it; else RGB values divided by 255,
     resized to ``size`` (the shorter side, then the middle is cut out) and normalised by ``mean`` and ``std``, where
     they are given.
+
+    Args:
+        options: those of the data SPEC.
+        processor: image processor of transformers.
+
+    Returns:
+        Pillow image in RGB -> float32 ``[3, H, W]``, or the processor's ``pixel_values``.
     """
     own = {"size", "mean", "std"} & set(options)
     if processor is not None and not own:

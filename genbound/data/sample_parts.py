@@ -15,7 +15,7 @@ IGNORED = -100  # the label of a token that does not count, as in torch and tran
 
 
 def to_tensor(value: Any, where: str) -> Tensor:
-    """A detached CPU tensor of numbers, arrays or nested lists."""
+    """A detached CPU tensor of a number, an array or nested lists, in their shape; a tensor stays as it is."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     try:
@@ -43,7 +43,7 @@ def inputs_and_labels(item: Any, where: str) -> tuple[Any, Any]:
 
 
 def split_pair(item: Any, where: str) -> tuple[Inputs, Tensor]:
-    """Inputs and labels of a sample or a batch, as tensors."""
+    """Inputs and labels of a sample or a batch, as tensors in the shapes that it has them in; classes become int64."""
     inputs, labels = inputs_and_labels(item, where)
     if isinstance(inputs, Mapping):
         inputs = {name: to_tensor(value, f"{where}: input {name!r}") for name, value in inputs.items()}
@@ -59,7 +59,20 @@ def split_pair(item: Any, where: str) -> tuple[Inputs, Tensor]:
 
 
 def checked(inputs: Inputs, targets: Tensor, where: str, stacked: bool) -> tuple[Inputs, Tensor]:
-    """Refuse what would poison every number that is computed from it."""
+    """Refuse what would poison every number that is computed from it.
+
+    Args:
+        inputs: of a batch, tensors ``[N, ...]``, or of one sample, without the first axis.
+        targets: the labels, likewise.
+        where: for the messages.
+        stacked: it is a batch.
+
+    Returns:
+        Inputs and labels as they are.
+
+    Raises:
+        GenboundError: lengths that differ, numbers that are not finite, or a negative class.
+    """
     tensors = (*leaves(inputs), ("labels", targets))
     if stacked:
         sizes = {name: len(tensor) if tensor.ndim else None for name, tensor in tensors}
@@ -83,7 +96,7 @@ def checked(inputs: Inputs, targets: Tensor, where: str, stacked: bool) -> tuple
 
 
 def leaves(inputs: Any, name: str = "") -> list[tuple[str, Tensor]]:
-    """Every tensor of the inputs with its dotted name, in the order of the names."""
+    """Every tensor of the inputs, of any shape, with its dotted name, in the order of the names."""
     if isinstance(inputs, Tensor):
         return [(name, inputs)]
     parts = sorted(inputs.items()) if isinstance(inputs, dict) else enumerate(inputs)
@@ -91,7 +104,7 @@ def leaves(inputs: Any, name: str = "") -> list[tuple[str, Tensor]]:
 
 
 def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
-    """The inputs with ``function`` applied to each of their tensors."""
+    """The inputs with ``function`` applied to each of their tensors, of any shape."""
     if isinstance(inputs, dict):
         return {name: function(tensor) for name, tensor in inputs.items()}
     return tuple(map(function, inputs)) if isinstance(inputs, tuple) else function(inputs)

@@ -36,8 +36,9 @@ class Batch:
     """Samples that share one forward pass.
 
     Attributes:
-        inputs: what the model is called with; a tuple gives positional, a dict gives keyword arguments.
-        targets: their labels, first axis the samples.
+        inputs: what the model is called with, tensors ``[N, ...]``; a tuple gives positional, a dict gives keyword
+            arguments.
+        targets: their labels, ``[N]`` classes, ``[N, T]`` one a token, or numbers ``[N, ...]``.
         indices: their places in the data set.
     """
 

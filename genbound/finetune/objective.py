@@ -39,7 +39,7 @@ def objective_of(start: Start, confusion: np.ndarray | None, settings: Settings)
 
 
 def per_sample_loss(confusion: np.ndarray | None, settings: Settings) -> PerSample:
-    """The loss of the run on logits and observed labels."""
+    """The loss of the run: logits ``[N, ..., K]`` and observed labels ``[N, ...]`` -> nats ``[N, ...]``."""
     smoothing = settings.label_smoothing
 
     def smoothed(logits: Tensor, labels: Tensor) -> Tensor:

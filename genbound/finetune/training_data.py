@@ -48,7 +48,7 @@ class Relabelled(Samples):
 
 
 def all_labels(samples: Samples) -> torch.Tensor:
-    """The labels of all samples, in order."""
+    """The labels of all samples, in order: ``[n]``, or ``[n, ...]`` where a sample has several."""
     return torch.cat([batch.targets for batch in samples.batches(range(len(samples)), 256)])
 
 

@@ -19,8 +19,14 @@ def mix(model: nn.Module, inputs: Any, labels: Tensor, alpha: float) -> tuple[An
     Token numbers cannot be mixed, their embeddings can: a transformers model is then called with
     ``inputs_embeds``, attending to the longer of both texts.
 
+    Args:
+        model: the network, asked for its embeddings.
+        inputs: of a batch, tensors ``[N, ...]``.
+        labels: ``[N, ...]``.
+        alpha: of the Beta distribution, positive.
+
     Returns:
-        The mixed inputs, the other samples' labels, and lambda; the loss is mixed in the same proportion.
+        The mixed inputs, the other samples' labels ``[N, ...]``, and lambda; the loss is mixed in the same proportion.
 
     References:
         Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.

@@ -24,7 +24,15 @@ class SharpnessAware:
         self.rho = rho
 
     def step(self, model: nn.Module, backward: Backward) -> Tensor:
-        """Add the gradient at the perturbed weights to ``p.grad``, and give the loss at W."""
+        """Add the gradient at the perturbed weights to ``p.grad``.
+
+        Args:
+            model: the network, left at W.
+            backward: takes the gradient of the loss into ``p.grad``; gives the loss, shape ``[]``.
+
+        Returns:
+            The loss at W, shape ``[]``.
+        """
         with _gradients_set_aside(model) as weights:
             loss = backward()
             gradients = [p.grad for p in weights if p.grad is not None]
@@ -56,7 +64,15 @@ class TwoSidedNoise:
         self.sigma = sigma
 
     def step(self, model: nn.Module, backward: Backward) -> Tensor:
-        """Add the mean of both gradients to ``p.grad``, and give the mean of both losses."""
+        """Add the mean of both gradients to ``p.grad``.
+
+        Args:
+            model: the network, left at W.
+            backward: takes the gradient of the loss into ``p.grad``; gives the loss, shape ``[]``.
+
+        Returns:
+            The mean of both losses, shape ``[]``.
+        """
         with _gradients_set_aside(model) as weights:
             noise = [self.sigma * torch.randn_like(p) if p.dim() >= 2 else None for p in weights]
             with _shifted(weights, noise):

@@ -198,7 +198,13 @@ def as_rows(weight: Tensor, module: nn.Module | None) -> tuple[Tensor, Callable[
 
 
 def distance(weight: Tensor, start: Tensor, norm: str, module: nn.Module | None = None) -> float:
-    """The norm of ``weight - start``, summed in float64."""
+    """The norm of ``weight - start``, summed in float64.
+
+    Args:
+        weight, start: of one shape, two dimensions or more.
+        norm: ``frobenius`` or ``mars``.
+        module: that owns the weight; says for ``mars`` which axis the outputs are.
+    """
     v = weight.detach().double() - start.double()
     if norm == "mars":
         return float(as_rows(v, module)[0].abs().sum(1).max())
@@ -210,6 +216,15 @@ def project_weight(weight: Tensor, start: Tensor, radius: float, norm: str, modu
 
     In float32 and float64 the displacement is handled in that format: a norm that is below the radius by more than its
     own rounding needs no second look. Everything else is settled in float64.
+
+    Args:
+        weight, start: of one shape, two dimensions or more.
+        radius: of the ball around ``start``, >= 0, in the units of the weight.
+        norm: ``frobenius`` or ``mars``.
+        module: that owns the weight.
+
+    Returns:
+        A tensor in the shape and precision of ``weight``.
     """
     dtype = weight.dtype
     quick = dtype == start.dtype and dtype in (torch.float32, torch.float64)

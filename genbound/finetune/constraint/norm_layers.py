@@ -23,7 +23,12 @@ def is_norm_layer(module: nn.Module) -> bool:
 
 
 def scale(weight: Tensor, variance: Tensor | None) -> Tensor:
-    r""":math:`\gamma/\sqrt{\mathrm{var}+10^{-6}}`; :math:`\gamma` for a layer that keeps no variance."""
+    r""":math:`\gamma/\sqrt{\mathrm{var}+10^{-6}}`, ``[C]`` in float64; :math:`\gamma` where no variance is kept.
+
+    Args:
+        weight: gamma, ``[C]``.
+        variance: running variance, ``[C]``.
+    """
     return weight.double() if variance is None else weight.double() / (variance.double() + EPSILON).sqrt()
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def frobenius_ball(v: Tensor, radius: float) -> Tensor:
-    r"""The nearest point to v with :math:`\|v\|_F \le r`: v scaled down."""
+    r"""The nearest point to v, of any shape, with :math:`\|v\|_F \le r`: v scaled down."""
     norm = float(torch.linalg.vector_norm(v, dtype=torch.float64))
     return v if norm <= radius else v * (radius / norm)
 
@@ -56,6 +56,10 @@ def round_towards(start: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
 
     Rounding to nearest would leave the ball: in bfloat16 by more than a small radius. Only where the start
     itself cannot be represented may an entry end further away, by one rounding.
+
+    Args:
+        start, v: of one shape.
+        dtype: the number format of the result.
     """
     new = (start.double() + v.double()).to(dtype)
     for _ in range(2):

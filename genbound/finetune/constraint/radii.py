@@ -38,6 +38,14 @@ def relative_radii(init: Mapping[str, Tensor], fraction: float, norm: str = "fro
     r"""Radii :math:`\mathrm{fraction}\cdot\|W_i^{(s)}\|`, so that one number suits layers of every size.
 
     A layer that starts from zero (a new head) has no scale of its own and stays free.
+
+    Args:
+        init: pretrained weights by name; those of shape ``[outputs, ...]`` with two dimensions or more are layers.
+        fraction: share of the norm, >= 0.
+        norm: ``frobenius`` or ``mars``.
+
+    Returns:
+        Radius by the layer's name, in the units of the weights.
     """
     found = {}
     for name, weight in init.items():

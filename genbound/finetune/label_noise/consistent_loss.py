@@ -20,7 +20,12 @@ PerSample = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each position; positions labelled -100 count zero."""
+    """Cross-entropy in nats of each position, ``[N, ...]``; positions labelled -100 count zero.
+
+    Args:
+        logits: ``[N, ..., K]``.
+        labels: ``[N, ...]``.
+    """
     return functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
 
 
@@ -136,6 +141,14 @@ class ConsistentLoss(nn.Module):
 
         With ``num_items_in_batch`` the sum over this part of the batch divided by the labelled positions of all its
         parts, so that gradient accumulation gives the mean over the whole batch.
+
+        Args:
+            outputs: of the model, with logits ``[N, ..., K]``.
+            labels: observed classes ``[N, ...]``; -100 does not count.
+            num_items_in_batch: labelled positions of the whole batch.
+
+        Returns:
+            The loss in nats, shape ``[]``.
         """
         logits = scores(outputs)
         values = self.per_sample(logits, labels)
