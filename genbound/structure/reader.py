@@ -8,9 +8,9 @@ as a sum (a little larger).
 What the steps between the layers contribute: :mod:`genbound.structure.steps`.
 
 There is no tree where no useful constant exists: products of two parts that both depend on the input (attention,
-gates), layer norm (its constant :math:`\max|\gamma|/\sqrt\varepsilon` says nothing), or an operation that is not known
-here (choices by a mask among them: the mask may depend on the input, and then they jump). What a network detaches from
-the graph counts as constant.
+gates), layer norm (its constant :math:`\max|\gamma|/\sqrt\varepsilon` says nothing), or an operation that the table
+does not know. Nor is there one where an operation is given what was made from the input off autograd's graph: a mask by
+a comparison, places by a sort, a detached factor. Such a choice may jump, and such a factor is no constant.
 
 Cost: two forward passes of one sample.
 """

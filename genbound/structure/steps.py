@@ -15,7 +15,7 @@ import math
 from dataclasses import replace
 
 from genbound.network.operation import No
-from genbound.network.operations import of_node, operation
+from genbound.network.operations import operation
 from genbound.structure.constants import FUNCTIONS, Constant, NoConstant
 from genbound.structure.executed import Executed, ExecutedPass, operand
 from genbound.structure.tree import Node, Structure, scale_step
@@ -29,14 +29,11 @@ class Steps:
 
     def of(self, node) -> list[Node]:
         """What an operation with one operand that depends on the input contributes."""
-        if node in self.run.layer_of:
-            return [self._layer(node)]
-        if (
-            self.run.layer_of.get(operand(node, 0)) in self.structure.folds
-            and self._executed(node).row.name == "batch_norm"
-        ):
-            return []
         op = self._executed(node)
+        if node in self.run.layer_of:
+            return [self._layer(op)]
+        if op.row.name == "batch_norm" and self.run.layer_of.get(operand(node, 0)) in self.structure.folds:
+            return []
         constant = constant_of(op)
         if constant.label:
             self._note_activation(constant.label)
@@ -71,13 +68,15 @@ class Steps:
     def _executed(self, node) -> Executed:
         return Executed(self.run, node, self.structure._biases.values())
 
-    def _layer(self, node) -> Node:
-        name, layer, found = of_node(node).name, self.run.layer_of[node], self.structure
+    def _layer(self, op: Executed) -> Node:
+        layer, found = self.run.layer_of[op.node], self.structure
         if layer not in self.run.measured:
             raise NoConstant(f"layer {layer} is in the network but not among the layers that are measured")
+        if op.hidden:
+            raise NoConstant(_off_graph(op))
         # Without a bias a convolution saves the size (0,).
-        unnamed = name == "addmm" or (name == "convolution" and any(node._saved_bias_sym_sizes_opt or ()))
-        if unnamed and layer not in found._biases:
+        adds = op.row.name == "addmm" or (op.row.name == "convolution" and any(op.node._saved_bias_sym_sizes_opt or ()))
+        if adds and layer not in found._biases:
             found.positively_homogeneous = found.zero_preserving = False
         return {"op": "layer", "name": layer}
 
