@@ -95,7 +95,8 @@ class Setting:
         if quantity not in QUANTITIES:
             hint = did_you_mean(quantity, QUANTITIES)
             raise GenboundError(f"{said}: there is no quantity {quantity!r}{hint}; see `genbound list options`")
-        return cls(quantity, option, read_option(quantity, QUANTITIES[quantity].options, option, value), said)
+        found = read_option(quantity, QUANTITIES[quantity].options, option, value, text=True)
+        return cls(quantity, option, found, said)
 
 
 def read_config_entry(entry: Any, path: str) -> list[Setting]:

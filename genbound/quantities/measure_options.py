@@ -42,7 +42,7 @@ def read_options(quantity: str, kind: type, given: Mapping[str, Any]) -> Any:
     Args:
         quantity: its name, for messages.
         kind: the dataclass of its options.
-        given: option -> value, also as text: ``0.01``, or ``0.01,0.02`` for several numbers.
+        given: option -> value.
 
     Returns:
         An instance of ``kind``; what is not given has its default.
@@ -57,15 +57,26 @@ def read_options(quantity: str, kind: type, given: Mapping[str, Any]) -> Any:
         raise GenboundError(f"{quantity}: {error}") from error
 
 
-def read_option(quantity: str, kind: type, name: str, value: Any) -> Any:
-    """The value of one option as its type; arguments and errors as for :func:`read_options`."""
+def read_option(quantity: str, kind: type, name: str, value: Any, text: bool = False) -> Any:
+    """The value of one option as its type.
+
+    Args:
+        quantity: its name, for messages.
+        kind: the dataclass of its options.
+        name: of the option.
+        value: what is given.
+        text: numbers may be written, ``0.01``, and several as ``0.01,0.02``.
+
+    Raises:
+        GenboundError: the option does not exist, or its value is of the wrong kind.
+    """
     known = {f.name: f for f in fields(kind)}
     if name not in known:
         listed = f"its options are {', '.join(known)}" if known else "it has none"
         raise GenboundError(f"{quantity} has no option {name!r}{did_you_mean(name, known)}; {listed}")
     wanted = typing.get_type_hints(kind)[name]
     try:
-        found = _convert(value, wanted)
+        found = _convert(value, wanted, text)
     except (TypeError, ValueError, OverflowError):
         raise GenboundError(f"{quantity}.{name} must be {_called(wanted)}, not {value!r}") from None
     choices = known[name].metadata.get("choices", ())
@@ -107,13 +118,15 @@ CONVERTERS = {
 }
 
 
-def _convert(value: Any, wanted: Any) -> Any:
+def _convert(value: Any, wanted: Any, text: bool) -> Any:
     """A value as the type of a field: one of :data:`CONVERTERS`, or a tuple of one."""
+    if isinstance(value, str) and wanted is not str and not text:
+        raise TypeError
     if typing.get_origin(wanted) is not tuple:
         return CONVERTERS[wanted][0](value)
     items = value.split(",") if isinstance(value, str) else value if isinstance(value, Iterable) else [value]
     items = [item for item in items if not isinstance(item, str) or item.strip()]
-    return tuple(_convert(item, typing.get_args(wanted)[0]) for item in items)
+    return tuple(_convert(item, typing.get_args(wanted)[0], text) for item in items)
 
 
 def _called(wanted: Any) -> str:

@@ -34,7 +34,7 @@ class Options:
     ],
 )  # fmt: skip
 def test_values_become_the_type_of_their_option(name, given, found):
-    value = getattr(read_options("thing", Options, {name: given}), name)
+    value = read_option("thing", Options, name, given, text=True)
     assert value == found and type(value) is type(found)
     if isinstance(found, tuple):
         assert [type(item) for item in value] == [type(item) for item in found]
@@ -54,8 +54,14 @@ def test_values_become_the_type_of_their_option(name, given, found):
 )  # fmt: skip
 def test_what_is_refused(name, given, words):
     with pytest.raises(GenboundError) as error:
-        read_options("thing", Options, {name: given})
+        read_option("thing", Options, name, given, text=True)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(("name", "given"), [("size", "0.5"), ("count", "3"), ("sizes", "1,2"), ("sizes", ["1"])])
+def test_numbers_in_python_are_no_text(name, given):
+    with pytest.raises(GenboundError, match=f"thing.{name} must be"):
+        read_options("thing", Options, {name: given})
 
 
 def test_a_value_that_makes_no_sense_names_its_quantity():
@@ -71,4 +77,4 @@ def test_every_option_is_documented_and_can_be_said(quantity, field):
     wanted = typing.get_type_hints(kind)[field.name]
     assert wanted in CONVERTERS or set(typing.get_args(wanted)) - {...} <= set(CONVERTERS)
     assert field.metadata["meaning"] and "\n" not in field.metadata["meaning"]
-    assert read_option(quantity, kind, field.name, as_text(field.default)) == field.default
+    assert read_option(quantity, kind, field.name, as_text(field.default), text=True) == field.default
