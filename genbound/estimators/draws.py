@@ -90,14 +90,14 @@ class Sampler:
     batch_size: int
     finish: Callable[[np.ndarray, Sequence[int]], np.ndarray] = as_drawn
 
-    def moments(self, positions: Sequence[int], counts: Sequence[int]) -> Moments:
+    def moments(self, positions: Sequence[int], counts: Sequence[int] | np.ndarray) -> Moments:
         """Mean and spread of ``counts[i]`` draws of ``positions[i]``, a row each."""
         columns = self.finish(np.zeros((1, 1, self.width)), positions[:1]).shape[-1]
         moments = Moments.empty(len(positions), columns)
         self.add_to(moments, positions, counts)
         return moments
 
-    def add_to(self, moments: Moments, positions: Sequence[int], counts: Sequence[int]) -> None:
+    def add_to(self, moments: Moments, positions: Sequence[int], counts: Sequence[int] | np.ndarray) -> None:
         """The same, added to the moments of other draws of these positions."""
         alike: dict[int, list[int]] = {}
         for place, num in enumerate(counts):
@@ -112,9 +112,8 @@ class Sampler:
         """``num`` draws of each of the positions, ``[N, num, columns]``."""
         values, place = np.zeros((len(positions), num, self.width)), {p: i for i, p in enumerate(positions)}
         copies = copies_in_a_pass(num, len(positions), self.batch_size)
-        copies_seen: defaultdict[tuple[int, int], count[int]] = defaultdict(
-            count
-        )  # of a sample, in the passes that fill the same columns
+        # How many copies of a sample there were in the passes that fill the same columns.
+        copies_seen: defaultdict[tuple[int, int], count[int]] = defaultdict(count)
         for one, columns in self.passes([p for p in positions for _ in range(copies)]):
             places = np.array([place[p] for p in one.positions])
             copy = np.array([next(copies_seen[columns[0], p]) for p in one.positions])

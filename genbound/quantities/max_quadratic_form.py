@@ -59,8 +59,8 @@ def measure(problem: Problem, context: Context) -> Measured:
     if options.convention == "paper-code":
         return _measure_as_published(problem, context)
     parts = context.map("screen", problem.shards(), lambda shard: screen(problem, shard))
-    lower, upper, exact = (stack(parts, key) for key in ("lower", "upper", "exact"))
-    exact = exact.all(0)
+    lower, upper = stack(parts, "lower"), stack(parts, "upper")
+    exact = np.all(stack(parts, "exact"), 0)
     left = [
         i
         for i in range(len(problem.layers))

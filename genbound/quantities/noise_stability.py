@@ -52,7 +52,7 @@ from genbound.estimators.estimate import data_sem, stratified_mean, stratum_vari
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, stack
 from genbound.quantities.catalogue.noise_stability import NoiseStabilityOptions
-from genbound.quantities.weight_noise import NoisePerBlock, find_noise, ordered_draws
+from genbound.quantities.weight_noise import Draw, NoisePerBlock, find_noise, ordered_draws
 
 DRAWS = 128  # whose results are stored together
 PILOT = 96  # most samples of the pilot round
@@ -162,7 +162,7 @@ class _Grid:
         draws = ordered_draws(self.noise, counts.tolist(), kind)
         items = [[draw for _, draw in draws[i : i + DRAWS]] for i in range(0, len(draws), DRAWS)]
 
-        def part(some) -> Part:
+        def part(some: Sequence[Draw]) -> Part:
             rise, control = self.noise.rises(some, sigmas, controlled)
             return {"rise": rise, "control": control}
 
@@ -284,10 +284,10 @@ def relative_rss(values: Sequence[float], approximations: Sequence[float]) -> fl
     Returns:
         A ratio without unit; ``None`` where the loss does not move at all.
     """
-    values, approximations = np.asarray(values, float), np.asarray(approximations, float)
-    if not values.any():
+    rises, expected = np.asarray(values, float), np.asarray(approximations, float)
+    if not rises.any():
         return None
-    return float(((values - approximations) ** 2).sum() / (values**2).sum())
+    return float(((rises - expected) ** 2).sum() / (rises**2).sum())
 
 
 def is_quadratic(value: float, approximation: float, error: float, tolerance: float = 0.1) -> bool:

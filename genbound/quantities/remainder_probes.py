@@ -21,6 +21,7 @@ from genbound.estimators.trace_plan import BACKWARD, Plan, Sweeps, plan_probes, 
 from genbound.network.problem import SHARD, Problem
 from genbound.network.tape import Tape
 from genbound.quantities.base import Context, Part, stack
+from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
 
 PILOT = 128  # most samples of the pilot
 HARDEST = 8  # samples of the pilot that sweeps are tried on
@@ -84,9 +85,11 @@ class Probes:
             kind, self._sweeps([0, 1]), 2, lambda sweep, rows: joint_trace_twice(sweep, self._names, rows, self._seed)
         )
 
-    def _sweeps(self, columns: Sequence[int]) -> Callable[[Sequence[int]], Iterator[tuple[Sweep, np.ndarray]]]:
-        columns = np.array(columns)
-        return lambda positions: ((Sweep(self._problem, run), columns) for run in self._problem.batches(positions))
+    def _sweeps(
+        self, columns: Sequence[int] | np.ndarray
+    ) -> Callable[[Sequence[int]], Iterator[tuple[Sweep, np.ndarray]]]:
+        filled = np.array(columns)
+        return lambda positions: ((Sweep(self._problem, run), filled) for run in self._problem.batches(positions))
 
     def _sampler(self, kind: str, passes: Callable, width: int, draw: Callable, finish: Callable = as_drawn) -> Sampler:
         return Sampler(f"hessian_trace {kind}", passes, draw, width, self._problem.batch_size, finish)
@@ -179,7 +182,9 @@ def plan_remainder(
     return plan_probes(variances, targets, num_first, budget, pilot.sweeps() if swept else None)
 
 
-def _wanted_errors(options, known: Sampled, remainder: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def _wanted_errors(
+    options: HessianTraceOptions, known: Sampled, remainder: np.ndarray, noise: np.ndarray
+) -> np.ndarray:
     """Standard errors that the remainder's means may have, ``[L + 1]``.
 
     Args:
