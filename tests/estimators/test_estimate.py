@@ -5,7 +5,7 @@ import pytest
 from seeded import rng
 
 from genbound.estimators.allocation import choose_doubles
-from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
+from genbound.estimators.estimate import Sampled, data_sem, stratified_mean, stratum_variances
 
 
 def test_stratified_mean_by_hand():
@@ -70,3 +70,13 @@ def test_data_sem_by_hand():
     assert data_sem(values, np.ones_like(values), 4) == pytest.approx([np.sqrt(0.25)])
     assert data_sem(values, 5 * np.ones_like(values), 4) == [0.0]
     assert data_sem(values, np.zeros_like(values), 2) == [0.0]
+
+
+def test_independent_measurements_of_the_same_samples_add_up():
+    source = rng(3)
+    a, b = (Sampled.of(source.normal(size=(6, 2)), source.exponential(size=(6, 2))) for _ in range(2))
+    both, together = a + b, Sampled.of(a.samples + b.samples, a.noise + b.noise)
+    assert both.value == pytest.approx(together.value) and both.sem == pytest.approx(together.sem)
+    assert np.array_equal(both.samples, together.samples) and np.array_equal(both.noise, together.noise)
+    assert together.value == pytest.approx((a.samples + b.samples).mean(0))
+    assert together.sem == pytest.approx(np.sqrt((a.noise + b.noise).sum(0)) / 6)

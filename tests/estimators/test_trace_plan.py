@@ -5,7 +5,8 @@ import pytest
 from seeded import rng
 
 from genbound.estimators.allocation import allocate
-from genbound.estimators.trace_plan import BACKWARD, Sweeps, plan_probes
+from genbound.estimators.draws import Moments
+from genbound.estimators.trace_plan import BACKWARD, Plan, Sweeps, plan_probes, with_total
 
 JOINT_RATIO = 0.7
 
@@ -66,3 +67,25 @@ def test_what_the_total_lacks_is_swept_jointly():
         variances[5, column] = 0
         plan = plan_probes(variances, targets, 2, 1000, Sweeps(None, lambda: 0.5))
         assert not plan.joint[5] and not plan.weight[5]
+
+
+def test_the_joint_draws_correct_the_layers_without_a_bias_and_their_errors_are_right():
+    """Many rounds of a plan's draws around known traces: what they are combined to, and what is said of its spread."""
+    source, traces = rng(5), np.array([[1.0, -2.0, 4.0], [0.5, 0.0, 0.0]])  # two samples, three layers
+    counts, joint, shares = np.array([3, 5]), np.array([4, 0]), np.array([0.5, 0.3, 0.2])
+    plan = Plan(counts, np.zeros(2, bool), joint, np.array([0.6, 0.0]), shares, np.ones((2, 3)))
+    found, said = [], []
+    for _ in range(4000):
+        own, together = Moments.empty(2, 4), Moments.empty(2, 1)
+        for draw in range(5):
+            rows = np.flatnonzero(draw < counts)
+            own.add(rows, plan.less_joint(traces[rows] + source.normal(size=(len(rows), 3)), rows))
+        for _ in range(4):
+            together.add(np.array([0]), traces[:1].sum(1, keepdims=True) + 0.2 * source.normal(size=(1, 1)))
+        values, variances = plan.combine(own, together.mean[:, 0], together.squares[:, 0])
+        assert values[:, :-1].sum(1) == pytest.approx(values[:, -1])  # the layers add up to the total
+        found.append(values)
+        said.append(variances)
+    mean, variance = np.mean(found, 0), np.var(found, 0, ddof=1)
+    assert (np.abs(mean - with_total(traces)) <= 4 * np.sqrt(variance / len(found))).all()
+    assert np.mean(said, 0) == pytest.approx(variance, rel=0.1)
