@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node as GraphNode
 
 from genbound.network.applied_weights import find_uses
 from genbound.network.graph import Graph
@@ -76,16 +77,16 @@ class ExecutedPass:
                 if isinstance(use, LinearUse | ConvolutionUse):
                     self.layer_of[use.edge.node] = name
 
-    def only_consumer(self, node):
+    def only_consumer(self, node: GraphNode) -> GraphNode | None:
         """The operation that alone uses a result, ``None`` if there are several."""
         found = self.graph.consumers[node]
         return found[0][0] if len(found) == 1 else None
 
-    def operands(self, node) -> list:
+    def operands(self, node: GraphNode) -> list[GraphNode]:
         """Those that depend on the input."""
         return [o for o, _ in node.next_functions if o in self.depends]
 
-    def parameter(self, node, position: int) -> str | None:
+    def parameter(self, node: GraphNode, position: int) -> str | None:
         """Name of the parameter that is the operand itself."""
         return self.names.get(operand(node, position))
 
@@ -107,7 +108,7 @@ class Executed:
     """
 
     run: ExecutedPass
-    node: Any
+    node: GraphNode
     biases: Collection[str] = ()
 
     @cached_property
@@ -167,7 +168,7 @@ class Executed:
         return math.prod(self.shape) / math.prod(operand_shape(self.node, position))
 
 
-def operand(node, position: int):
+def operand(node: GraphNode, position: int) -> GraphNode | None:
     """The operation that an operand comes from."""
     return node.next_functions[position][0] if position < len(node.next_functions) else None
 
@@ -195,12 +196,12 @@ def _with_gradient(inputs: Any) -> tuple[Any, Tensor | None, int]:
     return convert(inputs), leaf, number
 
 
-def shape(node) -> tuple[int, ...]:
+def shape(node: GraphNode) -> tuple[int, ...]:
     """Of an operation's (first) result."""
     return tuple(int(size) for size in node._input_metadata[0].shape)
 
 
-def operand_shape(node, position: int = 0) -> tuple[int, ...]:
+def operand_shape(node: GraphNode, position: int = 0) -> tuple[int, ...]:
     """The shape of an operand."""
     operand, output = node.next_functions[position]
     return tuple(int(size) for size in operand._input_metadata[output].shape)

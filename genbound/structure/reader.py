@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.autograd.graph import Node as GraphNode
 
 from genbound.network.graph import LEAF
 from genbound.network.operations import named, of_node, operation
@@ -73,7 +74,7 @@ class _Reader:
 
     # -- layers ----------------------------------------------------------------------------------------------------
 
-    def _find_bias_and_fold(self, node, name: str) -> None:
+    def _find_bias_and_fold(self, node: GraphNode, name: str) -> None:
         """The vector that is added behind a layer, and the batch norm that follows it, if they are its alone."""
         kind = of_node(node).name
         bias = None if kind == "mm" else self.run.parameter(node, _BIAS[kind])
@@ -144,7 +145,7 @@ class _Reader:
                     "is not globally Lipschitz"
                 )
 
-    def _mixes(self, node) -> bool:
+    def _mixes(self, node: GraphNode) -> bool:
         """Two operands are activations, not weights or constants.
 
         Token numbers have no path from the input.
@@ -165,7 +166,7 @@ class _Reader:
                     common = self._common(common, other)
                 self.dominator[node], self.level[node] = common, self.level[common] + 1
 
-    def _common(self, a, b):
+    def _common(self, a: GraphNode, b: GraphNode) -> GraphNode:
         while a is not b:
             if self.level[a] < self.level[b]:
                 b = self.dominator[b]
@@ -173,7 +174,7 @@ class _Reader:
                 a = self.dominator[a]
         return a
 
-    def _between(self, first, last) -> list[Node]:
+    def _between(self, first: GraphNode, last: GraphNode) -> list[Node]:
         """The steps after ``first`` up to and with ``last``; every path to ``last`` passes ``first``."""
         steps: list[Node] = []
         node = last

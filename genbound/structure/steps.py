@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from torch.autograd.graph import Node as GraphNode
+
 from genbound.network.operation import No
 from genbound.network.operations import operation
 from genbound.structure.constants import FUNCTIONS, Constant, NoConstant
@@ -27,7 +29,7 @@ class Steps:
     def __init__(self, run: ExecutedPass, structure: Structure):
         self.run, self.structure = run, structure
 
-    def of(self, node) -> list[Node]:
+    def of(self, node: GraphNode) -> list[Node]:
         """What an operation with one operand that depends on the input contributes."""
         op = self._executed(node)
         if node in self.run.layer_of:
@@ -41,7 +43,7 @@ class Steps:
         small = constant.l2 == 1 and constant.sup <= 1 and not constant.learned
         return [] if small else [scale_step(constant.l2, constant.what, constant.sup)]
 
-    def branches(self, node) -> list[list[Node]]:
+    def branches(self, node: GraphNode) -> list[list[Node]]:
         """What an operation puts behind each of its several operands that depend on the input.
 
         Raises:
@@ -65,7 +67,7 @@ class Steps:
             steps.append(scale_step(alpha, "factor of a branch"))
         return steps
 
-    def _executed(self, node) -> Executed:
+    def _executed(self, node: GraphNode) -> Executed:
         return Executed(self.run, node, self.structure._biases.values())
 
     def _layer(self, op: Executed) -> Node:
