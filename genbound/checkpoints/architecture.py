@@ -101,8 +101,8 @@ def _from_spec(files: PairFiles) -> Built:
         raise GenboundError(f"model {spec!r} is no module, function or string such as nets.py:factory")
     scheme, _, rest = spec.partition(":")
     rule = f"{files.spec.model_origin} {spec}"
-    if scheme == "hf":
-        return _from_hub_class(files, rest, rule)
+    if files.spec.hub_class is not None:
+        return _from_hub_class(files, files.spec.hub_class, rule)
     if scheme in ("timm", "torchvision") and rest:
         return _from_library(files, scheme, rest, rule)
     if not rest:
@@ -168,9 +168,9 @@ def _from_adapter(files: PairFiles) -> Built:
     """The base with the adapter merged in; a transformers base unless another model is named."""
     from genbound.checkpoints import adapters
 
-    spec = files.spec.model
-    if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "hf"):
-        hub = adapters.base_class(files, spec.partition(":")[2] if spec else "")
+    auto = files.spec.hub_class
+    if auto is not None:
+        hub = adapters.base_class(files, auto)
         base, start, unused = huggingface.load_through(hub, files.init.tensors)
         plain = Built(files.ckpt.tensors, start, hub.choice, base, hub.build, ((), unused))
     else:

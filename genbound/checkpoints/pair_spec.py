@@ -71,6 +71,14 @@ class PairSpec:
         return "init" if self.head is None else self.head
 
     @property
+    def hub_class(self) -> str | None:
+        """The class of transformers that is asked for: empty where the checkpoint names it, ``None`` for others."""
+        if self.model is None:
+            return ""
+        scheme, _, name = self.model.partition(":") if isinstance(self.model, str) else ("", "", "")
+        return name if scheme == "hf" else None
+
+    @property
     def model_origin(self) -> str:
         """Where the model is named, for the sentence that says which rule chose it."""
         return SIDECAR if "model" in self.beside else "--model"

@@ -74,17 +74,18 @@ def build_start(
     """
     said = PairSpec(init, model=model).completed()
     file = read_state(init, said.entry, said.ignore or ())
-    spec = said.model
     with rng_untouched():
         torch.manual_seed(seed)  # draws the head
-        if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "hf"):
-            hub = _hub_class(file, spec.partition(":")[2] if spec else "", num_classes, label2id, images)
-            network, new, rule, spec = *_of_hub_class(file, hub), hub.choice, None
+        if said.hub_class is not None:
+            hub = _hub_class(file, said.hub_class, num_classes, label2id, images)
+            network, new = _of_hub_class(file, hub)
+            rule, spec = hub.choice, None
         else:
-            network, new = _of_factory(file, spec)
+            network, new = _of_factory(file, said.model)
             # A function's name, not its address: the same call must find the same run again.
-            rule = f"--model {spec if isinstance(spec, str) else getattr(spec, '__qualname__', type(spec).__name__)}"
-            spec = located(spec, Path.cwd()) if isinstance(spec, str) else None
+            named = said.model if isinstance(said.model, str) else None
+            rule = f"--model {named or getattr(said.model, '__qualname__', type(said.model).__name__)}"
+            spec = None if named is None else located(named, Path.cwd())
     sharing = huggingface.tokenizer_folder(file.directory)
     huggingface.name_padding(network, sharing)
     head = head_names(network)

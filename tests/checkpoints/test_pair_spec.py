@@ -67,6 +67,14 @@ def test_patterns_come_with_commas_or_one_by_one():
     assert (spec.head_weights, spec.ignore) == (("fc.*", "head.*"), ("x.*", "y"))
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [(None, ""), ("hf", ""), ("hf:AutoModel", "AutoModel"), ("timm:resnet18", None), ("nets.py:hf", None), (len, None)],
+)
+def test_the_class_of_transformers_that_is_asked_for(model, expected):
+    assert PairSpec("a", model=model).hub_class == expected
+
+
 @pytest.mark.parametrize("policy", ["", "seed:", "seed:-1", "Zero", "init "])
 def test_unknown_head_policies_are_refused(folder, policy):
     with pytest.raises(GenboundError, match="head policy"):
