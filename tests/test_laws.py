@@ -203,7 +203,8 @@ def test_intervals_contain_their_value(name, measured):
 def evidence(c=1.0, n=100, form=1.0, trace=1.0, confusion=None):
     layer = lambda v: {"layers": {"a": {"value": v, "lower": v, "upper": v, "sem": 0.0}}}  # noqa: E731
     quantities = {
-        "losses": {"train_loss": 0.1}, "max_quadratic_form": layer(form), "max_positive_trace": layer(trace),
+        "losses": {"train_loss": 0.1, "reweighted_range": c, "reweighted_train_loss": 0.1},
+        "max_quadratic_form": layer(form), "max_positive_trace": layer(trace),
         "displacement_norm": layer(0.5),
     }  # fmt: skip
     return Evidence(num_data=n, loss_range=c, quantities=quantities, confusion=confusion)

@@ -80,6 +80,8 @@ class BoundValue:
         forms: other forms of the same bound, name -> ``{"log10": …}``, with a ``note`` where there is a doubt or a
             reason.
         empirical: what the value is to be added to where that is not the training loss or error: the margin loss.
+        constant: what the best constant predictor reaches, where that is not the loss or error of the training labels.
+        gap: what the value is held against, where that is not the measured gap in its unit.
     """
 
     value: float | None
@@ -89,6 +91,8 @@ class BoundValue:
     note: str = ""
     forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     empirical: float | None = None
+    constant: float | None = None
+    gap: float | None = None
 
     @classmethod
     def missing(cls, note: str) -> BoundValue:
@@ -163,6 +167,8 @@ def _vacuous(bound: Bound, found: BoundValue, evidence: Evidence) -> bool | None
     constant = losses.get("constant_loss" if bound.bounds == "loss" else "constant_error")
     if found.empirical is not None:
         empirical = found.empirical
+    if found.constant is not None:
+        constant = found.constant
     if empirical is None or constant is None:
         return None
     return bool(found.value is None or empirical + found.value >= constant)

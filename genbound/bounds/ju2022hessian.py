@@ -15,14 +15,17 @@ with the term :math:`\varepsilon\hat L` and without the one of order :math:`n^{-
 maximum and C are over a finite sample, and the best posterior covariance depends on the displacement.
 
 Corollaries: with a distance constraint, :math:`v^\top H^+ v \le \mathrm{Tr}[H^+]\,\|v\|^2` gives ``trace_distance``;
-with labels flipped by a confusion matrix F and the loss reweighted by its inverse, the loss range grows by
-:math:`\rho = \|(F^{-1})^\top\|_{1,\infty}`, the largest row sum of :math:`|F^{-1}|`, which gives
-``noisy_label_distance``. F = I gives ``trace_distance`` back.
+with labels flipped by a confusion matrix F and the loss reweighted by its inverse, the curvature grows by
+:math:`\rho = \|(F^{-1})^\top\|_{1,\infty}` at most, the largest row sum of :math:`|F^{-1}|`, which gives
+``noisy_label_distance``. Its C and its empirical term are those of the reweighted loss: C is the largest size of
+:math:`F^{-1}(\ell(f, 1), \dots, \ell(f, K))^\top` in any class, not in the observed one alone. The curvature is
+measured at the observed labels. F = I leaves C as it is where the observed label has the largest loss.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,13 +78,30 @@ def _log10(value: float) -> float | None:
     return math.log10(value) if value > 0 else None
 
 
-def _bound(evidence: Evidence, lower: list[float], value: list[float], upper: list[float], note: str) -> BoundValue:
+@dataclass(frozen=True)
+class _Loss:
+    """What the bound says of a loss: its range C, and its mean over the training samples, if that is known."""
+
+    range: float
+    empirical: float | None
+
+    @classmethod
+    def plain(cls, evidence: Evidence) -> _Loss:
+        return cls(evidence.loss_range, evidence.quantities.get("losses", {}).get("train_loss"))
+
+    @classmethod
+    def reweighted(cls, evidence: Evidence) -> _Loss:
+        """Of the loss reweighted for label noise."""
+        return cls(*(evidence.number("losses", f"reweighted_{key}") for key in ("range", "train_loss")))
+
+
+def _bound(
+    evidence: Evidence, loss: _Loss, lower: list[float], value: list[float], upper: list[float], note: str
+) -> BoundValue:
     """The bound from :math:`m_i` of every layer and its two sides."""
-    least, middle, most = (
-        main_term(maxima, evidence.loss_range, evidence.num_data) for maxima in (lower, value, upper)
-    )
+    least, middle, most = (main_term(maxima, loss.range, evidence.num_data) for maxima in (lower, value, upper))
     forms = {"main_term": {"log10": _log10(middle)}}
-    empirical = evidence.quantities.get("losses", {}).get("train_loss")
+    empirical = loss.empirical
     if empirical is not None:
         forms |= {f"epsilon_{e:g}": {"log10": _log10(explicit(middle, e, empirical))} for e in EPSILONS}
     return BoundValue(middle, least, most, _log10(middle), note, forms)
@@ -90,10 +110,15 @@ def _bound(evidence: Evidence, lower: list[float], value: list[float], upper: li
 def _hessian_distance(evidence: Evidence) -> BoundValue:
     quantity = evidence.quantities["max_quadratic_form"]
     lower, upper = ([row[side] for row in quantity["layers"].values()] for side in ("lower", "upper"))
-    return _bound(evidence, lower, upper, upper, quantity["note"] if quantity.get("convention") == "paper-code" else "")
+    note = quantity["note"] if quantity.get("convention") == "paper-code" else ""
+    return _bound(evidence, _Loss.plain(evidence), lower, upper, upper, note)
 
 
-def _trace_distance(evidence: Evidence, factor: float = 1.0) -> BoundValue:
+def _trace_distance(evidence: Evidence) -> BoundValue:
+    return _trace_bound(evidence, _Loss.plain(evidence), 1.0)
+
+
+def _trace_bound(evidence: Evidence, loss: _Loss, factor: float) -> BoundValue:
     """The bound with ``factor`` times Tr[H+] ||v||^2 of every layer, two standard errors to either side."""
     traces, norms = evidence.per_layer("max_positive_trace"), evidence.per_layer("displacement_norm")
     squares = {name: factor * norms[name]["value"] ** 2 for name in traces}
@@ -101,7 +126,7 @@ def _trace_distance(evidence: Evidence, factor: float = 1.0) -> BoundValue:
         [max(0.0, row["value"] + errors * row["sem"]) * squares[name] for name, row in traces.items()]
         for errors in (-SEMS, 0.0, SEMS)
     )
-    return _bound(evidence, lower, middle, upper, evidence.quantities["max_positive_trace"].get("note", ""))
+    return _bound(evidence, loss, lower, middle, upper, evidence.quantities["max_positive_trace"].get("note", ""))
 
 
 def _noisy_label_distance(evidence: Evidence) -> BoundValue:
@@ -109,7 +134,16 @@ def _noisy_label_distance(evidence: Evidence) -> BoundValue:
         raise NotAvailable("needs the label confusion matrix F: give --confusion FILE")
     if np.linalg.cond(evidence.confusion) > 1e12:
         raise NotAvailable("the label confusion matrix F is singular: the labels say nothing about some classes")
-    return _trace_distance(evidence, label_noise_factor(evidence.confusion))
+    loss = _Loss.reweighted(evidence)
+    found = _trace_bound(evidence, loss, label_noise_factor(evidence.confusion))
+    note = f"C = {loss.range:.3g} and the training loss {loss.empirical:.3g} are those of the reweighted loss"
+    return replace(
+        found,
+        note="; ".join(filter(None, (note, found.note))),
+        empirical=loss.empirical,
+        constant=evidence.quantities["losses"].get("reweighted_constant_loss"),
+        gap=evidence.quantities["losses"].get("reweighted_gap"),
+    )
 
 
 HESSIAN_DISTANCE = Bound(

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from genbound.errors import GenboundError
 
+SINGULAR = 1e12  # condition number from which a confusion matrix says nothing of some classes
+
 
 def read_matrix(file: str) -> np.ndarray:
     """F from a ``.npy`` or comma-separated file, as float64 ``[K, K]``.

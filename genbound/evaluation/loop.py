@@ -61,7 +61,7 @@ def evaluate(
     started, selection = time.monotonic(), select(measures, options or {})
     _check(out, delta, time_budget)
     confusion = None if confusion is None else check_confusion(confusion, problem.num_classes)
-    found = _measure(problem, selection, seed, out, progress, time_budget)
+    found = _measure(problem, selection, seed, out, progress, time_budget, confusion)
     evidence = _evidence(problem, found, confusion, delta)
     bounds = {name: BOUNDS[name].evaluate(evidence) for name in selection.bounds}
     return Results(
@@ -149,6 +149,7 @@ def _measure(
     out: str | Path | None,
     progress: bool,
     time_budget: float | None,
+    confusion: np.ndarray | None,
 ) -> Found:
     deadline = None if time_budget is None else time.monotonic() + time_budget
     digests = {test_data: problem.digest(test_data) for test_data in (False, True)}
@@ -159,8 +160,10 @@ def _measure(
             found.notes[name] = reason
             continue
         digest = digests[QUANTITIES[name].reads_test_data]
-        store = open_store(out, name, digest, name, seed, selection.behind(name))
-        context = StoredContext(name, seed, options, found.measured, store, progress, deadline)
+        given = confusion if QUANTITIES[name].reads_confusion else None
+        noise = () if given is None else (given.tolist(),)
+        store = open_store(out, name, digest, name, seed, selection.behind(name), *noise)
+        context = StoredContext(name, seed, options, found.measured, store, progress, deadline, given)
         try:
             found.measured[name], found.seconds[name] = measure_stages(problem, context)
         except TimeBudgetSpent:

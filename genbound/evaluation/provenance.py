@@ -64,11 +64,16 @@ def layer_rows(problem: BaseProblem) -> list[dict[str, Any]]:
 
 
 def loss_range(problem: BaseProblem, measured: Mapping[str, Measured]) -> dict[str, Any]:
-    """The range C of the loss, in its unit, and how it is known; observed is the largest loss of any sample."""
+    """The range C of the loss, in its unit, and how it is known.
+
+    Observed is the largest loss of all samples seen; ``over`` says of which data sets they are.
+    """
     if problem.loss is not None and problem.loss_range_spec != "observed":
         return {"value": problem.loss.range, "kind": problem.loss_range_spec}
-    value = measured["losses"].summary["largest_loss"] if "losses" in measured else None
-    return {"value": value, "kind": "observed"}
+    if "losses" not in measured:
+        return {"value": None, "kind": "observed"}
+    over = "training" if problem.test_data is None else "training and test"
+    return {"value": measured["losses"].summary["largest_seen_loss"], "kind": "observed", "over": over}
 
 
 def peak_memory() -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -20,7 +21,7 @@ from genbound.quantities import QUANTITIES
 from genbound.quantities.base import Context
 from genbound.results.results import to_plain
 
-PARTS = 3  # of stored parts: raised when a quantity keeps other arrays than before, so that older ones are not read
+PARTS = 4  # of stored parts: raised when a quantity keeps other arrays than before, so that older ones are not read
 
 
 class TimeBudgetSpent(Exception):
@@ -39,6 +40,7 @@ class StoredContext(Context):
         store: where its parts are kept.
         progress: show a bar on standard error.
         deadline: time on the monotonic clock, in seconds, after which no further part is started.
+        confusion: label noise ``F[y, z] = P(observed z | true y)``, of a quantity that reads it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class StoredContext(Context):
     store: MemoryStore
     progress: bool = False
     deadline: float | None = None
+    confusion: np.ndarray | None = None
 
     def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
         """The parts of all items, in their order.

@@ -39,6 +39,7 @@ class Context(Protocol):
     seed: int
     options: Any
     measured: Mapping[str, Measured]
+    confusion: np.ndarray | None
 
     def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
         """Apply the function to every item, keeping finished parts."""
@@ -73,6 +74,7 @@ class Quantity:
         requires: quantities whose results it reads.
         needs_data: needs a model and samples, not the weights alone.
         reads_test_data: its value depends on the test data too.
+        reads_confusion: it finds more where the confusion matrix of the labels is given.
         gradients: ``(problem, options) -> float``, forecast cost in gradients over the measured samples.
         applies_to: ``problem -> None`` if it exists for the network, else a sentence that says why not.
         reference: where it comes from.
@@ -86,6 +88,7 @@ class Quantity:
     requires: tuple[str, ...] = ()
     needs_data: bool = True
     reads_test_data: bool = False
+    reads_confusion: bool = False
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
     applies_to: Callable[[Any], str | None] = lambda problem: None
     reference: str = ""

@@ -7,6 +7,16 @@ reported beside them: a bound that cannot exclude it says nothing.
 For sequences the loss of a sample is the mean over its labelled tokens, and :math:`\hat L` the mean over sequences.
 ``train_loss_per_token`` stands beside it, in which every token counts alike: long sequences more.
 
+``largest_loss`` is over the training samples, ``largest_seen_loss`` over the test samples too: C, where the loss has no
+range of its own.
+
+Where the confusion matrix F of the labels is given, the reweighted loss
+:math:`\bar\ell(f, y) = [F^{-1}(\ell(f, 1), \dots, \ell(f, K))^\top]_y` has a mean, a range and a best constant
+predictor of its own (``reweighted_train_loss``, ``reweighted_range``, ``reweighted_constant_loss``). The range is the
+largest size of any entry, of every class and not of the observed label alone, over the training and test samples; or
+the largest one that there can be where the loss has a range. ``reweighted_gap`` is the test loss less the reweighted
+training loss, for test labels that are not flipped.
+
 Cost: one forward pass over the training and test data.
 """
 
@@ -18,9 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genbound.data.label_confusion import SINGULAR
 from genbound.data.sample_parts import IGNORED
 from genbound.data.samples import Batch, Samples
-from genbound.network.loss_functions import check_finite
+from genbound.network.loss_functions import Loss, check_finite
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack
 
@@ -30,16 +41,19 @@ def measure(problem: Problem, context: Context) -> Measured:
     train = _measure_all(problem, context, "train", problem.data)
     test = None if problem.test_data is None else _measure_all(problem, context, "test", problem.test_data)
     constant_loss, constant_error = _constant(problem, train.target)
+    seen = [train] if test is None else [train, test]
     summary = {
         "train_loss": float(train.loss.mean()),
         "train_loss_sem": _sem(train.loss, problem.num_data),
         "train_error": train.mean_error(),
         "train_loss_per_token": train.loss_per_token(),
         "largest_loss": float(train.loss.max()),
+        "largest_seen_loss": max(float(part.loss.max()) for part in seen),
         "num_train": len(train.loss),
         **_compare(train, test),
         "constant_loss": constant_loss,
         "constant_error": constant_error,
+        **_reweighted(problem, context.confusion, train, test),
     }
     return Measured(summary, {"loss": train.loss[problem.indices]}, {"margin": train.margin})
 
@@ -53,6 +67,8 @@ class _Losses:
         error: 0 or 1, or a part of 1 where a sample has several labels ``[N]``; NaN where the loss has no error.
         margin: score of the label less the best other score ``[N]``; NaN where there is none.
         tokens: positions that bear a label ``[N]``.
+        reweighted: the reweighted loss of the sample's label ``[N]``; NaN where there is none.
+        reweighted_size: the largest size of the reweighted loss of any class ``[N]``, likewise.
         target: all labels, of every position, in no order.
     """
 
@@ -60,6 +76,8 @@ class _Losses:
     error: np.ndarray
     margin: np.ndarray
     tokens: np.ndarray
+    reweighted: np.ndarray
+    reweighted_size: np.ndarray
     target: np.ndarray
 
     def mean_error(self) -> float | None:
@@ -72,23 +90,24 @@ class _Losses:
 
 
 def _measure_all(problem: Problem, context: Context, stage: str, samples: Samples) -> _Losses:
-    parts = context.map(stage, data_shards(len(samples)), lambda shard: _measure_shard(problem, samples, shard))
+    inverse = _inverse(context.confusion)
+    parts = context.map(stage, data_shards(len(samples)), lambda s: _measure_shard(problem, samples, s, inverse))
     return _Losses(**{key: stack(parts, key) for key in parts[0]})
 
 
-def _measure_shard(problem: Problem, samples: Samples, shard: range) -> Part:
+def _measure_shard(problem: Problem, samples: Samples, shard: range, inverse: np.ndarray | None) -> Part:
     parts, order = [], []
     # In order of length, so that a batch of sequences is hardly padded.
     for batch in samples.batches(sorted(shard, key=samples.size), problem.batch_size):
-        parts.append(_measure_batch(problem, problem.to_device(batch), samples.spec))
+        parts.append(_measure_batch(problem, problem.to_device(batch), samples.spec, inverse))
         order += list(batch.indices)
     back = np.argsort(order, kind="stable")
-    per_sample = {key: stack(parts, key)[back] for key in ("loss", "error", "margin", "tokens")}
+    per_sample = {key: stack(parts, key)[back] for key in parts[0] if key != "target"}
     return per_sample | {"target": stack(parts, "target")}
 
 
-def _measure_batch(problem: Problem, batch: Batch, spec: str) -> Part:
-    """The fields of :class:`_Losses` for a batch of the data that ``spec`` names."""
+def _measure_batch(problem: Problem, batch: Batch, spec: str, inverse: np.ndarray | None) -> Part:
+    """The fields of :class:`_Losses` for a batch of the data that ``spec`` names; ``inverse`` is F⁻¹ ``[K, K]``."""
     loss, targets = problem.loss, batch.targets
     with torch.no_grad():
         outputs = problem.forward(problem.params, batch.inputs)
@@ -97,13 +116,59 @@ def _measure_batch(problem: Problem, batch: Batch, spec: str) -> Part:
     check_finite(losses, batch.indices, spec)
     unknown = np.full(len(batch), np.nan)
     has_margin = bool(loss.classes) and targets.dim() == 1
+    every = unknown[:, None]
+    if inverse is not None and has_margin:
+        every = _every_class(problem.loss, outputs) @ inverse.T
+    label = targets.long().clamp(min=0).cpu().numpy() if every.shape[1] > 1 else np.zeros(len(batch), dtype=int)
     return {
         "loss": losses.numpy(),
         "error": unknown if loss.error is None else loss.error(outputs, targets).double().cpu().numpy(),
         "margin": _margins(outputs, targets).cpu().numpy() if has_margin else unknown,
         "tokens": _tokens(targets).cpu().numpy(),
+        "reweighted": every[np.arange(len(batch)), label],
+        "reweighted_size": np.abs(every).max(1),
         "target": targets.flatten().double().cpu().numpy(),
     }
+
+
+def _inverse(confusion: np.ndarray | None) -> np.ndarray | None:
+    """F⁻¹ ``[K, K]``; ``None`` where there is no F, or none that can be inverted."""
+    return None if confusion is None or np.linalg.cond(confusion) > SINGULAR else np.linalg.inv(confusion)
+
+
+def _every_class(loss: Loss, outputs: Tensor) -> np.ndarray:
+    """The loss of every sample as if its label were each of the classes in turn, ``[N, K]``."""
+    labels = range(outputs.shape[-1])
+    losses = [loss.per_sample(outputs, torch.full_like(outputs[:, 0], k, dtype=torch.long)) for k in labels]
+    return torch.stack(losses, 1).double().cpu().numpy()
+
+
+def _reweighted(
+    problem: Problem, confusion: np.ndarray | None, train: _Losses, test: _Losses | None
+) -> dict[str, float | str | None]:
+    """What is known of the reweighted loss; nothing where no confusion matrix is given or none can be inverted."""
+    inverse = _inverse(confusion)
+    if inverse is None:
+        return {}
+    if np.isnan(train.reweighted_size).any():
+        return {"reason": "the reweighted loss needs class scores, and one label for every sample"}
+    seen = [train.reweighted_size] if test is None else [train.reweighted_size, test.reweighted_size]
+    # The rows of F^-1 add up to 1, so what is positive in them outweighs the rest.
+    largest = problem.loss.range * float(inverse.clip(min=0).sum(1).max())
+    mean = float(train.reweighted.mean())
+    return {
+        "reweighted_train_loss": mean,
+        "reweighted_range": largest if np.isfinite(largest) else max(float(np.nanmax(sizes)) for sizes in seen),
+        "reweighted_constant_loss": _reweighted_constant(problem.loss, train.target, inverse),
+        "reweighted_gap": None if test is None else float(test.loss.mean() - mean),
+    }
+
+
+def _reweighted_constant(loss: Loss, targets: np.ndarray, inverse: np.ndarray) -> float:
+    """The best constant predictor's loss on the classes' frequencies before the labels were flipped, as F says."""
+    labels = targets[targets != IGNORED].astype(int)
+    p = (np.bincount(labels, minlength=len(inverse)) / len(labels) @ inverse).clip(min=0)
+    return _entropy(p / p.sum(), loss)
 
 
 def _margins(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -155,7 +220,11 @@ def _constant(problem: Problem, targets: np.ndarray) -> tuple[float | None, floa
     if loss.classes:
         _, counts = np.unique(targets[targets != IGNORED], return_counts=True)
         p = counts / counts.sum()
-        entropy = float(-(p * np.log(p)).sum())
-        # A truncated or bounded loss is never above its range, whatever is predicted.
-        return min(entropy, loss.range), float(1 - p.max())
+        return _entropy(p, loss), float(1 - p.max())
     return None, None
+
+
+def _entropy(p: np.ndarray, loss: Loss) -> float:
+    """Of the frequencies ``[K]``, in nats; a truncated or bounded loss is never above its range."""
+    p = p[p > 0]
+    return min(float(-(p * np.log(p)).sum()), loss.range)

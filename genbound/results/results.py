@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ class Results:
     def _loss_range(self) -> str:
         value, kind = self.config["loss_range"]["value"], self.config["loss_range"]["kind"]
         if kind == "observed":
-            kind = "observed: the largest training loss, so it depends on the data"
+            kind = f"observed: {observed_over(self.config['loss_range'])}, so it depends on the data"
         return "" if value is None else f"Loss range C = {digits(value)} ({kind})."
 
     def _bounds_table(self) -> str:
@@ -146,6 +147,17 @@ class Results:
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
     """A bound's line of the table as text, without its note."""
     return [name, value_text(row), row["bounds"], row["kind"], yes_no(row["vacuous"])]
+
+
+def observed_over(loss_range: Mapping[str, Any]) -> str:
+    """Which samples an observed C is the largest loss of. Runs that do not say looked at their training samples."""
+    if loss_range.get("over") == "training and test":
+        return "the largest loss of all training and test samples"
+    return (
+        "the largest training loss, for there are no test samples"
+        if "over" in loss_range
+        else ("the largest training loss")
+    )
 
 
 def load_results(path: str | Path) -> Results:

@@ -10,6 +10,7 @@ from genbound.bounds.ju2022hessian import explicit, label_noise_factor, main_ter
 
 LOSSES = {
     "train_loss": 0.1, "train_error": 0.02, "largest_loss": 2.0, "constant_loss": 0.69, "constant_error": 0.5,
+    "reweighted_range": 8.0, "reweighted_train_loss": 0.4, "reweighted_constant_loss": 0.6,
 }  # fmt: skip
 
 
@@ -68,14 +69,26 @@ def test_trace_distance():
 
 
 def test_noisy_label_distance():
-    """F = [[.8, .2], [.2, .8]]: inverse [[4, -1], [-1, 4]] / 3, row sum 5/3, under the root."""
+    """F = [[.8, .2], [.2, .8]]: inverse [[4, -1], [-1, 4]] / 3, row sum 5/3, and C = 8 for 2, both under the root.
+
+    The form is eps times the reweighted loss 0.4 and 2 main terms; 0.4 + 0.516 is more than the constant's 0.6.
+    """
     f = np.array([[0.8, 0.2], [0.2, 0.8]])
     row = value("noisy_label_distance", evidence(confusion=f))
-    assert row["value"] == pytest.approx(0.2 * math.sqrt(5 / 3), rel=1e-12)
-    identity = value("noisy_label_distance", evidence(confusion=np.eye(2)))
+    assert row["value"] == pytest.approx(0.2 * math.sqrt(4 * 5 / 3), rel=1e-12)
+    assert 10 ** row["forms"]["epsilon_1"]["log10"] == pytest.approx(0.4 + 2 * row["value"], rel=1e-12)
+    assert row["vacuous"] is True and row["note"].startswith("C = 8 and the training loss 0.4 are those")
+    same = {"losses": {**LOSSES, "reweighted_range": 2.0, "reweighted_train_loss": 0.1}}
+    identity = value("noisy_label_distance", evidence(confusion=np.eye(2), quantities=same))
     trace = value("trace_distance", evidence())
     for key in ("value", "lower", "upper", "log10", "forms"):
         assert identity[key] == trace[key]
+
+
+def test_noisy_label_distance_needs_the_reweighted_loss():
+    reason = {"losses": {"train_loss": 0.1, "reason": "one label for every sample"}}
+    row = value("noisy_label_distance", evidence(confusion=np.eye(2), quantities=reason))
+    assert row["value"] is None and row["note"] == "losses has no reweighted_range: one label for every sample"
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from cases import D
 from shared_problems import linear
+from torch import nn
 from torch.nn import functional as F
 
 import genbound
@@ -64,3 +66,71 @@ def test_token_error_and_loss_count_the_labelled_positions():
     found = genbound.measure(linear([[1.0], [0.0]], x, y), "losses")
     assert found["train_error"] == pytest.approx(0.75)  # (1/2 + 1) / 2: sequences, not tokens
     assert found["train_loss"] == pytest.approx(math.log(2))
+
+
+def flipped(**changes):
+    """Three classes of which each is taken for either other one with 20 %."""
+    f = np.full((3, 3), 0.2) + 0.4 * np.eye(3)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 12, dtype=D), nn.ReLU(), nn.Linear(12, 3, dtype=D))
+    with torch.no_grad():
+        net[2].weight.mul_(20)
+    x = torch.randn(12, 2, dtype=D)
+    y = net(x).argmax(1)
+    init = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    return net, x, y, f, genbound.Problem(net, init, (x, y), batch_size=5, **changes)
+
+
+def test_the_reweighted_loss_of_a_network_that_fits():
+    """F^-1 is 2.5 I less 0.5 everywhere: 2.5 l_y - 0.5 (l_1 + l_2 + l_3), in every class and not the observed alone."""
+    net, x, y, f, problem = flipped()
+    losses = -net(x).detach().log_softmax(1)
+    reweighted = 2.5 * losses - 0.5 * losses.sum(1, keepdim=True)
+    results = genbound.evaluate(problem, ["noisy_label_distance", "trace_distance"], confusion=f)
+    found = results.quantities["losses"]
+    assert found["reweighted_range"] == pytest.approx(float(reweighted.abs().max()), rel=1e-9)
+    assert found["reweighted_train_loss"] == pytest.approx(float(reweighted[range(12), y].mean()), rel=1e-9)
+    p = (2.5 * torch.bincount(y, minlength=3) / 12 - 0.5).clamp(min=0)
+    p = p[p > 0] / p.sum()
+    assert found["reweighted_constant_loss"] == pytest.approx(float(-(p * p.log()).sum()), rel=1e-6)
+    noisy, trace = (results.bounds[name]["value"] for name in ("noisy_label_distance", "trace_distance"))
+    ratio = math.sqrt(3 * found["reweighted_range"] / float(losses[range(12), y].max()))
+    assert noisy / trace == pytest.approx(ratio, rel=1e-9)
+    assert noisy > 5 * trace
+
+
+def test_a_loss_with_a_range_has_a_reweighted_one():
+    """The largest row sum of what is positive in F^-1 is 2."""
+    problem, f = flipped(loss_range="clip:3")[-1], flipped()[3]
+    results = genbound.evaluate(problem, ["losses"], confusion=f)
+    assert results.quantities["losses"]["reweighted_range"] == pytest.approx(6.0, rel=1e-12)
+
+
+def test_the_confusion_matrix_is_part_of_what_is_stored(tmp_path):
+    problem, f = flipped()[-1], flipped()[3]
+    plain = genbound.evaluate(problem, ["losses"], out=tmp_path)
+    assert "reweighted_range" not in plain.quantities["losses"]
+    ranges = [
+        genbound.evaluate(problem, ["losses"], out=tmp_path, confusion=matrix).quantities["losses"]["reweighted_range"]
+        for matrix in (f, np.eye(3))
+    ]
+    assert ranges[0] != ranges[1]
+    singular = genbound.evaluate(problem, ["losses"], confusion=np.full((3, 3), 1 / 3))
+    assert "reweighted_range" not in singular.quantities["losses"]
+
+
+def test_the_observed_range_is_over_every_sample_seen():
+    """The test sample's loss ln(1 + e^3) is above that of the training sample, and bounds have that C."""
+    x, y = [[1.0, 0.0]], [0]
+    test = (torch.tensor([[3.0, 0.0]], dtype=D), torch.tensor([1]))
+    alone, both = (linear([[1.0, 0.0], [0.0, 1.0]], x, y, test_data=data) for data in (None, test))
+    results = genbound.evaluate(both, ["hessian_distance"])
+    assert results.config["loss_range"]["value"] == pytest.approx(math.log(1 + math.exp(3)), rel=1e-12)
+    assert results.config["loss_range"]["over"] == "training and test"
+    assert "(observed: the largest loss of all training and test samples, so" in results.to_markdown()
+    before = genbound.evaluate(alone, ["hessian_distance"])
+    assert before.config["loss_range"]["value"] == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-12)
+    assert "the largest training loss, for there are no test samples" in before.to_markdown()
+    grown = results.bounds["hessian_distance"]["value"] / before.bounds["hessian_distance"]["value"]
+    ranges = [run.config["loss_range"]["value"] for run in (results, before)]
+    assert grown == pytest.approx(math.sqrt(ranges[0] / ranges[1]), rel=1e-9)
