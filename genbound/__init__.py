@@ -1,4 +1,4 @@
-"""genbound: how well is a fine-tuned network guaranteed to generalize?"""
+"""genbound measures what bounds on the generalization of a fine-tuned network are made of."""
 
 from __future__ import annotations
 

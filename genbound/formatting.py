@@ -32,11 +32,29 @@ def value_text(row: Mapping[str, Any]) -> str:
     """A bound's value, with its interval where that is wide enough to be seen; ``/`` where it does not exist."""
     if row["value"] is None:
         return "/" if row["log10"] is None else f"1e{row['log10']:.1f}"
+    if row.get("at_least"):
+        least = row["value"] if row["lower"] is None else row["lower"]
+        return f"≥ {rounded_down(least)} ({row['num_samples']} of {row['num_data']})"
     lower, upper = row["lower"], row["upper"]
     if lower is None or upper is None or upper - lower <= 5e-4 * abs(row["value"]):
         return digits(row["value"])
     value, lower, upper = (at_place(x, upper - lower) for x in (row["value"], lower, upper))
     return f"{value} [{lower}, {upper}]"
+
+
+def rounded_down(value: float, significant: int = 3) -> str:
+    """A lower limit, with few digits: never above the value."""
+    if not value > 0:
+        return digits(value)
+    unit = 10.0 ** (math.floor(math.log10(value)) - significant + 1)
+    text = digits(value, significant)
+    return text if float(text) <= value else digits(float(text) - unit, significant)
+
+
+def gap_text(row: Mapping[str, Any]) -> str:
+    """A bound's value over the measured gap; a value below it did not bound this network."""
+    ratio = "" if row.get("gap_ratio") is None else digits(row["gap_ratio"], 2)
+    return f"{ratio}, below the gap" if row.get("below_gap") else ratio
 
 
 def at_place(value: float, width: float) -> str:

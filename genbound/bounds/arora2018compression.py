@@ -20,6 +20,8 @@ lets a fraction ζ of the samples be dropped, which adds ζ.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.forms import Form, absent, bound_value
 from genbound.bounds.logs import add, log
@@ -96,7 +98,8 @@ def _arora(evidence: Evidence) -> BoundValue:
         "paper": absent("the theorem hides constants and logarithms"),
         "effective_parameters": effective_parameters,
     }
-    return bound_value(main, forms, _conditions(evidence, layers), evidence.number("margin", "margin_loss"))
+    found = bound_value(main, forms, _conditions(evidence, layers), evidence.number("margin", "margin_loss"))
+    return replace(found, added=evidence.quantities["compression"].get("zeta") or 0.0)
 
 
 ARORA2018 = Bound(
@@ -107,4 +110,5 @@ ARORA2018 = Bound(
     _arora,
     _applies,
     bounds="error",
+    maximum_over="compression",
 )

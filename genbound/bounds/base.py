@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+# The measured gap that a value is held against, by its unit.
+GAPS = {"loss": "generalization_gap", "error": "error_gap"}
+
 
 class NotAvailable(Exception):
     """A number that a bound needs does not exist; the message is the reason that the table prints."""
@@ -30,6 +33,7 @@ class Evidence:
         confusion: label noise F with ``F[y, z] = P(observed z | true y)``, if given.
         delta: failure probability for bounds that state one.
         loss_lipschitz: Lipschitz constant of the loss in the Euclidean norm of the outputs, ``None`` if unknown.
+        num_samples: training samples that the costly quantities were measured on, ``None`` if unknown.
     """
 
     num_data: int
@@ -39,6 +43,7 @@ class Evidence:
     confusion: np.ndarray | None = None
     delta: float = 0.05
     loss_lipschitz: float | None = None
+    num_samples: int | None = None
 
     def per_layer(self, quantity: str) -> Mapping[str, Mapping[str, Any]]:
         """Layer -> what a summary says of it."""
@@ -81,6 +86,7 @@ class BoundValue:
             reason.
         empirical: what the value is to be added to where that is not the training loss or error: the margin loss.
         constant: what the best constant predictor reaches, where that is not the loss or error of the training labels.
+        added: what the theorem adds to the value and the empirical term: a rise of the error, a fraction left out.
         gap: what the value is held against, where that is not the measured gap in its unit.
     """
 
@@ -93,6 +99,7 @@ class BoundValue:
     empirical: float | None = None
     constant: float | None = None
     gap: float | None = None
+    added: float = 0.0
 
     @classmethod
     def missing(cls, note: str) -> BoundValue:
@@ -111,8 +118,11 @@ class Bound:
         requires: quantities it reads.
         compute: ``Evidence -> BoundValue``.
         applies_to: ``Evidence -> None`` if it applies, else a sentence that says why not.
-        bounds: ``loss`` or ``error``: the unit of what it bounds; ``distance``: a distance, which bounds neither.
-        kind: ``measure`` or ``certificate``.
+        bounds: ``loss`` or ``error``: the unit of what it bounds; ``distance`` or ``norm`` bounds neither.
+        kind: ``certificate``; ``bound``: holds under stated assumptions, constants included; ``measure``: the leading
+            term of a bound; or ``norm``: bounds nothing.
+        maximum_over: the quantity whose extremes over the measured samples it grows with; ``None`` if it has none. From
+            some of the training samples it is at least its value.
         interval_sems: standard errors from the value to an end of its interval; 0 where the interval is certain.
         shares_error_of: numbers, as ``quantity:entry``. The largest of their relative standard errors is the bound's
             too.
@@ -128,6 +138,7 @@ class Bound:
     kind: str = "measure"
     interval_sems: float = 0.0
     shares_error_of: tuple[str, ...] = ()
+    maximum_over: str | None = None
 
     def evaluate(self, evidence: Evidence) -> dict[str, Any]:
         """The row of results.json for this bound."""
@@ -144,6 +155,7 @@ class Bound:
             found = BoundValue.missing(reason) if reason else self.compute(evidence)
         except NotAvailable as absent:
             found = BoundValue.missing(str(absent))
+        losses, unit = evidence.quantities.get("losses", {}), GAPS.get(self.bounds, "")
         return {
             "value": found.value,
             "lower": found.lower,
@@ -152,15 +164,38 @@ class Bound:
             "bounds": self.bounds,
             "kind": self.kind,
             "vacuous": _vacuous(self, found, evidence),
+            **against_gap(found.value, losses.get(unit) if found.gap is None else found.gap),
             "note": found.note,
             "reference": self.reference,
             "forms": {name: dict(form) for name, form in found.forms.items()},
+            **self._of_some(found, evidence),
         }
+
+    def _of_some(self, found: BoundValue, evidence: Evidence) -> dict[str, Any]:
+        """What holds of a value that grows with the samples, from some of them; its upper side is not known then."""
+        if self.maximum_over is None or found.value is None:
+            return {}
+        measured = evidence.quantities[self.maximum_over].get("num_samples") or evidence.num_samples
+        if measured is None or measured >= evidence.num_data:
+            return {}
+        interval = {"lower": found.lower, "upper": found.upper}
+        sizes = {"num_samples": measured, "num_data": evidence.num_data}
+        return {"at_least": True, "upper": None, "over_samples": interval, **sizes}
+
+
+def against_gap(value: float | None, gap: float | None) -> dict[str, Any]:
+    """``gap_ratio`` and ``below_gap`` of a value, in the unit of the gap that was measured; ``None`` without a gap.
+
+    A gap that is not positive has no ratio, and no value is below it.
+    """
+    if value is None or gap is None:
+        return {"gap_ratio": None, "below_gap": None}
+    return {"gap_ratio": value / gap if gap > 0 else None, "below_gap": value < gap}
 
 
 def _vacuous(bound: Bound, found: BoundValue, evidence: Evidence) -> bool | None:
     """Whether the empirical term plus the bound is no better than the best constant predictor, in the same unit."""
-    if (found.value is None and found.log10 is None) or bound.bounds not in ("loss", "error"):
+    if (found.value is None and found.log10 is None) or bound.bounds not in GAPS:
         return None
     losses = evidence.quantities.get("losses", {})
     empirical = losses.get("train_loss" if bound.bounds == "loss" else "train_error")
@@ -171,4 +206,4 @@ def _vacuous(bound: Bound, found: BoundValue, evidence: Evidence) -> bool | None
         constant = found.constant
     if empirical is None or constant is None:
         return None
-    return bool(found.value is None or empirical + found.value >= constant)
+    return bool(found.value is None or empirical + found.value + found.added >= constant)

@@ -63,6 +63,7 @@ DISTANCE_FROBENIUS = Bound(
     _frobenius,
     _has_layers("displacement_norm"),
     bounds="distance",
+    kind="norm",
 )
 DISTANCE_SPECTRAL = Bound(
     "distance_spectral",
@@ -72,6 +73,7 @@ DISTANCE_SPECTRAL = Bound(
     _spectral,
     _has_layers("spectral_norm"),
     bounds="distance",
+    kind="norm",
 )
 DISTANCE_MARS = Bound(
     "distance_mars",
@@ -81,6 +83,7 @@ DISTANCE_MARS = Bound(
     _layer_norm("mars"),
     _has_layers("layer_norms"),
     bounds="distance",
+    kind="norm",
 )
 DISTANCE_TWO_ONE = Bound(
     "distance_two_one",
@@ -90,4 +93,5 @@ DISTANCE_TWO_ONE = Bound(
     _layer_norm("two_one"),
     _has_layers("layer_norms"),
     bounds="distance",
+    kind="norm",
 )

@@ -1,4 +1,4 @@
-r"""Fisher-Rao norm, as a measure (Liang, Poggio, Rakhlin & Stokes, AISTATS 2019).
+r"""Fisher-Rao norm, as a norm (Liang, Poggio, Rakhlin & Stokes, AISTATS 2019).
 
 .. math::
    \frac{\|w\|_{fr}}{\sqrt n},\qquad \|w\|_{fr} = (L+1)\sqrt{\mathbb E\,\langle\partial\ell/\partial f, f\rangle^2}
@@ -25,7 +25,7 @@ def _fisher_rao(evidence: Evidence) -> BoundValue:
     differs = evidence.quantities["fisher_rao"].get("identity_holds") is False
     note = "biases, normalisation or activations break the formula's homogeneity: see parametric" if differs else ""
     forms: dict[str, Form] = {
-        "paper": absent("a measure: a bound with this norm is known for linear networks only"),
+        "paper": absent("a norm: a bound with this norm is known for linear networks only"),
         "norm": lambda: norm,
         "parametric": lambda: log(evidence.number("fisher_rao", "parametric")),
     }
@@ -38,4 +38,6 @@ FISHER_RAO = Bound(
     REFERENCE,
     ("fisher_rao", "losses"),
     _fisher_rao,
+    bounds="norm",
+    kind="norm",
 )

@@ -54,6 +54,7 @@ The α that ascent finds is an upper estimate of the true one, so that these val
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
 from genbound.bounds.forms import Form, absent, bound_value
@@ -65,6 +66,8 @@ NOTE = "bounds the mean error of the perturbed network"
 LOWER = "alpha is an upper estimate (a worse perturbation may exist), the value a lower one"
 UNCONFIRMED = "the paper's constants could not be confirmed; the other forms are derived here"
 STEPS = 4
+RISE = 0.1  # of the error, that the noise may cause
+SEMS, WIDTH = 2.0, 0.05  # standard errors to either side; relative width at which the search of sigma stops
 # With the root of 1/sigma^2 a bound's relative error is sigma's; the least known of the three serves all.
 SEARCHED = ("flatness:sigma", "flatness:magnitude_sigma", "flatness:magnitude_sigma_origin")
 SIGMAS = {"init": "magnitude_sigma", "origin": "magnitude_sigma_origin"}
@@ -130,7 +133,7 @@ def _flatness(evidence: Evidence) -> BoundValue:
         "main_term_origin": lambda: leading(weights),
         "exact": (lambda: exact(moved, sigma, n, evidence.delta), NOTE),
     }
-    return bound_value(lambda side: leading(moved), forms, NOTE)
+    return _searched(bound_value(lambda side: leading(moved), forms, NOTE), evidence, "sigma")
 
 
 def _magnitude(evidence: Evidence) -> BoundValue:
@@ -149,7 +152,27 @@ def _magnitude(evidence: Evidence) -> BoundValue:
         "origin": (lambda: paper("origin"), NOTE),
         "main_term_origin": lambda: 0.5 * (first("origin") - log(n)),
     }
-    return bound_value(lambda side: 0.5 * (first("init") - log(n)), forms, NOTE)
+    return _searched(bound_value(lambda side: 0.5 * (first("init") - log(n)), forms, NOTE), evidence, "magnitude_sigma")
+
+
+def _searched(found: BoundValue, evidence: Evidence, key: str) -> BoundValue:
+    """With the interval that the search of σ leaves, and the rise of the error that the theorem adds.
+
+    The value is that of 1/σ, or moves less. σ is known up to the error of the rise there, and up to the width at which
+    the search stops.
+    """
+    rise = evidence.quantities["flatness"].get("displacement") or RISE
+    sem = evidence.quantities["flatness"].get(key.removesuffix("sigma") + "sem_error")
+    if sem is None or found.value is None:
+        return replace(found, added=rise)
+    width = SEMS * math.hypot(sem / rise, WIDTH)
+    sides = {"lower": found.value * max(0.0, 1 - width), "upper": found.value * (1 + width)}
+    return replace(found, added=rise, **sides)
+
+
+def _rise(evidence: Evidence) -> float:
+    """The rise of the error that the box may cause, which the theorem adds."""
+    return float(evidence.quantities["sharpness"].get("displacement") or RISE)
 
 
 def _sharpness(evidence: Evidence) -> BoundValue:
@@ -168,7 +191,7 @@ def _sharpness(evidence: Evidence) -> BoundValue:
             "as remembered, unverified: half of what the derivation has under the root",
         ),
     }
-    return bound_value(lambda side: leading(moved, 2), forms, f"{NOTE}; {LOWER}")
+    return replace(bound_value(lambda side: leading(moved, 2), forms, f"{NOTE}; {LOWER}"), added=_rise(evidence))
 
 
 def _sharpness_magnitude(evidence: Evidence) -> BoundValue:
@@ -176,7 +199,7 @@ def _sharpness_magnitude(evidence: Evidence) -> BoundValue:
         return 0.5 * (log(evidence.number("sharpness", f"log_sum_{which}") / 4) - log(evidence.num_data))
 
     forms: dict[str, Form] = {"paper": absent(UNCONFIRMED), "main_term_origin": lambda: leading("origin")}
-    return bound_value(lambda side: leading("init"), forms, f"{NOTE}; {LOWER}")
+    return replace(bound_value(lambda side: leading("init"), forms, f"{NOTE}; {LOWER}"), added=_rise(evidence))
 
 
 JIANG2020_FLATNESS = Bound(
@@ -186,6 +209,7 @@ JIANG2020_FLATNESS = Bound(
     ("flatness", "losses"),
     _flatness,
     bounds="error",
+    interval_sems=SEMS,
     shares_error_of=SEARCHED,
 )
 JIANG2020_MAGNITUDE = Bound(
@@ -195,6 +219,7 @@ JIANG2020_MAGNITUDE = Bound(
     ("flatness", "losses"),
     _magnitude,
     bounds="error",
+    interval_sems=SEMS,
     shares_error_of=SEARCHED,
 )
 JIANG2020_SHARPNESS = Bound(

@@ -152,6 +152,7 @@ HESSIAN_DISTANCE = Bound(
     REFERENCE,
     ("max_quadratic_form", "losses"),
     _hessian_distance,
+    maximum_over="max_quadratic_form",
 )
 TRACE_DISTANCE = Bound(
     "trace_distance",
@@ -160,6 +161,7 @@ TRACE_DISTANCE = Bound(
     ("max_positive_trace", "displacement_norm", "losses"),
     _trace_distance,
     interval_sems=SEMS,
+    maximum_over="max_positive_trace",
 )
 NOISY_LABEL_DISTANCE = Bound(
     "noisy_label_distance",
@@ -168,4 +170,5 @@ NOISY_LABEL_DISTANCE = Bound(
     ("max_positive_trace", "displacement_norm", "losses"),
     _noisy_label_distance,
     interval_sems=SEMS,
+    maximum_over="max_positive_trace",
 )

@@ -1,4 +1,4 @@
-r"""Path norm over the margin, as a measure (Neyshabur, Tomioka & Srebro, COLT 2015; Jiang et al., ICLR 2020).
+r"""Path norm over the margin, as a norm (Neyshabur, Tomioka & Srebro, COLT 2015; Jiang et al., ICLR 2020).
 
 .. math:: \sqrt{\frac{\sum_{\text{paths}}\prod_{w\in\text{path}}w^2}{\gamma^2n}},
 
@@ -22,12 +22,10 @@ def _path_norm(evidence: Evidence) -> BoundValue:
     margin = log(evidence.number("margin", "value"))
 
     forms: dict[str, Form] = {
-        "paper": absent("a measure: the theorem's constants, exponential in the depth, are left out"),
+        "paper": absent("a norm: the theorem's constants, exponential in the depth, are left out"),
         "squared": lambda: squared,
     }
-    return bound_value(
-        lambda side: 0.5 * (squared - log(n)) - margin, forms, empirical=evidence.number("margin", "margin_loss")
-    )
+    return bound_value(lambda side: 0.5 * (squared - log(n)) - margin, forms)
 
 
 PATH_NORM = Bound(
@@ -37,5 +35,6 @@ PATH_NORM = Bound(
     ("path_norm", "margin", "losses"),
     _path_norm,
     positive_margin,
-    bounds="error",
+    bounds="norm",
+    kind="norm",
 )

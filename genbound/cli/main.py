@@ -49,7 +49,10 @@ def _problem(pair: Pair, spec: EvaluationSpec, given: dict[str, Any]) -> Problem
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="genbound")
 def cli() -> None:
-    """Measure how well a fine-tuned network is guaranteed to generalize."""
+    """Measure what bounds on the generalization of a fine-tuned network are made of.
+
+    The values are measures: leading terms of theorems, not guarantees. The table says the kind of each.
+    """
 
 
 @cli.command()

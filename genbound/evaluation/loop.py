@@ -183,6 +183,7 @@ def _evidence(problem: BaseProblem, found: Found, confusion: np.ndarray | None, 
         confusion=confusion,
         delta=delta,
         loss_lipschitz=None if problem.loss is None else problem.loss.lipschitz,
+        num_samples=problem.num_samples,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from genbound.figures.style import COLOURS, GREY, MARKERS, new_axes
+from genbound.figures.style import COLOURS, GREY, MARKERS, VERMILION, new_axes
 from genbound.results.gap import measured_gap, vacuous_from
 from genbound.results.results import Results
 
@@ -36,9 +36,13 @@ def plot_bounds(runs: Mapping[str, Results], unit: str = "loss", ax: Any = None)
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         at = [(place, rows[name][b]["log10"]) for place, b in enumerate(names) if b in rows[name]]
         ax.plot([x for _, x in at], [p + shift[index] for p, _ in at], marker, color=colour, ms=5, ls="", label=name)
+        low = [(p, x) for p, x in at if rows[name][names[p]].get("below_gap")]
+        ax.plot([x for _, x in low], [p + shift[index] for p, _ in low], "x", color=VERMILION, ms=9, ls="")
         for what, value in yardsticks(run, unit).items():
             style = {GAP: "--", VACUOUS: ":"}[what]
             ax.axvline(math.log10(value), ls=style, color=colour if len(runs) > 1 else GREY, lw=1.2)
+    if any(row.get("below_gap") for found in rows.values() for row in found.values()):
+        ax.plot([], [], "x", color=VERMILION, ms=9, ls="", label="below the gap")
     ax.plot([], [], "--", color=GREY, lw=1.2, label=GAP)
     ax.plot([], [], ":", color=GREY, lw=1.2, label=VACUOUS)
     _label(ax, names, unit)

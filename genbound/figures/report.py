@@ -130,6 +130,8 @@ def _assumptions(comparison: Comparison) -> str:
                 rows.append([name, quantity, "quantity", "", "", summary["note"]])
     text = (
         "<p>A <em>measure</em> is the leading term of a theorem with its constants left out: no guarantee. "
+        "A <em>norm</em> bounds nothing. A value <em>below the gap</em> is less than the gap measured in the same run: "
+        "it did not bound this network. "
         "A bound is <em>vacuous</em> where the training loss (or error) and the bound together are no smaller than "
         "what the best constant prediction reaches. Bounds of different units (loss, error, distance) "
         "are not to be ranked against each other.</p>"

@@ -99,7 +99,7 @@ class Comparison:
         """One row a bound, numbers in full, ``NaN`` where there is none.
 
         The columns are ``bounds`` (the unit) and ``kind``; for each run its value, ``… lower``, ``… upper``,
-        ``… log10`` and, with a reference, ``… / reference``; last ``doubt``.
+        ``… log10``, ``… gap_ratio`` and, with a reference, ``… / reference``; last ``doubt``.
         """
         table = []
         for bound in self.bounds:
@@ -109,7 +109,7 @@ class Comparison:
             for name, row in rows.items():
                 row = row or {}
                 line[name] = row.get("value")
-                for side in ("lower", "upper", "log10"):
+                for side in ("lower", "upper", "log10", "gap_ratio"):
                     line[f"{name} {side}"] = row.get(side)
                 if self.reference is not None and name != self.reference:
                     line[f"{name} / {self.reference}"] = _factor(row, rows[self.reference])
@@ -129,6 +129,8 @@ class Comparison:
                 continue
             if row["vacuous"]:
                 reasons.setdefault("vacuous", []).append(name)
+            if row.get("below_gap"):
+                reasons.setdefault("below the gap", []).append(name)
             if row["note"]:
                 reasons.setdefault(row["note"], []).append(name)
         return "; ".join(

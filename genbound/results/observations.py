@@ -110,12 +110,13 @@ def _logarithm(measure: str, form: str, log10: float | None, errors: _Errors, no
 
 def _errors(name: str, row: Mapping[str, Any], results: Results, measured: Mapping[str, Observation]) -> _Errors:
     bound = BOUNDS.get(name)
-    lower, upper = row["lower"], row["upper"]
+    # Of some samples the upper side is not known; that of these samples is.
+    lower, upper = (row.get("over_samples", row)[side] for side in ("lower", "upper"))
     if bound is None:
         return _Errors(0.0, None, False, lower, upper)
     data = 0.0 if all(reading_of(quantity).fixed for quantity in bound.requires) else None
     extreme = any(reading_of(q).takes_extremes(results.quantities.get(q, {})) for q in bound.requires)
-    if bound.interval_sems and row["value"] and upper is not None:
+    if bound.interval_sems and row["value"] and upper is not None and (upper > lower or not bound.shares_error_of):
         sem = (upper - lower) / (2 * bound.interval_sems) / row["value"]
         return _Errors(sem / math.log(10), data, extreme, None, None)
     return _Errors(_shared(bound, measured) / math.log(10), data, extreme, lower, upper)

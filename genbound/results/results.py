@@ -16,14 +16,16 @@ from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.files import write_atomically, write_json
-from genbound.formatting import digits, value_text, yes_no
+from genbound.formatting import digits, gap_text, value_text, yes_no
 from genbound.quantities.catalogue import reading_of
+from genbound.results.rows import Row, bound_row
 
 SCHEMA_VERSION = 1
-HEAD = ["bound", "value", "of", "kind", "vacuous", "note"]
+HEAD = ["bound", "value", "of", "kind", "vacuous", "value / gap", "note"]
+SHOWN = 18  # bounds that fit a screen
 
 
-@dataclass
+@dataclass(repr=False)
 class Results:
     """What ``evaluate`` found. Fields are those of results.json; ``samples`` holds per-sample values.
 
@@ -38,7 +40,7 @@ class Results:
     data: dict[str, Any]
     layer_rows: list[dict[str, Any]]
     quantities: dict[str, dict[str, Any]]
-    bounds: dict[str, dict[str, Any]]
+    bounds: dict[str, Row]
     cost: dict[str, Any]
     notes: dict[str, str] = field(default_factory=dict)
     genbound: str = ""
@@ -46,11 +48,23 @@ class Results:
     samples: pd.DataFrame | None = None
     path: Path | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        losses = self.quantities.get("losses", {})
+        self.bounds = {name: bound_row(name, row, losses) for name, row in self.bounds.items()}
+
+    def __repr__(self) -> str:
+        """What was measured, and the first bounds."""
+        head, of = self.headline()[:2]
+        lines = [f"  {name}: {value_text(row)} ({row.kind})" for name, row in list(self.bounds.items())[:SHOWN]]
+        more = [f"  and {len(self.bounds) - SHOWN} more"] if len(self.bounds) > SHOWN else []
+        return "\n".join([f"Results of {head}:", f"  {of}", *lines, *more])
+
     # -- tables -----------------------------------------------------------------------------------------------
 
     def to_frame(self) -> pd.DataFrame:
         """One row a bound."""
-        columns = ["value", "lower", "upper", "log10", "bounds", "kind", "vacuous", "note", "reference"]
+        columns = ["value", "lower", "upper", "log10", "bounds", "kind", "vacuous", "gap_ratio", "below_gap"]
+        columns += ["note", "reference"]
         rows = [{"bound": name} | {c: row[c] for c in columns} for name, row in self.bounds.items()]
         return pd.DataFrame(rows, columns=["bound", *columns]).set_index("bound")
 
@@ -146,7 +160,7 @@ class Results:
 
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
     """A bound's line of the table as text, without its note."""
-    return [name, value_text(row), row["bounds"], row["kind"], yes_no(row["vacuous"])]
+    return [name, value_text(row), row["bounds"], row["kind"], yes_no(row["vacuous"]), gap_text(row)]
 
 
 def observed_over(loss_range: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from genbound.bounds import BOUNDS, Evidence
 from genbound.bounds.ju2022hessian import explicit, label_noise_factor, main_term
+from genbound.formatting import rounded_down, value_text
 
 LOSSES = {
     "train_loss": 0.1, "train_error": 0.02, "largest_loss": 2.0, "constant_loss": 0.69, "constant_error": 0.5,
@@ -148,7 +149,40 @@ def test_paper_code_is_noted():
 @pytest.mark.parametrize("bound", BOUNDS.values(), ids=list(BOUNDS))
 def test_every_row_is_filled_in(bound):
     assert bound.summary and bound.reference and bound.requires
-    assert bound.bounds in ("loss", "error", "distance") and bound.kind in ("measure", "certificate")
+    assert bound.kind in ("certificate", "bound", "measure", "norm")
+    assert bound.bounds in (("distance", "norm") if bound.kind == "norm" else ("loss", "error"))
+
+
+def test_below_the_gap():
+    """0.3 against a gap of 0.4: three quarters. A gap that is not positive has no ratio."""
+    for gap, ratio, below in ((0.4, 0.75, True), (0.1, 3.0, False), (-0.1, None, False), (None, None, None)):
+        row = value("hessian_distance", evidence(quantities={"losses": {**LOSSES, "generalization_gap": gap}}))
+        assert row["gap_ratio"] == (None if ratio is None else pytest.approx(ratio)) and row["below_gap"] is below
+    norm = value("distance_frobenius", evidence(quantities={"losses": {**LOSSES, "generalization_gap": 9.0}}))
+    assert norm["gap_ratio"] is norm["below_gap"] is norm["vacuous"] is None and norm["kind"] == "norm"
+
+
+def test_a_maximum_over_some_samples_has_no_upper_side():
+    row = value("hessian_distance", evidence(num_samples=64))
+    assert row["at_least"] and row["upper"] is None and (row["num_samples"], row["num_data"]) == (64, 400)
+    assert row["over_samples"] == {"lower": row["lower"], "upper": row["value"]}
+    assert value_text(row) == "≥ 0.25 (64 of 400)"
+    assert "at_least" not in value("hessian_distance", evidence(num_samples=400))
+
+
+def test_a_lower_limit_is_rounded_down():
+    assert [rounded_down(x) for x in (0.41499, 0.9999, 123.9, 0.0)] == ["0.414", "0.999", "123", "0"]
+
+
+def test_what_the_theorem_adds_counts():
+    """0.02 + 0.42 + 0.1 against 0.5: the displacement 0.84, over twice sigma = 0.05 and the root of 400, is 0.42."""
+    flat = {
+        "sigma": 0.05, "sem_error": 0.012, "displacement": 0.1, "norm_displacement": 0.84, "norm_weights": 1.0,
+    }  # fmt: skip
+    row = value("jiang2020_flatness", evidence(quantities={"flatness": flat}))
+    assert row["value"] == pytest.approx(0.42) and row["vacuous"] is True
+    width = 2 * math.hypot(0.12, 0.05)
+    assert (row["lower"], row["upper"]) == (pytest.approx(0.42 * (1 - width)), pytest.approx(0.42 * (1 + width)))
 
 
 def test_a_network_without_a_lipschitz_constant_is_the_reason_given():

@@ -85,7 +85,7 @@ def test_jiang_sharpness_says_what_it_is():
     for bound in (jiang.JIANG2020_SHARPNESS, jiang.JIANG2020_SHARPNESS_MAGNITUDE):
         row = bound.evaluate(net())
         assert row["bounds"] == "error" and row["kind"] == "measure"
-        assert row["vacuous"] is (bound is jiang.JIANG2020_SHARPNESS)  # 3.09 and 0.418 against chance, 0.5
+        assert row["vacuous"] is True  # 3.09 and 0.418, each with the 0.1 that the error may rise, against chance, 0.5
         assert "upper estimate" in row["note"] and "perturbed" in row["note"]
         assert row["forms"]["paper"]["log10"] is None and "could not be confirmed" in row["forms"]["paper"]["note"]
     assert "unverified" in jiang.JIANG2020_SHARPNESS.evaluate(net())["forms"]["quoted"]["note"]

@@ -93,12 +93,13 @@ def test_trackers(name, tmp_path):
 def test_in_a_notebook():
     text = run(BOUNDS)._repr_html_()
     rows = cells_of_html(text)
-    assert ["small", "0.5 [0.4, 0.6]", "loss", "measure", "no", ""] in rows and [
+    assert ["small", "0.5 [0.4, 0.6]", "loss", "measure", "no", "2.5", ""] in rows and [
         "none",
         "/",
         "loss",
         "measure",
         "no",
+        "",
         "a <b>",
     ] in rows
     assert "2 layers, 256 of n = 1000" in text
