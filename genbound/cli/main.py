@@ -39,7 +39,7 @@ def _problem(pair: Pair, spec: EvaluationSpec, given: dict[str, Any]) -> Problem
     memory = None if given["memory"] is None else int(given["memory"] * 2**30)
     return problem_of(
         pair, spec, num_samples=given["samples"], sample_seed=given["seed"], memory_budget=memory,
-        batch_size=given["batch_size"], device=given["device"], dtype=given["dtype"],
+        batch_size=given["batch_size"], device=given["device"], dtype=given["dtype"], output=given["output"],
     )  # fmt: skip
 
 

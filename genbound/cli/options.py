@@ -65,6 +65,8 @@ PAIR_OPTIONS = [
     option("ignore", str, "Names in the files to leave out, e.g. 'criterion.*'.", metavar="PATTERN"),
     option("entry", str, "Entry of a training checkpoint that holds the weights, e.g. model_ema.", metavar="NAME"),
     click.option("--trust-remote-code", is_flag=True, help="Run code that lies in the checkpoint's directory."),
+    option("output", str, "Which output holds the scores, where the model returns several: a name or a place.",
+           metavar="NAME"),
     option("layers", str, "Layers to measure, e.g. '*.query.weight'.", metavar="PATTERN"),
     option("delta", float, "Failure probability of bounds.", default=0.05),
     *short_forms(),

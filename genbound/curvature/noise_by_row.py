@@ -28,7 +28,7 @@ from genbound.curvature.sweep import Sweep
 from genbound.estimators.gram_root import gram_root, gram_root_derivative
 from genbound.estimators.random import BLOCK, generator, grouped
 from genbound.network.weight_uses import ConvolutionUse, LinearUse
-from genbound.network.weight_watch import WeightedFunctions, WeightWatch, act_once, taken_apart
+from genbound.network.weight_watch import WeightedFunctions, WeightWatch, act_once
 
 if TYPE_CHECKING:
     from genbound.network.layers import Layer
@@ -211,7 +211,7 @@ def can_move_rows(problem: Problem) -> bool:
 
 def _noisy_forward(problem: Problem, noise: RowNoise, inputs: Any, num: int) -> Tensor:
     """The outputs for ``num`` rows of inputs, repetitions included."""
-    with torch.no_grad(), taken_apart(), WeightedFunctions(WeightWatch(problem, num, noise.visit)):
+    with torch.no_grad(), WeightedFunctions(WeightWatch(problem, num, noise.visit)):
         return problem.forward(problem.params, inputs)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from genbound.errors import GenboundError
 from genbound.network.operation import No
 from genbound.network.operations import of_aten
-from genbound.network.weight_watch import WeightWatch, taken_apart
+from genbound.network.weight_watch import WeightWatch
 
 if TYPE_CHECKING:
     from genbound.network.layers import Layer
@@ -145,7 +145,7 @@ def record(problem: Problem, inputs: Any, num: int) -> Recording:
     """
     recorder = _Recorder()
     watch = WeightWatch(problem, num, recorder.visit)
-    with torch.no_grad(), taken_apart(), watch:
+    with torch.no_grad(), watch:
         outputs = problem.forward(problem.params, inputs)
     if lost := sorted(watch.unread - recorder.uses.keys()):
         raise Unsupported(

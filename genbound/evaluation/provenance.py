@@ -30,7 +30,7 @@ def config_entries(
             "loss": None if problem.loss is None else problem.loss.name,
             "convention": "theorem" if quadratic_form is None else quadratic_form.convention,
             "head": problem.provenance.get("head_policy", "init"),
-            "head_note": problem.provenance.get("head_note", ""),
+            "head_note": problem.provenance.get("head_note", ""), "remarks": list(problem.remarks),
             "dtype": str(problem.dtype).removeprefix("torch."), "device": str(problem.device), "attention": "math",
             "batch_size": problem.batch_size, "delta": delta,
             "options": {name: asdict(options) for name, options in selection.options.items() if name in measured},

@@ -40,6 +40,7 @@ def check_forward(network: Network, loss: Loss) -> Tensor:
         _check_outputs(outputs, len(positions))
         _check_repeats(outputs, again, drew)
         _check_apart(outputs, batch, singles, _run_alone(network, singles))
+        _check_modes(network, batch, outputs)
     check_loss(loss, outputs, batch.targets)
     return outputs
 
@@ -59,6 +60,23 @@ def check_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
             f"the loss {loss.name} gives shape {tuple(losses.shape)} for {len(outputs)} samples: it must give one "
             "number for each sample (no mean over the batch)"
         )
+    _check_loss_apart(loss, outputs, targets, losses)
+
+
+def _check_loss_apart(loss: Loss, outputs: Tensor, targets: Tensor, losses: Tensor) -> None:
+    """A sample's loss must be the same alone, and beside one that the network answers otherwise."""
+    size = 1e-4 * max(1e-3, float(losses.detach().abs().max()))
+    for k in range(len(outputs)):
+        own, target = outputs[k : k + 1], targets[k : k + 1]
+        for others in ([], [-own]):
+            num = 1 + len(others)
+            found = loss.per_sample(torch.cat([own, *others]), torch.cat([target] * num))
+            if found.shape != (num,) or not torch.allclose(found[0], losses[k], rtol=1e-4, atol=size):
+                raise GenboundError(
+                    f"the loss {loss.name} of a sample depends on the others in its batch (alone it is another): "
+                    "per-sample quantities do not exist for such a loss; give one that looks at each sample by itself "
+                    "(no batch mean, no contrast within the batch, no division by its size)"
+                )
 
 
 def _run(network: Network, batch: Batch) -> Tensor:
@@ -77,6 +95,28 @@ def _run(network: Network, batch: Batch) -> Tensor:
                 else "check that data and model belong together"
             )
         ) from error
+
+
+def _check_modes(network: Network, batch: Batch, outputs: Tensor) -> None:
+    """The network must be the same one with gradients, without them, and in inference mode."""
+    moving = {name: p.detach().requires_grad_(p.is_floating_point()) for name, p in network.params.items()}
+    for mode, what in ((torch.enable_grad, "with gradients"), (torch.inference_mode, "in inference mode")):
+        try:
+            with mode():
+                found = network.forward(moving if mode is torch.enable_grad else network.params, batch.inputs)
+        except Exception as error:
+            raise GenboundError(
+                f"the model runs without gradients and not {what}: {type(error).__name__}: {error}; is there "
+                "torch.inference_mode, or an operation on the weights in place, in its forward?"
+            ) from error
+        close = found.shape == outputs.shape and torch.allclose(
+            found.detach(), outputs, rtol=1e-4, atol=1e-5 * max(1.0, float(outputs.abs().max()))
+        )
+        if not close:
+            raise GenboundError(
+                f"the model computes something else {what} than without: two networks would be measured; does it ask "
+                "torch.is_grad_enabled() or take a fused operation? Make its evaluation mode one function"
+            )
 
 
 def _run_alone(network: Network, singles: list[Batch]) -> list[Tensor]:

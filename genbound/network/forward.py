@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
@@ -28,6 +29,22 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Run attention and encoder layers as the operations in them, in every mode.
+
+    Torch has fused forms that it takes without gradients only. They have no second derivative and hide the products
+    with weights. The encoder layer's sets padded positions to zero, which the plain one does not: another network.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def call_arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
     """``(positional, keyword)`` arguments of a model for a batch's inputs: a dict gives keywords, a tuple positions."""
     if isinstance(inputs, Mapping):
@@ -37,24 +54,56 @@ def call_arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
     return (inputs,), {}
 
 
-def scores(output: Any) -> Tensor:
+def scores(output: Any, which: str | int | None = None) -> Tensor:
     """The scores ``[N, ...]`` of whatever a model returns: a tensor, an object with ``logits``, a dict, or a tuple.
 
+    Args:
+        output: what the model returned.
+        which: name or place of the scores among several outputs; ``None`` where there is no choice.
+
     Raises:
-        GenboundError: there is no tensor of scores in it.
+        GenboundError: there is no tensor of scores in it, or it is not clear which one is meant.
     """
     if isinstance(output, Tensor):
+        if which not in (None, 0, "0"):
+            raise GenboundError(f"--output {which}: the model returns one tensor, there is nothing to choose")
         return output
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    if hasattr(output, "logits"):
-        return output.logits
-    if isinstance(output, list | tuple) and output and isinstance(output[0], Tensor):
-        return output[0]
+    found = _tensors(output)
+    if which is not None:
+        if str(which) not in found:
+            raise GenboundError(f"the model returns no output {which!r}: there {_choice(found)}")
+        return found[str(which)]
+    if "logits" in found:
+        return found["logits"]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise GenboundError(
+            f"the model returns several tensors, and it is not clear which are the scores: there {_choice(found)}; "
+            "choose with --output NAME (in Python: output=NAME), or a --model that returns the scores alone"
+        )
     raise GenboundError(
         f"the model returns {type(output).__name__}: it must return a tensor, or something with `logits`; give a "
         "checkpoint with its head, or the class it was trained in with --model"
     )
+
+
+def _tensors(output: Any) -> dict[str, Tensor]:
+    """The floating-point tensors among a model's outputs, by name or place."""
+    if not isinstance(output, Mapping) and hasattr(output, "logits"):
+        return {"logits": output.logits}
+    if isinstance(output, Mapping):
+        entries = list(output.items())
+    elif isinstance(output, list | tuple):
+        entries = list(enumerate(output))
+    else:
+        entries = list(vars(output).items()) if hasattr(output, "__dict__") else []
+    return {str(name): x for name, x in entries if isinstance(x, Tensor) and x.is_floating_point()}
+
+
+def _choice(found: Mapping[str, Tensor]) -> str:
+    shown = ", ".join(f"{name} {tuple(x.shape)}" for name, x in list(found.items())[:6])
+    return f"are {shown}" if found else "is none of floating-point numbers"
 
 
 def describe(inputs: Any) -> str:

@@ -85,6 +85,11 @@ class Graph:
         return seen
 
 
+def result_shape(node: Any) -> tuple[int, ...]:
+    """Shape of an operation's (first) result."""
+    return tuple(int(size) for size in node._input_metadata[0].shape)
+
+
 def _curved_operands(node: Node, masks: list[int], everything: int) -> int:
     """Bit mask of the weights that this operation is curved in."""
     row = of_node(node)

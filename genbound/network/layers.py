@@ -17,6 +17,7 @@ from torch import Tensor
 
 from genbound.errors import GenboundError
 from genbound.estimators.random import generator, normal
+from genbound.network.graph import result_shape
 from genbound.network.operation import Kind
 from genbound.network.operations import of_node
 from genbound.network.tape import Tape
@@ -58,7 +59,10 @@ class Layer:
 
 
 def _is_table(tape: Tape, name: str) -> bool:
-    """The weight is only looked up, added or joined to others: it is a table of vectors, not a linear map."""
+    """The weight is only looked up, added or joined to others: it is a table of vectors, not a linear map.
+
+    A sum of the weight's own shape is still a weight, as in ``W + dW``: what is done with it decides.
+    """
     if not tape.uses[name]:
         return False
     consumers, found = tape.graph.consumers, False
@@ -66,7 +70,9 @@ def _is_table(tape: Tape, name: str) -> bool:
     while pending:
         node, _ = pending.pop()
         row = of_node(node)
-        if row.name == "embedding" or row.joins:
+        if row.kind is Kind.LINEAR and row.joins and result_shape(node) == tape.weights[name].shape:
+            pending += consumers[node]
+        elif row.name == "embedding" or row.joins:
             found = True
         elif row.kind is Kind.ROUTE:
             pending += consumers[node]

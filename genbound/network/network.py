@@ -9,14 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genbound.data.sample_parts import map_tensors
 from genbound.data.samples import Batch, Samples, as_samples
 from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK
 from genbound.network.checks import check_forward
-from genbound.network.forward import PlainWeightNorm, call_arguments, evaluation_mode, has_weight_norm, scores
+from genbound.network.forward import (
+    PlainWeightNorm,
+    call_arguments,
+    evaluation_mode,
+    has_weight_norm,
+    plain_operations,
+    scores,
+)
 from genbound.network.loss_functions import Loss, get_loss, ranged
 
 
@@ -38,6 +44,7 @@ class Network:
         device: where passes run.
         batch_size: most samples in one forward pass.
         init_buffers: the pretrained model's buffers, those it has; the model's own stand in for the others.
+        output: name or place of the scores, where the model returns several tensors.
 
     Attributes:
         params, init: name -> fine-tuned and pretrained weight, detached copies in ``dtype`` on ``device``.
@@ -67,10 +74,12 @@ class Network:
         device: str | torch.device = "cpu",
         batch_size: int = BLOCK,
         init_buffers: Mapping[str, Tensor] | None = None,
+        output: str | int | None = None,
     ):
         if batch_size < 1:
             raise GenboundError(f"batch size {batch_size} is not positive")
         self.model, self.device, self.batch_size = model, _device(device), int(batch_size)
+        self.output = output
         self.data: Samples = as_samples(data)
         if len(self.data) == 0:
             raise GenboundError("the data are empty: nothing can be measured; check the data SPEC")
@@ -138,7 +147,8 @@ class Network:
     def forward(self, params: Mapping[str, Tensor], inputs: Any, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
         """The network's output at the given weights, in evaluation mode.
 
-        Attention runs in its plain form: it is the one that has second derivatives on every device.
+        Attention and encoder layers run in their plain form, with gradients and without: it is the one that has second
+        derivatives on every device (:func:`~genbound.network.forward.plain_operations`).
 
         Args:
             params: name -> weight, for every name of :attr:`params`.
@@ -150,11 +160,11 @@ class Network:
             out in memory in the order of their axes: a model may end in a view, and what follows counts on no stride.
         """
         args, kwargs = call_arguments(inputs)
-        with evaluation_mode(self.model), sdpa_kernel(SDPBackend.MATH), self._operations():
+        with evaluation_mode(self.model), plain_operations(), self._operations():
             output = functional_call(
                 self.model, {**params, **(self.buffers if buffers is None else buffers)}, args, kwargs
             )
-        return scores(output).contiguous()
+        return scores(output, self.output).contiguous()
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genbound.data.samples import Samples, as_samples
 from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK
+from genbound.network.derivative_checks import check_derivatives
 from genbound.network.displacement import Displacement
 from genbound.network.layers import Layer, select_layers
 from genbound.network.loss_functions import Loss
@@ -51,11 +52,13 @@ class Problem(Network, BaseProblem):
         init_buffers: the pretrained model's buffers (running statistics), those it has; the model's own stand in for
             the others.
         factors: weights whose displacement is known as ``left [out, r] @ right [r, in]`` (adapters): it is kept so.
+        output: name or place of the scores, where the model returns several tensors (``logits``, ``1``).
 
     Attributes:
         layers: the weights that are measured, in the order of ``model.named_parameters()``.
         samples_first: layer -> order of the rows of the operations that use it.
         displacement: layer -> fine-tuned minus pretrained weight.
+        remarks: what a reader of every number must know of the network.
 
     Raises:
         GenboundError: weights, data or model cannot be measured; the message says why and what would mend it.
@@ -102,10 +105,11 @@ class Problem(Network, BaseProblem):
         provenance: Mapping[str, Any] | None = None,
         init_buffers: Mapping[str, Tensor] | None = None,
         factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        output: str | int | None = None,
     ):
         super().__init__(
             model, init, data, loss, loss_range=loss_range, num_samples=num_samples, sample_seed=sample_seed,
-            dtype=dtype, device=device, batch_size=batch_size, init_buffers=init_buffers,
+            dtype=dtype, device=device, batch_size=batch_size, init_buffers=init_buffers, output=output,
         )  # fmt: skip
         self.test_data: Samples | None = None if test_data is None else as_samples(test_data)
         self.num_data = len(self.data) if num_data is None else int(num_data)
@@ -117,6 +121,7 @@ class Problem(Network, BaseProblem):
         self.head, self.provenance = tuple(head), dict(provenance or {})
         self.layers: tuple[Layer, ...] = select_layers(self, layers, excluded)
         self.samples_first = {layer.name: layer.samples_first for layer in self.layers}
+        self.remarks = check_derivatives(self, [layer.name for layer in self.layers])
         self._by_batch = {layer.name: layer.by_batch for layer in self.layers}
         self.displacement = Displacement.between(self.params, self.init, self.samples_first, factors)
         self.batch_size = largest_batch(self, self.samples_first, memory_budget)
@@ -173,7 +178,7 @@ class Problem(Network, BaseProblem):
         facts = (
             self.data.digest(), self.indices, self.num_data, self.loss.name, self.loss_range_spec,
             [layer.name for layer in self.layers], self.head, str(self.dtype), str(self.device), self.batch_size,
-            self.test_data.digest() if test_data and self.test_data is not None else None,
+            self.output, self.test_data.digest() if test_data and self.test_data is not None else None,
             torch.__version__, torch.get_num_threads(), __version__, repr(self.model),
         )  # fmt: skip
         state.update(repr(facts).encode())

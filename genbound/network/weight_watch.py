@@ -19,7 +19,7 @@ of a pass are something else:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,17 +93,6 @@ class WeightedFunctions(TorchFunctionMode):
         """Call a function, under the watch if it is given a layer's weight."""
         with self._watch if self._watch.given((*args, *kwargs.values())) else contextlib.nullcontext():
             return func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def taken_apart() -> Iterator[None]:
-    """Run torch's fused encoder layer, which hides the products that are watched for, as the operations in it."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def act_once(problem: Problem) -> bool:

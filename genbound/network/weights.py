@@ -41,6 +41,7 @@ class BaseProblem:
         num_classes: size of the output's last axis.
         dtype, device: of the tensors that are measured.
         batch_size: most samples in one forward pass.
+        remarks: what a reader of every number must know of the network.
     """
 
     params: Mapping[str, Tensor]
@@ -62,6 +63,7 @@ class BaseProblem:
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")
     batch_size: int | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def num_samples(self) -> int:

@@ -126,6 +126,7 @@ class Results:
         ]
         if config.get("head_note"):
             lines.append(config["head_note"][0].upper() + config["head_note"][1:] + ".")
+        lines += [f"{remark[0].upper()}{remark[1:]}." for remark in config.get("remarks", ())]
         return [line for line in lines if line]
 
     def _loss_range(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import Node as GraphNode
 
 from genbound.network.applied_weights import find_uses
-from genbound.network.graph import Graph
+from genbound.network.graph import Graph, result_shape
 from genbound.network.operation import Operation
 from genbound.network.operations import of_node, operation
 from genbound.network.weight_uses import ConvolutionUse, LinearUse
@@ -151,7 +151,7 @@ class Executed:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the (first) result."""
-        return shape(self.node)
+        return result_shape(self.node)
 
     @property
     def operand_shape(self) -> tuple[int, ...]:
@@ -194,11 +194,6 @@ def _with_gradient(inputs: Any) -> tuple[Any, Tensor | None, int]:
         return value
 
     return convert(inputs), leaf, number
-
-
-def shape(node: GraphNode) -> tuple[int, ...]:
-    """Of an operation's (first) result."""
-    return tuple(int(size) for size in node._input_metadata[0].shape)
 
 
 def operand_shape(node: GraphNode, position: int = 0) -> tuple[int, ...]:

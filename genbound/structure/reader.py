@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.autograd.graph import Node as GraphNode
 
-from genbound.network.graph import LEAF
+from genbound.network.graph import LEAF, result_shape
 from genbound.network.operations import named, of_node, operation
 from genbound.structure.constants import NoConstant
-from genbound.structure.executed import ExecutedPass, operand, shape
+from genbound.structure.executed import ExecutedPass, operand
 from genbound.structure.steps import Steps
 from genbound.structure.tree import MOST_NODES, Fold, Node, Structure, add_init, count, series
 
@@ -89,7 +89,11 @@ class _Reader:
             return
         if of_node(node).name == "add" and kind == "mm":
             added = self.run.parameter(node, 1)
-            if added is not None and self.run.weights[added].shape == shape(node)[-1:] and node._saved_alpha == 1:
+            if (
+                added is not None
+                and self.run.weights[added].shape == result_shape(node)[-1:]
+                and node._saved_alpha == 1
+            ):
                 self.structure._biases[name] = added
                 return
         if of_node(node).name == "batch_norm" and not node._saved_training and operand(node, 0) in self.run.layer_of:

@@ -1,0 +1,155 @@
+"""One network, one loss of each sample, one output: what would be two of them is refused or made one."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import genbound
+from genbound.errors import GenboundError
+from genbound.network.loss_functions import Loss
+
+
+def problem(model, inputs, targets, **arguments):
+    init = {n: p.detach() + 0.1 for n, p in model.named_parameters()}
+    data = {"labels": targets, **inputs} if isinstance(inputs, dict) else (inputs, targets)
+    return genbound.Problem(model, init, data, **arguments)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+# -- the same network in every mode ------------------------------------------------------------------------------------
+
+
+class Encoder(nn.Module):
+    """Torch's encoder layers with a padding mask and a plain mean over the positions, padded ones too."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, 0.1, "gelu", batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 2)
+
+    def forward(self, x, mask):
+        return self.head(self.encoder(x, src_key_padding_mask=mask).mean(1))
+
+
+def test_the_encoder_with_padding_is_one_network():
+    model = Encoder()
+    x, targets = torch.randn(6, 5, 8), torch.arange(6) % 2
+    mask = torch.zeros(6, 5, dtype=torch.bool)
+    mask[::2, 3:] = True
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of nested tensors
+        fused = model.eval()(x, mask)
+    plain = model(x, mask).detach()  # gradients are recorded: torch takes the layers apart
+    assert (fused - plain).abs().max() > 1e-2  # they are two networks
+    found = problem(model, {"x": x, "mask": mask}, targets, dtype=torch.float64)
+    losses = genbound.measure(found, "losses")
+    assert losses["train_loss"] == pytest.approx(float(F.cross_entropy(plain, targets)), rel=1e-5)
+    noise = genbound.measure(found, "noise_stability", sigmas=(0.001,))[0.001]
+    trace = genbound.evaluate(found, ["hessian_trace"]).quantities["hessian_trace"]["total"]
+    assert noise.value == pytest.approx(0.5e-6 * trace["value"], abs=6 * (noise.sem + 0.5e-6 * trace["sem"]) + 1e-8)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class ByMode(nn.Module):
+    def __init__(self, other):
+        super().__init__()
+        self.linear, self.other = nn.Linear(3, 2), other
+
+    def forward(self, x):
+        return self.linear(x) * (2 if self.other() else 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [(torch.is_grad_enabled, "with gradients"), (torch.is_inference_mode_enabled, "in inference mode")],
+)
+def test_a_network_that_asks_for_the_mode_is_refused(asked, what):
+    with pytest.raises(GenboundError, match=f"something else {what}"):
+        problem(ByMode(asked), torch.randn(4, 3), torch.arange(4) % 2)
+
+
+def test_inference_mode_in_forward_is_refused_with_the_mend():
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            with torch.inference_mode():
+                h = self.linear(x)
+            return self.head(h)
+
+    with pytest.raises(GenboundError, match="inference_mode"):
+        problem(Inner(), torch.randn(4, 3), torch.arange(4) % 2)
+
+
+# -- losses of one sample ----------------------------------------------------------------------------------------------
+
+COUPLED = {
+    "mean": lambda f, y: F.cross_entropy(f, y).expand(len(f)),
+    "contrastive": lambda f, y: F.cross_entropy(f @ f.T, torch.arange(len(f)), reduction="none"),
+    "normalised": lambda f, y: F.cross_entropy(f, y, reduction="none") * (1 + y) / (1.0 + y).sum(),
+    "divided": lambda f, y: F.cross_entropy(f, y, reduction="none") / len(f),
+    "centred": lambda f, y: F.cross_entropy(f - f.mean(0), y, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("num", [1, 5])
+@pytest.mark.parametrize("name", COUPLED)
+def test_a_loss_that_couples_samples_is_refused(name, num):
+    with pytest.raises(GenboundError, match="depends on the others"):
+        problem(nn.Linear(3, 2), torch.randn(num, 3), torch.arange(num) % 2, loss=Loss(name, COUPLED[name]))
+
+
+# -- which output ----------------------------------------------------------------------------------------------------
+
+
+class Several(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.body, self.head, self.shape = nn.Linear(3, 4), nn.Linear(4, 2), shape
+
+    def forward(self, x):
+        h = self.body(x).tanh()
+        return self.shape(h, self.head(h))
+
+
+AMBIGUOUS = {
+    "features first": (lambda h, f: (h, f), "1"),
+    "dict": (lambda h, f: {"out": f, "aux": 2 * f}, "out"),
+    "questions": (lambda h, f: {"start_logits": f, "end_logits": -f}, "start_logits"),
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_several_outputs_are_refused_until_one_is_chosen(name):
+    shape, chosen = AMBIGUOUS[name]
+    model, x, y = Several(shape), torch.randn(5, 3), torch.arange(5) % 2
+    with pytest.raises(GenboundError, match="--output"):
+        problem(model, x, y)
+    with pytest.raises(GenboundError, match="no output 'nothing'"):
+        problem(model, x, y, output="nothing")
+    found = genbound.measure(problem(model, x, y, output=chosen), "losses")["train_loss"]
+    expected = F.cross_entropy(model.head(model.body(x).tanh()), y)
+    assert found == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape", [lambda h, f: (f, None), lambda h, f: {"logits": f, "hidden": h}, lambda h, f: {"y": f}]
+)
+def test_one_possible_output_is_taken(shape):
+    problem(Several(shape), torch.randn(5, 3), torch.arange(5) % 2)
+
+
+def test_the_only_output_cannot_be_chosen_by_another_name():
+    with pytest.raises(GenboundError, match="returns one tensor"):
+        problem(nn.Linear(3, 2), torch.randn(4, 3), torch.arange(4) % 2, output="logits")
