@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from genbound.errors import GenboundError
 from genbound.estimators.random import generator, normal
-from genbound.network.graph import result_shape
+from genbound.network.graph import LEAF, result_shape
 from genbound.network.operation import Kind
-from genbound.network.operations import of_node
+from genbound.network.operations import of_node, operation
 from genbound.network.tape import Tape
 from genbound.network.weight_uses import Use
 
@@ -61,7 +62,8 @@ class Layer:
 def _is_table(tape: Tape, name: str) -> bool:
     """The weight is only looked up, added or joined to others: it is a table of vectors, not a linear map.
 
-    A sum of the weight's own shape is still a weight, as in ``W + dW``: what is done with it decides.
+    A sum of the weight's own shape is still a weight (``W + dW``), and so are weights that are put beside each other
+    (``cat([Wq, Wk])``): what is done with them decides.
     """
     if not tape.uses[name]:
         return False
@@ -70,7 +72,7 @@ def _is_table(tape: Tape, name: str) -> bool:
     while pending:
         node, _ = pending.pop()
         row = of_node(node)
-        if row.kind is Kind.LINEAR and row.joins and result_shape(node) == tape.weights[name].shape:
+        if row.joins and _is_weight(node, tape.weights[name].shape):
             pending += consumers[node]
         elif row.name == "embedding" or row.joins:
             found = True
@@ -79,6 +81,13 @@ def _is_table(tape: Tape, name: str) -> bool:
         else:
             return False
     return found
+
+
+def _is_weight(node: Node, shape: torch.Size) -> bool:
+    """Whether what a weight of this shape is added to or put beside are weights."""
+    operands = [operand for operand, _ in node.next_functions]
+    joined = all(operand is not None and operation(operand) == LEAF for operand in operands)
+    return joined or of_node(node).kind is Kind.LINEAR and result_shape(node) == shape
 
 
 def select_layers(network: Network, pattern: str | None = None, excluded: Sequence[str] = ()) -> tuple[Layer, ...]:

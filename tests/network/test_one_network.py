@@ -153,3 +153,37 @@ def test_one_possible_output_is_taken(shape):
 def test_the_only_output_cannot_be_chosen_by_another_name():
     with pytest.raises(GenboundError, match="returns one tensor"):
         problem(nn.Linear(3, 2), torch.randn(4, 3), torch.arange(4) % 2, output="logits")
+
+
+# -- weights that meet weights -----------------------------------------------------------------------------------------
+
+
+class Composed(nn.Module):
+    """Weights that are added or put beside each other before they act, and tables that are added to activations."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4, 3))
+        self.place, self.start = nn.Parameter(torch.randn(1, 5, 4)), nn.Parameter(torch.randn(1, 1, 4))
+        self.shape, self.head = shape, nn.LazyLinear(2)
+
+    def forward(self, x):
+        h = F.linear(x, self.shape(self.a, self.b))[..., :4]
+        h = torch.cat([(self.start + 0).expand(len(x), 1, 4), h], 1) + self.place
+        return self.head(h.tanh().mean(1))
+
+
+COMPOSED = {
+    "sum": lambda a, b: a + b,
+    "difference": lambda a, b: a - 2 * b,
+    "beside": lambda a, b: torch.cat([a, b]),
+    "stacked": lambda a, b: torch.stack([a, b]).mean(0),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_weights_that_are_joined_to_weights_are_layers_and_tables_are_not(name):
+    model = Composed(COMPOSED[name])
+    model(torch.randn(2, 4, 3))
+    found = problem(model, torch.randn(6, 4, 3), torch.arange(6) % 2)
+    assert [layer.name for layer in found.layers] == ["a", "b", "head.weight"]
