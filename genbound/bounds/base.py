@@ -123,6 +123,7 @@ class Bound:
             term of a bound; or ``norm``: bounds nothing.
         maximum_over: the quantity whose extremes over the measured samples it grows with; ``None`` if it has none. From
             some of the training samples it is at least its value.
+        range_power: the power of the loss's range C that the value is in proportion to; 0 if it does not contain C.
         interval_sems: standard errors from the value to an end of its interval; 0 where the interval is certain.
         shares_error_of: numbers, as ``quantity:entry``. The largest of their relative standard errors is the bound's
             too.
@@ -139,6 +140,7 @@ class Bound:
     interval_sems: float = 0.0
     shares_error_of: tuple[str, ...] = ()
     maximum_over: str | None = None
+    range_power: float = 0.0
 
     def evaluate(self, evidence: Evidence) -> dict[str, Any]:
         """The row of results.json for this bound."""

@@ -152,6 +152,7 @@ HESSIAN_DISTANCE = Bound(
     REFERENCE,
     ("max_quadratic_form", "losses"),
     _hessian_distance,
+    range_power=0.5,
     maximum_over="max_quadratic_form",
 )
 TRACE_DISTANCE = Bound(
@@ -161,6 +162,7 @@ TRACE_DISTANCE = Bound(
     ("max_positive_trace", "displacement_norm", "losses"),
     _trace_distance,
     interval_sems=SEMS,
+    range_power=0.5,
     maximum_over="max_positive_trace",
 )
 NOISY_LABEL_DISTANCE = Bound(
@@ -170,5 +172,6 @@ NOISY_LABEL_DISTANCE = Bound(
     ("max_positive_trace", "displacement_norm", "losses"),
     _noisy_label_distance,
     interval_sems=SEMS,
+    range_power=0.5,
     maximum_over="max_positive_trace",
 )

@@ -241,4 +241,5 @@ LI2021 = Bound(
     ("structure", "spectral_norm", "layer_norms", "input_norm", "losses"),
     _li,
     has_structure,
+    range_power=0.5,
 )

@@ -225,4 +225,5 @@ LONG2020 = Bound(
     ("structure", "spectral_norm", "layer_norms", "input_norm", "losses"),
     _long,
     has_structure,
+    range_power=1.0,
 )

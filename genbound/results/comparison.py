@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.formatting import digits, percent, value_text
+from genbound.results.common_range import observed_ranges, on_common_range
 from genbound.results.gap import measured
 from genbound.results.latex import latex_number, latex_text
 from genbound.results.likeness import culprits, few, refuse_unlike, unlike
@@ -34,7 +35,8 @@ def compare(
 
     Args:
         runs: results, or where they are stored. At least one.
-        allow_mixed: compare runs that were not measured alike; what differs becomes a doubt of the table.
+        allow_mixed: compare runs that were not measured alike; what differs becomes a doubt of the table. Without it
+            bounds of runs with different observed C are put on the largest one.
         reference: a run, put first if it is none of the others, which then also show how many times its value theirs
             is.
 
@@ -52,9 +54,11 @@ def compare(
     named = as_results(runs)
     name = None if place is None else list(named)[place]
     differing = unlike(named)
+    mixed, rescaled = {key: culprits(key, values, named) for key, values in differing.items()}, ""
     if not allow_mixed:
         refuse_unlike(named, differing)
-    return Comparison(named, name, {key: culprits(key, values, named) for key, values in differing.items()})
+        named, rescaled = on_common_range(named)
+    return Comparison(named, name, mixed, rescaled)
 
 
 def _same(one: Results | str | Path, other: Results | str | Path) -> bool:
@@ -79,11 +83,13 @@ class Comparison:
         runs: name -> results.
         reference: name of the run that the others are set against, if any.
         mixed: conditions in which the runs differ although they are compared, each as text.
+        rescaled: that the bounds are on one range C, as a sentence; empty if they are as the runs have them.
     """
 
     runs: Mapping[str, Results]
     reference: str | None = None
     mixed: Mapping[str, str] | None = None
+    rescaled: str = ""
 
     @property
     def bounds(self) -> list[str]:
@@ -144,13 +150,12 @@ class Comparison:
         return [*mixed, *self._ranges(), *self._options(), *self._versions()]
 
     def _ranges(self) -> list[str]:
-        ranges = {name: r.config.get("loss_range") or {} for name, r in self.runs.items()}
-        observed = {
-            name: c["value"] for name, c in ranges.items() if c.get("kind") == "observed" and c.get("value") is not None
-        }
+        if self.rescaled:
+            return [self.rescaled]
+        observed = observed_ranges(self.runs)
         each = ", ".join(f"{digits(value)} in {name}" for name, value in observed.items())
         differ = len(set(observed.values())) > 1
-        return [f"C is the largest training loss seen and differs: {each}."] if differ else []
+        return [f"C is the largest loss seen and differs: {each}."] if differ else []
 
     def _options(self) -> list[str]:
         options = [run.config.get("options", {}) for run in self.runs.values()]
@@ -179,7 +184,9 @@ class Comparison:
 
     def _measured(self) -> list[list[str]]:
         """What the bounds are to be held against."""
-        rows = []
+        ranges = [(run.config.get("loss_range") or {}).get("value") for run in self.runs.values()]
+        known = ["/" if c is None else digits(c) for c in ranges]
+        rows = [["measured with loss range C", "loss", *known]] if any(c is not None for c in ranges) else []
         for key, title, unit, text in (
             ("train_loss", "training loss", "loss", digits),
             ("generalization_gap", "generalization gap", "loss", digits),

@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
+from genbound.results.common_range import on_common_range
 from genbound.results.gap import UNITS, measured_gap
 from genbound.results.likeness import refuse_unlike, unlike
 from genbound.results.rank_statistics import (
@@ -54,7 +55,8 @@ def points(
         runs: results, or where they are stored.
         gap: ``loss`` or ``error``.
         hyperparameters: run -> its hyper-parameters, beside those that the run itself states.
-        allow_mixed: take runs of one data set that were not measured alike.
+        allow_mixed: take runs of one data set that were not measured alike. Without it bounds of runs with different
+            observed C are put on the largest one of the data set.
     """
     if gap not in UNITS:
         raise GenboundError(f"gap {gap!r} is unknown: use {' or '.join(UNITS)}")
@@ -62,6 +64,9 @@ def points(
     if not allow_mixed:
         for group in groups.values():
             refuse_unlike(group, {k: v for k, v in unlike(group).items() if k != "layer partition"})
+        groups, remarks = _rescaled(groups)
+    else:
+        remarks = []
     found, rows = {}, []
     for title, group in groups.items():
         for name, results in group.items():
@@ -77,7 +82,15 @@ def points(
         overflow = any(entry is not None and entry["value"] is None for entry in entries)
         column, side = (f"log10 {bound}", "log10") if overflow else (bound, "value")
         frame[column] = [math.nan if e is None or e[side] is None else float(e[side]) for e in entries]
+    frame.attrs["remarks"] = remarks
     return frame
+
+
+def _rescaled(groups: Mapping[str, Mapping[str, Results]]) -> tuple[dict[str, dict[str, Results]], list[str]]:
+    """The runs of each data set on one observed C, and a sentence for each in which that changed something."""
+    found = {title: on_common_range(group) for title, group in groups.items()}
+    remarks = [f"{title}: {sentence}" for title, (_, sentence) in found.items() if sentence]
+    return {title: group for title, (group, _) in found.items()}, remarks
 
 
 def _by_data_set(runs: Mapping[str, Results]) -> dict[str, dict[str, Results]]:
@@ -123,7 +136,7 @@ def correlate(
         if unknown:
             raise GenboundError(f"measure {unknown[0]!r} is in none of the runs; there are {', '.join(names)}")
         names = [n for n in names if n.removeprefix("log10 ") in measures or n in measures]
-    rows, warnings = [], []
+    rows, warnings = [], list(table.attrs.get("remarks", []))
     for data, group in table.groupby("data", sort=False):
         if len(group) < FEWEST:
             raise GenboundError(

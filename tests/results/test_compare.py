@@ -115,10 +115,27 @@ def test_another_partition_or_other_data_is_refused():
 
 
 def test_an_observed_range_that_differs_is_a_doubt():
-    remarks = genbound.compare(
-        [run(name="one"), run(name="two", loss_range={"value": 3.0, "kind": "observed"})]
-    ).remarks()
-    assert remarks == ["C is the largest training loss seen and differs: 2 in one.safetensors, 3 in two.safetensors."]
+    pair = [run(name="one"), run(name="two", loss_range={"value": 3.0, "kind": "observed"})]
+    remarks = genbound.compare(pair, allow_mixed=True).remarks()
+    assert remarks == ["C is the largest loss seen and differs: 2 in one.safetensors, 3 in two.safetensors."]
+
+
+def test_bounds_are_put_on_the_largest_observed_range():
+    """C = 2 and 8: the Hessian distance of the first doubles, and 1.24 of a gap of 0.2 is vacuous from 1.5 on."""
+    pair = [run(name="one"), run(name="two", loss_range={"value": 8.0, "kind": "observed"})]
+    table = genbound.compare(pair)
+    frame = table.to_frame().loc["hessian_distance"]
+    assert frame["one.safetensors"] == pytest.approx(1.244) and frame["two.safetensors"] == 0.622
+    assert frame["one.safetensors gap_ratio"] == pytest.approx(6.22) and frame["two.safetensors gap_ratio"] > 3
+    assert table.remarks() == [
+        "C is the largest loss seen in any of the runs, 8 (2 in one.safetensors, 8 in two.safetensors); "
+        "what contains C is rescaled to it: hessian_distance."
+    ]
+    assert ["measured with loss range C", "loss", "2", "8", ""] in table.cells()[1]
+    assert pair[0].bounds["hessian_distance"].value == 0.622  # the run itself stays as it is
+    assert genbound.compare(pair, allow_mixed=True).to_frame().loc["hessian_distance", "one.safetensors"] == 0.622
+    larger = run({"hessian_distance": bound(0.8)}, name="one")
+    assert genbound.compare([larger, pair[1]]).runs["one.safetensors"].bounds["hessian_distance"].vacuous
 
 
 def test_markdown_has_as_many_cells_in_every_row(pair):

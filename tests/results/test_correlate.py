@@ -223,3 +223,12 @@ def test_the_command(tmp_path, capsys):
     (tmp_path / "h.csv").write_text("name\nc0\n")
     assert main(["correlate", *paths, "--hyperparameters", str(tmp_path / "h.csv")]) == 2
     assert "must have the column run" in capsys.readouterr().err
+
+
+def test_runs_are_put_on_the_largest_observed_range():
+    ranges = [{"value": c, "kind": "observed"} for c in (2.0, 8.0, 8.0)]
+    given = [run({"hessian_distance": bound(v)}, loss_range=c) for v, c in zip((1.0, 2.0, 3.0), ranges, strict=True)]
+    table = points(given)
+    assert list(table["hessian_distance"]) == pytest.approx([2.0, 2.0, 3.0])
+    assert "what contains C is rescaled to it: hessian_distance" in correlate(table).to_markdown()
+    assert list(points(given, allow_mixed=True)["hessian_distance"]) == [1.0, 2.0, 3.0]
