@@ -115,7 +115,7 @@ def run_cell(cell: Cell, out: Path) -> None:
         if (
             cell.held_out
         ):  # the theorem's maximum is over all (x, y), and a network that has memorised its samples is flat on them
-            elsewhere = measure(cell, pair, test, None, ["hessian_distance"], folder / "held_out")
+            elsewhere = measure(cell, pair, test, None, ["hessian_distance"], folder / "held_out", len(seen))
             row["held_out"] = {name: bound["value"] for name, bound in elsewhere.bounds.items()}
     row["seconds"]["all"] = round(time.perf_counter() - start, 1)
     write_json(folder / "cell.json", row)
@@ -130,11 +130,20 @@ def is_done(cell: Cell, file: Path) -> bool:
     return all(name in row.get("bounds", {}) for name in wanted) and ("held_out" in row or not cell.held_out)
 
 
-def measure(cell: Cell, pair: Any, data: Any, test: Any, measures: Sequence[str], folder: Path) -> genbound.Results:
-    """What genbound measures of one network on some samples; stored in the folder."""
+def measure(
+    cell: Cell, pair: Any, data: Any, test: Any, measures: Sequence[str], folder: Path, num_data: int | None = None
+) -> genbound.Results:
+    """What genbound measures of one network on some samples; stored in the folder.
+
+    Args:
+        cell, pair, test, measures, folder: of the measurement.
+        data: the training samples, or others.
+        num_data: size of the training set, where the samples are others: a bound divides by its root.
+    """
     problem = genbound.Problem(
         pair.model, pair.init, data, test_data=test, head=pair.head, num_samples=cell.samples,
-        init_buffers=pair.init_buffers, provenance=pair.provenance,
+        num_data=num_data, other_samples=num_data is not None, init_buffers=pair.init_buffers,
+        provenance=pair.provenance,
     )  # fmt: skip
     options = {"noise_stability": {"sigmas": cell.sigmas}} if cell.sigmas else {}
     options["max_quadratic_form"] = {"tolerance": 0.2}

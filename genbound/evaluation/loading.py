@@ -24,6 +24,7 @@ from genbound.network.problem import Problem
 from genbound.network.weights import WeightProblem
 from genbound.user_code import get_user
 
+ENOUGH = 1.25  # up to so many times the samples that are asked for, all are measured: a part of them saves little
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -105,7 +106,8 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         pair: the weights, and the architecture if there is one.
         spec: what is said about samples and loss.
         dtype: of the measurement, also by name; by default the checkpoint's.
-        options: further arguments of :class:`~genbound.network.problem.Problem`.
+        options: further arguments of :class:`~genbound.network.problem.Problem`. All samples are measured where there
+            are hardly more than ``num_samples``.
     """
     if isinstance(dtype, str):
         if dtype not in DTYPES:
@@ -121,6 +123,8 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         return WeightProblem(pair.params, pair.init, reason, provenance, pair.factors)
     loss = default_loss(pair.model, spec.loss)
     samples, held_out = _samples(pair, pair.model, spec, loss)
+    if (wanted := options.get("num_samples")) is not None and len(samples) <= ENOUGH * wanted:
+        options["num_samples"] = None
     said = {name: getattr(spec, name) for name in ("num_data", "loss_range", "layers")}
     return Problem(
         pair.model, pair.init, samples, loss, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,

@@ -35,7 +35,9 @@ class Problem(Network, BaseProblem):
             batches ``(inputs, labels)`` or dicts, or a pair of tensors.
         loss: a name (``cross_entropy``, ``squared_error``, ``multi_label``), a
             :class:`~genbound.network.loss_functions.Loss`, or a per-sample function ``(outputs, targets) -> [N]``.
-        num_data: size ``n`` of the training set if ``data`` holds only part of it.
+        num_data: size ``n`` of the training set if ``data`` holds only part of it, or other samples.
+        other_samples: ``data`` is not of the training set (held-out samples, say): bounds keep the ``num_data`` of the
+            training set, which must be given. ``data_sem`` still speaks of ``num_data`` samples.
         loss_range: ``observed``, ``clip:C`` or ``bounded:PMIN`` (see :mod:`genbound.network.loss_functions`).
         test_data: held-out samples, for the generalization gap.
         num_samples: how many of the training samples the quantities are measured on; ``None`` means all.
@@ -91,6 +93,7 @@ class Problem(Network, BaseProblem):
         loss: str | Loss = "cross_entropy",
         *,
         num_data: int | None = None,
+        other_samples: bool = False,
         loss_range: str = "observed",
         test_data: Any = None,
         num_samples: int | None = None,
@@ -113,10 +116,12 @@ class Problem(Network, BaseProblem):
         )  # fmt: skip
         self.test_data: Samples | None = None if test_data is None else as_samples(test_data)
         self.num_data = len(self.data) if num_data is None else int(num_data)
-        if self.num_data < len(self.data):
+        if other_samples and num_data is None:
+            raise GenboundError("num_data is missing: of samples outside the training set, n is not their number")
+        if self.num_data < len(self.data) and not other_samples:
             raise GenboundError(
                 f"num_data {self.num_data} is smaller than the {len(self.data)} samples given: n is the size of the "
-                "training set"
+                "training set; of samples outside it say other_samples=True"
             )
         self.head, self.provenance = tuple(head), dict(provenance or {})
         self.layers: tuple[Layer, ...] = select_layers(self, layers, excluded)

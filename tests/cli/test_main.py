@@ -195,6 +195,13 @@ def test_a_directory_without_a_command(capsys):
     capsys.readouterr()
 
 
+def test_hardly_more_samples_than_asked_for_are_all_measured(call, tmp_path):
+    """There are 20 samples: no more than 1.25 times 16, and more than 1.25 times 15."""
+    for wanted, measured in (("16", 20), ("15", 15)):
+        call("evaluate", *CHEAP, "--out", wanted, "--samples", wanted)
+        assert json.loads((tmp_path / wanted / "results.json").read_text())["config"]["num_samples"] == measured
+
+
 def test_config_file_and_command_line(call, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("measures: [losses, noise_stability]\nsigmas: [0.3]\nseed: 5\nbatch-size: 4\nsamples: 8\n")

@@ -175,3 +175,14 @@ def test_every_problem_answers_what_is_declared_once(kind):
     assert (problem.reason == "") == (problem.data is not None) == (problem.loss is not None)
     assert problem.digest() == problem.digest()
     assert set(genbound.evaluate(problem, ["displacement_norm"]).quantities) == {"displacement_norm"}
+
+
+def test_samples_outside_the_training_set_keep_its_size():
+    """Seven held-out samples of a network that was trained on five: bounds divide by the root of five."""
+    network = make()
+    given = network.model, network.init, (network.data.batch(range(7)).inputs, torch.arange(7) % 3)
+    assert genbound.Problem(*given, num_data=5, other_samples=True).num_data == 5
+    with pytest.raises(GenboundError, match="smaller than the 7 samples given.*other_samples=True"):
+        genbound.Problem(*given, num_data=5)
+    with pytest.raises(GenboundError, match="num_data is missing"):
+        genbound.Problem(*given, other_samples=True)
