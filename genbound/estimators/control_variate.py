@@ -39,6 +39,23 @@ class ControlledDraws:
         values = self.values if slopes is None else self.values - slopes * self.control[:, None]
         return self._moments(values)
 
+    def cubes(self, slopes: np.ndarray) -> np.ndarray:
+        """Third central moment of a draw of every stratum ``[strata, S]``; 0 where there are less than three."""
+        values, num = self.values - slopes * self.control[:, None], self.counts[:, None].astype(float)
+        mean, cubes = self._moments(values)[0], np.zeros((len(self.counts), values.shape[1]))
+        np.add.at(cubes, self.stratum, (values - mean[self.stratum]) ** 3)
+        return np.where(num > 2, cubes * num / np.maximum((num - 1) * (num - 2), 1), 0.0)
+
+    def contributions(self, slopes: np.ndarray) -> np.ndarray:
+        """What each draw adds to the error of the strata's mean, up to its sign: their squares add up to its variance.
+
+        Draws that are alone in their stratum are left out. ``[draws, S]``, in the unit of the values.
+        """
+        values, num = self.values - slopes * self.control[:, None], self.counts[self.stratum][:, None].astype(float)
+        mean, _ = self._moments(values)
+        size = np.abs(values - mean[self.stratum]) / np.sqrt(np.maximum(num * (num - 1), 1))
+        return size[num[:, 0] > 1]
+
     def slopes(self) -> np.ndarray:
         """The best slope for each value ``[S]``; 0 where the control explains less than it costs."""
         means, _ = self._moments(np.column_stack([self.values, self.control]))

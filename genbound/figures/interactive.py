@@ -99,11 +99,19 @@ def noise_figure(results: Results) -> Any:
         name="½ σ² Tr H",
         line={"color": ORANGE},
     )
+    known = [row for row in rows if row.get("reliable", True)]
     fig.add_scatter(
-        x=sigma, y=[row["value"] for row in rows], mode="markers", name="noise stability (95 % interval)",
-        marker={"color": BLUE, "size": 8}, error_y={"type": "data", "array": [1.96 * row["sem"] for row in rows]},
-        text=[with_error(row["value"], row["sem"]) for row in rows], hovertemplate="σ = %{x}: %{text}<extra></extra>",
+        x=[row["sigma"] for row in known], y=[row["value"] for row in known], mode="markers",
+        name="noise stability (95 % interval)", marker={"color": BLUE, "size": 8},
+        error_y={"type": "data", "array": [1.96 * row["sem"] for row in known]},
+        text=[with_error(row["value"], row["sem"]) for row in known], hovertemplate="σ = %{x}: %{text}<extra></extra>",
     )  # fmt: skip
+    unknown = [row for row in rows if row not in known]
+    if unknown:
+        fig.add_scatter(
+            x=[row["sigma"] for row in unknown], y=[row["value"] for row in unknown], mode="markers",
+            name="not known: heavy tail", marker={"color": BLUE, "size": 8, "symbol": "circle-open"},
+        )  # fmt: skip
     positive = all(row["value"] > 0 and row["hessian_approximation"] > 0 for row in rows)
     fig.update_xaxes(type="log", title="noise standard deviation σ", tickvals=sigma, ticktext=[f"{s:g}" for s in sigma])
     fig.update_yaxes(type="log" if positive else "linear", title="rise of the loss", exponentformat="power")

@@ -37,15 +37,21 @@ def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, u
     sigma, value, sem, approximation = (
         np.array([row[key] for row in rows]) for key in ("sigma", "value", "sem", "hessian_approximation")
     )
-    inside = sigma[np.array([row["quadratic_regime"] for row in rows], bool)]
+    inside = sigma[np.array([row["quadratic_regime"] is True for row in rows])]
+    reliable = np.array([row.get("reliable", True) for row in rows])
     if len(inside):
         ax.axvspan(inside.min() / 1.12, inside.max() * 1.12, color=GREEN, alpha=0.12, lw=0, label="quadratic regime")
     label = r"Hessian approximation $\frac{1}{2}\sigma^2\,\mathrm{Tr}\,H$"
     ax.plot(sigma, approximation, color=ORANGE, lw=1.8, label=label)
     error = 1.96 * sem
-    ax.errorbar(sigma, value, error, fmt="o", ms=4.5, capsize=2.5, color=BLUE, label=r"noise stability (95 % interval)")
+    style = {"fmt": "o", "ms": 4.5, "color": BLUE}
+    if reliable.any():
+        label = "noise stability (95 % interval)"
+        ax.errorbar(sigma[reliable], value[reliable], error[reliable], capsize=2.5, label=label, **style)
+    if not reliable.all():
+        ax.errorbar(sigma[~reliable], value[~reliable], mfc="none", label="not known: heavy tail", **style)
     ax.set_xscale("log")
-    if (value - error > 0).all() and (approximation > 0).all():
+    if (value - error * reliable > 0).all() and (approximation > 0).all():
         ax.set_yscale("log")
     ax.set_xticks(sigma, [f"{s:g}" for s in sigma], minor=False)
     ax.minorticks_off()

@@ -23,6 +23,12 @@ badly to help. That is judged by the trace's own value: near that limit, 5 % by 
 when it came out large, by less than half of its error. ``sem`` holds both errors. Far from W the slope falls, and
 with it what is saved: each sigma gets as many draws as it needs.
 
+Draws of a network that fits its data have a heavy tail: rare ones raise the loss of a sample near the decision
+boundary, and runs that miss them are low and sure of it. The control takes the bulk away and leaves the tail. So where
+draws are cheap, the control goes if the pilot's tail with it is heavy, and there are as many draws as make the mean
+nearly normal. ``reliable`` is false where the tail of the draws themselves (:mod:`genbound.estimators.tail`) is still
+too heavy for ``sem``.
+
 ``std`` is another number: the spread over draws *shared* by all samples, what papers print after a plus-minus sign.
 It is that of one-sided draws on at most ``max_shared_samples`` samples.
 
@@ -49,14 +55,21 @@ import torch
 from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, predict
 from genbound.estimators.control_variate import ControlledDraws
 from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
+from genbound.estimators.tail import pareto_shape, skewness_of_mean
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, stack
 from genbound.quantities.catalogue.noise_stability import NoiseStabilityOptions
+from genbound.quantities.quadratic_regime import is_quadratic, mark_kinks, relative_rss, relative_rss_noise
 from genbound.quantities.weight_noise import Draw, NoisePerBlock, find_noise, ordered_draws
 
 DRAWS = 128  # whose results are stored together
 PILOT = 96  # most samples of the pilot round
 SAFETY = 0.8  # the spread is known from a small pilot only
+TAIL_PILOT = 512  # draws of a pilot that sees the tail
+SKEWNESS = 0.15  # of a mean that is nearly normal
+CHEAP = 0.05  # relative error without the control, where draws are cheap
+LIGHT = 0.1  # shape of a tail that may stay where it can be had without
+HEAVY = 0.7  # shape of the draws' tail
 SMALL = 2**26  # samples x weights x draws that take seconds: small problems get better errors
 
 Row = dict[str, Any]  # what is reported of one sigma
@@ -69,12 +82,13 @@ def measure(problem: Problem, context: Context) -> Measured:
     every = range(0, problem.num_samples, -(-problem.num_samples // context.options.max_shared_samples))
     std = _std_over_shared_draws(_shared_rises(problem, context, losses, every))
     grid = _Grid(problem, context, losses, gradients)
-    rows = grid.rows(std)
+    rows = mark_kinks(grid.rows(std))
     values, approximations = ([row[key] for row in rows] for key in ("value", "hessian_approximation"))
     return Measured({
         "sigmas": rows,
         "relative_rss": relative_rss(values, approximations),
-        "leaves_quadratic_regime_at": next((row["sigma"] for row in rows if not row["quadratic_regime"]), None),
+        "relative_rss_noise": relative_rss_noise(rows),
+        "leaves_quadratic_regime_at": next((r["sigma"] for r in rows if r["quadratic_regime"] is False), None),
         "noise": grid.noise.summary,
         "std_num_samples": len(every),
     })  # fmt: skip
@@ -173,30 +187,85 @@ class _Grid:
         """A pilot round in some strata: their spread tells that of all, and how far the control explains it."""
         options, strata = self._options, len(self._sizes)
         piloted, _ = choose_pilot(self._expected, PILOT)
-        # Few strata: each one's spread must be known better.
-        num_pilot = max(options.num_pilot, -(-128 // len(piloted)))
+        weights = sum(layer.num_weights for layer in self._problem.layers)
+        affordable = min(self.noise.most_draws // strata, SMALL // (self._problem.num_samples * weights))
+        # Few strata: each one's spread must be known better. Where draws cost nothing, its tail is looked at as well.
+        num_pilot = max(options.num_pilot, -(-128 // len(piloted)), min(TAIL_PILOT // len(piloted), affordable))
         counts = np.zeros(strata, dtype=int)
         counts[piloted] = num_pilot
         draws = self._draw("pilot", "pilot", counts, options.sigmas)
-        slopes, targets = self._wanted_errors(draws.slopes())
+        slopes = draws.slopes()
+        dropped = self._drop(draws, slopes, piloted, affordable) & (affordable >= num_pilot)
+        slopes, targets = self._wanted_errors(np.where(dropped, 0.0, slopes), dropped)
         variances = draws.moments(slopes)[1][piloted] / (num_pilot - 1)
-        weights = sum(layer.num_weights for layer in self._problem.layers)
-        affordable = min(self.noise.most_draws // strata, SMALL // (self._problem.num_samples * weights))
+        cubes = draws.cubes(slopes)[piloted]
         found = [
-            allocate(
-                predict(variances[:, [i]], np.array(piloted), self._expected, num_pilot), np.array([target]),
-                minimum=-(-128 // strata), budget=max(options.max_perturbations, affordable),
+            self._counts(
+                predict(variances[:, [i]], np.array(piloted), self._expected, num_pilot),
+                cubes[:, [i]], piloted, target, affordable, dropped[i],
             )
             for i, target in enumerate(targets)
         ]  # fmt: skip
         return _Plan(slopes, np.array(found))
 
-    def _wanted_errors(self, slopes: np.ndarray) -> tuple[np.ndarray, list[float]]:
-        """The slopes, 0 where the control's mean is known too badly, and the standard errors of the strata's mean."""
+    def _drop(self, draws: ControlledDraws, slopes: np.ndarray, piloted: Sequence[int], affordable: int) -> np.ndarray:
+        """For which sigmas the control goes ``[S]``: it leaves a heavy tail, and cheap draws reach the error without.
+
+        A heavy tail is worse than a wide spread: runs that miss it are sure of a wrong value.
+
+        Args:
+            draws: of the pilot.
+            slopes: of the control ``[S]``.
+            piloted: the strata that they are from.
+            affordable: draws of a stratum on the average that cost nothing.
+        """
+        shapes = np.array([pareto_shape(sizes) for sizes in draws.contributions(slopes).T])
+        squares = draws.moments()[1][piloted] / (draws.counts[piloted, None] - 1)
+        error = np.sqrt(squares).mean(0) / np.sqrt(max(affordable, 1) * len(self._sizes))
+        _, targets = self._wanted_errors(np.zeros(len(slopes)), np.ones(len(slopes), bool))
+        return (slopes != 0) & (shapes > LIGHT) & (error <= targets)
+
+    def _counts(
+        self,
+        variances: np.ndarray,
+        cubes: np.ndarray,
+        piloted: Sequence[int],
+        target: float,
+        affordable: int,
+        cheap: bool,
+    ) -> np.ndarray:
+        """Draws of every stratum for a wanted error; if they are cheap, as many as make the mean's distribution normal.
+
+        Args:
+            variances: of a draw ``[strata, 1]``.
+            cubes: its third central moment in the piloted strata ``[P, 1]``.
+            piloted: their numbers.
+            target: wanted standard error of the strata's mean.
+            affordable: draws of a stratum on the average that cost nothing.
+            cheap: the control was dropped for more draws.
+        """
+        strata, budget = len(self._sizes), max(self._options.max_perturbations, affordable)
+        minimum = -(-128 // strata)
+        counts = allocate(variances, np.array([target]), minimum=minimum, budget=budget)
+        piloted = list(piloted)
+        while cheap and counts.mean() < affordable:
+            skewness = skewness_of_mean(counts[piloted], cubes, variances[piloted])
+            if abs(skewness[0]) <= SKEWNESS:
+                break
+            target /= 2**0.5
+            counts = allocate(variances, np.array([target]), minimum=minimum, budget=budget)
+        return counts
+
+    def _wanted_errors(self, slopes: np.ndarray, dropped: np.ndarray) -> tuple[np.ndarray, list[float]]:
+        """The slopes, 0 where the control's mean is known too badly, and the standard errors of the strata's mean.
+
+        Where the control was ``dropped [S]`` the error is a small one even if none was asked for.
+        """
         slopes, targets = slopes.copy(), []
         for i, sigma in enumerate(self._options.sigmas):
             # Beyond the quadratic regime the value is larger than that, or has met its ceiling and spreads less.
-            target = SAFETY * self._options.relative_sem * 0.5 * sigma**2 * abs(self._trace["value"])
+            relative = min(self._options.relative_sem, CHEAP) if dropped[i] else self._options.relative_sem
+            target = SAFETY * relative * 0.5 * sigma**2 * abs(self._trace["value"])
             known = 0.5 * slopes[i] * self._trace["sem"]
             if known > target / SAFETY:
                 slopes[i] = known = 0.0
@@ -213,12 +282,13 @@ class _Grid:
         draws = self._draw(f"draws {sigmas[0]:g}", "draws", counts, sigmas, controlled=bool(slopes.any()))
         mean, squares = draws.moments(slopes)
         value, sem = stratified_mean(counts, mean, stratum_variances(counts, squares, doubles))
+        shapes = [pareto_shape(sizes) for sizes in draws.contributions(slopes).T]
         # From the mean over strata of sums to the mean over the samples, and the control's mean put back.
         scale = len(self._sizes) / self._problem.num_samples
         value, sem = value * scale + slopes * 0.5 * self._trace["value"], sem * scale
         spread = self._data_sem(draws, doubles)
         return [
-            self._row(sigmas[k], slopes[k], value[k], sem[k], spread[k], std[i], 2 * counts.sum())
+            self._row(sigmas[k], slopes[k], value[k], sem[k], spread[k], std[i], 2 * counts.sum(), shapes[k])
             for k, i in enumerate(group)
         ]
 
@@ -233,7 +303,15 @@ class _Grid:
         return data_sem(mean / sizes, variances / sizes**2, num_data)
 
     def _row(
-        self, sigma: float, slope: float, value: float, sem: float, spread: float, std: float, num_draws: int
+        self,
+        sigma: float,
+        slope: float,
+        value: float,
+        sem: float,
+        spread: float,
+        std: float,
+        num_draws: int,
+        shape: float,
     ) -> Row:
         """What is reported of one sigma.
 
@@ -245,10 +323,12 @@ class _Grid:
             spread: its standard error over the choice of the samples.
             std: spread over shared draws.
             num_draws: noises that were drawn, each sign counted.
+            shape: of the draws' tail.
         """
         trace = self._trace
         approximation = 0.5 * sigma**2 * trace["value"]
         # Of value - approximation: both hold the trace, and what it is wrong by is the same in both.
+        reliable = bool(shape <= HEAVY)
         apart = np.hypot(sem, 0.5 * (slope - sigma**2) * trace["sem"])
         return {
             "sigma": sigma,
@@ -256,9 +336,11 @@ class _Grid:
             "sem": float(np.hypot(sem, slope * 0.5 * trace["sem"])),
             "data_sem": float(spread),
             "std": float(std),
+            "reliable": reliable,
+            "tail_shape": float(shape) if np.isfinite(shape) else None,
             "hessian_approximation": approximation,
             "hessian_approximation_sem": 0.5 * sigma**2 * trace["sem"],
-            "quadratic_regime": is_quadratic(float(value), approximation, float(apart)),
+            "quadratic_regime": is_quadratic(float(value), approximation, float(apart)) if reliable else None,
             "control_slope": float(slope / sigma**2),
             "num_perturbations": int(num_draws),
             "num_samples": self._problem.num_samples,
@@ -272,34 +354,6 @@ def _std_over_shared_draws(rises: np.ndarray) -> np.ndarray:
     """
     even, odd = rises.mean(2), 0.5 * (rises[..., 0] - rises[..., 1])
     return np.sqrt(even.var(0, ddof=1) + (odd**2).mean(0))
-
-
-def relative_rss(values: Sequence[float], approximations: Sequence[float]) -> float | None:
-    r""":math:`\sum_\sigma (I - A)^2 / \sum_\sigma I^2` over a grid of sigmas.
-
-    Args:
-        values: I, rise of the loss at each sigma ``[S]``.
-        approximations: A, what the trace says of it, in the same unit ``[S]``.
-
-    Returns:
-        A ratio without unit; ``None`` where the loss does not move at all.
-    """
-    rises, expected = np.asarray(values, float), np.asarray(approximations, float)
-    if not rises.any():
-        return None
-    return float(((rises - expected) ** 2).sum() / (rises**2).sum())
-
-
-def is_quadratic(value: float, approximation: float, error: float, tolerance: float = 0.1) -> bool:
-    r"""Whether the rise of the loss agrees with :math:`\tfrac12\sigma^2 \mathrm{Tr}\,H`.
-
-    Args:
-        value: the rise.
-        approximation: what the trace says of it, in the same unit.
-        error: standard error of the difference of the two; twice that is allowed for.
-        tolerance: how far they may be apart beside it, relative to the approximation.
-    """
-    return bool(abs(value - approximation) <= tolerance * abs(approximation) + 2 * error)
 
 
 def forecast(problem: Problem, options: NoiseStabilityOptions) -> float:

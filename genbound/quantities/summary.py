@@ -29,7 +29,8 @@ class Number:
         sem: standard error over the draws, 0 if nothing was drawn.
         data_sem: what the choice of samples adds; ``None`` if it does but nobody knows how much.
         lower, upper: a certain interval.
-        extreme: the most extreme over random draws, which another seed moves by as much as no error bar knows.
+        extreme: the most extreme over random draws, or a mean that a few of them rule: another seed moves it by as
+            much as no error bar knows.
     """
 
     where: str
@@ -101,7 +102,7 @@ def _numbers(where: str, row: Mapping[str, Any], reading: Reading) -> Iterator[N
         if isinstance(value, Mapping):
             yield from _numbers(place, value, reading)
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            extreme = _named(key, reading.extremes) and not row.get("exact", False)
+            extreme = (_named(key, reading.extremes) and not row.get("exact", False)) or not row.get("reliable", True)
             yield Number(place, float(value), *_errors(key, row, reading), extreme=extreme)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tabulate import tabulate
 
@@ -45,20 +47,36 @@ def _describe(summary: Summary) -> list[str]:
     rows = [
         [
             f"{row['sigma']:g}",
-            with_error(row["value"], row["sem"]),
+            with_error(row["value"], row["sem"]) if row.get("reliable", True) else "/ heavy tail",
             digits(row["std"]),
             with_error(row["hessian_approximation"], row["hessian_approximation_sem"]),
-            yes_no(row["quadratic_regime"]),
+            _agreement(row),
         ]
         for row in summary["sigmas"]
     ]
-    rss = summary["relative_rss"]
-    sentence = (
-        "The loss does not move under this noise."
-        if rss is None
-        else f"Relative RSS of the Hessian approximation over this grid: {percent(rss)}."
-    )
-    return [tabulate(rows, head, tablefmt="github", disable_numparse=True), "", sentence, ""]
+    return [tabulate(rows, head, tablefmt="github", disable_numparse=True), "", *_remarks(summary), ""]
+
+
+def _agreement(row: Mapping[str, Any]) -> str:
+    """Whether the rise agrees with the Hessian approximation, in a word."""
+    known = row["quadratic_regime"]
+    return "not known" if known is None else "kinks" if row.get("kinks") else yes_no(known)
+
+
+def _remarks(summary: Summary) -> list[str]:
+    """What is said below the table."""
+    rss, noise = summary["relative_rss"], summary.get("relative_rss_noise")
+    if rss is None:
+        return ["The loss does not move under this noise."]
+    sentence = f"Relative RSS of the Hessian approximation over this grid: {percent(rss)}"
+    if noise is not None:
+        sentence += f", noise alone {percent(noise)}" + (": all of it may be noise" if rss <= 2 * noise else "")
+    remarks = [f"{sentence}."]
+    if any(row.get("kinks") for row in summary["sigmas"]):
+        remarks.append("Kinks: the rise stays proportional to sigma², but off ½ sigma² Tr H, which does not see them.")
+    if not all(row.get("reliable", True) for row in summary["sigmas"]):
+        remarks.append("Heavy tail: rare draws rule the mean, and it is not known; more draws may tell.")
+    return remarks
 
 
 QUANTITY = Quantity(
@@ -72,7 +90,15 @@ QUANTITY = Quantity(
     reading=Reading(
         # Copies of the trace or computed from it; the spread over a handful of shared draws has no error bar of its
         # own.
-        how=("hessian_approximation", "relative_rss", "leaves_quadratic_regime_at", "control_slope", "std"),
+        how=(
+            "hessian_approximation",
+            "relative_rss",
+            "relative_rss_noise",
+            "tail_shape",
+            "leaves_quadratic_regime_at",
+            "control_slope",
+            "std",
+        ),  # fmt: skip
         describe=_describe,
         plots=("noise_stability",),
     ),
