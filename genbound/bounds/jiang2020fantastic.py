@@ -166,8 +166,8 @@ def _searched(found: BoundValue, evidence: Evidence, key: str) -> BoundValue:
     if sem is None or found.value is None:
         return replace(found, added=rise)
     width = SEMS * math.hypot(sem / rise, WIDTH)
-    sides = {"lower": found.value * max(0.0, 1 - width), "upper": found.value * (1 + width)}
-    return replace(found, added=rise, **sides)
+    least, most = found.value * max(0.0, 1 - width), found.value * (1 + width)
+    return replace(found, added=rise, lower=least, upper=most)
 
 
 def _rise(evidence: Evidence) -> float:

@@ -67,7 +67,10 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
         fig.add_scatter(
             x=[rows[name][b]["log10"] for b in found], y=found, mode="markers", name=name,
             marker={"color": colour, "size": 10, "symbol": SYMBOLS[index % len(SYMBOLS)]},
-            text=[value_text(rows[name][b]) for b in found],
+            text=[
+                value_text(row) + (", below the gap" if row.get("below_gap") else "")
+                for row in (rows[name][b] for b in found)
+            ],
             hovertemplate="%{y}: %{text}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
         for what, value in yardsticks(run, unit).items():
