@@ -67,7 +67,7 @@ PILOT = 96  # most samples of the pilot round
 SAFETY = 0.8  # the spread is known from a small pilot only
 TAIL_PILOT = 512  # draws of a pilot that sees the tail
 SKEWNESS = 0.15  # of a mean that is nearly normal
-CHEAP = 0.05  # relative error without the control, where draws are cheap
+COARSE = 0.1  # relative error from which on few draws are wanted, and more would not be cheap
 LIGHT = 0.1  # shape of a tail that may stay where it can be had without
 HEAVY = 0.7  # shape of the draws' tail
 SMALL = 2**26  # samples x weights x draws that take seconds: small problems get better errors
@@ -196,7 +196,7 @@ class _Grid:
         draws = self._draw("pilot", "pilot", counts, options.sigmas)
         slopes = draws.slopes()
         dropped = self._drop(draws, slopes, piloted, affordable) & (affordable >= num_pilot)
-        slopes, targets = self._wanted_errors(np.where(dropped, 0.0, slopes), dropped)
+        slopes, targets = self._wanted_errors(np.where(dropped, 0.0, slopes))
         variances = draws.moments(slopes)[1][piloted] / (num_pilot - 1)
         cubes = draws.cubes(slopes)[piloted]
         found = [
@@ -222,8 +222,8 @@ class _Grid:
         shapes = np.array([pareto_shape(sizes) for sizes in draws.contributions(slopes).T])
         squares = draws.moments()[1][piloted] / (draws.counts[piloted, None] - 1)
         error = np.sqrt(squares).mean(0) / np.sqrt(max(affordable, 1) * len(self._sizes))
-        _, targets = self._wanted_errors(np.zeros(len(slopes)), np.ones(len(slopes), bool))
-        return (slopes != 0) & (shapes > LIGHT) & (error <= targets)
+        _, targets = self._wanted_errors(np.zeros(len(slopes)))
+        return (slopes != 0) & (shapes > LIGHT) & (error <= targets) & (self._options.relative_sem < COARSE)
 
     def _counts(
         self,
@@ -256,16 +256,12 @@ class _Grid:
             counts = allocate(variances, np.array([target]), minimum=minimum, budget=budget)
         return counts
 
-    def _wanted_errors(self, slopes: np.ndarray, dropped: np.ndarray) -> tuple[np.ndarray, list[float]]:
-        """The slopes, 0 where the control's mean is known too badly, and the standard errors of the strata's mean.
-
-        Where the control was ``dropped [S]`` the error is a small one even if none was asked for.
-        """
+    def _wanted_errors(self, slopes: np.ndarray) -> tuple[np.ndarray, list[float]]:
+        """The slopes, 0 where the control's mean is known too badly, and the standard errors of the strata's mean."""
         slopes, targets = slopes.copy(), []
         for i, sigma in enumerate(self._options.sigmas):
             # Beyond the quadratic regime the value is larger than that, or has met its ceiling and spreads less.
-            relative = min(self._options.relative_sem, CHEAP) if dropped[i] else self._options.relative_sem
-            target = SAFETY * relative * 0.5 * sigma**2 * abs(self._trace["value"])
+            target = SAFETY * self._options.relative_sem * 0.5 * sigma**2 * abs(self._trace["value"])
             known = 0.5 * slopes[i] * self._trace["sem"]
             if known > target / SAFETY:
                 slopes[i] = known = 0.0
