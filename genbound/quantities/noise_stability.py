@@ -68,6 +68,7 @@ SAFETY = 0.8  # the spread is known from a small pilot only
 TAIL_PILOT = 512  # draws of a pilot that sees the tail
 SKEWNESS = 0.15  # of a mean that is nearly normal
 COARSE = 0.1  # relative error from which on few draws are wanted, and more would not be cheap
+ROUNDING = 2  # units of rounding of a stratum's losses up to which what the control leaves is rounding, with no tail
 LIGHT = 0.1  # shape of a tail that may stay where it can be had without
 HEAVY = 0.7  # shape of the draws' tail
 SMALL = 2**26  # samples x weights x draws that take seconds: small problems get better errors
@@ -162,6 +163,7 @@ class _Grid:
         # What the spread of each stratum grows with, and how many samples it has, [strata].
         self._expected = np.array([np.linalg.norm(gradients[members]) for members in self.noise.strata])
         self._sizes = np.array([len(members) for members in self.noise.strata])
+        self._losses = np.array([np.linalg.norm(losses[members]) for members in self.noise.strata])
 
     def rows(self, std: np.ndarray) -> list[Row]:
         """What is reported of every sigma; ``std [S]`` is the spread over shared draws."""
@@ -221,9 +223,12 @@ class _Grid:
         """
         shapes = np.array([pareto_shape(sizes) for sizes in draws.contributions(slopes).T])
         squares = draws.moments()[1][piloted] / (draws.counts[piloted, None] - 1)
+        left = np.sqrt(draws.moments(slopes)[1][piloted] / (draws.counts[piloted, None] - 1)).mean(0)
+        rounding = ROUNDING * torch.finfo(self._problem.dtype).eps * self._losses[piloted].mean()
         error = np.sqrt(squares).mean(0) / np.sqrt(max(affordable, 1) * len(self._sizes))
         _, targets = self._wanted_errors(np.zeros(len(slopes)))
-        return (slopes != 0) & (shapes > LIGHT) & (error <= targets) & (self._options.relative_sem < COARSE)
+        heavy = (shapes > LIGHT) & (left > rounding)
+        return (slopes != 0) & heavy & (error <= targets) & (self._options.relative_sem < COARSE)
 
     def _counts(
         self,

@@ -48,16 +48,11 @@ def test_by_default_a_small_model_keeps_its_batches():
 
 
 def test_a_smaller_batch_changes_values_by_rounding_only():
-    names = ["hessian_trace", "max_quadratic_form"]
+    names = ["hessian_trace", "max_quadratic_form", "noise_stability"]
     wide, narrow = (genbound.evaluate(problem(memory_budget=b), names).quantities for b in (None, 1))
     for name in ("hessian_trace", "max_quadratic_form"):
         for layer, entry in wide[name]["layers"].items():
             assert narrow[name]["layers"][layer]["value"] == pytest.approx(entry["value"], rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.xfail(reason="rounding can change how many draws the tail asks for: 1.3 % at one sigma in float32")
-def test_a_smaller_batch_changes_noise_by_rounding_only():
-    wide, narrow = (genbound.evaluate(problem(memory_budget=b), ["noise_stability"]).quantities for b in (None, 1))
     for a, b in zip(wide["noise_stability"]["sigmas"], narrow["noise_stability"]["sigmas"], strict=True):
         assert b["value"] == pytest.approx(a["value"], rel=1e-2, abs=1e-7)
 
