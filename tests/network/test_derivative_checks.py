@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 import genbound
 from genbound.errors import GenboundError
-from genbound.network.loss_functions import Loss
+from genbound.network.derivative_checks import check_loss_derivatives
+from genbound.network.loss_functions import Loss, get_loss
 
 
 class Net(nn.Module):
@@ -184,3 +185,11 @@ def test_a_loss_whose_second_derivative_is_cut_is_refused():
 def test_losses_that_are_flat_or_bent_are_not_refused(scale):
     for loss in ("cross_entropy", Loss("hinge", lambda f, y: F.multi_margin_loss(f, y, reduction="none"))):
         problem(WHOLE["plain"], loss=loss, scale=scale)
+
+
+def test_a_loss_at_its_minimum_is_not_refused():
+    outputs = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 5.0]])
+    check_loss_derivatives(get_loss("squared_error"), outputs, outputs)
+    cut = Loss("cut", lambda f, y: (f - y).square().sum(1) + (f - y).detach().sum(1))
+    with pytest.raises(GenboundError, match="first derivative of the loss cut"):
+        check_loss_derivatives(cut, outputs, outputs)
