@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from genbound.checkpoints.sidecar import SIDECAR, read_sidecar
+from genbound.checkpoints.sidecar import SIDECAR, folder_of, read_sidecar
+from genbound.checkpoints.trust import check_code
 from genbound.errors import GenboundError
 
 Spec = TypeVar("Spec", bound="PairSpec")
@@ -31,7 +32,7 @@ class PairSpec:
         head_weights: patterns of the weights that form the head; also given as one text with commas.
         ignore: patterns of names in the files to leave out, likewise.
         entry: which entry of a training checkpoint holds the weights.
-        trust_remote_code: allow transformers to run code that lies in the checkpoint's directory.
+        trust_remote_code: allow code that the checkpoint's own files name: in its directory, or in ``genbound.yaml``.
         beside: the names of the fields that the sidecar has filled in.
 
     Raises:
@@ -58,11 +59,15 @@ class PairSpec:
     def completed(self: Spec) -> Spec:
         """This, with what is left open as ``genbound.yaml`` beside CKPT says.
 
-        The one place where a sidecar is heeded. What it may decide, and under which trust, is decided here: what the
-        user has said, what the file says and ``trust_remote_code`` are all at hand.
+        The one place where a sidecar is heeded. It fills in what the user leaves open; code that it names needs
+        ``trust_remote_code``, see :mod:`~genbound.checkpoints.trust`.
+
+        Raises:
+            GenboundError: the file cannot be used, or names code that nobody has allowed.
         """
         said = read_sidecar(self.ckpt)
         heeded = {f.name: said[f.name] for f in fields(self) if f.name in said and getattr(self, f.name) is None}
+        check_code(heeded, folder_of(self.ckpt), self.trust_remote_code)
         return replace(self, **heeded, beside=self.beside | set(heeded))
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from genbound.checkpoints.trust import DATA_SCHEMES, code_in, is_remembered, remember
 from genbound.errors import GenboundError
 from genbound.files import read_yaml
 
@@ -34,6 +35,9 @@ def save_spec(checkpoint: str | os.PathLike, *, init: Any = None, **settings: An
             ``num_data``, ``head``, ``loss_range``, ``head_weights``, ``ignore``, ``entry``, ``layers``, ``confusion``:
             as on the command line. Relative paths count from the checkpoint's directory.
 
+    Code that is named here may be run later without ``--trust-remote-code``, on this machine and as long as neither the
+    checkpoint moves nor the code's file changes: a digest is kept in the user's cache (``GENBOUND_CACHE``).
+
     Returns:
         The file written. An earlier one keeps the settings that are not given anew.
 
@@ -50,16 +54,43 @@ def save_spec(checkpoint: str | os.PathLike, *, init: Any = None, **settings: An
         loss: cross_entropy
         <BLANKLINE>
     """
-    import yaml
+    return _write(checkpoint, init, settings, lasting=True)
 
+
+def write_sidecar(checkpoint: str | os.PathLike, *, init: Any = None, **settings: Any) -> Path:
+    """:func:`save_spec` for genbound's own commands, which write nothing outside the directory that they are given.
+
+    Code that is named here may be run in this process; another one wants ``--trust-remote-code``.
+    """
+    return _write(checkpoint, init, settings, lasting=False)
+
+
+def copy_sidecar(source: Path, target: Path) -> None:
+    """The same settings beside another checkpoint, with the trust that they have and no more."""
+    if said := read_sidecar(source.resolve()):
+        known = {name: spec for name, spec in code_in(said).items() if is_remembered(spec, source)}
+        _save(target, said)
+        remember(known, target, lasting=True)
+
+
+def _write(checkpoint: str | os.PathLike, init: Any, settings: Mapping[str, Any], lasting: bool) -> Path:
     path = Path(checkpoint)
     folder = path.parent if path.suffix and not path.is_dir() else path
     folder.mkdir(parents=True, exist_ok=True)
     if init is not None and not isinstance(init, str | os.PathLike):
         init = _save_init(init, folder)
     given = {"init": None if init is None else str(init), **settings}
-    given = {name: value for name, value in given.items() if value is not None}
-    content = {**_load(folder / SIDECAR), **_checked(given, "save_spec")}
+    given = _checked({name: value for name, value in given.items() if value is not None}, "save_spec")
+    file = _save(folder, given)
+    # Only what is given here: an earlier file may have come with the checkpoint.
+    remember({name: located(spec, folder) for name, spec in code_in(given).items()}, folder, lasting)
+    return file
+
+
+def _save(folder: Path, given: Mapping[str, Any]) -> Path:
+    import yaml
+
+    content = {**_load(folder / SIDECAR), **given}
     (folder / SIDECAR).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return folder / SIDECAR
 
@@ -74,10 +105,15 @@ def _save_init(init: Any, folder: Path) -> str:
     return INIT_FILE
 
 
+def folder_of(checkpoint: str | os.PathLike) -> Path:
+    """The directory of a checkpoint, where its sidecar lies."""
+    path = Path(checkpoint).expanduser()
+    return path if path.is_dir() else path.parent
+
+
 def read_sidecar(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """The settings beside a checkpoint, with paths that count from where they lie; empty if there are none."""
-    path = Path(checkpoint).expanduser()
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(checkpoint)
     content = _load(folder / SIDECAR)
     for name in SPECS:
         if name in content:
@@ -117,7 +153,7 @@ def located(spec: str, folder: Path) -> str:
         return spec
     if scheme.endswith(".py"):
         return f"{folder / Path(scheme).expanduser()}:{rest}"
-    if scheme in ("npz", "csv", "jsonl", "parquet", "imagefolder"):
+    if scheme in DATA_SCHEMES - {"hf"}:
         return f"{scheme}:{folder / Path(rest).expanduser()}"
     if scheme == "hf" and (folder / rest.partition("?")[0]).exists():
         return f"hf:{folder / rest}"
