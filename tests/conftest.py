@@ -48,6 +48,12 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """What ``save_spec`` remembers stays out of the user's own cache."""
+    monkeypatch.setenv("GENBOUND_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The directory of real data; tests that want it skip without."""

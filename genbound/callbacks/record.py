@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from genbound.checkpoints.sidecar import read_sidecar, save_spec
+from genbound.checkpoints.trust import check_code
 from genbound.errors import GenboundError
 
 if TYPE_CHECKING:
@@ -47,8 +48,15 @@ class Record:
         self.start = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
     def write(self, folder: str | Path) -> Path:
-        """Write the sidecar and the weights before training into ``folder``."""
-        return save_spec(folder, init=self.start, **self.settings)
+        """Write the sidecar and the weights before training into ``folder``.
+
+        Raises:
+            GenboundError: a sidecar that lay there before names a loss that is code, and it is to be measured with.
+        """
+        file = save_spec(folder, init=self.start, **self.settings)
+        if self.measures is not None:
+            _settings(folder)  # before the training, not after it
+        return file
 
     def evaluate(self, model: nn.Module, samples: Any, test_samples: Any, folder: str | Path) -> Results:
         """Measure a network as it is, with the loss and the settings that the sidecar in ``folder`` gives.
@@ -63,7 +71,7 @@ class Record:
         from genbound.evaluation.loop import evaluate
         from genbound.network.problem import Problem
 
-        said = read_sidecar(folder)
+        said = _settings(folder)
         # A copy, so that devices, modes and hooks of the trained model stay as they are.
         copied = copy.deepcopy(model).cpu().eval()
         problem = Problem(
@@ -75,3 +83,10 @@ class Record:
         results = evaluate(problem, self.measures, out=out)
         results.save(out)
         return results
+
+
+def _settings(folder: str | Path) -> dict[str, Any]:
+    """What the sidecar says about measuring; code in it has to be the user's own."""
+    said = {name: value for name, value in read_sidecar(folder).items() if name in ("loss", *OF_THE_PROBLEM)}
+    check_code(said, folder, trusted=False)
+    return said

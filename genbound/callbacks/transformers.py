@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbound.callbacks.record import Record
 from genbound.checkpoints.huggingface import predicts_next_token
-from genbound.checkpoints.sidecar import read_sidecar, save_spec
+from genbound.checkpoints.sidecar import copy_sidecar
 from genbound.data.samples import Samples, as_samples
 from genbound.data.texts import TokenSamples, shifted
 from genbound.errors import GenboundError
@@ -75,7 +75,9 @@ class GenboundCallback(TrainerCallback):
         """Write the sidecar into the new checkpoint, with paths that count from there."""
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir))
-            _point_up(folder, folder / f"checkpoint-{state.global_step}")
+            checkpoint = folder / f"checkpoint-{state.global_step}"
+            if checkpoint.is_dir():
+                copy_sidecar(folder, checkpoint)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None,
@@ -87,12 +89,6 @@ class GenboundCallback(TrainerCallback):
         datasets = [getattr(loader, "dataset", None) for loader in (train_dataloader, eval_dataloader)]
         samples, held_out = (None if data is None else _samples(data, model, kwargs) for data in datasets)
         self.results = self.record.evaluate(model, samples, held_out, str(args.output_dir))
-
-
-def _point_up(parent: Path, folder: Path) -> None:
-    """The same sidecar in a checkpoint's own directory, with paths that count from there."""
-    if folder.is_dir() and (said := read_sidecar(parent.resolve())):
-        save_spec(folder, **said)
 
 
 def _write_rows(rows: Any, folder: Path, part: str) -> str | None:

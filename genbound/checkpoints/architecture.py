@@ -44,7 +44,7 @@ def build_pair(
         head: what an output head counts as at the start: ``init``, INIT's own where it has one of the same
             shape and zero otherwise; ``zero``; ``exclude``, it is no layer; ``seed:N``, what constructing the
             model under ``torch.manual_seed(N)`` gives.
-        trust_remote_code: allow transformers to run code that lies in the checkpoint's directory.
+        trust_remote_code: allow code that the checkpoint's own files name: in its directory, or in ``genbound.yaml``.
         head_weights: patterns of the weights that form the head, where they are not found by themselves.
         ignore: patterns of names in the files to leave out.
         entry: which entry of a training checkpoint holds the weights.

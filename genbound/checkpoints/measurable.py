@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, first_line
 
 QUANTISED = {
     ".SCB": "bitsandbytes, 8 bit", ".quant_state.bitsandbytes__nf4": "bitsandbytes, 4 bit",
@@ -18,6 +18,9 @@ QUANTISED = {
     "._packed_params": "torch.ao.quantization", "._packed_params._packed_params": "torch.ao.quantization",
     ".weight_scale_inv": "8-bit floats with scales", ".weight_packed": "compressed-tensors",
 }  # fmt: skip
+LAYOUTS = (torch.strided, torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+MOST_DENSE = 1 << 24  # numbers that the sparse weights of a small file may become
+MOST_TIMES = 64  # and those of a large one: how many times what it stores
 HALF = {torch.float16, torch.bfloat16}
 
 
@@ -41,11 +44,51 @@ def measurable(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Ten
             )
     found: dict[str, Tensor] = {}
     done: Counter[str] = Counter()
+    _refuse_expanding(tensors, path)
     for name, tensor in tensors.items():
-        found[name], what = _widened(tensor)
-        _refuse_damaged(name, found[name], path)
+        try:
+            found[name], what = _widened(tensor)
+            _refuse_damaged(name, found[name], path)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            raise GenboundError(
+                f"checkpoint {str(path)!r}: weight {name!r} is a {_kind(tensor)}, which cannot be measured "
+                f"({first_line(error)[:100]}); save it as float32"
+            ) from error
         done.update([what] if what else [])
     return found, [f"{number} of {len(tensors)} tensors are {what}" for what, number in done.items()]
+
+
+def _refuse_expanding(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors without numbers of their own, and a file whose tensors become much more than it holds.
+
+    A weight that the file holds under several names is made dense under each.
+    """
+    expanded = stored = 0
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.is_nested or tensor.layout not in LAYOUTS:
+            raise GenboundError(
+                f"checkpoint {str(path)!r}: weight {name!r} is a {_kind(tensor)} tensor, which holds no weights that "
+                "can be measured; save it as a dense one (tensor.to_dense())"
+            )
+        if tensor.layout == torch.strided:
+            _refuse_unstored(name, tensor, path)
+            stored += tensor.numel()
+        else:
+            expanded += tensor.numel()
+            stored += (tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()).numel()
+    if expanded > max(MOST_DENSE, MOST_TIMES * stored):
+        raise GenboundError(
+            f"checkpoint {str(path)!r} holds {stored:,} numbers and its sparse weights would become {expanded:,}; "
+            "save them dense, if that is what they are"
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return "meta"
+    if tensor.is_nested:
+        return "nested"
+    return " ".join(str(part).removeprefix("torch.") for part in (tensor.layout, tensor.dtype))
 
 
 def _quantised(name: str, tensors: Mapping[str, Tensor]) -> str:
@@ -76,11 +119,15 @@ def _widened(tensor: Tensor) -> tuple[Tensor, str]:
     return tensor, ""
 
 
-def _refuse_damaged(name: str, tensor: Tensor, path: Path) -> None:
+def _refuse_unstored(name: str, tensor: Tensor, path: Path) -> None:
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() + 64:
         raise GenboundError(
             f"checkpoint {str(path)!r}: weight {name!r} claims more values than are stored; save it again"
         )
+
+
+def _refuse_damaged(name: str, tensor: Tensor, path: Path) -> None:
+    _refuse_unstored(name, tensor, path)
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise GenboundError(
             f"checkpoint {str(path)!r}: weight {name!r} has NaN or infinite entries; the training "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from genbound.checkpoints.rehearsal import Refused, rehearse
 from genbound.errors import GenboundError
 
 # Packages whose values lie beside the weights in training checkpoints (arguments, paths, scores). Files that call
@@ -84,10 +85,13 @@ def read_torch(file: Path) -> Any:
         else:
             foreign = []
             _check_legacy(file)
-        with safe_globals([_stand_in(name) for name in foreign]):
+        # With the invariants: an index outside a sparse tensor would be written to when it is made dense.
+        with safe_globals([_stand_in(name) for name in foreign]), torch.sparse.check_sparse_tensor_invariants():
             return torch.load(file, map_location="cpu", weights_only=True)
     except GenboundError:
         raise
+    except Refused as error:
+        raise GenboundError(f"{str(file)!r} {error}: {STATELESS}") from error
     except pickle.UnpicklingError as error:
         # torch refuses foreign code with the same exception that damaged bytes give.
         text = str(error)
@@ -123,6 +127,10 @@ def _check_archive(file: Path) -> list[str]:
     if "data.pkl" not in names:
         what = "an archive of torch.export" if any(name.endswith("model.json") for name in names) else "a zip archive"
         raise GenboundError(f"{str(file)!r} is {what} and not a file of torch.save; {STATELESS}")
+    with zipfile.ZipFile(file) as archive:
+        for entry in (entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"):
+            with archive.open(entry) as stream:
+                rehearse(stream, entry.file_size)
     return get_unsafe_globals_in_checkpoint(file)
 
 
@@ -134,6 +142,8 @@ def _check_legacy(file: Path) -> None:
         first = stream.read(1)
     if first not in (b"\x80", b"P"):  # a pickle, or a zip archive without its end
         raise GenboundError(f"{str(file)!r} is no readable torch file (damaged, or of another program?); save it again")
+    with file.open("rb") as stream:
+        rehearse(stream, file.stat().st_size, pickles=4)  # the magic number, the version, the machine, the content
     with FakeTensorMode():
         content = torch.load(file, weights_only=True)
     announced = sum({id(t.untyped_storage()): t.untyped_storage().nbytes() for t in _tensors(content)}.values())

@@ -1,8 +1,8 @@
 """Which code the settings beside a checkpoint may name: what the user has named too, and nothing else.
 
-``genbound.yaml`` comes with the checkpoint, so whoever wrote the checkpoint has written it. A SPEC in it that names code
-(``FILE.py:name``, ``pkg.mod:name``) is run under ``trust_remote_code``, or where :func:`genbound.save_spec` wrote the
-same SPEC for the same place on this machine and the file is as it was then.
+``genbound.yaml`` comes with the checkpoint, so whoever wrote the checkpoint has written it. A SPEC in it that names
+code (``FILE.py:name``, ``pkg.mod:name``) is run under ``trust_remote_code``, or where :func:`genbound.save_spec` wrote
+the same SPEC for the same place on this machine and the file is as it was then.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ OPTIONS = [
     option("validation", float, "Share of the training samples to hold out."),
     option("early-stopping", int, "Baseline: stop after so many epochs without a better validation accuracy."),
     option("save-steps", int, "Steps between checkpoints (default: once an epoch)."),
+    click.option("--trust-remote-code", is_flag=True, help="Run code that INIT's own files name."),
     DEBUG,
 ]
 
@@ -55,7 +56,8 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
     """Fine-tune INIT on noisy or clean labels, with consistent losses and distance constraints.
 
     Everything goes to DIR: pretrained/ (INIT with the head that training starts from), finetuned/, run.json. `genbound
-    evaluate DIR/finetuned` measures the result and needs no flags.
+    evaluate DIR/finetuned` measures the result; where you named code with --model,
+    it wants the same --model or --trust-remote-code.
     """
     from genbound.finetune.run import finetune as run
     from genbound.finetune.settings import Settings
@@ -63,7 +65,7 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
     chosen = {field.name: given[field.name] for field in fields(Settings) if given.get(field.name) is not None}
     record = run(
         init, data, out, model=given["model"], test_data=given["test_data"], num_classes=given["classes"],
-        settings=Settings(**chosen),
+        settings=Settings(**chosen), trust_remote_code=given["trust_remote_code"],
     )  # fmt: skip
     click.echo(summary(record))
     click.echo(f"checkpoint in {out}/finetuned, record in {out}/run.json", err=True)

@@ -10,6 +10,7 @@ from genbound.data.columns import file_samples
 from genbound.data.hf_datasets import hub_samples
 from genbound.data.images import folder_samples
 from genbound.data.npz import npz_samples
+from genbound.data.run_folder import inner_spec, relabelled
 from genbound.data.samples import Samples, as_samples
 from genbound.data.spec import FUNCTION, DataSpec, Reader
 from genbound.data.texts import shifted
@@ -22,6 +23,12 @@ def function_samples(spec: DataSpec, reader: Reader) -> Samples:
     return shifted(as_samples(found, spec.text, spec.samples), reader.next_token)
 
 
+def run_samples(spec: DataSpec, reader: Reader) -> Samples:
+    """The samples that a run of ``genbound finetune`` trained on, with the labels that it saw."""
+    inner, reader = inner_spec(spec, reader)
+    return relabelled(spec, SCHEMES[inner.scheme](inner, reader)).head(spec.samples)
+
+
 SCHEMES: dict[str, Callable[[DataSpec, Reader], Samples]] = {
     "npz": npz_samples,
     "imagefolder": folder_samples,
@@ -29,6 +36,7 @@ SCHEMES: dict[str, Callable[[DataSpec, Reader], Samples]] = {
     "jsonl": file_samples,
     "parquet": file_samples,
     "hf": hub_samples,
+    "run": run_samples,
     FUNCTION: function_samples,
 }
 
@@ -39,7 +47,8 @@ def load_data(spec: Any, reader: Reader | None = None, base_dir: str | os.PathLi
     Args:
         spec: ``npz:FILE[?x=NAME&y=NAME]``; ``imagefolder:DIR``;
             ``csv:|jsonl:|parquet:FILE?text=COL[&text_pair=COL]&label=COL``; ``hf:DIR`` or ``hf:NAME[/CONFIG]`` with
-            ``?split=NAME`` and columns likewise; ``FILE.py:function`` or ``pkg.mod:function``; each also with
+            ``?split=NAME`` and columns likewise; ``run:DIR`` of ``genbound finetune``;
+            ``FILE.py:function`` or ``pkg.mod:function``; each also with
             ``samples=N`` for the first N. docs/data.md has all options. What is no string goes to
             :func:`~genbound.data.samples.as_samples`.
         reader: what the checkpoint says about its data.

@@ -38,7 +38,7 @@ def npz_samples(spec: DataSpec, reader: Reader) -> Samples:
         GenboundError: not a readable archive, object arrays, a missing name, more than fits into memory.
     """
     path = spec.existing_file()
-    arrays, label = _npz_arrays(path, spec.options.get("x"), spec.options.get("y"))
+    arrays, label = npz_arrays(path, spec.options.get("x"), spec.options.get("y"))
     labels = arrays.pop(label)
     targets = encode_labels(labels.tolist(), str(path)) if labels.dtype.kind in "US" else _whole(labels)
     if not arrays:
@@ -61,7 +61,7 @@ def _inputs(arrays: dict[str, np.ndarray], path: Path) -> Tensor | dict[str, Ten
     return next(iter(tensors.values())) if len(tensors) == 1 else tensors
 
 
-def _npz_arrays(path: Path, x: str | None, y: str | None) -> tuple[dict[str, np.ndarray], str]:
+def npz_arrays(path: Path, x: str | None, y: str | None) -> tuple[dict[str, np.ndarray], str]:
     """Inputs and labels by name, and which are the labels; arrays that are not asked for stay unread."""
     try:
         with path.open("rb") as file:  # opened here, because np.load leaves a damaged file open

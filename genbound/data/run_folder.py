@@ -3,17 +3,88 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from genbound.data.npz import npz_arrays
-from genbound.data.sample_parts import to_tensor
 from genbound.data.samples import Batch, Samples
 from genbound.data.spec import FUNCTION, DataSpec, Reader
 from genbound.errors import GenboundError
 
-SCHEME = "run"
+
+class Relabelled(Samples):
+    """The samples at some places of others, with other labels."""
+
+    def __init__(self, samples: Samples, labels: Any, places: list[int] | None = None):
+        self._samples, self._places = samples, list(range(len(samples))) if places is None else places
+        self.labels = torch.as_tensor(labels)
+        if len(self.labels) != len(samples):
+            raise GenboundError(f"{len(self.labels)} labels for {len(samples)} samples: give one for each")
+        super().__init__(len(self._places), samples.spec)
+        self.label2id = samples.label2id
+
+    def _item(self, i: int) -> tuple[Any, torch.Tensor]:
+        place = self._places[i]
+        return self._samples._item(place)[0], self.labels[place]
+
+    def shape_key(self, i: int) -> Hashable:
+        """That of the sample's place."""
+        return self._samples.shape_key(self._places[i])
+
+    def batch(self, indices: Iterable[int]) -> Batch:
+        """Inputs of the samples at these places, with their other labels."""
+        indices = [int(i) for i in indices]
+        places = [self._places[i] for i in indices]
+        return Batch(self._samples.batch(places).inputs, self.labels[places], indices)
+
+    def digest(self) -> str:
+        """SHA-256 of the samples' own digest, the places and the labels."""
+        import hashlib
+
+        text = f"{self._samples.digest()}|{self._places}|{self.labels.tolist()}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def inner_spec(spec: DataSpec, reader: Reader) -> tuple[DataSpec, Reader]:
+    """The SPEC of the samples that a run was given, and the reader with the run's class numbers.
+
+    Args:
+        spec: ``run:FOLDER``.
+        reader: what the checkpoint says; whether it allows code.
+
+    Raises:
+        GenboundError: no record of a run, or one that names code: ``run.json`` may have come with the checkpoint.
+    """
+    file = spec.path / "run.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        said, names = record["data"], record["label2id"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise GenboundError(
+            f"data {spec.text!r}: {str(file)!r} is no record of a run of genbound finetune ({type(error).__name__}); "
+            "give the run's folder"
+        ) from error
+    if not isinstance(said, str) or not isinstance(names, Mapping | None):
+        raise GenboundError(f"{str(file)!r} names no data that can be read again; give --data")
+    inner = DataSpec.parse(said)
+    if inner.scheme == "run":
+        raise GenboundError(f"{str(file)!r} names another run's samples ({said!r}); give --data")
+    if inner.scheme == FUNCTION and not reader.trust_remote_code:
+        raise GenboundError(
+            f"{str(file)!r} would run code (data: {said!r}), which you have not asked for: read that code, then allow "
+            "it with --trust-remote-code (trust_remote_code=True)"
+        )
+    return inner, replace(reader, label2id=names)
+
+
+def relabelled(spec: DataSpec, samples: Samples) -> Samples:
+    """The part of the samples that the run trained on, with the labels that it saw, as ``labels.npz`` has them."""
+    file = DataSpec(spec.text, "npz", str(spec.path / "labels.npz")).existing_file()
+    arrays, _ = npz_arrays(file, "train", "observed")
+    labels, places = torch.as_tensor(arrays["observed"]), torch.as_tensor(arrays["train"])
+    if places.ndim != 1 or places.is_floating_point() or not bool(((places >= 0) & (places < len(samples))).all()):
+        raise GenboundError(f"{str(file)!r} names places that the {len(samples)} samples do not have; restore it")
+    return Relabelled(samples, labels, places.tolist())

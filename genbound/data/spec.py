@@ -22,6 +22,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "jsonl": COLUMNS,
     "parquet": COLUMNS,
     "hf": (*COLUMNS, "split", "streaming"),
+    "run": ("samples",),
     FUNCTION: ("samples",),
 }
 
@@ -36,6 +37,7 @@ class Reader:
         label2id: the model's class names; labels that are strings are numbered in sorted order without it.
         numeric: labels are numbers and not classes (regression, several labels, a user's own loss).
         next_token: the model predicts the next token, whatever the data say.
+        trust_remote_code: code may be run that files name and not the user.
     """
 
     tokenizer: Any = None
@@ -43,6 +45,7 @@ class Reader:
     label2id: Mapping[str, int] | None = None
     numeric: bool = False
     next_token: bool = False
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class DataSpec:
             return cls(text, FUNCTION, place, _options(text, query, OPTIONS[FUNCTION]), Path(base_dir))
         raise GenboundError(
             f"data {text!r} is not understood: use npz:FILE, imagefolder:DIR, "
-            "csv:FILE?text=COL&label=COL (or jsonl:, parquet:), hf:DIR, FILE.py:function or pkg.mod:function"
+            "csv:FILE?text=COL&label=COL (or jsonl:, parquet:), hf:DIR, run:DIR, FILE.py:function or pkg.mod:function"
         )
 
     @property

@@ -79,7 +79,7 @@ def load(
         data: training samples, as a data SPEC or anything that :class:`~genbound.network.problem.Problem` takes.
         test_data: held-out samples, likewise.
         head: what the output head is measured from: ``init`` (default), ``zero``, ``exclude`` or ``seed:N``.
-        trust_remote_code: allow transformers to run code that lies in the checkpoint's directory.
+        trust_remote_code: allow code that the checkpoint's own files name: in its directory, or in ``genbound.yaml``.
         head_weights, ignore, entry: see :func:`~genbound.checkpoints.architecture.build_pair`.
         loss: as for :class:`~genbound.network.problem.Problem`, and as ``FILE.py:function``; by default what the model
             was trained with.
@@ -164,6 +164,7 @@ def _samples(pair: Pair, model: nn.Module, spec: EvaluationSpec, loss: Any) -> t
         names,
         numeric=loss in ("squared_error", "multi_label"),
         next_token=predicts_next_token(model),
+        trust_remote_code=spec.trust_remote_code,
     )
     samples = load_data(spec.data, reader)
     if spec.test_data is None:

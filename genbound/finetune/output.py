@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from genbound.checkpoints import huggingface
-from genbound.checkpoints.sidecar import located, save_spec
+from genbound.checkpoints.sidecar import located, write_sidecar
 from genbound.finetune.start import Start
 
 DATA_FILE = '''"""The training samples of this run, with the labels that it saw."""
@@ -45,7 +45,7 @@ def save_network(model: Any, folder: Path, start: Start) -> None:
             temporary / "model.safetensors",
         )
         if start.spec is not None:
-            save_spec(temporary, model=start.spec)
+            write_sidecar(temporary, model=start.spec)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
 
@@ -55,9 +55,9 @@ def write_data_file(out: Path) -> None:
     (out / "data.py").write_text(DATA_FILE, encoding="utf-8")
 
 
-def write_sidecar(out: Path, record: dict[str, Any]) -> None:
+def describe_checkpoint(out: Path, record: dict[str, Any]) -> None:
     """Say beside the fine-tuned checkpoint what it is measured with; the folder may be moved as a whole."""
-    save_spec(
-        out / "finetuned", model=record["model"], init="../pretrained", data="../data.py:train",
+    write_sidecar(
+        out / "finetuned", model=record["model"], init="../pretrained", data="run:..",
         test_data=record["test_data"] and located(record["test_data"], Path.cwd()),
     )  # fmt: skip

@@ -15,19 +15,19 @@ import torch
 from torch import nn
 
 from genbound.checkpoints import huggingface
+from genbound.data.run_folder import Relabelled
 from genbound.errors import GenboundError
 from genbound.files import write_json
 from genbound.finetune.constraint.distance_constraint import constraint_of
 from genbound.finetune.label_noise.confusion import anchor_points, dual_t
 from genbound.finetune.label_noise.draw import named_matrix
 from genbound.finetune.objective import objective_of
-from genbound.finetune.output import save_network, write_data_file, write_sidecar
+from genbound.finetune.output import describe_checkpoint, save_network, write_data_file
 from genbound.finetune.predictions import accuracies, predict
 from genbound.finetune.radius_search import AUTO, choose_radius
 from genbound.finetune.settings import Settings, differences
 from genbound.finetune.start import Start, build_start
 from genbound.finetune.task import RunSpec, Task, read_task
-from genbound.finetune.training_data import Relabelled
 from genbound.user_code import rng_untouched
 from genbound.version import __version__
 
@@ -43,6 +43,7 @@ def finetune(
     test_data: Any = None,
     num_classes: int | None = None,
     settings: Settings | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune a pretrained checkpoint; the same call continues a run that was stopped.
 
@@ -56,6 +57,7 @@ def finetune(
         test_data: samples to report the accuracy on; never trained or selected on.
         num_classes: where the training labels do not show all.
         settings: everything else.
+        trust_remote_code: allow code that INIT's own files name: in its directory, or in its ``genbound.yaml``.
 
     Returns:
         The content of ``run.json``: settings, accuracies, distances.
@@ -64,20 +66,25 @@ def finetune(
         GenboundError: something does not fit, or OUT holds a run with other settings.
     """
     with rng_untouched():
-        return _run(RunSpec(init, data, Path(out), model, test_data, num_classes, settings or Settings()))
+        return _run(
+            RunSpec(init, data, Path(out), model, test_data, num_classes, settings or Settings(), trust_remote_code)
+        )
 
 
 def _run(spec: RunSpec) -> dict[str, Any]:
     out, task = spec.out, read_task(spec)
     samples = task.samples
-    start = build_start(spec.init, spec.model, task.num_classes, samples.label2id, task.has_images, spec.settings.seed)
+    start = build_start(
+        spec.init, spec.model, task.num_classes, samples.label2id, task.has_images, spec.settings.seed,
+        spec.trust_remote_code,
+    )  # fmt: skip
     if finished := _continue(out, _identity(spec, task, start)):
         return finished
     task.write(out / "labels.npz")
     save_network(start.model, out / "pretrained", start)
 
     began = time.perf_counter()
-    confusion = _confusion(spec, task)
+    confusion = _confusion(spec, task, start)
     settings, trials = _settings(spec, task, confusion)
     network, trained = _train(start, task, confusion, settings, out)
     save_network(network, out / "finetuned", start)
@@ -93,7 +100,7 @@ def _run(spec: RunSpec) -> dict[str, Any]:
     }  # fmt: skip
     if isinstance(spec.data, str):
         write_data_file(out)
-        write_sidecar(out, record)
+        describe_checkpoint(out, record)
     write_json(out / "run.json", record)
     return record
 
@@ -105,7 +112,10 @@ def _said(data: Any) -> str | None:
 
 def _within(spec: RunSpec, name: str, num_classes: int | None, settings: Settings) -> dict[str, Any]:
     """A run inside this one's folder, from the same start on the same samples; its record."""
-    return finetune(spec.init, spec.data, spec.out / name, model=spec.model, num_classes=num_classes, settings=settings)
+    return finetune(
+        spec.init, spec.data, spec.out / name, model=spec.model, num_classes=num_classes, settings=settings,
+        trust_remote_code=spec.trust_remote_code,
+    )  # fmt: skip
 
 
 def _identity(spec: RunSpec, task: Task, start: Start) -> dict[str, Any]:
@@ -134,7 +144,7 @@ def _continue(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _confusion(spec: RunSpec, task: Task) -> np.ndarray | None:
+def _confusion(spec: RunSpec, task: Task, start: Start) -> np.ndarray | None:
     """F to correct for: known, read, or estimated from a short run of the same recipe without correction."""
     settings, wanted = spec.settings, spec.settings.confusion
     if wanted is None:
@@ -150,7 +160,10 @@ def _confusion(spec: RunSpec, task: Task) -> np.ndarray | None:
         noise=f"labels:{_observed_file(spec.out, task)}",
     )
     _within(spec, "estimation", task.num_classes, recipe)
-    first = build_start(spec.out / "estimation" / "finetuned", None, task.num_classes, None, False, settings.seed)
+    first = build_start(
+        spec.out / "estimation" / "finetuned", start.spec, task.num_classes, None, False, settings.seed,
+        spec.trust_remote_code,
+    )  # fmt: skip
     logits, labels = predict(first.model, task.part(task.train), settings.device)
     matrix = ESTIMATES[wanted](logits.double().softmax(-1), labels)
     _matrix_file(spec.out, matrix)

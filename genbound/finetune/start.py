@@ -34,6 +34,7 @@ class Start:
         rule: what chose the architecture.
         tokenizer_dir: directory with a tokenizer.
         sha256: of INIT.
+        trust_remote_code: code that INIT's own files name may be run.
     """
 
     model: nn.Module
@@ -43,21 +44,29 @@ class Start:
     rule: str
     tokenizer_dir: Path | None
     sha256: str
+    trust_remote_code: bool = False
 
     def tokenizer(self) -> Any:
         """The tokenizer that lies beside INIT, if there is one."""
-        return None if self.tokenizer_dir is None else huggingface.load_tokenizer(self.tokenizer_dir)
+        folder = self.tokenizer_dir
+        return None if folder is None else huggingface.load_tokenizer(folder, self.trust_remote_code)
 
 
-def tokenizer_of(init: str | os.PathLike) -> Any:
+def tokenizer_of(init: str | os.PathLike, trust_remote_code: bool = False) -> Any:
     """INIT's tokenizer, if there is one: text can then be read before the model is built."""
     path = Path(init).expanduser()
     folder = huggingface.tokenizer_folder(path if path.is_dir() else path.parent)
-    return None if folder is None else huggingface.load_tokenizer(folder)
+    return None if folder is None else huggingface.load_tokenizer(folder, trust_remote_code)
 
 
 def build_start(
-    init: str | os.PathLike, model: Any, num_classes: int, label2id: Mapping[str, int] | None, images: bool, seed: int
+    init: str | os.PathLike,
+    model: Any,
+    num_classes: int,
+    label2id: Mapping[str, int] | None,
+    images: bool,
+    seed: int,
+    trust_remote_code: bool = False,
 ) -> Start:
     """Build the network that ``model``, a sidecar or INIT itself names and put INIT's weights in.
 
@@ -68,16 +77,17 @@ def build_start(
         label2id: names of the classes, for the config of a transformers model.
         images: the inputs are images, not text; decides which head a base transformers model gets.
         seed: of the head.
+        trust_remote_code: allow code that INIT's own files name: in its directory, or in its ``genbound.yaml``.
 
     Raises:
         GenboundError: no architecture, or INIT does not fit it.
     """
-    said = PairSpec(init, model=model).completed()
+    said = PairSpec(init, model=model, trust_remote_code=trust_remote_code).completed()
     file = read_state(init, said.entry, said.ignore or ())
     with rng_untouched():
         torch.manual_seed(seed)  # draws the head
         if said.hub_class is not None:
-            hub = _hub_class(file, said.hub_class, num_classes, label2id, images)
+            hub = _hub_class(file, said.hub_class, num_classes, label2id, images, trust_remote_code)
             network, new = _of_hub_class(file, hub)
             rule, spec = hub.choice, None
         else:
@@ -87,7 +97,7 @@ def build_start(
             rule = f"--model {named or getattr(said.model, '__qualname__', type(said.model).__name__)}"
             spec = None if named is None else located(named, Path.cwd())
     sharing = huggingface.tokenizer_folder(file.directory)
-    huggingface.name_padding(network, sharing)
+    huggingface.name_padding(network, sharing, trust_remote_code)
     head = head_names(network)
     stray = [name for name in new if name not in head]
     if stray:
@@ -95,11 +105,16 @@ def build_start(
             f"INIT {str(init)!r} lacks {len(stray)} weights of the model that are not its head "
             f"({', '.join(stray[:3])}): is it a checkpoint of this architecture?"
         )
-    return Start(network.float(), head, new, spec, rule, sharing, file.sha256)
+    return Start(network.float(), head, new, spec, rule, sharing, file.sha256, trust_remote_code)
 
 
 def _hub_class(
-    file: StateFile, auto: str, num_classes: int, label2id: Mapping[str, int] | None, images: bool
+    file: StateFile,
+    auto: str,
+    num_classes: int,
+    label2id: Mapping[str, int] | None,
+    images: bool,
+    trust_remote_code: bool,
 ) -> HubClass:
     """The transformers class for the task, with a config that knows the task's classes."""
     if file.config is None:
@@ -107,7 +122,7 @@ def _hub_class(
     written = (file.config.get("architectures") or [""])[0]
     if not auto and not written.endswith("Classification"):
         auto = "AutoModelForImageClassification" if images else "AutoModelForSequenceClassification"
-    hub = huggingface.resolve_class(file.directory, auto)
+    hub = huggingface.resolve_class(file.directory, auto, trust_remote_code)
     if hub.config.num_labels != num_classes or label2id:
         hub.config.num_labels = num_classes
         names = label2id or {f"LABEL_{i}": i for i in range(num_classes)}

@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from genbound.data import Reader, Samples, load_data
+from genbound.data.run_folder import Relabelled
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import tokenizer_of
-from genbound.finetune.training_data import Relabelled, all_labels, noisy_labels
+from genbound.finetune.training_data import all_labels, noisy_labels
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class RunSpec:
     test_data: Any = None
     num_classes: int | None = None
     settings: Settings = field(default_factory=Settings)
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def _read(spec: RunSpec, data: Any, training: Samples | None) -> Samples:
     """Samples with the tokenizer of INIT; held-out ones with the class numbers of the training samples."""
     if not isinstance(data, str):
         return load_data(data)
-    return load_data(data, Reader(tokenizer_of(spec.init), label2id=None if training is None else training.label2id))
+    tokenizer = tokenizer_of(spec.init, spec.trust_remote_code)
+    names = None if training is None else training.label2id
+    return load_data(data, Reader(tokenizer, label2id=names, trust_remote_code=spec.trust_remote_code))
 
 
 def _num_classes(spec: RunSpec, samples: Samples, clean: Tensor) -> int:

@@ -2,49 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from genbound.data import Batch, Reader, Samples, load_data
+from genbound.data import Reader, Samples, load_data
 from genbound.errors import GenboundError
 from genbound.finetune.label_noise.draw import flip_labels, named_matrix
-
-
-class Relabelled(Samples):
-    """The samples at some places of others, with other labels."""
-
-    def __init__(self, samples: Samples, labels: Any, places: list[int] | None = None):
-        self._samples, self._places = samples, list(range(len(samples))) if places is None else places
-        self.labels = torch.as_tensor(labels)
-        if len(self.labels) != len(samples):
-            raise GenboundError(f"{len(self.labels)} labels for {len(samples)} samples: give one for each")
-        super().__init__(len(self._places), samples.spec)
-        self.label2id = samples.label2id
-
-    def _item(self, i: int) -> tuple[Any, torch.Tensor]:
-        place = self._places[i]
-        return self._samples._item(place)[0], self.labels[place]
-
-    def shape_key(self, i: int) -> Hashable:
-        """That of the sample's place."""
-        return self._samples.shape_key(self._places[i])
-
-    def batch(self, indices: Iterable[int]) -> Batch:
-        """Inputs of the samples at these places, with their other labels."""
-        indices = [int(i) for i in indices]
-        places = [self._places[i] for i in indices]
-        return Batch(self._samples.batch(places).inputs, self.labels[places], indices)
-
-    def digest(self) -> str:
-        """SHA-256 of the samples' own digest, the places and the labels."""
-        import hashlib
-
-        text = f"{self._samples.digest()}|{self._places}|{self.labels.tolist()}"
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def all_labels(samples: Samples) -> torch.Tensor:
@@ -85,16 +50,10 @@ def _observed(file: str, count: int, num_classes: int) -> torch.Tensor:
 def samples_of_run(folder: str | Path) -> Samples:
     """The training samples of a finished run, with the labels that it saw.
 
-    ``data.py`` in the run's folder calls this, so that ``genbound evaluate`` measures on them.
+    ``data.py`` in the run's folder calls this, for scripts; ``genbound evaluate`` reads the data SPEC ``run:FOLDER``.
     """
-    import json
-
     from genbound.finetune.start import tokenizer_of
 
-    folder = Path(folder)
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    with np.load(folder / "labels.npz", allow_pickle=False) as stored:
-        labels, places = stored["observed"], stored["train"].tolist()
-    tokenizer = tokenizer_of(folder / "finetuned")
-    samples = load_data(record["data"], Reader(tokenizer, label2id=record["label2id"]))
-    return Relabelled(samples, labels, places)
+    # Who runs data.py has named it; what the run was given is the same person's.
+    reader = Reader(tokenizer_of(Path(folder, "finetuned")), trust_remote_code=True)
+    return load_data(f"run:{Path(folder).resolve()}", reader)

@@ -217,7 +217,8 @@ SIDECARS = {
 @pytest.mark.parametrize("content", SIDECARS)
 def test_sidecars(content, folder, capsys):
     make("genbound.yaml", content)
-    refused(capsys, "evaluate", "good.safetensors", "good.safetensors", words=SIDECARS[content])
+    given = ["evaluate", "good.safetensors", "good.safetensors", "--trust-remote-code"]
+    refused(capsys, *given, words=SIDECARS[content])
 
 
 @pytest.mark.parametrize("library, spec", [("datasets", "hf:p"), ("PIL", "imagefolder:p")])

@@ -103,7 +103,9 @@ def test_module_is_copied_and_callable_is_called(files):
 def test_sidecar(files):
     folder, _, _ = files
     (folder / "genbound.yaml").write_text("model: nets.py:make\n")
-    pair = build_pair(folder / "ckpt.pt", folder / "init.safetensors")
+    with pytest.raises(GenboundError, match="trust_remote_code"):  # the file may have come with the checkpoint
+        build_pair(folder / "ckpt.pt", folder / "init.safetensors")
+    pair = build_pair(folder / "ckpt.pt", folder / "init.safetensors", trust_remote_code=True)
     assert "genbound.yaml" in pair.rule and pair.model is not None
 
 
