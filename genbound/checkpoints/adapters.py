@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from genbound.checkpoints import huggingface
+from genbound.checkpoints.config_limits import check_config, check_patterns
 from genbound.checkpoints.huggingface import HubClass
 from genbound.checkpoints.names import strip_prefixes
 from genbound.checkpoints.pair_files import PairFiles
 from genbound.checkpoints.state_file import StateFile
+from genbound.checkpoints.weight_files import ADAPTER_CONFIG
 from genbound.errors import GenboundError, first_line
 from genbound.optional import import_optional
 
@@ -29,6 +32,8 @@ TASKS = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
 }
+# They import a module by name, read other files, or copy layers any number of times.
+FOREIGN = ("megatron_config", "adapters", "layer_replication", "tokenizer_kwargs", "arrow_config")
 # They change the base's own weights when they start, so that the adapter alone does not say what was learned.
 REBASED = ("pissa", "olora", "corda", "loftq")
 
@@ -49,7 +54,7 @@ def base_class(files: PairFiles, auto: str = "") -> HubClass:
             f"the adapter's base model {str(init.path)!r} has no config.json; give its Hugging Face "
             "directory as INIT, or --model FILE.py:factory"
         )
-    hub = huggingface.resolve_class(init.directory, auto, files.spec.trust_remote_code)
+    hub = huggingface.resolve_class(init.directory, auto, files.spec.trust_remote_code, init.tensors)
     heads = [t for name, t in adapter.tensors.items() if ".lora_" not in name and t.ndim == 2]
     if heads and task in ("SEQ_CLS", "TOKEN_CLS") and hub.config.num_labels != len(heads[-1]):
         hub.config.num_labels = len(heads[-1])
@@ -100,6 +105,7 @@ def _attached(base: nn.Module, adapter: StateFile) -> tuple[Any, str]:
     peft = import_optional("peft", "a PEFT adapter needs peft", "genbound[peft]")
     kind = str((adapter.adapter or {}).get("peft_type"))
     arguments = _arguments(peft, adapter, kind)
+    _check(arguments, base, adapter)
     try:
         with huggingface.quiet():
             config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**arguments)
@@ -137,6 +143,26 @@ def _arguments(peft: Any, adapter: StateFile, kind: str) -> dict[str, Any]:
             "convert it on saving: save_pretrained(DIR, path_initial_model_for_weight_conversion=...)"
         )
     return {**given, "inference_mode": True}
+
+
+def _check(arguments: Mapping[str, Any], base: nn.Module, adapter: StateFile) -> None:
+    """Refuse what would run code or take a size that the adapter's tensors do not have."""
+    file = adapter.directory / ADAPTER_CONFIG
+    for name in FOREIGN:
+        if arguments.get(name):
+            raise GenboundError(f"{str(file)!r} has {name}, which brings other code in; merge the model yourself")
+    check_config(arguments, adapter.tensors, file)
+    for name in ("rank_pattern", "alpha_pattern"):  # their keys are patterns: the numbers stand under those
+        ranks = arguments.get(name)
+        check_config({"r": list(ranks.values()) if isinstance(ranks, dict) else []}, adapter.tensors, file)
+    names = [name for name, _ in base.named_modules()]
+    found = [
+        arguments.get(name) for name in ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")
+    ]
+    lists = [value for value in found if isinstance(value, list)]
+    patterns = [value for value in [*found, *(item for each in lists for item in each)] if isinstance(value, str)]
+    keys = [key for name in ("rank_pattern", "alpha_pattern") for key in (arguments.get(name) or {})]
+    check_patterns([*patterns, *keys], names, file)
 
 
 def _refuse_unfilled(report: Any, adapter: StateFile) -> None:

@@ -151,7 +151,7 @@ def _from_library(
 def _from_hub_class(files: PairFiles, auto: str, rule: str) -> Built:
     described = next((side for side in (files.ckpt, files.init) if side.config is not None), files.ckpt)
     try:
-        hub = huggingface.resolve_class(described.directory, auto, files.spec.trust_remote_code)
+        hub = huggingface.resolve_class(described.directory, auto, files.spec.trust_remote_code, described.tensors)
         model, state, unused = huggingface.load_finetuned(hub, files.ckpt.tensors, head_names)
         # Through the *fine-tuned* class: INIT's own has another head, or no prefix.
         _, init_state, init_unused = huggingface.load_through(hub, files.init.tensors)

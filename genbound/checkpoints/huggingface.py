@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genbound.checkpoints.config_limits import check_config, read_json
 from genbound.checkpoints.names import common_prefix, strip_prefixes, unwrapped
 from genbound.errors import GenboundError, first_line
 from genbound.optional import import_optional
@@ -44,18 +45,21 @@ class HubClass:
         return self.cls(self.config)
 
 
-def resolve_class(folder: Path, auto: str = "", trust_remote_code: bool = False) -> HubClass:
+def resolve_class(
+    folder: Path, auto: str = "", trust_remote_code: bool = False, tensors: Mapping[str, Tensor] | None = None
+) -> HubClass:
     """The model class of a directory with ``config.json``.
 
     Args:
         folder: where ``config.json`` lies.
         auto: ``AutoModelFor…`` or a class name; by default ``architectures[0]`` of the config.
         trust_remote_code: allow a class whose code lies in the directory.
+        tensors: the weights that the config has to fit.
 
     Raises:
         GenboundError: no usable config, quantised weights, or a class that this version of transformers does not have.
     """
-    config = _read_config(folder, trust_remote_code)
+    config = _read_config(folder, trust_remote_code, tensors or {})
     if getattr(config, "quantization_config", None):
         raise GenboundError(
             f"{str(folder)!r} holds quantised weights, whose distance from the start is mostly rounding; "
@@ -77,15 +81,19 @@ def resolve_class(folder: Path, auto: str = "", trust_remote_code: bool = False)
     )
 
 
-def _read_config(folder: Path, trust_remote_code: bool) -> Any:
+def _read_config(folder: Path, trust_remote_code: bool, tensors: Mapping[str, Tensor]) -> Any:
     transformers = import_transformers()
     if not (folder / "config.json").is_file():
         raise GenboundError(f"{str(folder)!r} has no config.json; give a Hugging Face directory or another --model")
+    if isinstance(said := read_json(folder / "config.json"), dict):
+        check_config(said, tensors, folder / "config.json")
     try:
         with quiet():
-            return transformers.AutoConfig.from_pretrained(
+            config = transformers.AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust_remote_code
             )
+            _pin_kernels(config)
+            return config
     except Exception as error:
         hint = (
             ""
@@ -96,6 +104,19 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
             f"transformers {transformers.__version__} does not understand {str(folder / 'config.json')!r}: "
             f"{first_line(error)}{hint}"
         ) from error
+
+
+def _pin_kernels(config: Any) -> None:
+    """Take out what would fetch and run compiled code: kernels of the hub by name, for attention or for experts.
+
+    What transformers ships is left as it is, also where the config says nothing.
+    """
+    for name in ("_attn_implementation", "_experts_implementation"):
+        if getattr(config, name, None) not in (None, "eager", "sdpa", "grouped_mm", "batched_mm"):
+            setattr(config, name, None)
+    for name in getattr(config, "sub_configs", None) or {}:
+        if (part := getattr(config, name, None)) is not None:
+            _pin_kernels(part)
 
 
 def _class_in_folder(folder: Path, config: Any, name: str) -> type[nn.Module] | None:
@@ -115,9 +136,11 @@ def _class_of_library(folder: Path, config: Any, name: str) -> type[nn.Module]:
     try:
         found = getattr(transformers, name)
         if not name.startswith("AutoModel"):
+            if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+                raise TypeError(f"{name} is no model")  # the name comes out of a file, and calling it runs it
             return found
         with quiet(), torch.device("meta"):  # the mapping is private; without storage this costs nothing
-            return type(found.from_config(config))
+            return type(found.from_config(config, trust_remote_code=False))  # left open, it would ask on the terminal
     except Exception as error:
         raise GenboundError(
             f"transformers {transformers.__version__} has no {name} for {str(folder)!r}: {first_line(error)}"
@@ -283,6 +306,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 
 def _load(auto: str, what: str, folder: Path, trust_remote_code: bool) -> Any:
     transformers = import_transformers()
+    if not trust_remote_code:
+        _refuse_dictionaries(folder)
     try:
         with quiet():
             return getattr(transformers, auto).from_pretrained(
@@ -292,6 +317,18 @@ def _load(auto: str, what: str, folder: Path, trust_remote_code: bool) -> Any:
         raise GenboundError(
             f"the {what} in {str(folder)!r} cannot be loaded: {first_line(error)}; save it again"
         ) from error
+
+
+def _refuse_dictionaries(folder: Path) -> None:
+    """Refuse settings of analysers of Japanese, which load dictionaries and plugins from any path."""
+    file = folder / "tokenizer_config.json"
+    said = read_json(file) if file.is_file() else None
+    for name in ("mecab_kwargs", "sudachi_kwargs", "jumanpp_kwargs"):
+        if isinstance(said, dict) and said.get(name):
+            raise GenboundError(
+                f"{str(file)!r} has {name}, which load other files as they like: read them, then allow it with "
+                "--trust-remote-code"
+            )
 
 
 def name_padding(model: nn.Module, folder: Path | None, trust_remote_code: bool = False) -> None:
@@ -313,8 +350,16 @@ def name_padding(model: nn.Module, folder: Path | None, trust_remote_code: bool 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the reports and progress bars of transformers; genbound writes its own."""
+    """Silence the reports and progress bars of transformers; genbound writes its own.
+
+    Nothing is asked on the terminal, and nothing is downloaded.
+    """
+    import huggingface_hub.constants
+    from transformers import dynamic_module_utils
     from transformers.utils import logging
+
+    asks, online = dynamic_module_utils.TIME_OUT_REMOTE_CODE, huggingface_hub.constants.HF_HUB_OFFLINE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE, huggingface_hub.constants.HF_HUB_OFFLINE = 0, True
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -324,6 +369,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")  # their deprecations among themselves are no news to the user
             yield
     finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE, huggingface_hub.constants.HF_HUB_OFFLINE = asks, online
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -9,6 +9,7 @@ that claims more than its storage has.
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
@@ -123,8 +124,10 @@ def _from_type(function: Any = None, kind: Any = None, arguments: Any = (), *_: 
     return function(*arguments)
 
 
-def _mapping(*items: Any) -> dict[Any, Any]:
-    return dict(items[0]) if items and isinstance(items[0], list) else {}  # Python 2 wrote the items into the call
+def _mapping(*items: Any) -> OrderedDict[Any, Any]:
+    return (
+        OrderedDict(items[0]) if items and isinstance(items[0], list) else OrderedDict()
+    )  # Python 2 wrote the items into the call
 
 
 def _bytearray(*content: Any) -> Thing:

@@ -1,7 +1,6 @@
 """Files to tensors: read a checkpoint, whatever its container, without ever running its code."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from genbound.checkpoints.config_limits import read_json
 from genbound.checkpoints.containers import Found, find_state
 from genbound.checkpoints.measurable import measurable
 from genbound.checkpoints.torch_files import read_torch
@@ -171,10 +171,7 @@ def _without(tensors: dict[str, Tensor], ignore: Iterable[str]) -> dict[str, Ten
 def _read_json(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise GenboundError(f"{str(file)!r} is no valid JSON ({error}); restore it from the original") from error
+    content = read_json(file)
     return content if isinstance(content, dict) else None
 
 

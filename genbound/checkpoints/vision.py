@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ def vision_model(
         tensors: the checkpoint; its last layer's weight, ``[K, ...]``, says how many classes there are.
         arguments: further arguments of the constructor.
     """
+    _refuse_foreign(library, name, arguments or {})
     module = import_library(library if library == "timm" else "torchvision.models")
     given = dict(arguments or {})
 
@@ -53,6 +55,24 @@ def vision_model(
         classes = _classes(build(), tensors)
     sized = {} if classes is None else {"num_classes": classes}
     return build(**sized), lambda: build(**sized)
+
+
+def _refuse_foreign(library: str, name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse what makes timm read or fetch other files; a checkpoint's config.json may say anything."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise GenboundError(f"{library} model {name!r:.80} is no plain name; name one that {library} has")
+    for key, value in arguments.items():
+        if key.startswith(("pretrained", "checkpoint", "cache", "features")) or not _plain(value):
+            raise GenboundError(f"config.json has model_args {key!r}, which is no size or switch of a {library} model")
+
+
+def _plain(value: Any) -> bool:
+    """A number of reasonable size, a switch, a word, or some of these."""
+    if isinstance(value, list):
+        return len(value) < 100 and all(map(_plain, value))
+    if isinstance(value, str):
+        return len(value) < 100 and re.fullmatch(r"[\w.-]*", value) is not None
+    return value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= 1 << 20)
 
 
 def _classes(model: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:

@@ -122,7 +122,7 @@ def _hub_class(
     written = (file.config.get("architectures") or [""])[0]
     if not auto and not written.endswith("Classification"):
         auto = "AutoModelForImageClassification" if images else "AutoModelForSequenceClassification"
-    hub = huggingface.resolve_class(file.directory, auto, trust_remote_code)
+    hub = huggingface.resolve_class(file.directory, auto, trust_remote_code, file.tensors)
     if hub.config.num_labels != num_classes or label2id:
         hub.config.num_labels = num_classes
         names = label2id or {f"LABEL_{i}": i for i in range(num_classes)}
