@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from genbound.errors import GenboundError
+
+# What settings need at most. Reading YAML takes milliseconds a line.
+MOST_BYTES, MOST_NODES, MOST_DEPTH = 1 << 17, 5000, 20
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -50,7 +53,11 @@ def read_yaml(path: Path, where: str, what: str, may_be_empty: bool = False) -> 
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES >> 10} KiB")
+        text = path.read_text(encoding="utf-8")
+        _check_nodes(yaml.parse(text, yaml.SafeLoader))
+        content = yaml.safe_load(text)
     except OSError as error:
         raise GenboundError(f"{where} cannot be read: {error}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # also of bytes that are no UTF-8
@@ -60,3 +67,27 @@ def read_yaml(path: Path, where: str, what: str, may_be_empty: bool = False) -> 
     if not isinstance(content, dict):
         raise GenboundError(f"{where} must hold {what} as `name: value` lines")
     return content
+
+
+def _check_nodes(events: Iterable[Any]) -> None:
+    """Refuse a text that becomes more, or deeper, than settings are: an alias counts as all that it stands for."""
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
+    for event in events:
+        kind = type(event).__name__
+        if kind in ("MappingStartEvent", "SequenceStartEvent"):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > MOST_DEPTH:
+                raise ValueError(f"it nests more than {MOST_DEPTH} values in one another")
+            continue
+        if kind == "AliasEvent":
+            anchor, size = None, sizes.get(event.anchor, 1)
+        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+            anchor, size = open_nodes.pop()
+        else:
+            anchor, size = getattr(event, "anchor", None), 1
+        if anchor is not None:
+            sizes[anchor] = size
+        open_nodes[-1] = (open_nodes[-1][0], open_nodes[-1][1] + size)
+        if open_nodes[-1][1] > MOST_NODES:
+            raise ValueError(f"it holds more than {MOST_NODES} values")
