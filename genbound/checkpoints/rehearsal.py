@@ -172,11 +172,14 @@ MAKERS = ("torch._utils.", "torch.storage.", "torch.nested.", "torch.sparse.", "
 MADE = ("Tensor", "Storage")
 
 
-class _Player(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    # The one in C allocates for whatever index a memo is given; this one is what torch's own is modelled on.
-    dispatch = {
+# The one in C allocates for whatever index a memo is given; this one, which has no types, is what torch's own follows.
+_Unpickler: Any = vars(pickle)["_Unpickler"]
+
+
+class _Player(_Unpickler):
+    dispatch: dict[int, Any] = {
         code: function
-        for code, function in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
+        for code, function in _Unpickler.dispatch.items()
         if code not in {pickle.BYTEARRAY8[0], pickle.NEXT_BUFFER[0], pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0]}
     }
 
