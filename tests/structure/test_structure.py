@@ -16,12 +16,6 @@ from genbound.structure.tree import lipschitz
 MEASURES = ["structure", "spectral_norm", "layer_norms"]
 
 
-@pytest.fixture(autouse=True)
-def _readers_alone(monkeypatch):
-    """Cut derivatives are refused before any reader sees them; here the readers are asked themselves."""
-    monkeypatch.setattr("genbound.network.problem.check_derivatives", lambda network, names: ())
-
-
 @pytest.mark.parametrize("name", NETS)
 def test_the_tree_bounds_the_jacobian(name):
     """For both models, in the Euclidean norm (with either constant for averages) and in the sup norm."""
