@@ -18,8 +18,9 @@ import torch
 from cells import CONVENTION, RATE
 from tasks import TASKS
 
+from genbound.data.run_folder import Relabelled
 from genbound.finetune import Settings, finetune, flip_labels, symmetric_noise
-from genbound.finetune.training_data import Relabelled, all_labels
+from genbound.finetune.training_data import all_labels
 
 SEED = 10
 HELD_OUT = 2500

@@ -30,12 +30,13 @@ from tasks import TASKS, Task
 import genbound
 from genbound.bounds import BOUNDS
 from genbound.checkpoints.architecture import build_pair
+from genbound.data.run_folder import Relabelled
 from genbound.evaluation.loop import evaluate
 from genbound.files import write_json
 from genbound.finetune import Settings, finetune, labels_from_predictions
 from genbound.finetune.predictions import predict
 from genbound.finetune.start import build_start
-from genbound.finetune.training_data import Relabelled, all_labels
+from genbound.finetune.training_data import all_labels
 
 
 def settings_of(cell: Cell, task: Task, init: Path, out: Path) -> Settings:
