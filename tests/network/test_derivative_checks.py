@@ -193,3 +193,12 @@ def test_a_loss_at_its_minimum_is_not_refused():
     cut = Loss("cut", lambda f, y: (f - y).square().sum(1) + (f - y).detach().sum(1))
     with pytest.raises(GenboundError, match="first derivative of the loss cut"):
         check_loss_derivatives(cut, outputs, outputs)
+
+
+@pytest.mark.parametrize("margin", [0.0, 3.0, 12.0, 25.0, 34.0, 60.0, 300.0, 3000.0])
+@pytest.mark.parametrize("name", ["cross_entropy", "squared_error"])
+def test_a_loss_that_is_fitted_to_any_degree_is_not_refused(name, margin):
+    targets = torch.tensor([0, 2])
+    rows = F.one_hot(targets, 3).double()
+    outputs = margin * rows + 0.1 * torch.tensor([[0.3, -1.0, 0.2], [2.0, 0.1, -0.7]])
+    check_loss_derivatives(get_loss(name), outputs, targets if name == "cross_entropy" else rows)
