@@ -32,9 +32,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def json_text(value: Any) -> str:
+    """Plain values as indented JSON; a number that is not finite is refused, because JSON has none."""
+    return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write plain values as indented JSON; a number that is not finite is refused, because JSON has none."""
-    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    """Write plain values as :func:`json_text` has them."""
+    text = json_text(value) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

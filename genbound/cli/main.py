@@ -11,7 +11,7 @@ import click
 
 from genbound.cli.click_options import with_options
 from genbound.cli.finetune import finetune
-from genbound.cli.options import PAIR_OPTIONS
+from genbound.cli.options import PAIR_OPTIONS, PRINTED
 from genbound.cli.quantity_options import list_options, quantity_options
 from genbound.cli.tables import COMMANDS, read_tags
 from genbound.errors import GenboundError
@@ -56,7 +56,7 @@ def cli() -> None:
 
 
 @cli.command()
-@with_options(PAIR_OPTIONS)
+@with_options([*PAIR_OPTIONS, *PRINTED])
 def evaluate(**given: Any) -> None:
     """Measure CKPT against the weights INIT it was fine-tuned from, and compute bounds.
 
@@ -74,10 +74,10 @@ def evaluate(**given: Any) -> None:
     confusion = None if spec.confusion is None else read_matrix(spec.confusion)
     pair = load_pair(spec)
     problem = _problem(pair, spec, given)
-    click.echo(f"architecture: {pair.rule}; {len(problem.layers)} layers", err=True)
+    _remark(f"architecture: {pair.rule}; {len(problem.layers)} layers", given)
     results = run(
         problem, given["measures"], given["seed"], options=options, out=given["out"],
-        confusion=confusion, delta=given["delta"], progress=True, time_budget=given["time_budget"],
+        confusion=confusion, delta=given["delta"], progress=not given["quiet"], time_budget=given["time_budget"],
         config={"hyperparameters": read_tags(given["tags"])} if given["tags"] else None,
     )  # fmt: skip
     if given["out"] is not None:
@@ -85,8 +85,20 @@ def evaluate(**given: Any) -> None:
 
         results.save(given["out"])
         save_plots(results, given["out"])
-        click.echo(f"results in {given['out']}", err=True)
-    click.echo(results.to_markdown())
+        _remark(f"results in {given['out']}", given)
+    if given["json"]:
+        from genbound.files import json_text
+        from genbound.results.results import to_plain
+
+        click.echo(json_text(to_plain(results.to_json())))
+    else:
+        click.echo(results.to_markdown(every=given["all"] or given["measures"] is not None))
+
+
+def _remark(text: str, given: dict[str, Any]) -> None:
+    """A line on standard error, unless --quiet was given."""
+    if not given["quiet"]:
+        click.echo(text, err=True)
 
 
 @cli.command()

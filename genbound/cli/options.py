@@ -31,7 +31,7 @@ def read_config(ctx: click.Context, param: Any, path: str | None) -> None:
         several = options[key].multiple or isinstance(options[key].type, Names)
         if isinstance(value, dict) or (isinstance(value, list) and not several):
             raise GenboundError(f"--config {path}: {key} must be one value, not {value!r}")
-        if isinstance(value, bool) and key != "trust_remote_code":
+        if isinstance(value, bool) and not options[key].is_flag:
             raise GenboundError(f"--config {path}: {key} must be a number or a text, not {value!r}")
     ctx.default_map = {**(ctx.default_map or {}), **entries}
 
@@ -81,3 +81,10 @@ PAIR_OPTIONS = [
            is_eager=True, expose_value=False, callback=read_config),
     DEBUG,
 ]  # fmt: skip
+
+# What evaluate prints.
+PRINTED = [
+    click.option("--all", is_flag=True, help="Print all rows of the table and not its short form."),
+    click.option("--json", is_flag=True, help="Print results.json and not the table."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on standard error, errors alone."),
+]

@@ -43,6 +43,16 @@ class ImageSamples(Samples):
         inputs = self._transform(_opened(self._images[i], f"sample {i} of {self.spec or 'the images'}"))
         return inputs, self._labels[i]
 
+    def label(self, i: int) -> int | float | None:
+        """The label, read without the image."""
+        label = self._labels[i]
+        return label.item() if label.ndim == 0 else None
+
+    def shown(self, i: int) -> str:
+        """The file's path, where the image is one."""
+        image = self._images[i]
+        return str(image) if isinstance(image, str | Path) else ""
+
     def shape_key(self, i: int) -> Hashable:
         """The shapes of the sample's inputs; images of one size share a batch."""
         if i not in self._keys:

@@ -34,6 +34,10 @@ class Relabelled(Samples):
         """That of the sample's place."""
         return self._samples.shape_key(self._places[i])
 
+    def shown(self, i: int) -> str:
+        """As the sample's place says."""
+        return self._samples.shown(self._places[i])
+
     def batch(self, indices: Iterable[int]) -> Batch:
         """Inputs of the samples at these places, with their other labels."""
         indices = [int(i) for i in indices]

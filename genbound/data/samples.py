@@ -96,6 +96,15 @@ class Samples:
         inputs, targets = zip(*(self._item(i) for i in indices), strict=True)
         return Batch(stack(inputs), torch.stack(targets), indices)
 
+    def shown(self, i: int) -> str:
+        """What a reader recognises sample ``i`` by, its text or its file; empty where it has neither."""
+        return ""
+
+    def label(self, i: int) -> int | float | None:
+        """The label of sample ``i`` as it counts in the loss; ``None`` where it is not one number."""
+        target = self.batch([i]).targets[0]
+        return target.item() if target.ndim == 0 else None
+
     def batches(self, indices: Iterable[int], size: int) -> Iterator[Batch]:
         """Runs of consecutive ``indices``, at most ``size`` long, split where the shape changes."""
         if size < 1:

@@ -146,6 +146,11 @@ class TextSamples(TokenSamples):
                     self._word_labels[i] = self._first_tokens(encoded, place, i)
         return [self._known[i] for i in indices]
 
+    def shown(self, i: int) -> str:
+        """The text, or both."""
+        texts = [self._texts[i], *([] if self._pairs is None else [self._pairs[i]])]
+        return " / ".join(" ".join(text) if isinstance(text, list) else str(text) for text in texts)
+
     def _first_tokens(self, encoded: Any, place: int, i: int) -> list[int]:
         if not getattr(self._tokenizer, "is_fast", False):
             raise GenboundError("labels of words need a fast tokenizer: copy tokenizer.json beside the checkpoint")
@@ -191,6 +196,10 @@ class NextToken(Samples):
     def size(self, i: int) -> int:
         """That of the sample."""
         return self._samples.size(i)
+
+    def shown(self, i: int) -> str:
+        """As the sample is."""
+        return self._samples.shown(i)
 
     def batch(self, indices: Iterable[int]) -> Batch:
         """The samples at ``indices``, each label moved to the token before its own."""

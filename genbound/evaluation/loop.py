@@ -68,7 +68,7 @@ def evaluate(
         config=config_entries(problem, selection, found.measured, seed, delta) | to_plain(dict(config or {})),
         checkpoint=file_entry(problem, "checkpoint"),
         init=file_entry(problem, "init"),
-        data=data_entry(problem),
+        data=data_entry(problem, found.measured),
         layer_rows=layer_rows(problem),
         quantities=found.summaries,
         bounds=to_plain(bounds),
@@ -192,7 +192,12 @@ def _samples(problem: BaseProblem, found: Found) -> Any:
     if not problem.num_samples:
         return None
     arrays = {name: measured.samples for name, measured in found.measured.items() if measured.samples}
-    return samples_frame(list(problem.indices), [layer.name for layer in problem.layers], arrays)
+    indices = list(problem.indices)
+    if problem.data is not None:
+        labels = [problem.data.label(i) for i in indices]
+        if None not in labels:
+            arrays["label"] = {"value": np.asarray(labels)}
+    return samples_frame(indices, [layer.name for layer in problem.layers], arrays)
 
 
 def _check(out: str | Path | None, delta: float, time_budget: float | None) -> None:

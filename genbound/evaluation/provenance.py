@@ -17,6 +17,8 @@ from genbound.evaluation.selection import Selection
 from genbound.network.weights import BaseProblem
 from genbound.results.results import to_plain
 
+LONGEST_TEXT = 1000  # characters of a sample that are stored
+
 
 def config_entries(
     problem: BaseProblem, selection: Selection, measured: Mapping[str, Measured], seed: int, delta: float
@@ -44,11 +46,18 @@ def file_entry(problem: BaseProblem, name: str) -> dict[str, Any]:
     return dict(problem.provenance.get(name, {"path": None, "sha256": None}))
 
 
-def data_entry(problem: BaseProblem) -> dict[str, Any]:
-    """The results' ``data``: the SPEC of the training samples and their digest."""
-    if problem.data is None:
+def data_entry(problem: BaseProblem, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """The results' ``data``: the SPEC of the training samples, their digest, and what the most extreme ones look like.
+
+    ``shown`` has the samples at which a layer takes its maximum: number -> ``label``, and ``text`` (or the file).
+    """
+    data = problem.data
+    if data is None:
         return {"spec": None, "sha256": None}
-    return {"spec": problem.data.spec, "sha256": problem.data.digest()}
+    layers = [row for found in measured.values() for row in found.summary.get("layers", {}).values()]
+    places = sorted({row["sample"] for row in layers if row.get("sample") is not None})
+    shown = {str(i): {"label": data.label(i), "text": data.shown(i)[:LONGEST_TEXT]} for i in places}
+    return {"spec": data.spec, "sha256": data.digest(), "shown": to_plain(shown)}
 
 
 def layer_rows(problem: BaseProblem) -> list[dict[str, Any]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genbound.results.results import Results
+if TYPE_CHECKING:
+    from genbound.results.results import Results
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from genbound.files import write_atomically, write_json
 from genbound.formatting import digits, gap_text, value_text, yes_no
 from genbound.quantities.catalogue import reading_of
 from genbound.results.rows import Row, bound_row
+from genbound.results.verdict import short_rows, verdict
 
 SCHEMA_VERSION = 1
 HEAD = ["bound", "value", "of", "kind", "vacuous", "value / gap", "note"]
@@ -109,10 +110,23 @@ class Results:
             write_atomically(folder / "samples.parquet", lambda path: samples.to_parquet(path, index=False))
         return folder
 
-    def to_markdown(self) -> str:
-        """The table that ``genbound evaluate`` prints."""
+    def summary(self) -> str:
+        """The verdict: guarantee or not, how the measure stands to the gap, what drives it, how sure it is."""
+        return "\n".join(verdict(self))
+
+    def to_markdown(self, every: bool = True) -> str:
+        """What was measured, the verdict, the bounds and what the quantities say.
+
+        Args:
+            every: all rows; otherwise those of the short table that ``genbound evaluate`` prints.
+        """
         title, *lines = self.headline()
-        return "\n".join([f"# {title}", "", *lines, "", self._bounds_table(), "", *self._below()]).rstrip()
+        said = [f"> {line}  " for line in verdict(self)]
+        rows = list(self.bounds) if every else short_rows(self) or list(self.bounds)
+        left = len(self.bounds) - len(rows)
+        more = [f"{left} more rows: --all, or `table.md` in the run's directory.", ""] if left else []
+        parts = [f"# {title}", "", *lines, "", *said, "", self._bounds_table(rows), "", *more, *self._below()]
+        return "\n".join(parts).rstrip()
 
     def headline(self) -> list[str]:
         """What was measured, and what its quantities say above the table, a sentence each; the title is the first."""
@@ -135,11 +149,12 @@ class Results:
             kind = f"observed: {observed_over(self.config['loss_range'])}, so it depends on the data"
         return "" if value is None else f"Loss range C = {digits(value)} ({kind})."
 
-    def _bounds_table(self) -> str:
+    def _bounds_table(self, names: Sequence[str]) -> str:
         """The bounds; their notes stand below, each once, by number."""
         notes: dict[str, int] = {}
         rows = []
-        for name, row in self.bounds.items():
+        for name in names:
+            row = self.bounds[name]
             mark = f"[{notes.setdefault(row['note'], len(notes) + 1)}]" if row["note"] else ""
             rows.append([*_cells(name, row), mark])
         table = tabulate(rows, HEAD, tablefmt="github", disable_numparse=True)
@@ -156,7 +171,11 @@ class Results:
         title, *lines = self.headline()
         rows = [[*_cells(name, row), row["note"]] for name, row in self.bounds.items()]
         table = tabulate(rows, HEAD, tablefmt="html", disable_numparse=True)
-        return f"<h4>{html.escape(title)}</h4>" + "".join(f"<p>{html.escape(line)}</p>" for line in lines) + table
+        return (
+            f"<h4>{html.escape(title)}</h4>"
+            + "".join(f"<p>{html.escape(line)}</p>" for line in [*lines, *verdict(self)])
+            + table
+        )
 
 
 def _cells(name: str, row: dict[str, Any]) -> list[str]:

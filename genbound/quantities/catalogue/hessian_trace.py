@@ -40,7 +40,8 @@ def _describe(summary: Summary) -> list[str]:
     total = summary["total"]
     choice = f"; ± {digits(total['data_sem'])} from the choice of samples" if total["data_sem"] else ""
     value = with_error(total["value"], total["sem"])
-    return [f"Hessian trace, all layers: {value} (± sem over the draws{choice})."]
+    error = "± sem over the draws" if total["sem"] else "nothing was drawn: exact up to rounding"
+    return [f"Hessian trace, all layers: {value} ({error}{choice})."]
 
 
 QUANTITY = Quantity(

@@ -1,0 +1,149 @@
+"""The answer in a few sentences: is there a guarantee, how does the measure stand to the gap, what drives it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from genbound.formatting import digits, value_text
+from genbound.results.gap import UNITS, measured_gap
+
+if TYPE_CHECKING:
+    from genbound.results.results import Results
+
+# The project's own rows, the one that says most first.
+OURS = ("noisy_label_distance", "hessian_distance", "trace_distance")
+LONGEST = 90  # characters of a sample that are shown
+
+
+def verdict(results: Results) -> list[str]:
+    """What a reader wants to know first, a sentence or two each; empty where there are no bounds.
+
+    Args:
+        results: a run, fresh or stored.
+
+    Returns:
+        Whether there is a guarantee; how the leading measure stands to the measured gap; the layer and the sample that
+        carry most of it; what it rests on; what would sharpen it.
+    """
+    if not results.bounds:
+        return []
+    name = leading(results)
+    said = [_guarantee(results)]
+    if name is not None:
+        said += [_against_gap(results, name), _driver(results), _rests_on(results, name)]
+    return [line for line in [*said, _sharper(results, name)] if line]
+
+
+def leading(results: Results) -> str | None:
+    """The row that the verdict is about: the project's own first, then the first measure that has a value."""
+    valued = [name for name, row in results.bounds.items() if row["value"] is not None and row["kind"] != "norm"]
+    return next((name for name in (*OURS, *valued) if name in valued), None)
+
+
+def short_rows(results: Results) -> list[str]:
+    """The rows of the short table, in the order of the whole one: ours, certificates, the smallest competitor."""
+    name = leading(results)
+    kept = {name} | {other for other, row in results.bounds.items() if row["kind"] == "certificate"}
+    rivals = {
+        other: row["value"]
+        for other, row in results.bounds.items()
+        if name is not None and other not in (*OURS, *kept) and row["value"] is not None and row["kind"] != "norm"
+        and row["bounds"] == results.bounds[name]["bounds"]
+    }  # fmt: skip
+    kept |= {min(rivals, key=lambda other: rivals[other])} if rivals else set()
+    return [other for other in results.bounds if other in kept]
+
+
+# -- the sentences ----------------------------------------------------------------------------------------------------
+
+
+def _guarantee(results: Results) -> str:
+    certified = {
+        n: row for n, row in results.bounds.items() if row["kind"] == "certificate" and row["value"] is not None
+    }
+    if certified:
+        best = min(certified, key=lambda name: certified[name]["value"])
+        return f"Guaranteed: {best}, at most {digits(certified[best]['value'])} ({certified[best]['bounds']})."
+    stated = [n for n, row in results.bounds.items() if row["kind"] == "bound" and row["value"] is not None]
+    if stated:
+        return f"No certificate. Under the assumptions that their notes state, these are bounds: {', '.join(stated)}."
+    return "No guarantee: none of the rows is a certificate, each is a measure or a norm."
+
+
+def _against_gap(results: Results, name: str) -> str:
+    row = results.bounds[name]
+    said = f"{name} is {value_text(row)} in units of the {row['bounds']}"
+    gap = measured_gap(results, row["bounds"]) if row["bounds"] in UNITS else None
+    if row.get("below_gap"):
+        said += f", below the measured gap{_number(gap)}: it did not bound this network"
+    elif row.get("gap_ratio") is not None:
+        said += f", {digits(row['gap_ratio'], 2)} times the measured gap{_number(gap)}"
+    elif gap is not None:
+        said += f"; the measured gap{_number(gap)} is not above zero"
+    else:
+        said += "; no gap was measured, for there are no test data"
+    if row["vacuous"] is not None and not row.get("below_gap"):
+        side = "no better than (vacuous)" if row["vacuous"] else "better than (not vacuous)"
+        said += f". Added to the training {row['bounds']} it is {side} the best constant prediction"
+    return said + "."
+
+
+def _number(gap: float | None) -> str:
+    return "" if gap is None else f" of {digits(gap)}"
+
+
+def _driver(results: Results) -> str:
+    """The layer with the largest term of the Hessian distance, and its largest sample."""
+    rows = results.quantities.get("max_quadratic_form", {}).get("layers", {})
+    terms = {name: math.sqrt(max(row["upper"] or 0.0, 0.0)) for name, row in rows.items()}
+    total = sum(terms.values())
+    if not total > 0 or not math.isfinite(total):
+        return ""
+    layer = max(terms, key=lambda name: terms[name])
+    said = f"Layer {layer} carries {100 * terms[layer] / total:.0f} % of the Hessian distance ({len(terms)} layers)"
+    sample = rows[layer].get("sample")
+    if sample is None:
+        return said + "."
+    return f"{said}; its largest sample is number {sample}{_shown(results, sample)}."
+
+
+def _shown(results: Results, sample: int) -> str:
+    """What is known of a sample: its label, and its text or file."""
+    entry: Mapping[str, Any] = (results.data.get("shown") or {}).get(str(sample), {})
+    parts = [f"label {entry['label']}"] if entry.get("label") is not None else []
+    if entry.get("text"):
+        text = " ".join(str(entry["text"]).split())
+        parts.append(f"“{text if len(text) <= LONGEST else text[: LONGEST - 1] + '…'}”")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _rests_on(results: Results, name: str) -> str:
+    row, config = results.bounds[name], results.config
+    measured, num_data = row.get("num_samples", config["num_samples"]), row.get("num_data", config["num_data"])
+    if not measured:
+        return ""
+    whole = "all" if measured >= num_data else f"{measured} of the"
+    said = f"It rests on {whole} {num_data} training samples"
+    if row["lower"] is not None and row["upper"] is not None and row["value"]:
+        width = (row["upper"] - row["lower"]) / abs(row["value"])
+        said += f"; what was measured is known to {100 * width:.2g} %" if width > 5e-4 else ""
+    return said + (", so over all samples it may be larger." if row.get("at_least") else ".")
+
+
+def _sharper(results: Results, name: str | None) -> str:
+    """What the user can do for a sharper answer, the flags named."""
+    return "Sharper with: " + "; ".join(steps) + "." if (steps := list(_steps(results, name))) else ""
+
+
+def _steps(results: Results, name: str | None) -> Iterator[str]:
+    config, row = results.config, results.bounds.get(name or "", {})
+    if not results.quantities:
+        yield "--data, and --model where the checkpoint does not say which network it is"
+    if results.quantities.get("losses", {}).get("num_test") in (None, 0) and config["num_samples"]:
+        yield "--test-data for the gap"
+    if row.get("at_least"):
+        yield f"--samples {row['num_data']} for the maximum over all samples"
+    if config["loss_range"]["kind"] == "observed" and row.get("vacuous") is not None:
+        yield "--loss-range bounded:PMIN or clip:C for a C that does not hang on the samples seen"
