@@ -138,7 +138,8 @@ def _sharper(results: Results, name: str | None) -> str:
 
 
 def _steps(results: Results, name: str | None) -> Iterator[str]:
-    config, row = results.config, results.bounds.get(name or "", {})
+    config = results.config
+    row: Mapping[str, Any] = results.bounds[name] if name else {}
     if not results.quantities:
         yield "--data, and --model where the checkpoint does not say which network it is"
     if results.quantities.get("losses", {}).get("num_test") in (None, 0) and config["num_samples"]:
