@@ -53,6 +53,6 @@ def bound_regression(request: pytest.FixtureRequest) -> Callable[..., None]:
         except GenboundError as error:
             pytest.fail(str(error).replace("--update,", "pytest --update-bounds,"), pytrace=False)
         if not found and not request.config.getoption("--update-bounds"):
-            pytest.fail(found.to_markdown(), pytrace=False)
+            pytest.fail(found.to_markdown(verbose=True), pytrace=False)
 
     return compare

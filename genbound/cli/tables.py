@@ -46,20 +46,22 @@ def compare(runs: tuple[str, ...], form: str, **given: Any) -> None:
     "--k", type=float, default=None, help="Combined standard errors, in place of those that --false-alarm gives."
 )
 @click.option("--rounding", type=float, default=None, help="Relative (default: 1e-9 in float64, else 1e-5).")
+@click.option("--verbose", is_flag=True, help="A line for every number that regressed, not for each measure.")
 @click.option("--junit", metavar="FILE", type=click.Path(), default=None, help="Write JUnit XML.")
 @click.option(
     "--github/--no-github", default=None, help="Print GitHub annotations (default: where GITHUB_ACTIONS is set)."
 )
 @DEBUG
 def check(
-    run: str, baseline: str, update: bool, rules: tuple[str, ...], junit: str | None, github: bool | None, **given: Any
-) -> int:
+    run: str, baseline: str, update: bool, rules: tuple[str, ...], verbose: bool, junit: str | None,
+    github: bool | None, **given: Any,
+) -> int:  # fmt: skip
     """Compare RUN with a stored baseline; exit status 1 if a number regressed."""
     from genbound.results.regression import check as compare_with
     from genbound.results.regression_output import github_annotations, write_junit
 
     found = compare_with(run, baseline, tolerances=_pairs(rules, "--tolerance"), update=update, **given)
-    click.echo(found.to_markdown())
+    click.echo(found.to_markdown(verbose))
     if junit is not None:
         write_junit(found, junit)
     if github or (github is None and os.environ.get("GITHUB_ACTIONS") == "true"):

@@ -54,6 +54,7 @@ class Reading:
             stand in says that it is ``exact``.
         how: names of entries, with wildcards, that say how something was measured or repeat another entry; they are not
             compared, like :data:`HOW`.
+        fall_when_better: names of numbers, with wildcards, that a better network has smaller: losses and errors.
         observe: ``summary -> numbers``, where they do not stand in it as above.
         headline: ``summary ->`` a sentence above the table of bounds; empty if there is nothing to say.
         describe: ``summary -> lines`` below it. Several lines, a table say, come before those of quantities with one.
@@ -64,6 +65,7 @@ class Reading:
     fixed: bool = False
     extremes: tuple[str, ...] = ()
     how: tuple[str, ...] = ()
+    fall_when_better: tuple[str, ...] = ()
     observe: Callable[[Summary], Iterable[Number]] | None = None
     headline: Callable[[Summary], str] = lambda summary: ""
     describe: Callable[[Summary], Sequence[str]] = lambda summary: ()
@@ -73,6 +75,10 @@ class Reading:
     def numbers(self, summary: Summary) -> list[Number]:
         """Every number that says what was found."""
         return list(every_number(summary, self) if self.observe is None else self.observe(summary))
+
+    def falls_when_better(self, where: str) -> bool:
+        """Whether the number at this place is smaller where the network is better."""
+        return _named(where, self.fall_when_better)
 
     def takes_extremes(self, summary: Summary) -> bool:
         """Whether what is computed from the summary rests on an extreme over random draws."""

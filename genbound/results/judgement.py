@@ -12,7 +12,16 @@ from genbound.results.tolerance import Tolerance
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: ``status`` is ``ok``, ``regression``, ``missing``, ``new`` or ``skipped``."""
+    """One comparison.
+
+    Attributes:
+        measure, where: what was compared.
+        expected, obtained, difference: as text.
+        status: ``ok``, ``improved``, ``regression``, ``missing``, ``new`` or ``skipped``.
+        note: why.
+        severity: how far it went beyond what was allowed, in standard errors or in what rounding may do; infinite where
+            a number is gone. It ranks the rows of one measure.
+    """
 
     measure: str
     where: str
@@ -21,6 +30,7 @@ class Row:
     difference: str
     status: str
     note: str = ""
+    severity: float = 0.0
 
     @property
     def failed(self) -> bool:
@@ -37,12 +47,14 @@ class Terms:
         same_samples: both measured the same samples.
         rounding: relative difference that rounding may make.
         k: combined standard errors that a random number may move.
+        same_weights: both measured the same checkpoint, so that a better value is no better network.
     """
 
     same_seed: bool
     same_samples: bool
     rounding: float
     k: float = 0.0
+    same_weights: bool = True
 
     def sem(self, one: Observation, other: Observation) -> float:
         """Combined standard error, in the numbers' unit; the choice of samples counts where it differs."""
@@ -68,8 +80,12 @@ def judge(expected: Observation, obtained: Observation, rule: Tolerance | None, 
     if rule is not None and rule.ignore:
         return Row(expected.measure, expected.where, "", "", "", "skipped", "a tolerance says to ignore them")
     said = _incomparable(expected, obtained, terms)
-    difference, status, note = _moved(expected, obtained, rule, terms) if said is None else ("", *said)
-    return Row(expected.measure, expected.where, as_text(expected), as_text(obtained), difference, status, note)
+    if said is None:
+        difference, status, note, severity = _moved(expected, obtained, rule, terms)
+    else:
+        difference, (status, note), severity = "", said, math.inf
+    texts = as_text(expected), as_text(obtained)
+    return Row(expected.measure, expected.where, *texts, difference, status, note, severity)
 
 
 def _incomparable(expected: Observation, obtained: Observation, terms: Terms) -> tuple[str, str] | None:
@@ -85,8 +101,10 @@ def _incomparable(expected: Observation, obtained: Observation, terms: Terms) ->
     return None
 
 
-def _moved(expected: Observation, obtained: Observation, rule: Tolerance | None, terms: Terms) -> tuple[str, str, str]:
-    """``(difference, status, note)`` of two numbers that have values."""
+def _moved(
+    expected: Observation, obtained: Observation, rule: Tolerance | None, terms: Terms
+) -> tuple[str, str, str, float]:
+    """``(difference, status, note, severity)`` of two numbers that have values."""
     change = obtained.number - expected.number
     # At equal seed a bound is arithmetic on numbers that are compared themselves.
     arithmetic = expected.is_bound and terms.same_seed
@@ -99,8 +117,11 @@ def _moved(expected: Observation, obtained: Observation, rule: Tolerance | None,
         beyond = rule.counted(beyond)
     difference = _difference(expected, change, sem)
     if abs(beyond) - allowed <= k * sem:  # never of what is not a number
-        return difference, "ok", ""
-    return difference, "regression", _limit(rule, sem, k)
+        return difference, "ok", "", 0.0
+    severity = abs(beyond) / (sem or terms.allowed(expected, obtained) or 1e-300)
+    if beyond < 0 and rule is None and expected.falls_when_better and not terms.same_weights:
+        return difference, "improved", "", severity
+    return difference, "regression", _limit(rule, sem, k), severity
 
 
 def _beyond(expected: Observation, obtained: Observation) -> float:

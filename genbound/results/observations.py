@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from genbound.bounds import BOUNDS, Bound
@@ -29,6 +29,7 @@ class Observation(Number):
         logarithm: ``value``, ``sem``, ``lower`` and ``upper`` are those of a base-10 logarithm.
         is_bound: computed, not measured.
         reason: why there is no value.
+        falls_when_better: of another network a smaller number is no regression: a bound, a loss, an error, a gap.
     """
 
     measure: str
@@ -36,6 +37,7 @@ class Observation(Number):
     logarithm: bool = False
     is_bound: bool = False
     reason: str = ""
+    falls_when_better: bool = False
 
     @property
     def number(self) -> float:
@@ -52,13 +54,20 @@ class Observation(Number):
 
 def observe(results: Results) -> dict[str, Observation]:
     """All numbers of a run by name."""
-    measured = {
-        o.name: o
-        for name, summary in results.quantities.items()
-        for o in (Observation(measure=name, **vars(number)) for number in reading_of(name).numbers(summary))
-    }
-    computed = (o for name, row in results.bounds.items() for o in _bound(name, row, results, measured))
+    measured = {o.name: o for name, summary in results.quantities.items() for o in _measured(name, summary)}
+    computed = (
+        replace(o, falls_when_better=row["kind"] != "norm")
+        for name, row in results.bounds.items()
+        for o in _bound(name, row, results, measured)
+    )
     return measured | {o.name: o for o in computed}
+
+
+def _measured(name: str, summary: Mapping[str, Any]) -> Iterator[Observation]:
+    reading = reading_of(name)
+    for number in reading.numbers(summary):
+        better = reading.falls_when_better(number.where)
+        yield Observation(measure=name, **vars(number), falls_when_better=better)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ was measured reach.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,28 +69,59 @@ class Check:
         """One row a comparison."""
         return pd.DataFrame([vars(row) for row in self.rows])
 
-    def to_markdown(self) -> str:
-        """The readable diff: what regressed, then how much was compared."""
-        return "\n".join([*self._diff(), self._verdict(), *self._left_out(), *self.remarks])
+    def to_markdown(self, verbose: bool = False) -> str:
+        """The readable diff: what regressed, then how much was compared.
 
-    def _diff(self) -> list[str]:
-        if not self.failures:
+        Args:
+            verbose: a line for every number that regressed; otherwise one for each measure, with its worst.
+        """
+        if not self.rows:
+            return "\n".join(self.remarks)
+        diff = self._diff(self.failures if verbose else self._worst())
+        return "\n".join([*diff, self._verdict(), *self._improved(), *self._left_out(), *self.remarks])
+
+    def _worst(self) -> list[Row]:
+        """The worst row of each measure that regressed, with how many more there are."""
+        found = []
+        for rows in _by_measure(self.failures).values():
+            worst = max(rows, key=lambda row: row.severity)
+            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            found.append(replace(worst, where=(worst.where or "value") + more if more else worst.where))
+        return found
+
+    def _diff(self, rows: Sequence[Row]) -> list[str]:
+        if not rows:
             return []
         head = ["measure", "where", "expected", "obtained", "difference", "why"]
-        body = [[r.measure, r.where, r.expected, r.obtained, r.difference, r.note or r.status] for r in self.failures]
-        return [tabulate(body, head, tablefmt="github", disable_numparse=True), ""]
+        body = [[r.measure, r.where, r.expected, r.obtained, r.difference, r.note or r.status] for r in rows]
+        left = ["", "--verbose shows every number."] if len(rows) < len(self.failures) else []
+        return [tabulate(body, head, tablefmt="github", disable_numparse=True), *left, ""]
+
+    def _improved(self) -> list[str]:
+        better = _by_measure([row for row in self.rows if row.status == "improved"])
+        named = [f"{name} ({max(rows, key=lambda row: row.severity).difference})" for name, rows in better.items()]
+        return [f"Better than the baseline: {', '.join(named)}."] if named else []
 
     def _verdict(self) -> str:
-        compared = sum(row.status in ("ok", "regression", "missing") for row in self.rows)
+        compared = sum(row.status in ("ok", "improved", "regression", "missing") for row in self.rows)
         failed = f"{len(self.failures)} of {compared} numbers regressed"
         random = f"{self.num_random} random ones at k = {self.k:.2f} combined standard errors"
-        return f"{failed if self.failures else f'{compared} numbers agree'} ({random})."
+        better = sum(row.status == "improved" for row in self.rows)
+        agreed = f"{compared - better} numbers agree" + (f", {better} are better" if better else "")
+        return f"{failed if self.failures else agreed} ({random})."
 
     def _left_out(self) -> list[str]:
         skipped = Counter(row.note for row in self.rows if row.status == "skipped")
         lines = [f"Not compared: {count} numbers: {note}." for note, count in skipped.items()]
         new = list(dict.fromkeys(row.measure for row in self.rows if row.status == "new"))
         return [*lines, f"New, not in the baseline: {', '.join(new)}; --update adds them."] if new else lines
+
+
+def _by_measure(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.measure, []).append(row)
+    return found
 
 
 def check(
@@ -173,8 +204,7 @@ def _compare(
         for name, o in now.items()
         if name not in before and o.value is not None
     ]
-    same_weights = results.checkpoint.get("sha256") == baseline.checkpoint.get("sha256")
-    remarks = () if same_weights else ("The checkpoint's weights are not those of the baseline.",)
+    remarks = () if terms.same_weights else ("The checkpoint's weights are not those of the baseline.",)
     return Check((*_conditions(results, baseline), *layers, *rows), terms.k, len(random), remarks)
 
 
@@ -183,7 +213,8 @@ def _terms(results: Results, baseline: Results, rounding: float | None) -> Terms
     if rounding is None:
         rounding = max(ROUNDING.get(str(r.config.get("dtype")), DEFAULT_ROUNDING) for r in (results, baseline))
     same_seed = results.config.get("seed") == baseline.config.get("seed")
-    return Terms(same_seed, _same_samples(results, baseline), rounding)
+    same_weights = results.checkpoint.get("sha256") == baseline.checkpoint.get("sha256")
+    return Terms(same_seed, _same_samples(results, baseline), rounding, same_weights=same_weights)
 
 
 def _conditions(results: Results, baseline: Results) -> list[Row]:

@@ -388,3 +388,45 @@ def test_check_changes_neither(baseline):
     before = copy.deepcopy(baseline.to_json())
     check(baseline, baseline)
     assert baseline.to_json() == before
+
+
+def retrained(path, change):
+    """The handmade run with other weights and one entry changed."""
+    results = changed(path, change)
+    results.checkpoint = {"path": "finetuned.safetensors", "sha256": "d" * 64}
+    return results
+
+
+LOSS = ("quantities", "losses", "test_loss")
+BOUND = ("bounds", "hessian_distance")
+
+
+def test_what_falls_with_other_weights_is_better():
+    for path, change in ((LOSS, lambda v: v / 2), (BOUND, lambda r: bound(0.4, 0.399, 0.4))):
+        found = check(retrained(path, change), run())
+        assert found.passed and {row.status for row in found.rows} == {"ok", "improved"}
+        assert f"Better than the baseline: {path[1]} (" in found.to_markdown() and "1 are better" in found.to_markdown()
+        assert not check(changed(path, change), run()).passed  # the same weights have the same number
+    assert not check(retrained(BOUND, lambda r: bound(0.8, 0.799, 0.8)), run()).passed
+    assert not check(retrained(LOSS, lambda v: 2 * v), run()).passed
+    assert not check(retrained(NORM, lambda v: v / 2), run()).passed  # of a distance nobody knows which way is good
+    assert not check(retrained(BOUND, lambda r: bound(0.4)), run(), tolerances={"hessian_distance": "5%"}).passed
+    assert check(retrained(BOUND, lambda r: bound(0.4)), run(), tolerances={"hessian_distance": "+5%"}).passed
+
+
+def test_one_line_a_measure_with_its_worst_layer():
+    """Of three norms that grew by 1, 20 and 2 %, the second is the worst."""
+    names = ("a.weight", "b.weight", "c.weight")
+    grown, before = run(layers=names), run(layers=names)
+    for name, factor in zip(names, (1.01, 1.2, 1.02), strict=True):
+        grown.quantities["displacement_norm"]["layers"][name]["value"] *= factor
+    found = check(grown, before)
+    short, every = found.to_markdown(), found.to_markdown(verbose=True)
+    assert "| b.weight and 2 more |" in short and "+20 %" in short and "--verbose shows every number" in short
+    assert "a.weight" not in short and all(f"| {name} " in every for name in names)
+    assert "and 2 more" not in every and "3 of " in short
+
+
+def test_a_first_baseline_has_nothing_to_compare(tmp_path):
+    text = check(run(), tmp_path / "base.json", update=True).to_markdown()
+    assert text == f"Wrote the baseline {tmp_path / 'base.json'}."

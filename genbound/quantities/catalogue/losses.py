@@ -35,5 +35,7 @@ QUANTITY = Quantity(
     reads_test_data=True,
     reads_confusion=True,
     gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
-    reading=Reading(fixed=True, headline=_headline),
+    reading=Reading(
+        fixed=True, headline=_headline, fall_when_better=("train_*", "test_*", "generalization_gap", "error_gap")
+    ),
 )
