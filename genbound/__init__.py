@@ -18,6 +18,7 @@ _WHERE = {
     "compare": "genbound.results.comparison",
     "correlate": "genbound.results.correlation",
     "check": "genbound.results.regression",
+    "hessian_operator": "genbound.curvature.linear_operator",
     "Estimate": "genbound.estimators",
     "Interval": "genbound.estimators",
     "GenboundError": "genbound.errors",
@@ -26,6 +27,7 @@ __all__ = [*_WHERE, "__version__"]
 
 if TYPE_CHECKING:
     from genbound.checkpoints.sidecar import save_spec
+    from genbound.curvature.linear_operator import hessian_operator
     from genbound.errors import GenboundError
     from genbound.estimators import Estimate, Interval
     from genbound.evaluation.loading import load

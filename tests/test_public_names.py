@@ -57,8 +57,8 @@ def test_what_tab_completion_shows():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     shown, loss = done.stdout.splitlines()
     assert shown.split() == sorted(
-        "Estimate GenboundError Interval Problem Results __version__ check compare correlate evaluate finetune load "
-        "load_results measure save_spec".split()
+        "Estimate GenboundError Interval Problem Results __version__ check compare correlate evaluate finetune "
+        "hessian_operator load load_results measure save_spec".split()
     )
     assert loss == "ConsistentLoss"
 
