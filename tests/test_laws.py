@@ -21,6 +21,7 @@ HOMOGENEOUS = {"displacement_norm": 1, "max_quadratic_form": 2}
 # these depend on the initialisation, but not on it alone through a power
 USE_THE_INITIALISATION = {
     "structure", "spectral_norm", "layer_norms", "flatness", "sharpness", "path_norm", "init_activations",
+    "loss_path", "loss_plane",
 }  # fmt: skip
 # these look at the fine-tuned weights and the data alone
 OF_THE_NETWORK = {

@@ -9,6 +9,7 @@ from cases import CASES
 
 import genbound
 from genbound.network.problem import Problem
+from genbound.quantities import QUANTITIES
 
 
 def state(model):
@@ -49,8 +50,10 @@ def test_nothing_is_disturbed(name):
     options = {
         "noise_stability": {"sigmas": (0.01,), "relative_sem": 5.0},
         "hessian_trace": {"exact_products": 0, "layer_sem": 5.0, "total_sem": 5.0},
+        "loss_path": {"points": ()},
+        "loss_plane": {"along": (), "across": ()},
     }
-    genbound.evaluate(problem, options=options)
+    genbound.evaluate(problem, QUANTITIES, options=options)
     assert same(before, state(model))
     assert same(init, given)
 

@@ -23,6 +23,7 @@ def catalogue(what: str | None = None) -> str:
     if what in (None, "quantities"):
         for q in QUANTITIES.values():
             needs = ["model and data" if q.needs_data else "weights", *q.requires]
+            needs += ["to be named"] * q.on_request
             rows.append([q.name, q.summary, ", ".join(needs), q.reference])
     if what in (None, "bounds"):
         rows += [[b.name, b.summary, ", ".join(b.requires), b.reference] for b in BOUNDS.values()]

@@ -107,10 +107,10 @@ def inspect(**given: Any) -> None:
     """Show what evaluate would measure, with the same arguments: architecture, layers, head, cost and memory."""
     from genbound.checkpoints.architecture import load_pair
     from genbound.cli.inspection import describe
-    from genbound.evaluation.selection import resolve
+    from genbound.evaluation.selection import select
 
-    quantities, _ = resolve(given["measures"])  # a misspelt name fails before anything is loaded
     options = quantity_options(click.get_current_context())
+    quantities = list(select(given["measures"], options).options)  # a misspelt name fails before anything is loaded
     spec = _spec(given)
     pair = load_pair(spec)
     click.echo(describe(pair, _problem(pair, spec, given), quantities, options))

@@ -47,7 +47,7 @@ PAIR_OPTIONS = [
            metavar="SPEC"),
     option("test-data", str, "Held-out data, for the generalization gap.", metavar="SPEC"),
     option("out", str, "Where results go; an earlier run there is continued.", metavar="DIR"),
-    option("measures", Names(), "Quantities and bounds (default: all)."),
+    option("measures", Names(), "Quantities and bounds (default: all but those on request; `default,NAME` adds one)."),
     option("samples", int, "Training samples to measure on.", default=256),
     option("num-data", int, "Size n of the training set, if the data are a part."),
     option("batch-size", int, "Most samples in a forward pass.", default=16),

@@ -11,6 +11,8 @@ from genbound.errors import GenboundError, did_you_mean
 from genbound.quantities import QUANTITIES
 from genbound.quantities.measure_options import read_options
 
+DEFAULT = "default"  # stands for all that is measured where nothing is named
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -36,12 +38,15 @@ def select(measures: Iterable[str] | None, options: Mapping[str, Mapping[str, An
     """The quantities and bounds that are named and all they need.
 
     Args:
-        measures: names of either; ``None`` means all.
+        measures: names of either, and ``default`` for all but the quantities on request; ``None`` means that, and those
+            on request that options are given for.
         options: quantity -> its options, where they are not the defaults; also of quantities that are not measured.
 
     Raises:
         GenboundError: a name or an option that does not exist, or a value that makes no sense.
     """
+    if measures is None:
+        measures = [DEFAULT, *(name for name in options if name in QUANTITIES and QUANTITIES[name].on_request)]
     names, bounds = resolve(measures)
     chosen = {name: get_options(name, options.get(name, {})) for name in (*names, *options)}
     return Selection({name: chosen[name] for name in names}, bounds)
@@ -49,11 +54,12 @@ def select(measures: Iterable[str] | None, options: Mapping[str, Mapping[str, An
 
 def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:
     """``(quantities in the order they are measured, bounds)`` that a selection of either needs."""
-    if measures is None:
-        return list(QUANTITIES), list(BOUNDS)
-    wanted = list(dict.fromkeys(measures))
+    wanted = list(dict.fromkeys([DEFAULT] if measures is None else measures))
     if not wanted:
         raise GenboundError("no measures are named: leave them out for all, or see `genbound list`")
+    if DEFAULT in wanted:
+        default = [*(name for name, quantity in QUANTITIES.items() if not quantity.on_request), *BOUNDS]
+        wanted = list(dict.fromkeys([*default, *(name for name in wanted if name != DEFAULT)]))
     for name in wanted:
         if name not in QUANTITIES and name not in BOUNDS:
             known = [*QUANTITIES, *BOUNDS]

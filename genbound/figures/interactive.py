@@ -11,41 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from genbound.errors import GenboundError
 from genbound.figures.bounds import GAP, VACUOUS, bounds_of, yardsticks
+from genbound.figures.interactive_landscape import loss_path_figure, loss_plane_figure
+from genbound.figures.interactive_style import figure, with_legend
 from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, VERMILION
 from genbound.formatting import value_text, with_error
 from genbound.results.results import Results
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "pentagon", "star")
-
-
-def figure(height: int = 380, **layout: Any) -> Any:
-    """An empty figure in the report's style; plotly comes with the extra ``report``.
-
-    Args:
-        height: in pixels.
-        layout: entries of plotly's layout, in place of the style's.
-    """
-    try:
-        import plotly.graph_objects as go
-    except ImportError as error:
-        raise GenboundError("the report needs plotly: pip install 'genbound[report]'") from error
-    return go.Figure(
-        layout={
-            "height": height, "template": "plotly_white", "margin": {"l": 10, "r": 10, "t": 40, "b": 55},
-            "font": {"size": 13}, "title": {"font": {"size": 15}},
-            "legend": {"yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
-            "xaxis": {"automargin": True}, "yaxis": {"automargin": True}, **layout,
-        }
-    )  # fmt: skip
-
-
-def with_legend(fig: Any) -> Any:
-    """Room for the legend below the axis, one line an entry, as a phone needs it."""
-    entries = sum(trace.showlegend is not False for trace in fig.data)
-    fig.update_layout(height=fig.layout.height + 20 * entries, margin_b=fig.layout.margin.b + 20 * entries)
-    return fig
 
 
 def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
@@ -164,7 +137,13 @@ def samples_figure(results: Results) -> Any:
 
 
 # The plots that quantities name, as :data:`genbound.figures.one_run.PLOTS` has them.
-FIGURES = {"noise_stability": noise_figure, "layers": layers_figure, "samples": samples_figure}
+FIGURES = {
+    "noise_stability": noise_figure,
+    "layers": layers_figure,
+    "samples": samples_figure,
+    "loss_path": loss_path_figure,
+    "loss_plane": loss_plane_figure,
+}
 
 
 def correlation_figure(table: pd.DataFrame, measures: Sequence[str], data: str) -> Any:

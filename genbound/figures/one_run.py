@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 
 from genbound.figures.bounds import bounds_of, plot_bounds
+from genbound.figures.landscape import plot_loss_path, plot_loss_plane
 from genbound.figures.style import BLUE, GREEN, ORANGE, STYLE, VERMILION, new_axes, save_figure, shorten
 from genbound.quantities.catalogue import reading_of
 from genbound.results.gap import UNITS
@@ -151,6 +152,8 @@ PLOTS = {
     "noise_stability": Plot(plot_noise_stability),
     "layers": Plot(plot_layers, _has_forms),
     "samples": Plot(plot_samples, _has_samples),
+    "loss_path": Plot(plot_loss_path),
+    "loss_plane": Plot(plot_loss_plane),
 }
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 
 from genbound.errors import GenboundError
-from genbound.figures.interactive import FIGURES, bounds_figure, correlation_figure, figure
+from genbound.figures.interactive import FIGURES, bounds_figure, correlation_figure
+from genbound.figures.interactive_style import figure
 from genbound.figures.one_run import plots_of
 from genbound.figures.report_page import figures, page, table
 from genbound.files import write_atomically

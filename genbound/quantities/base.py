@@ -76,6 +76,7 @@ class Quantity:
         reads_test_data: its value depends on the test data too.
         reads_confusion: it finds more where the confusion matrix of the labels is given.
         gradients: ``(problem, options) -> float``, forecast cost in gradients over the measured samples.
+        on_request: it is measured where it is named, and not with everything.
         applies_to: ``problem -> None`` if it exists for the network, else a sentence that says why not.
         reference: where it comes from.
         reading: how its stored summary is read.
@@ -89,6 +90,7 @@ class Quantity:
     needs_data: bool = True
     reads_test_data: bool = False
     reads_confusion: bool = False
+    on_request: bool = False
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
     applies_to: Callable[[Any], str | None] = lambda problem: None
     reference: str = ""

@@ -13,6 +13,8 @@ from genbound.quantities.catalogue import (
     init_activations,
     input_norm,
     layer_norms,
+    loss_path,
+    loss_plane,
     losses,
     max_positive_trace,
     max_quadratic_form,
@@ -44,6 +46,8 @@ QUANTITIES: dict[str, Quantity] = {
         sharpness,
         path_norm,
         fisher_rao,
+        loss_path,
+        loss_plane,
     )
 }
 
