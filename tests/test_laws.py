@@ -20,13 +20,13 @@ from genbound.quantities import QUANTITIES
 HOMOGENEOUS = {"displacement_norm": 1, "max_quadratic_form": 2}
 # these depend on the initialisation, but not on it alone through a power
 USE_THE_INITIALISATION = {
-    "structure", "spectral_norm", "layer_norms", "flatness", "sharpness", "path_norm", "init_activations",
+    "structure", "spectral_norm", "layer_norms", "flatness", "sharpness", "squared_path_norm", "init_activations",
     "loss_path", "loss_plane",
 }  # fmt: skip
 # these look at the fine-tuned weights and the data alone
 OF_THE_NETWORK = {
     "losses", "hessian_trace", "noise_stability", "max_positive_trace", "input_norm", "margin", "compression",
-    "fisher_rao",
+    "fisher_rao_norm",
 }  # fmt: skip
 
 

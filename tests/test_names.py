@@ -10,8 +10,6 @@ PACKAGE = Path(genbound.__file__).parent
 SHARED = {
     "__init__.py": "a package has one each",
     "base.py": "what the files of a catalogue share, one for the quantities and one for the bounds",
-    "fisher_rao.py": "a quantity, and the bound of that name",
-    "path_norm.py": "a quantity, and the bound of that name",
 }
 
 

@@ -25,7 +25,7 @@ from genbound.network.graph import Graph
 from genbound.network.operation import Kind, No
 from genbound.network.operations import OPERATIONS, UNKNOWN, named, of_aten, of_function, of_node
 from genbound.network.problem import Problem
-from genbound.quantities.path_norm import applies_to, log_path_norm
+from genbound.quantities.squared_path_norm import applies_to, log_path_norm
 from genbound.structure.constants import FUNCTIONS
 from genbound.structure.output_watch import OutputWatch
 from genbound.structure.path_sums import PATHS

@@ -20,14 +20,14 @@ REFERENCE = "Liang, Poggio, Rakhlin & Stokes 2019"
 
 
 def _fisher_rao(evidence: Evidence) -> BoundValue:
-    norm, n = log(evidence.number("fisher_rao", "value")), evidence.num_data
+    norm, n = log(evidence.number("fisher_rao_norm", "value")), evidence.num_data
 
-    differs = evidence.quantities["fisher_rao"].get("identity_holds") is False
+    differs = evidence.quantities["fisher_rao_norm"].get("identity_holds") is False
     note = "biases, normalisation or activations break the formula's homogeneity: see parametric" if differs else ""
     forms: dict[str, Form] = {
         "paper": absent("a norm: a bound with this norm is known for linear networks only"),
         "norm": lambda: norm,
-        "parametric": lambda: log(evidence.number("fisher_rao", "parametric")),
+        "parametric": lambda: log(evidence.number("fisher_rao_norm", "parametric")),
     }
     return bound_value(lambda side: norm - 0.5 * log(n), forms, note)
 
@@ -36,7 +36,7 @@ FISHER_RAO = Bound(
     "fisher_rao",
     "Fisher-Rao norm over the root of n",
     REFERENCE,
-    ("fisher_rao", "losses"),
+    ("fisher_rao_norm", "losses"),
     _fisher_rao,
     bounds="norm",
     kind="norm",

@@ -18,7 +18,7 @@ REFERENCE = "Neyshabur, Tomioka & Srebro 2015"
 
 
 def _path_norm(evidence: Evidence) -> BoundValue:
-    squared, n = evidence.number("path_norm", "log10_squared"), evidence.num_data
+    squared, n = evidence.number("squared_path_norm", "log10_squared"), evidence.num_data
     margin = log(evidence.number("margin", "value"))
 
     forms: dict[str, Form] = {
@@ -32,7 +32,7 @@ PATH_NORM = Bound(
     "path_norm",
     "root of the squared path norm over the margin and the root of n",
     REFERENCE,
-    ("path_norm", "margin", "losses"),
+    ("squared_path_norm", "margin", "losses"),
     _path_norm,
     positive_margin,
     bounds="norm",

@@ -20,6 +20,7 @@ from genbound.evaluation.selection import Selection, select
 from genbound.evaluation.stage import StoredContext, TimeBudgetSpent, measure_stages, open_store, why_not
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
+from genbound.quantities.catalogue import FORMER_NAMES
 from genbound.results.results import Results, samples_frame, to_plain
 from genbound.version import __version__
 
@@ -95,6 +96,7 @@ def measure(problem: BaseProblem, name: str, seed: int = 0, **options: Any) -> d
     Raises:
         GenboundError: there is no such quantity or option, or it cannot be measured on this problem.
     """
+    name = FORMER_NAMES.get(name, name)
     if name not in QUANTITIES:
         raise GenboundError(f"unknown quantity {name!r}: use one of {', '.join(QUANTITIES)}")
     # A quantity that another one needs is measured with that one's defaults.

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from genbound.errors import GenboundError
 from genbound.files import write_atomically, write_json
 from genbound.formatting import digits, gap_text, value_text, yes_no
-from genbound.quantities.catalogue import reading_of
+from genbound.quantities.catalogue import reading_of, with_present_names
 from genbound.results.rows import Row, bound_row
 from genbound.results.verdict import short_rows, verdict
 
@@ -219,7 +219,8 @@ def load_results(path: str | Path) -> Results:
         return Results(
             layer_rows=content["layers"],
             samples=pd.read_parquet(samples) if samples and samples.exists() else None,
-            **{k: content[k] for k in ("config", "checkpoint", "init", "data", "quantities", "bounds", "cost")},
+            quantities=with_present_names(content["quantities"]),
+            **{k: content[k] for k in ("config", "checkpoint", "init", "data", "bounds", "cost")},
             notes=content.get("notes", {}),
             genbound=content["genbound"],
             schema_version=version,

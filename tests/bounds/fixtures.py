@@ -117,8 +117,8 @@ def evidence(
             "norm_weights": math.sqrt(size),
             "log_sum_init": log_sum_of_box(layers, moved), "log_sum_origin": log_sum_of_box(layers, size),
         },
-        "path_norm": {"log10_squared": math.log10(67), "value": math.sqrt(67)},
-        "fisher_rao": {"value": 3.0, "parametric": 3.0, "identity_holds": True, "num_samples": 100},
+        "squared_path_norm": {"log10_squared": math.log10(67), "value": math.sqrt(67)},
+        "fisher_rao_norm": {"value": 3.0, "parametric": 3.0, "identity_holds": True, "num_samples": 100},
         "displacement_norm": {"layers": distances},
         "losses": {
             "train_loss": 0.1, "train_error": 0.0, "largest_loss": 1.0, "test_loss": None, "test_error": None,

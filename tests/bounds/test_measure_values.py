@@ -138,7 +138,7 @@ def test_names():
 
 
 def test_fisher_rao_without_homogeneity():
-    row = fisher_rao.FISHER_RAO.evaluate(net(fisher_rao={"parametric": 5.0, "identity_holds": False}))
+    row = fisher_rao.FISHER_RAO.evaluate(net(fisher_rao_norm={"parametric": 5.0, "identity_holds": False}))
     assert row["value"] == pytest.approx(0.3) and "homogeneity" in row["note"]
     assert 10 ** row["forms"]["parametric"]["log10"] == pytest.approx(5)
 

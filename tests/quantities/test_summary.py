@@ -72,7 +72,7 @@ def test_the_error_of_a_sigma_that_was_searched():
 def test_the_error_of_a_root():
     """Of a norm 4 whose square is known to 0.8: 0.8 / (2 * 4)."""
     summary = {"value": 4.0, "squared_sem": 0.8, "num_samples": 9, "parametric": 2.0}
-    found = {n.where: n for n in QUANTITIES["fisher_rao"].reading.numbers(summary)}
+    found = {n.where: n for n in QUANTITIES["fisher_rao_norm"].reading.numbers(summary)}
     assert found[""].data_sem == pytest.approx(0.1) and found["parametric"].data_sem is None
 
 

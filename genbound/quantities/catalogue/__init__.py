@@ -3,11 +3,14 @@
 A row whose measuring takes a file of its own stands here, named like that file in :mod:`genbound.quantities`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from genbound.quantities import displacement_norm, margin
 from genbound.quantities.base import Quantity
 from genbound.quantities.catalogue import (
     compression,
-    fisher_rao,
+    fisher_rao_norm,
     flatness,
     hessian_trace,
     init_activations,
@@ -19,9 +22,9 @@ from genbound.quantities.catalogue import (
     max_positive_trace,
     max_quadratic_form,
     noise_stability,
-    path_norm,
     sharpness,
     spectral_norm,
+    squared_path_norm,
     structure,
 )
 from genbound.quantities.summary import Reading
@@ -44,12 +47,20 @@ QUANTITIES: dict[str, Quantity] = {
         compression,
         flatness,
         sharpness,
-        path_norm,
-        fisher_rao,
+        squared_path_norm,
+        fisher_rao_norm,
         loss_path,
         loss_plane,
     )
 }
+
+# What quantities were called that had the name of a bound: stored results and scripts have these names.
+FORMER_NAMES = {"path_norm": "squared_path_norm", "fisher_rao": "fisher_rao_norm"}
+
+
+def with_present_names(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries by the names of quantities, from before or after they were renamed."""
+    return {FORMER_NAMES.get(name, name): entry for name, entry in entries.items()}
 
 
 def reading_of(name: str) -> Reading:

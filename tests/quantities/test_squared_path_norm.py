@@ -31,7 +31,7 @@ def net_f():
 
 
 def test_pencil_value():
-    found = measure(problem(net_f(), torch.eye(2, dtype=D)), "path_norm")
+    found = measure(problem(net_f(), torch.eye(2, dtype=D)), "squared_path_norm")
     assert found["value"] == pytest.approx(67, rel=1e-14)
     assert found["log10_squared"] == pytest.approx(math.log10(67), rel=1e-14)
 
@@ -43,7 +43,8 @@ def test_biases_are_edges_from_a_unit():
             layer.weight.copy_(torch.tensor(weight))
             layer.bias.copy_(torch.tensor(bias))
     # Hidden: 1 + 4 + 1 = 6 and 9 + 0 + 4 = 13; output: 4 * 6 + 1 * 13 + 9 = 46.
-    assert measure(problem(net, torch.ones(3, 2, dtype=D)), "path_norm")["value"] == pytest.approx(46, rel=1e-14)
+    found = measure(problem(net, torch.ones(3, 2, dtype=D)), "squared_path_norm")
+    assert found["value"] == pytest.approx(46, rel=1e-14)
 
 
 class Residual(nn.Module):
@@ -87,7 +88,7 @@ def test_folded_residual_network():
     torch.manual_seed(0)
     net = randomised(Residual())
     x = torch.randn(4, 2, 6, 6, dtype=D)
-    found = measure(problem(net, x), "path_norm")
+    found = measure(problem(net, x), "squared_path_norm")
     twin = copy.deepcopy(net)
     twin.stem, twin.block = fold(net.stem, net.norm), fold(net.block, net.block_norm)
     twin.norm = twin.block_norm = nn.Identity()
@@ -109,7 +110,7 @@ def test_deep_networks_neither_overflow_nor_vanish(scale, sign):
             layer.weight.fill_(scale)
         net[-1].weight.fill_(1.0)
     x = torch.full((2, 1), 1e-300 if sign > 0 else 1.0, dtype=D)
-    found = measure(problem(net, x), "path_norm")
+    found = measure(problem(net, x), "squared_path_norm")
     assert found["log10_squared"] == pytest.approx(sign * 600 + math.log10(2), rel=1e-12)
     assert found["value"] is None if sign > 0 else found["value"] == 0
 
@@ -118,17 +119,17 @@ def test_rescaling_neighbouring_layers_changes_nothing():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     x = torch.randn(3, 3, dtype=D)
-    before = measure(problem(net, x), "path_norm")["value"]
+    before = measure(problem(net, x), "squared_path_norm")["value"]
     with torch.no_grad():
         net[0].weight.mul_(7), net[0].bias.mul_(7), net[2].weight.div_(7)
-    assert measure(problem(net, x), "path_norm")["value"] == pytest.approx(before, rel=1e-12)
+    assert measure(problem(net, x), "squared_path_norm")["value"] == pytest.approx(before, rel=1e-12)
 
 
 def test_single_precision_and_nothing_disturbed():
     net = net_f()
     weight, state = net[0].weight.detach().clone(), torch.get_rng_state()
     init = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
-    found = measure(Problem(net, init, (torch.eye(2), torch.zeros(2, dtype=torch.long))), "path_norm")
+    found = measure(Problem(net, init, (torch.eye(2), torch.zeros(2, dtype=torch.long))), "squared_path_norm")
     assert found["value"] == pytest.approx(67, rel=1e-14)
     assert torch.equal(weight, net[0].weight) and torch.equal(state, torch.get_rng_state())
 
@@ -139,7 +140,7 @@ def test_single_precision_convolutions():
     x = torch.randn(4, 2, 6, 6, dtype=D)
     init = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     values = [
-        measure(Problem(net, init, (x, torch.arange(4) % 3), dtype=dtype), "path_norm")["value"]
+        measure(Problem(net, init, (x, torch.arange(4) % 3), dtype=dtype), "squared_path_norm")["value"]
         for dtype in (torch.float32, torch.float64)
     ]
     assert values[0] == pytest.approx(values[1], rel=1e-6)
@@ -173,7 +174,7 @@ class InPlace(nn.Module):
 def test_sums_in_place():
     torch.manual_seed(0)
     net = InPlace()
-    found = measure(problem(net, torch.randn(3, 2, dtype=D)), "path_norm")["value"]
+    found = measure(problem(net, torch.randn(3, 2, dtype=D)), "squared_path_norm")["value"]
     first, second = net.first.weight.detach().square(), net.layer.weight.detach().square()
     assert found == pytest.approx(float((first + second).sum()), rel=1e-12)
 
@@ -196,7 +197,7 @@ class Rectified(nn.Module):
 def test_what_is_changed_in_place_is_a_copy(copy):
     torch.manual_seed(0)
     net = Rectified(copy)
-    found = measure(problem(net, torch.randn(3, 2, dtype=D)), "path_norm")["value"]
+    found = measure(problem(net, torch.randn(3, 2, dtype=D)), "squared_path_norm")["value"]
     first, second = net.first.weight.detach().square(), net.layer.weight.detach().square()
     assert found == pytest.approx(float((2 * first + second).sum()), rel=1e-12)
 
@@ -207,7 +208,7 @@ def test_a_batch_norm_behind_an_activation_is_a_layer_of_its_own():
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.BatchNorm1d(3), nn.Linear(3, 2)).to(D).eval()
     norm = net[2]
     norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), norm.weight.normal_(), norm.bias.normal_()
-    found = measure(problem(net, torch.randn(3, 2, dtype=D)), "path_norm")["value"]
+    found = measure(problem(net, torch.randn(3, 2, dtype=D)), "squared_path_norm")["value"]
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     hidden = net[0].weight.square().sum(1) + net[0].bias.square()
     hidden = hidden * scale.square() + (norm.bias - scale * norm.running_mean).square()
@@ -223,6 +224,6 @@ def test_a_batch_norm_behind_an_activation_is_a_layer_of_its_own():
     ],
 )
 def test_does_not_apply(net, words):
-    found = evaluate(problem(net, torch.randn(3, 2, dtype=D)), ["path_norm"])
-    assert "path_norm" not in found.quantities
-    assert words in found.notes["path_norm"]
+    found = evaluate(problem(net, torch.randn(3, 2, dtype=D)), ["squared_path_norm"])
+    assert "squared_path_norm" not in found.quantities
+    assert words in found.notes["squared_path_norm"]

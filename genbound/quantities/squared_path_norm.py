@@ -32,8 +32,6 @@ from genbound.quantities.base import Context, Measured
 from genbound.structure.output_sites import has_attention
 from genbound.structure.path_sums import PathSums, UnsupportedOperation
 
-NAME = "path_norm"
-
 
 def log_path_norm(problem) -> float:
     """Natural logarithm of the squared path norm.

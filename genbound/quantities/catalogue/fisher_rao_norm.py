@@ -1,4 +1,4 @@
-"""``fisher_rao``, measured in :mod:`genbound.quantities.fisher_rao`."""
+"""``fisher_rao_norm``, measured in :mod:`genbound.quantities.fisher_rao_norm`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def _observe(summary: Summary) -> Iterator[Number]:
 
 
 QUANTITY = Quantity(
-    "fisher_rao",
+    "fisher_rao_norm",
     "Fisher-Rao norm of the weights",
-    later("genbound.quantities.fisher_rao:measure"),
+    later("genbound.quantities.fisher_rao_norm:measure"),
     gradients=lambda problem, options: 3.0,
     reference="Liang, Poggio, Rakhlin & Stokes 2019",
     reading=Reading(observe=_observe),

@@ -39,7 +39,7 @@ def homogeneous():
 
 def test_identity_on_a_homogeneous_network():
     net, x = homogeneous(), torch.randn(5, 4, dtype=D)
-    found = measure(problem(net, x), "fisher_rao")
+    found = measure(problem(net, x), "fisher_rao_norm")
     assert found["depth"] == 3
     assert found["value"] == pytest.approx(expected(net, x), rel=1e-10)
     assert found["parametric"] == pytest.approx(found["value"], rel=1e-10)
@@ -50,7 +50,7 @@ def test_identity_on_a_homogeneous_network():
 def test_formula_and_definition_part_with_biases():
     torch.manual_seed(1)
     net, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(5, 4, dtype=D)
-    found = measure(problem(net, x), "fisher_rao")
+    found = measure(problem(net, x), "fisher_rao_norm")
     assert found["parametric"] == pytest.approx(expected(net, x), rel=1e-10)
     assert found["identity_holds"] is False
     f = net(x).detach()
@@ -60,7 +60,7 @@ def test_formula_and_definition_part_with_biases():
 
 def test_model_expectation_sums_over_the_labels():
     net, x = homogeneous(), torch.randn(4, 4, dtype=D)
-    found = measure(problem(net, x), "fisher_rao")
+    found = measure(problem(net, x), "fisher_rao_norm")
     p = net(x).softmax(-1).detach()
     square = sum(float(p[n, c]) * radial(net, x[n], torch.tensor(c)) ** 2 for n in range(4) for c in range(3)) / 4
     assert found["model_expectation"] == pytest.approx(math.sqrt(square), rel=1e-10)
@@ -78,7 +78,7 @@ class Branches(nn.Module):
 
 def test_depth_is_that_of_the_longest_path():
     torch.manual_seed(0)
-    assert measure(problem(Branches(), torch.randn(3, 3, dtype=D)), "fisher_rao")["depth"] == 3
+    assert measure(problem(Branches(), torch.randn(3, 3, dtype=D)), "fisher_rao_norm")["depth"] == 3
 
 
 def test_squared_error_has_no_model_expectation():
@@ -86,7 +86,7 @@ def test_squared_error_has_no_model_expectation():
     net, x = nn.Linear(3, 2, bias=False).to(D), torch.randn(4, 3, dtype=D)
     y = torch.randn(4, 2, dtype=D)
     found = measure(
-        Problem(net, {"weight": torch.zeros(2, 3, dtype=D)}, (x, y), "squared_error", num_data=100), "fisher_rao"
+        Problem(net, {"weight": torch.zeros(2, 3, dtype=D)}, (x, y), "squared_error", num_data=100), "fisher_rao_norm"
     )
     f = net(x).detach()
     inner = (2 * (f - y) * f).sum(1)
@@ -99,7 +99,7 @@ def test_measuring_disturbs_nothing():
     net, x = homogeneous(), torch.randn(5, 4, dtype=D)
     weights, state = [p.detach().clone() for p in net.parameters()], torch.get_rng_state()
     measured = problem(net, x)
-    assert measure(measured, "fisher_rao") == measure(measured, "fisher_rao")
+    assert measure(measured, "fisher_rao_norm") == measure(measured, "fisher_rao_norm")
     assert all(torch.equal(a, b.float()) for a, b in zip(weights, net.parameters(), strict=True))
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None for p in net.parameters())
