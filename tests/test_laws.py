@@ -21,12 +21,13 @@ HOMOGENEOUS = {"displacement_norm": 1, "max_quadratic_form": 2}
 # these depend on the initialisation, but not on it alone through a power
 USE_THE_INITIALISATION = {
     "structure", "spectral_norm", "layer_norms", "flatness", "sharpness", "squared_path_norm", "init_activations",
+    "matrix_norms",
     "loss_path", "loss_plane",
 }  # fmt: skip
 # these look at the fine-tuned weights and the data alone
 OF_THE_NETWORK = {
     "losses", "hessian_trace", "noise_stability", "max_positive_trace", "input_norm", "margin", "compression",
-    "fisher_rao_norm",
+    "fisher_rao_norm", "power_law",
 }  # fmt: skip
 
 
@@ -43,16 +44,20 @@ LAW_IN_N = {
     **dict.fromkeys(["jiang2020_sharpness", "jiang2020_sharpness_magnitude"], power(-0.5)),
     "li2021": power(-0.25),
     **dict.fromkeys(["distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one"], power(0.0)),
+    **dict.fromkeys(["distance_spectral_matrix", "distance_mars_matrix", "distance_two_one_matrix"], power(0.0)),
+    **dict.fromkeys(["stable_rank", "martin2021_alpha"], power(0.0)),
 }
 # bound -> power of the displacement in its main term, where there is one
 POWER_OF_DISPLACEMENT = {
     **dict.fromkeys(["hessian_distance", "trace_distance", "noisy_label_distance"], 1.0),
     "jiang2020_sharpness": 1.0,
     **dict.fromkeys(["distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one"], 1.0),
+    **dict.fromkeys(["distance_spectral_matrix", "distance_mars_matrix", "distance_two_one_matrix"], 1.0),
 }  # fmt: skip
 CHEAP = {
     "noise_stability": {"sigmas": (0.01,), "relative_sem": 5.0},
     "hessian_trace": {"layer_sem": 5.0, "total_sem": 5.0},
+    "power_law": {"fewest": 3},
 }
 
 

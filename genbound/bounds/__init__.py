@@ -3,7 +3,15 @@
 from genbound.bounds.arora2018compression import ARORA2018
 from genbound.bounds.bartlett2017spectral import BARTLETT2017
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.distance import DISTANCE_FROBENIUS, DISTANCE_MARS, DISTANCE_SPECTRAL, DISTANCE_TWO_ONE
+from genbound.bounds.distance import (
+    DISTANCE_FROBENIUS,
+    DISTANCE_MARS,
+    DISTANCE_MARS_MATRIX,
+    DISTANCE_SPECTRAL,
+    DISTANCE_SPECTRAL_MATRIX,
+    DISTANCE_TWO_ONE,
+    DISTANCE_TWO_ONE_MATRIX,
+)
 from genbound.bounds.fisher_rao import FISHER_RAO
 from genbound.bounds.gouk2021distance import GOUK2021
 from genbound.bounds.jiang2020fantastic import (
@@ -18,6 +26,7 @@ from genbound.bounds.long2020sharp import LONG2020
 from genbound.bounds.neyshabur2018pacbayes import NEYSHABUR2018
 from genbound.bounds.path_norm import PATH_NORM
 from genbound.bounds.pitas2017pacbayes import PITAS2017
+from genbound.bounds.spectra import MARTIN2021_ALPHA, STABLE_RANK
 
 BOUNDS: dict[str, Bound] = {
     bound.name: bound
@@ -42,6 +51,11 @@ BOUNDS: dict[str, Bound] = {
         DISTANCE_SPECTRAL,
         DISTANCE_MARS,
         DISTANCE_TWO_ONE,
+        DISTANCE_SPECTRAL_MATRIX,
+        DISTANCE_MARS_MATRIX,
+        DISTANCE_TWO_ONE_MATRIX,
+        STABLE_RANK,
+        MARTIN2021_ALPHA,
     )
 }
 

@@ -3,8 +3,10 @@ r"""Distances from the initialisation: plain measures to set beside the bounds, 
 ``distance_frobenius`` is the Euclidean distance :math:`(\sum_i\|v_i\|_F^2)^{1/2}` over the layers;
 ``distance_spectral``, ``distance_mars`` and ``distance_two_one`` add up :math:`\|\cdot\|` of each layer's displacement
 as an operator: its largest singular value (β of Long & Sedghi), its largest row sum (Gouk et al.) and the sum of its
-rows' Euclidean norms (Bartlett et al.). ``main_term`` is the value; ``sum_of_squares`` is :math:`\sum_i\|\cdot\|^2`,
-the convention of Jiang et al. 2020.
+rows' Euclidean norms (Bartlett et al.). ``distance_spectral_matrix``, ``distance_mars_matrix`` and
+``distance_two_one_matrix`` are the same sums of the weights as they are stored, flattened behind the first axis, which
+need no model. ``main_term`` is the value; ``sum_of_squares`` is :math:`\sum_i\|\cdot\|^2`, the convention of Jiang et
+al. 2020.
 
 They bound neither the loss nor the error and do not depend on n.
 """
@@ -42,10 +44,21 @@ def _spectral(evidence: Evidence) -> BoundValue:
     return _value(lower, upper, 1.0)
 
 
-def _layer_norm(norm: str) -> Callable[[Evidence], BoundValue]:
+def _matrix_spectral(evidence: Evidence) -> BoundValue:
+    lower, upper = (
+        [
+            log(evidence.number("matrix_norms", "layers", name, "displacement", "spectral", side))
+            for name in evidence.per_layer("matrix_norms")
+        ]
+        for side in ("lower", "upper")
+    )
+    return _value(lower, upper, 1.0)
+
+
+def _layer_norm(norm: str, quantity: str = "layer_norms") -> Callable[[Evidence], BoundValue]:
     def compute(evidence: Evidence) -> BoundValue:
-        rows = evidence.per_layer("layer_norms")
-        found = [log(evidence.number("layer_norms", "layers", name, "displacement", norm)) for name in rows]
+        rows = evidence.per_layer(quantity)
+        found = [log(evidence.number(quantity, "layers", name, "displacement", norm)) for name in rows]
         return _value(found, found, 1.0)
 
     return compute
@@ -92,6 +105,36 @@ DISTANCE_TWO_ONE = Bound(
     ("layer_norms",),
     _layer_norm("two_one"),
     _has_layers("layer_norms"),
+    bounds="distance",
+    kind="norm",
+)
+DISTANCE_SPECTRAL_MATRIX = Bound(
+    "distance_spectral_matrix",
+    "sum over layers of the stored displacement's spectral norm; needs no model",
+    "Long & Sedghi 2020",
+    ("matrix_norms",),
+    _matrix_spectral,
+    _has_layers("matrix_norms"),
+    bounds="distance",
+    kind="norm",
+)
+DISTANCE_MARS_MATRIX = Bound(
+    "distance_mars_matrix",
+    "sum over layers of the stored displacement's largest row sum; needs no model",
+    "Gouk, Hospedales & Pontil 2021",
+    ("matrix_norms",),
+    _layer_norm("mars", "matrix_norms"),
+    _has_layers("matrix_norms"),
+    bounds="distance",
+    kind="norm",
+)
+DISTANCE_TWO_ONE_MATRIX = Bound(
+    "distance_two_one_matrix",
+    "sum over layers of the stored displacement's rows' Euclidean norms; needs no model",
+    "Bartlett, Foster & Telgarsky 2017",
+    ("matrix_norms",),
+    _layer_norm("two_one", "matrix_norms"),
+    _has_layers("matrix_norms"),
     bounds="distance",
     kind="norm",
 )

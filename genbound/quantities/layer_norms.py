@@ -16,8 +16,8 @@ A row of M at the border of a zero-padded map has fewer taps than one inside; al
 entries. A layer applied to T tokens has T copies of its matrix in M. ``bias_norm`` is the Euclidean norm of what the
 bias adds to the whole output (every position), ``bias_vector_norm`` that of the vector. ``stride``, ``kernel_side`` and
 ``input_resolution`` are geometric means over the axes. A layer that is used at several sizes has the sizes of its
-largest input and the largest of each norm. Where there is no network M is the stored matrix, flattened behind the first
-axis.
+largest input and the largest of each norm. Without a network there is no operator: ``matrix_norms`` has the norms of
+the stored weights.
 
 Cost: six products with each layer on one input. Exact up to rounding in float64.
 
@@ -33,13 +33,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from genbound.network.weights import BaseProblem
+from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured
 from genbound.structure.layer_matrices import Operator, exact_norms
 from genbound.structure.reader import read_structure
 
 
-def measure(problem: BaseProblem, context: Context) -> Measured:
+def measure(problem: Problem, context: Context) -> Measured:
     """The exact norms and the sizes of every layer's operator, for both models and the displacement."""
     structure = read_structure(problem)
     rows = {}

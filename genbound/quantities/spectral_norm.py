@@ -6,7 +6,8 @@ A convolution is the operator on maps of the size that the network feeds it, wit
 groups. A linear layer that is applied to every token is its matrix. Batch norm right behind a layer is folded in, for
 each model with its own statistics, before the difference is taken. A layer that is used at several sizes has the
 largest of its norms. A weight whose use is not recognised as linear has the norm of its stored matrix, flattened behind
-the first axis; its ``kind`` is ``matrix``. So have all weights where there is no network.
+the first axis; its ``kind`` is ``matrix``. Without a network there is no operator: ``matrix_norms`` has the norms of
+the stored weights.
 
 ``lower <= norm <= upper`` with ``upper <= 1.01 lower``; ``value`` is ``upper``. Small operators are exact up to
 rounding (``svd``). Others come from Lanczos with a random start. There ``upper`` fails with a probability of at most
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from genbound.estimators.operator_norm import FAILURE, operator_norm
-from genbound.network.weights import BaseProblem
+from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, stream
 from genbound.structure.reader import read_structure
 from genbound.structure.tree import EffectiveLayer
@@ -33,7 +34,7 @@ MODELS = ("trained", "init", "displacement")
 TOLERANCE = 0.01
 
 
-def measure(problem: BaseProblem, context: Context) -> Measured:
+def measure(problem: Problem, context: Context) -> Measured:
     """The bracket of every layer's norm, for both models and the displacement, layer by layer."""
     structure = read_structure(problem)
     names = [layer.name for layer in problem.layers]

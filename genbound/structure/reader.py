@@ -32,19 +32,16 @@ from genbound.structure.tree import MOST_NODES, Fold, Node, Structure, add_init,
 
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
-    from genbound.network.weights import BaseProblem
 
 _BIAS = {"addmm": 0, "convolution": 2}  # operand position
 
 
-def read_structure(problem: BaseProblem) -> Structure:
+def read_structure(problem: Problem) -> Structure:
     """Read the composition and the operators of a problem's network from a forward pass of its first sample.
 
     The tree is that of the fine-tuned model. Scale steps whose constant is another one at the initialisation (a batch
     norm that is not folded, a learned factor) carry it as ``init_lipschitz``.
     """
-    if problem.data is None:
-        return Structure(reason="there is no network to run", _problem=problem)  # every weight is its stored matrix
     reader = _Reader(problem, problem.params, problem.buffers)
     structure = reader.read()
     if structure.tree is not None and count(structure.tree, "scale"):

@@ -62,7 +62,7 @@ def evidence(
         s = spectral_norm(matrix)
         return {"lower": s / (1 + slack), "upper": s}
 
-    spectral, rows, distances = {}, {}, {}
+    spectral, rows, distances, matrices = {}, {}, {}, {}
     for name, (weight, init) in layers.items():
         spectral[name] = {
             "value": spectral_norm(weight), **interval(weight), "sample": None, "init": interval(init),
@@ -76,6 +76,12 @@ def evidence(
             "num_weights": weight.size, "bias_norm": bias, "init_bias_norm": bias / 2,
             "displacement_bias_norm": bias / 2, "displacement_bias_vector_norm": bias / 2,
         }  # fmt: skip
+        matrices[name] = {
+            part: {**norms(matrix), "spectral": interval(matrix)}
+            for part, matrix in (("weight", weight), ("init", init), ("displacement", weight - init))
+        }
+        rank = norms(weight)["frobenius"] ** 2 / spectral_norm(weight) ** 2
+        matrices[name]["stable_rank"] = {"value": rank, "lower": rank, "upper": rank * (1 + slack) ** 2}
         distances[name] = {"value": norms(weight - init)["frobenius"], "init_norm": norms(init)["frobenius"]}
     moved, size = (
         sum(r[which]["frobenius"] ** 2 for r in rows.values()) for which in ("displacement", "weight")
@@ -120,6 +126,10 @@ def evidence(
         "squared_path_norm": {"log10_squared": math.log10(67), "value": math.sqrt(67)},
         "fisher_rao_norm": {"value": 3.0, "parametric": 3.0, "identity_holds": True, "num_samples": 100},
         "displacement_norm": {"layers": distances},
+        "matrix_norms": {"layers": matrices},
+        "power_law": {
+            "layers": {n: {"alpha": 2.0 * i, "alpha_sem": 0.1 * (i + 2)} for i, n in enumerate(layers, 1)},
+        },
         "losses": {
             "train_loss": 0.1, "train_error": 0.0, "largest_loss": 1.0, "test_loss": None, "test_error": None,
             "constant_loss": math.log(2), "constant_error": 0.5, "generalization_gap": None, "error_gap": None,

@@ -8,7 +8,15 @@ from fixtures import NET, W1, W1_INIT, W2, W2_INIT, evidence, layer, net, series
 
 from genbound.bounds.arora2018compression import ARORA2018
 from genbound.bounds.bartlett2017spectral import BARTLETT2017
-from genbound.bounds.distance import DISTANCE_FROBENIUS, DISTANCE_MARS, DISTANCE_SPECTRAL, DISTANCE_TWO_ONE
+from genbound.bounds.distance import (
+    DISTANCE_FROBENIUS,
+    DISTANCE_MARS,
+    DISTANCE_MARS_MATRIX,
+    DISTANCE_SPECTRAL,
+    DISTANCE_SPECTRAL_MATRIX,
+    DISTANCE_TWO_ONE,
+    DISTANCE_TWO_ONE_MATRIX,
+)
 from genbound.bounds.fisher_rao import FISHER_RAO
 from genbound.bounds.gouk2021distance import GOUK2021
 from genbound.bounds.jiang2020fantastic import (
@@ -22,6 +30,7 @@ from genbound.bounds.long2020sharp import LONG2020
 from genbound.bounds.neyshabur2018pacbayes import NEYSHABUR2018
 from genbound.bounds.path_norm import PATH_NORM
 from genbound.bounds.pitas2017pacbayes import PITAS2017
+from genbound.bounds.spectra import MARTIN2021_ALPHA, STABLE_RANK
 
 # bound -> power of n in its main term
 POWER_OF_N = {
@@ -29,13 +38,24 @@ POWER_OF_N = {
     ARORA2018: -0.5, JIANG2020_FLATNESS: -0.5, JIANG2020_MAGNITUDE: -0.5, JIANG2020_SHARPNESS: -0.5,
     JIANG2020_SHARPNESS_MAGNITUDE: -0.5, PATH_NORM: -0.5, FISHER_RAO: -0.5,
     DISTANCE_FROBENIUS: 0, DISTANCE_SPECTRAL: 0, DISTANCE_MARS: 0, DISTANCE_TWO_ONE: 0,
+    DISTANCE_SPECTRAL_MATRIX: 0, DISTANCE_MARS_MATRIX: 0, DISTANCE_TWO_ONE_MATRIX: 0,
+    STABLE_RANK: 0, MARTIN2021_ALPHA: 0,
 }  # fmt: skip
 WITH_MARGIN = (NEYSHABUR2018, PITAS2017, BARTLETT2017, ARORA2018, PATH_NORM)
 OF_THE_DISPLACEMENT = (
     NEYSHABUR2018, PITAS2017, BARTLETT2017, LONG2020, GOUK2021, LI2021, JIANG2020_FLATNESS, JIANG2020_SHARPNESS,
     DISTANCE_FROBENIUS, DISTANCE_SPECTRAL, DISTANCE_MARS, DISTANCE_TWO_ONE,
+    DISTANCE_SPECTRAL_MATRIX, DISTANCE_MARS_MATRIX, DISTANCE_TWO_ONE_MATRIX,
 )  # fmt: skip
-WITH_SPECTRAL_NORMS = (NEYSHABUR2018, PITAS2017, BARTLETT2017, LONG2020, LI2021, DISTANCE_SPECTRAL)
+WITH_SPECTRAL_NORMS = (
+    NEYSHABUR2018,
+    PITAS2017,
+    BARTLETT2017,
+    LONG2020,
+    LI2021,
+    DISTANCE_SPECTRAL,
+    DISTANCE_SPECTRAL_MATRIX,
+)
 WITH_STRUCTURE = (NEYSHABUR2018, PITAS2017, BARTLETT2017, LONG2020, GOUK2021, LI2021, ARORA2018)
 # forms that do not change when one layer is scaled by t and the next by 1 / t, in both models
 RESCALING = {
@@ -49,7 +69,10 @@ EXTENSIVE = [(bound, form) for bound, forms in RESCALING.items() for form in for
 
 
 # what bounds nothing: it has no unit of loss or error
-NORMS = {"path_norm", "fisher_rao", "distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one"}
+NORMS = {
+    "path_norm", "fisher_rao", "distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one",
+    "distance_spectral_matrix", "distance_mars_matrix", "distance_two_one_matrix", "stable_rank", "martin2021_alpha",
+}  # fmt: skip
 
 
 def name(value):

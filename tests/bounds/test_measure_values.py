@@ -7,7 +7,7 @@ import pytest
 from fixtures import NET, W1, W2, net, number
 
 from genbound.bounds import arora2018compression as arora
-from genbound.bounds import distance, fisher_rao, path_norm
+from genbound.bounds import distance, fisher_rao, path_norm, spectra
 from genbound.bounds import gouk2021distance as gouk
 from genbound.bounds import jiang2020fantastic as jiang
 from genbound.bounds import li2021improved as li
@@ -127,10 +127,22 @@ def test_distances():
         (distance.DISTANCE_SPECTRAL, 3, 5),
         (distance.DISTANCE_MARS, 3, 5),
         (distance.DISTANCE_TWO_ONE, 4, 8),
+        (distance.DISTANCE_SPECTRAL_MATRIX, 3, 5),
+        (distance.DISTANCE_MARS_MATRIX, 3, 5),
+        (distance.DISTANCE_TWO_ONE_MATRIX, 4, 8),
     ):
         assert number(bound) == pytest.approx(expected, rel=1e-12)
         assert number(bound, "sum_of_squares") == pytest.approx(squares, rel=1e-12)
         assert bound.evaluate(net())["vacuous"] is None
+
+
+def test_spectra():
+    """Squared Frobenius over spectral norm 11 / 8 and 27 / 18, mean 23 / 16; exponents 2 and 4, sems 0.3 and 0.4."""
+    row = spectra.STABLE_RANK.evaluate(net())
+    assert row["value"] == pytest.approx(23 / 16, rel=1e-12)
+    assert number(spectra.STABLE_RANK, "sum") == pytest.approx(23 / 8, rel=1e-12)
+    row = spectra.MARTIN2021_ALPHA.evaluate(net())
+    assert (row["lower"], row["value"], row["upper"]) == pytest.approx((2.5, 3, 3.5), rel=1e-12)
 
 
 def test_names():

@@ -54,26 +54,23 @@ def test_pencil_values(pencil, layer, part, mars, spectral, frobenius_squared, t
 
 
 def test_weights_without_a_network(tmp_path):
-    """The same norms from two bare state dicts.
-
-    A convolution counts as its stored matrix, with a row for each output channel.
-    """
+    """Two bare state dicts have norms of stored matrices, a row for each output channel, and none of operators."""
     kernel = torch.tensor([[[[3.0, 0.0]], [[0.0, 4.0]]], [[[0.0, 0.0]], [[0.0, 0.0]]]])
     torch.save({"a.weight": torch.tensor([[2.0, 1], [0, 1], [-2, 1]]), "conv.weight": kernel}, tmp_path / "tuned.pt")
     torch.save(
         {"a.weight": torch.tensor([[1.0, 1], [0, 1], [-2, 0]]), "conv.weight": 0 * kernel}, tmp_path / "start.pt"
     )
     found = evaluate(genbound.load(tmp_path / "tuned.pt", tmp_path / "start.pt"))
-    norms, spectral = (found.quantities[name]["layers"] for name in ("layer_norms", "spectral_norm"))
-    assert norms["a.weight"]["weight"]["mars"] == 3 and norms["a.weight"]["kind"] == "matrix"
+    norms = found.quantities["matrix_norms"]["layers"]
+    assert norms["a.weight"]["weight"]["mars"] == 3
     assert norms["a.weight"]["displacement"]["two_one"] == 2 and norms["conv.weight"]["displacement"]["two_one"] == 5
-    assert spectral["a.weight"]["upper"] == pytest.approx(8**0.5) and spectral["conv.weight"]["upper"] == pytest.approx(
-        5
-    )
-    expected = {"frobenius": 27**0.5, "spectral": 1 + 5, "mars": 1 + 7, "two_one": 2 + 5}
+    assert norms["a.weight"]["weight"]["spectral"]["upper"] == pytest.approx(8**0.5)
+    assert norms["conv.weight"]["weight"]["spectral"]["upper"] == pytest.approx(5)
+    expected = {"frobenius": 27**0.5, "spectral_matrix": 1 + 5, "mars_matrix": 1 + 7, "two_one_matrix": 2 + 5}
     for name, value in expected.items():
         assert found.bounds[f"distance_{name}"]["value"] == pytest.approx(value, rel=1e-6)
-    assert found.bounds["bartlett2017"]["value"] is None and "--model" in found.bounds["bartlett2017"]["note"]
+    for name in ("bartlett2017", "distance_spectral", "distance_mars", "distance_two_one"):
+        assert found.bounds[name]["value"] is None and "--model" in found.bounds[name]["note"]
 
 
 def test_pencil_inputs_and_margins(pencil):

@@ -9,7 +9,6 @@ QUANTITY = Quantity(
     "layer_norms",
     "Frobenius, MARS and (2,1) norms of each layer's operator, of its initialisation and of the difference",
     later("genbound.quantities.layer_norms:measure"),
-    needs_data=False,
     gradients=lambda problem, options: 6.0 / problem.num_samples,
     reference="Gouk et al. 2021; Bartlett et al. 2017",
     reading=Reading(fixed=True),

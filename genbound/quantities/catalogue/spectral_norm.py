@@ -9,7 +9,6 @@ QUANTITY = Quantity(
     "spectral_norm",
     "operator 2-norm of each layer, of its initialisation and of the difference, within 1 %",
     later("genbound.quantities.spectral_norm:measure"),
-    needs_data=False,
     # Some 190 products for three operators, each the cost of a forward pass of its layer.
     gradients=lambda problem, options: 190.0 / problem.num_samples,
     reference="Kuczynski & Wozniakowski 1992",
