@@ -164,6 +164,27 @@ def test_radii_by_pattern_stage_and_size():
     assert relative_radii({"head": torch.zeros(2, 2)}, 0.1)["head"] == float("inf")
 
 
+def test_relative_row_sums_are_those_of_the_outputs():
+    """By hand: of a transposed convolution, [inputs, outputs per group, ...], and of GPT-2's [inputs, outputs]."""
+
+    class Conv1D(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[1.0, -2.0], [3.0, 4.0], [0.0, 0.0]]))
+
+    up = nn.ConvTranspose2d(4, 6, 1, groups=2)
+    up.weight.data = torch.arange(12.0).reshape(4, 3, 1, 1)  # group 1: rows 0 1 2, 3 4 5; group 2: 6 7 8, 9 10 11
+    model = nn.ModuleDict({"up": up, "gpt": Conv1D(), "fc": nn.Linear(3, 2, bias=False)})
+    init = start_of(model)
+    found = relative_radii(init, 0.5, "mars", model)
+    assert found["up.weight"] == 0.5 * (8 + 11) and found["gpt.weight"] == 0.5 * 6
+    assert found["fc.weight"] == pytest.approx(0.5 * float(init["fc.weight"].abs().sum(1).max()))
+    zero = {name: torch.zeros_like(w) for name, w in init.items()}
+    DistanceConstraint(zero, found, "mars").project(model)
+    assert relative_radii(start_of(model), 1.0, "mars", model) == pytest.approx(found, rel=1e-6)
+    assert relative_radii(init, 0.5, "frobenius", model) == relative_radii(init, 0.5)
+
+
 def test_attached_to_an_optimizer_it_holds_after_every_step():
     model = network()
     init = start_of(model)

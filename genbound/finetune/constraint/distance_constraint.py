@@ -15,7 +15,7 @@ from genbound.checkpoints.names import is_adapter, plain_name
 from genbound.errors import GenboundError
 from genbound.finetune.constraint.low_rank import Adapted, adapted_layers
 from genbound.finetune.constraint.norm_layers import project_norm_layers
-from genbound.finetune.constraint.projections import frobenius_ball, mars_ball, round_towards
+from genbound.finetune.constraint.projections import as_rows, frobenius_ball, mars_ball, round_towards
 from genbound.finetune.constraint.radii import relative_radii, resolve_radii, stage_radii
 from genbound.finetune.settings import Settings, parse_radius
 
@@ -179,24 +179,6 @@ class DistanceConstraint:
         return start
 
 
-def as_rows(weight: Tensor, module: nn.Module | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """A weight as ``[outputs, everything else]``, and the way back: torch stores some kinds inputs first."""
-    shape = weight.shape
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):  # [inputs, outputs / groups, ...]
-        groups = module.groups
-        split = weight.reshape(groups, shape[0] // groups, *shape[1:]).transpose(1, 2)
-        inner = split.shape
-        return (
-            split.reshape(groups * shape[1], -1),
-            lambda rows: rows.reshape(inner).transpose(1, 2).reshape(shape),
-        )
-    if (
-        type(module).__name__ == "Conv1D" and weight.dim() == 2
-    ):  # GPT-2's linear layer of transformers: [inputs, outputs]
-        return weight.T, lambda rows: rows.T
-    return weight.reshape(shape[0], -1), lambda rows: rows.reshape(shape)
-
-
 def distance(weight: Tensor, start: Tensor, norm: str, module: nn.Module | None = None) -> float:
     """The norm of ``weight - start``, summed in float64.
 
@@ -265,7 +247,7 @@ def constraint_of(model: nn.Module, head: tuple[str, ...], settings: Settings) -
     """
     state: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     layers = [name for name, p in model.named_parameters() if p.dim() >= 2]
-    radii = _radii({name: state[name] for name in layers}, head, settings)
+    radii = _radii({name: state[name] for name in layers}, head, settings, model)
     if settings.head_radius is not None:
         for name in layers:
             if name in head:
@@ -274,12 +256,12 @@ def constraint_of(model: nn.Module, head: tuple[str, ...], settings: Settings) -
     return DistanceConstraint(state, radii, settings.norm, settings.norm_layers)
 
 
-def _radii(weights: dict[str, Tensor], head: tuple[str, ...], settings: Settings) -> dict[str, float]:
+def _radii(weights: dict[str, Tensor], head: tuple[str, ...], settings: Settings, model: nn.Module) -> dict[str, float]:
     radii = dict.fromkeys(weights, float("inf"))
     if settings.radius is None:
         return radii
     parts = parse_radius(settings.radius)
-    norms = relative_radii(weights, 1.0, settings.norm)
+    norms = relative_radii(weights, 1.0, settings.norm, model)
     for pattern, _, _ in parts:
         if not any(fnmatchcase(name, pattern) for name in weights):
             raise GenboundError(

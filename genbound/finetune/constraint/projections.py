@@ -1,9 +1,11 @@
-"""Euclidean projections onto norm balls."""
+"""Euclidean projections onto norm balls, and which axis of a weight the rows are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def frobenius_ball(v: Tensor, radius: float) -> Tensor:
@@ -49,6 +51,24 @@ def mars_ball(rows: Tensor, radius: float) -> Tensor:
     shrunk *= (radius / shrunk.sum(1, keepdim=True, dtype=torch.float64)).to(shrunk.dtype).clamp(max=1).nan_to_num()
     result[outside] = result[outside].sign() * shrunk
     return result
+
+
+def as_rows(weight: Tensor, module: nn.Module | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """A weight as ``[outputs, everything else]``, and the way back: torch stores some kinds inputs first."""
+    shape = weight.shape
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):  # [inputs, outputs / groups, ...]
+        groups = module.groups
+        split = weight.reshape(groups, shape[0] // groups, *shape[1:]).transpose(1, 2)
+        inner = split.shape
+        return (
+            split.reshape(groups * shape[1], -1),
+            lambda rows: rows.reshape(inner).transpose(1, 2).reshape(shape),
+        )
+    if (
+        type(module).__name__ == "Conv1D" and weight.dim() == 2
+    ):  # GPT-2's linear layer of transformers: [inputs, outputs]
+        return weight.T, lambda rows: rows.T
+    return weight.reshape(shape[0], -1), lambda rows: rows.reshape(shape)
 
 
 def round_towards(start: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:

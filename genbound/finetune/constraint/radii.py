@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from genbound.errors import GenboundError
+from genbound.finetune.constraint.projections import as_rows
 
 
 def resolve_radii(names: Iterable[str], radius: float | Mapping[str, float]) -> dict[str, float]:
@@ -34,26 +35,39 @@ def resolve_radii(names: Iterable[str], radius: float | Mapping[str, float]) -> 
     return found
 
 
-def relative_radii(init: Mapping[str, Tensor], fraction: float, norm: str = "frobenius") -> dict[str, float]:
+def relative_radii(
+    init: Mapping[str, Tensor], fraction: float, norm: str = "frobenius", model: nn.Module | None = None
+) -> dict[str, float]:
     r"""Radii :math:`\mathrm{fraction}\cdot\|W_i^{(s)}\|`, so that one number suits layers of every size.
 
     A layer that starts from zero (a new head) has no scale of its own and stays free.
 
     Args:
-        init: pretrained weights by name; those of shape ``[outputs, ...]`` with two dimensions or more are layers.
+        init: pretrained weights by name; those with two dimensions or more are layers.
         fraction: share of the norm, >= 0.
         norm: ``frobenius`` or ``mars``.
+        model: that has the weights; says for ``mars`` which axis the outputs are. Without it they are the first one,
+            which is not so of transposed convolutions and of GPT-2's ``Conv1D``.
 
     Returns:
         Radius by the layer's name, in the units of the weights.
     """
-    found = {}
+    found, owners = {}, {} if model is None else _owners(model)
     for name, weight in init.items():
         if weight.dim() >= 2:
             w = weight.detach().double()
-            size = float(w.norm() if norm == "frobenius" else w.flatten(1).abs().sum(1).max())
+            size = float(w.norm() if norm == "frobenius" else as_rows(w, owners.get(name))[0].abs().sum(1).max())
             found[name] = fraction * size if size > 0 else math.inf
     return found
+
+
+def _owners(model: nn.Module) -> dict[str, nn.Module]:
+    """Parameter -> the module that it belongs to."""
+    return {
+        f"{path}.{name}" if path else name: module
+        for path, module in model.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+    }
 
 
 def stage_radii(
