@@ -25,7 +25,7 @@ FLOORS = (
     ("estimators", "optional", "user_code"),
     ("checkpoints", "data"),
     ("network",),
-    ("curvature", "structure"),
+    ("curvature", "posterior", "structure"),
     ("quantities", "bounds"),
     ("results",),
     ("evaluation", "figures", "finetune"),

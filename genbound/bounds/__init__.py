@@ -3,6 +3,7 @@
 from genbound.bounds.arora2018compression import ARORA2018
 from genbound.bounds.bartlett2017spectral import BARTLETT2017
 from genbound.bounds.base import Bound, BoundValue, Evidence
+from genbound.bounds.certificates import PAC_BAYES_CERTIFICATE, TEST_SET_BOUND
 from genbound.bounds.distance import (
     DISTANCE_FROBENIUS,
     DISTANCE_MARS,
@@ -47,6 +48,8 @@ BOUNDS: dict[str, Bound] = {
         JIANG2020_SHARPNESS_MAGNITUDE,
         PATH_NORM,
         FISHER_RAO,
+        PAC_BAYES_CERTIFICATE,
+        TEST_SET_BOUND,
         DISTANCE_FROBENIUS,
         DISTANCE_SPECTRAL,
         DISTANCE_MARS,

@@ -158,6 +158,9 @@ class Bound:
         except NotAvailable as absent:
             found = BoundValue.missing(str(absent))
         losses, unit = evidence.quantities.get("losses", {}), GAPS.get(self.bounds, "")
+        gap = losses.get(unit) if found.gap is None else found.gap
+        if self.kind == "certificate":  # it bounds the whole error, and not what is to be added to the training error
+            gap = None
         return {
             "value": found.value,
             "lower": found.lower,
@@ -166,7 +169,7 @@ class Bound:
             "bounds": self.bounds,
             "kind": self.kind,
             "vacuous": _vacuous(self, found, evidence),
-            **against_gap(found.value, losses.get(unit) if found.gap is None else found.gap),
+            **against_gap(found.value, gap),
             "note": found.note,
             "reference": self.reference,
             "forms": {name: dict(form) for name, form in found.forms.items()},

@@ -38,7 +38,9 @@ def verdict(results: Results) -> list[str]:
 
 def leading(results: Results) -> str | None:
     """The row that the verdict is about: the project's own first, then the first measure that has a value."""
-    valued = [name for name, row in results.bounds.items() if row["value"] is not None and row["kind"] != "norm"]
+    valued = [
+        name for name, row in results.bounds.items() if row["value"] is not None and row["kind"] in ("bound", "measure")
+    ]
     return next((name for name in (*OURS, *valued) if name in valued), None)
 
 
@@ -49,8 +51,8 @@ def short_rows(results: Results) -> list[str]:
     rivals = {
         other: row["value"]
         for other, row in results.bounds.items()
-        if name is not None and other not in (*OURS, *kept) and row["value"] is not None and row["kind"] != "norm"
-        and row["bounds"] == results.bounds[name]["bounds"]
+        if name is not None and other not in (*OURS, *kept) and row["value"] is not None
+        and row["kind"] in ("bound", "measure") and row["bounds"] == results.bounds[name]["bounds"]
     }  # fmt: skip
     kept |= {min(rivals, key=lambda other: rivals[other])} if rivals else set()
     return [other for other in results.bounds if other in kept]

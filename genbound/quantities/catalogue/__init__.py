@@ -12,6 +12,7 @@ from genbound.quantities.catalogue import (
     compression,
     fisher_rao_norm,
     flatness,
+    gibbs_error,
     hessian_trace,
     init_activations,
     input_norm,
@@ -55,6 +56,7 @@ QUANTITIES: dict[str, Quantity] = {
         fisher_rao_norm,
         loss_path,
         loss_plane,
+        gibbs_error,
     )
 }
 

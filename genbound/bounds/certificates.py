@@ -1,0 +1,163 @@
+r"""Certificates: numbers that hold with probability 1 - δ over the draw of the training (or test) sample.
+
+``pac_bayes_certificate``. For a prior P that did not see the n training samples and every posterior Q at once, with
+probability :math:`1 - \delta_B` (Langford & Seeger 2001; Maurer 2004, n ≥ 8)
+
+.. math:: R(Q) \le \mathrm{kl}^{-1}\Big(\hat R(Q),\; \frac{\mathrm{KL}(Q\|P) + \ln(2\sqrt n/\delta_B)}{n}\Big).
+
+Choosing each of G priors from a fixed grid of K widths adds :math:`G \ln K` to the divergence. Of
+:math:`\hat R(Q)` only M independent trials are known: with probability :math:`1 - \delta_M` it is at most
+:math:`\mathrm{kl}^{-1}(k/M, \ln(1/\delta_M)/M)`. A tenth of δ is :math:`\delta_M`, the rest :math:`\delta_B`; where the
+Gibbs error is known exactly, all of δ is :math:`\delta_B`. No constant is dropped. R(Q) is the error of the *noisy*
+network, drawn anew for every input.
+
+``test_set_bound``, the yardstick: of m held-out samples the network got k wrong, so that with probability 1 - δ its
+error is at most :math:`\max\{p : P[\mathrm{Bin}(m, p) \le k] \ge \delta\}`. Errors that are fractions (a part of a
+sample's tokens) have Chernoff's bound :math:`\mathrm{kl}^{-1}(\cdot, \ln(1/\delta)/m)` in its place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
+from genbound.estimators.binomial_tail import binomial_upper, trials_for
+from genbound.estimators.kl_inverse import kl_inverse
+
+MONTE_CARLO = 0.1  # its part of delta
+
+
+def pac_bayes_kl(mean: float, num_trials: int | None, nats: float, num_data: int, delta: float) -> float:
+    """The certificate from what was measured: a number in [0, 1], the safe end.
+
+    Args:
+        mean: of the trials, or the exact Gibbs error.
+        num_trials: M; ``None`` where the mean is exact.
+        nats: divergence of the posterior, and what the choice of the prior costs.
+        num_data: n.
+        delta: failure probability, in all.
+
+    Example:
+        >>> round(pac_bayes_kl(0.2, None, 131 + 5.5, 6920, 0.05), 3)
+        0.29
+    """
+    ours = delta if num_trials is None else (1 - MONTE_CARLO) * delta
+    if num_trials is not None:
+        mean = kl_inverse(mean, -math.log(MONTE_CARLO * delta) / num_trials)
+    return kl_inverse(mean, (nats + math.log(2 * math.sqrt(num_data) / ours)) / num_data)
+
+
+def _pac_bayes(evidence: Evidence) -> BoundValue:
+    found = evidence.quantities["gibbs_error"]
+    if found.get("reason"):
+        raise NotAvailable(found["reason"])
+    if found["num_data"] != evidence.num_data:
+        raise NotAvailable(f"the Gibbs error is of {found['num_data']} samples and n is {evidence.num_data}")
+    values = {kind: _certified(evidence, found, kind) for kind in ("error", "loss")}
+    forms: dict[str, Mapping[str, Any]] = {}
+    if values["loss"] is not None:
+        note = f"of the loss divided by its range {found['loss_range']:.3g}"
+        forms["bounded_loss"] = {"log10": _log10(values["loss"]), "note": note}
+    value = values["error"]
+    if value is None:
+        return BoundValue(None, note="the loss has no 0-1 error: see the form bounded_loss", forms=forms)
+    forms["main_term"] = {"log10": _log10(value)}
+    losses = evidence.quantities["losses"]
+    constant = losses.get("constant_error")
+    return BoundValue(value, value, value, _log10(value), _said(evidence, found), forms, 0.0, constant)
+
+
+def _certified(evidence: Evidence, found: Mapping[str, Any], kind: str) -> float | None:
+    if found[kind] is None:
+        return None
+    exact = kind == "error" and found["exact"]
+    trials = None if exact else found["num_trials"]
+    return pac_bayes_kl(found[kind], trials, found["kl"] + found["log_union"], evidence.num_data, evidence.delta)
+
+
+def _said(evidence: Evidence, found: Mapping[str, Any]) -> str:
+    """What the certificate is of, and under which assumptions."""
+    delta = evidence.delta
+    if found["exact"]:
+        spent = f"delta = {delta:g}; Gibbs error {found['error']:.3g}, exact"
+    else:
+        parts = f"{(1 - MONTE_CARLO) * delta:.3g} + {MONTE_CARLO * delta:.3g}"
+        spent = f"delta = {parts} (Monte Carlo); Gibbs error {found['error']:.3g} of {found['num_trials']} trials"
+    return (
+        f"bounds the error of the noisy network; {spent}; KL {found['kl']:.3g} + {found['log_union']:.3g} nats for the "
+        f"choice of {found['num_groups']} priors, centred at the start; if the samples are independent and the start "
+        "did not see them"
+    )
+
+
+def _test_set(evidence: Evidence) -> BoundValue:
+    losses, delta = evidence.quantities["losses"], evidence.delta
+    num, error = losses.get("num_test") or 0, losses.get("test_error")
+    if not num:
+        raise NotAvailable("needs test data: give --test-data")
+    if error is None:
+        raise NotAvailable("the loss has no 0-1 error")
+    value = limit_of_mean(error, num, math.log(delta))
+    note = f"bounds the error of the network itself; delta = {delta:g} for one checkpoint on {num} samples"
+    forms = {"main_term": {"log10": _log10(value)}}
+    for many in (10, 1000):
+        form = limit_of_mean(error, num, math.log(delta / many))
+        forms[f"best_of_{many}"] = {
+            "log10": _log10(form),
+            "note": f"delta / {many}, for the best of {many} checkpoints",
+        }
+    return BoundValue(value, value, value, _log10(value), note + _equivalent(evidence, error), forms, 0.0)
+
+
+def limit_of_mean(mean: float, num: int, log_level: float) -> float:
+    """Upper limit of an error from its mean over held-out samples: exact where every sample was right or wrong.
+
+    Args:
+        mean: of numbers in [0, 1].
+        num: samples.
+        log_level: logarithm of the failure probability.
+    """
+    wrong = round(mean * num)
+    if abs(wrong - mean * num) < 1e-6 * max(1.0, mean * num):
+        return binomial_upper(wrong, num, log_level)
+    return kl_inverse(mean, -log_level / num)
+
+
+def _equivalent(evidence: Evidence, error: float) -> str:
+    """How many test samples would give what the certificate from the training set does."""
+    try:
+        certified = PAC_BAYES_CERTIFICATE.evaluate(evidence)["value"]
+    except KeyError:
+        certified = None
+    if certified is None:
+        return ""
+    enough = trials_for(certified, error, math.log(evidence.delta))
+    if enough is None:
+        return "; the training set's certificate is below the test error"
+    return f"; {enough} test samples with this error would give the training set's certificate of {certified:.3g}"
+
+
+def _log10(value: float) -> float | None:
+    return math.log10(value) if value > 0 else None
+
+
+PAC_BAYES_CERTIFICATE = Bound(
+    "pac_bayes_certificate",
+    "PAC-Bayes-kl certificate of the error of the network with Gaussian noise, from the training set alone",
+    "Maurer 2004; Langford & Caruana 2002",
+    ("gibbs_error", "losses"),
+    _pac_bayes,
+    bounds="error",
+    kind="certificate",
+)
+TEST_SET_BOUND = Bound(
+    "test_set_bound",
+    "exact binomial limit of the error from the test samples, the yardstick of certificates",
+    "Clopper & Pearson 1934; Langford 2005",
+    ("losses",),
+    _test_set,
+    bounds="error",
+    kind="certificate",
+)

@@ -1,0 +1,1 @@
+"""Gaussian posteriors around the fine-tuned weights: which coordinates, how wide, and draws of the network there."""

@@ -1,0 +1,56 @@
+"""``gibbs_error``, measured in :mod:`genbound.quantities.gibbs_error`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genbound.errors import GenboundError
+from genbound.formatting import digits, percent
+from genbound.quantities.base import Quantity, later
+from genbound.quantities.measure_options import check_options, option
+from genbound.quantities.summary import Reading, Summary
+
+COVARIANCES = ("full", "tensor")
+
+
+@dataclass(frozen=True)
+class GibbsErrorOptions:
+    """Options of ``gibbs_error``."""
+
+    covariance: str = option(
+        "full",
+        "of the noise: one variance a tensor, or the whole curvature of each tensor that is small enough",
+        flag="--covariance",
+        choices=COVARIANCES,
+    )
+    most_full: int = option(2048, "coordinates of a tensor, above which its noise has one variance")
+    num_curvature: int = option(8192, "most samples that the curvature is measured on")
+    taus: tuple[float, ...] = option((0.3, 1.0, 3.0, 10.0), "weights of the divergence to try; more of it, more noise")
+    num_pilot: int = option(512, "samples on which they are tried")
+    cost: float = option(0.01, "what the Monte Carlo error may add to the certificate, if that takes no more passes")
+    max_passes: int = option(20, "most draws a sample")
+    most_normals: float = option(1e10, "random numbers that one pass may take; above, the quantity is left out")
+
+    def __post_init__(self):
+        check_options(self, most_full=0, num_curvature=1, num_pilot=1, cost=0, max_passes=1, most_normals=0)
+        if not self.taus or min(self.taus) <= 0:
+            raise GenboundError("taus must be positive numbers")
+
+
+def _describe(summary: Summary) -> list[str]:
+    how = "exact" if summary["exact"] else f"{summary['num_trials']:,} independent trials"
+    said = f"Gibbs error of noise on {summary['num_groups']} tensors: "
+    said += "/" if summary["error"] is None else f"{percent(summary['error'])} ({how})"
+    return [f"{said}; KL {digits(summary['kl'])} nats at tau = {summary['tau']:g}."]
+
+
+QUANTITY = Quantity(
+    "gibbs_error",
+    "mean training error of the network with Gaussian noise on all that moved, and the noise's KL from the prior",
+    later("genbound.quantities.gibbs_error:measure"),
+    GibbsErrorOptions,
+    gradients=later("genbound.quantities.gibbs_error:forecast"),
+    applies_to=later("genbound.quantities.gibbs_error:applies_to"),
+    reference="Langford & Caruana 2002; Perez-Ortiz et al. 2021",
+    reading=Reading(describe=_describe, how=("groups", "tau", "delta", "log_union", "exact", "loss_range")),
+)

@@ -1,0 +1,236 @@
+r"""The training error of a noisy network, and how far its noise is from a prior that did not see the samples.
+
+.. math:: \hat R(Q) = \frac1n \sum_i P_{U \sim N(0, \Sigma)}[f_{W+U}(x_i) \ne y_i]
+
+for Gaussian noise on *every* coordinate that training changed: weights, biases, norm layers, running statistics
+(:mod:`genbound.posterior.groups`). Prior and noise of every tensor come from its Gauss-Newton curvature and from how
+far it moved (:mod:`genbound.posterior.gaussian`); τ, which weighs the divergence against the rise of the loss, is
+tried on a pilot. All of that is free: the posterior may depend on the training sample in any way.
+
+What the certificate rests on is the final Monte Carlo alone: fresh draws, every sample the same number of times, an
+independent draw for every trial, none weighted and none left out. How many is decided before. Where a linear head with
+two classes is all that moved, every sample's probability is known and nothing is drawn
+(:mod:`genbound.posterior.linear_head`). A noisy network that gives no number counts as wrong.
+
+``loss`` is the same for the loss divided by its range, where it has one of its own (``--loss-range``).
+
+Cost: forward passes over all samples, one for each pass of the Monte Carlo and a part of one for each τ, and the
+curvature: as many backward passes to the moved tensors as there are outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genbound.estimators.kl_inverse import kl_inverse
+from genbound.network.problem import Problem
+from genbound.posterior.curvature import Curvature, measure_curvature
+from genbound.posterior.gaussian import LAMBDAS, best_width, log_union
+from genbound.posterior.groups import changed_groups, why_no_posterior
+from genbound.posterior.linear_head import LinearHead, find_linear_head
+from genbound.posterior.moved_network import MovedNetwork
+from genbound.posterior.noise import Posterior
+from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
+
+# The failure probability that the number of passes is planned with; the bound is told its own.
+PLANNED_BOUND, PLANNED_MONTE_CARLO = 0.045, 0.005
+MOST_BYTES = 1 << 28  # of the tensors of one batch of draws
+
+
+def applies_to(problem: Problem) -> str | None:
+    """The whole training set is there, and all that may have moved has a start."""
+    return why_no_posterior(problem)
+
+
+def forecast(problem: Problem, options) -> float:
+    """In gradients over the measured samples."""
+    whole = len(problem.data) / max(1, problem.num_samples)
+    curvature = min(options.num_curvature, len(problem.data)) / len(problem.data)
+    return whole * (1 + 0.33 * min(problem.num_outputs, 32) * curvature)
+
+
+def measure(problem: Problem, context: Context) -> Measured:
+    """The Gibbs error of the best posterior that was found."""
+    gibbs = _Gibbs(problem, context)
+    if problem.loss.error is None and not math.isfinite(problem.loss.range):
+        return Measured({"error": None, "loss": None, "reason": "the loss has neither a 0-1 error nor a range"})
+    normals = sum(group.size for group in gibbs.groups) * len(problem.data)
+    if gibbs.head is None and normals > context.options.most_normals:
+        return Measured(
+            {
+                "error": None, "loss": None,
+                "reason": f"a pass would draw {normals:.2g} random numbers; allow it with --set "
+                f"gibbs_error.most_normals={normals:.1e}",
+            }
+        )  # fmt: skip
+    return Measured(gibbs.summary())
+
+
+@dataclass
+class _Gibbs:
+    """The measurement of one problem."""
+
+    problem: Problem
+    context: Context
+
+    def __post_init__(self):
+        self.groups = changed_groups(self.problem)
+        self.head: LinearHead | None = find_linear_head(self.problem, self.groups)
+        if self.problem.num_outputs != 2 or not self.problem.loss.classes:
+            self.head = None
+
+    @cached_property
+    def network(self) -> MovedNetwork:
+        """As a function of the groups."""
+        return MovedNetwork(self.problem, self.groups)
+
+    def summary(self) -> dict:
+        """What is stored: the trials, the divergence, and what they belong to."""
+        tau, posterior, pilot = self._best()
+        exact = self.head is not None
+        ranged = math.isfinite(self.problem.loss.range)
+        passes = 0 if exact and not ranged else self._passes(posterior, pilot)
+        trials = self._trials(posterior, passes) if passes else {}
+        num = passes * len(self.problem.data)
+        error = self._exact(posterior) if exact else trials["error"] / num if "error" in trials else None
+        return {
+            "error": error,
+            "error_sem": 0.0 if exact or error is None else math.sqrt(max(error * (1 - error), 0.0) / num),
+            "exact": exact,
+            "loss": trials["loss"] / num if ranged else None,
+            "loss_range": self.problem.loss.range if ranged else None,
+            "num_trials": num,
+            "num_data": len(self.problem.data),
+            "kl": posterior.kl,
+            "log_union": log_union(len(self.groups)),
+            "num_lambdas": len(LAMBDAS),
+            "num_groups": len(self.groups),
+            "num_coordinates": posterior.size,
+            "tau": tau,
+            "groups": {
+                group.name: {
+                    "size": group.size,
+                    "displacement": math.sqrt(group.square),
+                    "prior": posterior.widths[group.name].prior,
+                    "deviation": posterior.deviation(group),
+                    "kl": posterior.widths[group.name].kl,
+                    "full": group.name in posterior.axes,
+                }
+                for group in self.groups
+            },
+        }
+
+    # -- the posterior, which may look at everything ------------------------------------------------------------------
+
+    def _best(self) -> tuple[float, Posterior, float]:
+        """``(tau, posterior, its error in the pilot)`` of the least certificate that the pilot promises."""
+        curvatures, found = self._curvature(), []
+        for tau in self.context.options.taus:
+            scale = len(self.problem.data) / tau
+            widths = {
+                group.name: best_width(group.square, curvatures[group.name].spectrum, scale) for group in self.groups
+            }
+            posterior = Posterior.of(self.groups, curvatures, widths)
+            pilot = self._pilot(posterior, tau)
+            found.append((self._promised(posterior, pilot), tau, posterior, pilot))
+        _, tau, posterior, pilot = min(found, key=lambda entry: entry[:2])
+        return tau, posterior, pilot
+
+    def _curvature(self) -> dict[str, Curvature]:
+        options, num = self.context.options, len(self.problem.data)
+        full = [g.name for g in self.groups if options.covariance == "full" and g.size <= options.most_full]
+        order = torch.randperm(num, generator=stream(self.context, "gibbs_error", "curvature")).tolist()
+        indices = order[: options.num_curvature if full else min(512, options.num_curvature)]
+        columns = stream(self.context, "gibbs_error", "columns")
+        return measure_curvature(self.problem, self.network, self.groups, indices, full, columns)
+
+    def _pilot(self, posterior: Posterior, tau: float) -> float:
+        """The error (or the loss over its range) on a few samples, one draw each."""
+        num = len(self.problem.data)
+        order = torch.randperm(num, generator=stream(self.context, "gibbs_error", "pilot")).tolist()
+        some = order[: self.context.options.num_pilot]
+        if self.head is not None:
+            return float(self._probabilities(posterior, some).mean())
+        parts = list(self._draw(posterior, some, ("pilot", f"{tau:g}")))
+        key = "loss" if self.problem.loss.error is None else "error"
+        return float(stack(parts, key).mean())
+
+    def _promised(self, posterior: Posterior, error: float) -> float:
+        num = len(self.problem.data)
+        return kl_inverse(error, (posterior.kl + self._constant()) / num)
+
+    def _constant(self) -> float:
+        """What the bound adds to the divergence, in nats."""
+        num = len(self.problem.data)
+        return log_union(len(self.groups)) + math.log(2 * math.sqrt(num) / PLANNED_BOUND)
+
+    def _passes(self, posterior: Posterior, pilot: float) -> int:
+        """The least number of passes whose Monte Carlo error costs little, by what the pilot says."""
+        num, most = len(self.problem.data), self.context.options.max_passes
+        known = self._promised(posterior, pilot)
+        for passes in range(1, most):
+            seen = kl_inverse(pilot, -math.log(PLANNED_MONTE_CARLO) / (passes * num))
+            if self._promised(posterior, seen) - known <= self.context.options.cost:
+                return passes
+        return most
+
+    # -- the trials: fresh draws, each sample alike -------------------------------------------------------------------
+
+    def _trials(self, posterior: Posterior, passes: int) -> dict[str, float]:
+        """Sums over all trials: ``error``, where there is one, and ``loss`` over its range, where it has one."""
+        items = [(number, shard) for number in range(passes) for shard in data_shards(len(self.problem.data))]
+
+        def part(item: tuple[int, range]) -> Part:
+            number, shard = item
+            parts = list(self._draw(posterior, list(shard), ("final", number)))
+            return {key: stack(parts, key).sum(keepdims=True) for key in parts[0]}
+
+        parts = self.context.map("trials", items, part)
+        return {key: float(stack(parts, key).sum()) for key in parts[0]}
+
+    def _draw(self, posterior: Posterior, indices: Sequence[int], key: tuple[str | int, ...]) -> Iterator[Part]:
+        """Error and loss of every sample at its own draw, batch by batch."""
+        loss, width = self.problem.loss, self._width(posterior)
+        for batch in self.problem.data.batches(sorted(indices, key=self.problem.data.size), width):
+            moved = self.problem.to_device(batch)
+            noisy = posterior.draw(self.context.seed, [("gibbs_error", *key, index) for index in batch.indices])
+            outputs = self.network.outputs(moved.inputs, noisy)
+            found = {}
+            if loss.error is not None:
+                found["error"] = _worst(loss.error(outputs, moved.targets), outputs, 1.0)
+            if math.isfinite(loss.range):
+                found["loss"] = _worst(loss.per_sample(outputs, moved.targets), outputs, loss.range) / loss.range
+            yield found
+
+    def _width(self, posterior: Posterior) -> int:
+        if not self.network.vectorised:
+            return 1
+        return max(1, min(self.problem.batch_size, MOST_BYTES // (8 * posterior.size)))
+
+    # -- the closed form ----------------------------------------------------------------------------------------------
+
+    def _exact(self, posterior: Posterior) -> float:
+        """The Gibbs error of a linear head with two classes."""
+        shards = data_shards(len(self.problem.data))
+        parts = self.context.map("exact", shards, lambda s: {"error": self._probabilities(posterior, list(s))})
+        return float(stack(parts, "error").mean())
+
+    def _probabilities(self, posterior: Posterior, indices: Sequence[int]) -> np.ndarray:
+        found = []
+        assert self.head is not None
+        for batch in self.problem.data.batches(sorted(indices, key=self.problem.data.size), self.problem.batch_size):
+            found.append(self.head.error_probability(self.problem.to_device(batch), posterior).cpu().numpy())
+        return np.concatenate(found)
+
+
+def _worst(values: Tensor, outputs: Tensor, worst: float) -> np.ndarray:
+    """The values of every sample ``[N]``; the worst there can be where the network gave no finite number."""
+    finite = outputs.isfinite().flatten(1).all(1)
+    return torch.where(finite, values.double(), worst).clamp(0.0, worst).cpu().numpy()
