@@ -101,7 +101,7 @@ def _test_set(evidence: Evidence) -> BoundValue:
         raise NotAvailable("the loss has no 0-1 error")
     value = limit_of_mean(error, num, math.log(delta))
     note = f"bounds the error of the network itself; delta = {delta:g} for one checkpoint on {num} samples"
-    forms = {"main_term": {"log10": _log10(value)}}
+    forms: dict[str, Mapping[str, Any]] = {"main_term": {"log10": _log10(value)}}
     for many in (10, 1000):
         form = limit_of_mean(error, num, math.log(delta / many))
         forms[f"best_of_{many}"] = {

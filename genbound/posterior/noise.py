@@ -64,11 +64,15 @@ class Posterior:
         }
 
     def _spread(self, group: Group, normals: Tensor) -> Tensor:
-        """Standard normals ``[N, *shape]`` to noise of the group's covariance."""
+        """Standard normals ``[N, *shape]`` to noise of the group's covariance.
+
+        By its symmetric root: eigenvectors of equal eigenvalues are a matter of rounding, the root is not.
+        """
         deviations = torch.as_tensor(self.widths[group.name].variances).sqrt().to(normals)
         if group.name not in self.axes:
             return normals * deviations
-        return ((normals.flatten(1) * deviations) @ self.axes[group.name].T).view_as(normals)
+        axes = self.axes[group.name]
+        return ((normals.flatten(1) @ axes * deviations) @ axes.T).view_as(normals)
 
     def deviation(self, group: Group) -> float:
         """Root mean square of the noise on one coordinate of the group, in the weights' unit."""

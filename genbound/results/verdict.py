@@ -67,6 +67,9 @@ def _guarantee(results: Results) -> str:
     }
     if certified:
         best = min(certified, key=lambda name: certified[name]["value"])
+        if certified[best]["vacuous"]:
+            value = digits(certified[best]["value"])
+            return f"No guarantee that says anything: {best} is {value}, no better than the best constant prediction."
         return f"Guaranteed: {best}, at most {digits(certified[best]['value'])} ({certified[best]['bounds']})."
     stated = [n for n, row in results.bounds.items() if row["kind"] == "bound" and row["value"] is not None]
     if stated:
