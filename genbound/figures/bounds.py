@@ -6,15 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
 import numpy as np
 
-from genbound.figures.style import COLOURS, GREY, MARKERS, VERMILION, new_axes
+from genbound.figures.broken_axis import PowersOfTen
+from genbound.figures.style import COLOURS, GREY, MARKERS, VERMILION, legend_below, new_axes
 from genbound.results.gap import measured_gap, vacuous_from
 from genbound.results.results import Results
 
 LABELS = {"loss": "loss, nats", "error": "0–1 error"}
 GAP, VACUOUS = "measured gap", "vacuous from here on"
+LINES = {GAP: "--", VACUOUS: ":"}
 
 
 def plot_bounds(runs: Mapping[str, Results], unit: str = "loss", ax: Any = None) -> Any:
@@ -22,7 +23,8 @@ def plot_bounds(runs: Mapping[str, Results], unit: str = "loss", ax: Any = None)
 
     A bound is vacuous where the training loss (or error) and the bound together reach what the best constant prediction
     does, so the line stands at the constant's loss minus the training loss; bounds on a margin loss have a line of
-    their own, further left.
+    their own, further left. Where bounds lie tens of decades apart the axis has two parts, the finer one around the gap
+    (:mod:`genbound.figures.broken_axis`).
 
     Args:
         runs: name -> results.
@@ -30,21 +32,25 @@ def plot_bounds(runs: Mapping[str, Results], unit: str = "loss", ax: Any = None)
         ax: where to draw.
     """
     names, rows = bounds_of(runs, unit)
-    ax = new_axes(6.2, 1.5 + 0.3 * len(names)) if ax is None else ax
+    ax = new_axes(6.4, 1.9 + 0.27 * len(names)) if ax is None else ax
     shift = np.linspace(-0.18, 0.18, len(runs)) if len(runs) > 1 else [0.0]
+    seen: list[float] = []
+    marks: dict[str, list[float]] = {}
     for index, (name, run) in enumerate(runs.items()):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         at = [(place, rows[name][b]["log10"]) for place, b in enumerate(names) if b in rows[name]]
+        seen += [x for _, x in at]
         ax.plot([x for _, x in at], [p + shift[index] for p, _ in at], marker, color=colour, ms=5, ls="", label=name)
         low = [(p, x) for p, x in at if rows[name][names[p]].get("below_gap")]
         ax.plot([x for _, x in low], [p + shift[index] for p, _ in low], "x", color=VERMILION, ms=9, ls="")
         for what, value in yardsticks(run, unit).items():
-            style = {GAP: "--", VACUOUS: ":"}[what]
-            ax.axvline(math.log10(value), ls=style, color=colour if len(runs) > 1 else GREY, lw=1.2)
+            marks.setdefault(what, []).append(math.log10(value))
+            ax.axvline(math.log10(value), ls=LINES[what], color=colour if len(runs) > 1 else GREY, lw=1.2)
     if any(row.get("below_gap") for found in rows.values() for row in found.values()):
         ax.plot([], [], "x", color=VERMILION, ms=9, ls="", label="below the gap")
-    ax.plot([], [], "--", color=GREY, lw=1.2, label=GAP)
-    ax.plot([], [], ":", color=GREY, lw=1.2, label=VACUOUS)
+    for what in [what for what in LINES if what in marks]:
+        ax.plot([], [], LINES[what], color=GREY, lw=1.2, label=what)
+    PowersOfTen.showing(seen, [x for found in marks.values() for x in found]).draw(ax)
     _label(ax, names, unit)
     return ax
 
@@ -70,7 +76,5 @@ def _label(ax: Any, names: list[str], unit: str) -> None:
     ax.set_ylim(-0.6, len(names) - 0.4)
     ax.grid(axis="y", lw=0.4, color="#DDDDDD")
     ax.set_axisbelow(True)
-    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(7, integer=True))
-    ax.xaxis.set_major_formatter(lambda x, _: f"$10^{{{x:g}}}$")
     ax.set_xlabel(f"bound on the generalization gap ({LABELS.get(unit, unit)})")
-    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    legend_below(ax)

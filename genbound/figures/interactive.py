@@ -14,6 +14,7 @@ import pandas as pd
 from genbound.figures.bounds import GAP, VACUOUS, bounds_of, yardsticks
 from genbound.figures.interactive_landscape import loss_path_figure, loss_plane_figure
 from genbound.figures.interactive_style import figure, with_legend
+from genbound.figures.one_run import kinds_of, layer_shares
 from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, VERMILION
 from genbound.formatting import value_text, with_error
 from genbound.results.results import Results
@@ -95,23 +96,18 @@ def noise_figure(results: Results) -> Any:
 
 
 def layers_figure(results: Results) -> Any:
-    """Share of each layer in the Hessian distance bound in per cent, in the order of the network."""
-    rows = results.quantities["max_quadratic_form"]["layers"]
-    terms = {name: math.sqrt(max(row["upper"] or 0.0, 0.0)) for name, row in rows.items()}
-    total = sum(terms.values()) or 1.0
-    flat = {row["name"]: row["positive_semidefinite"] for row in results.layer_rows}
-    fig = figure(170 + 20 * len(terms), title_text="Which layers the bound comes from")
-    for wanted, colour, label in ((True, BLUE, "positive semidefinite by structure"), (False, ORANGE, "general block")):
-        names = [name for name in terms if bool(flat.get(name)) is wanted]
-        if names:
-            fig.add_bar(x=[100 * terms[n] / total for n in names], y=names, orientation="h", name=label,
-                        marker={"color": colour}, hovertemplate="%{y}: %{x:.3g} %<extra></extra>")  # fmt: skip
-    short = [name.removesuffix(".weight")[-28:] for name in terms]
+    """Share of each layer in the Hessian distance bound in per cent, largest first, coloured by its kind."""
+    shares, kinds = layer_shares(results), kinds_of(results)
+    fig = figure(170 + 20 * len(shares), title_text="Which layers the bound comes from")
+    for kind, colour in dict(kinds.values()).items():
+        names = [name for name in shares if kinds[name][0] == kind]
+        fig.add_bar(x=[shares[n][1] for n in names], y=names, orientation="h", name=kind,
+                    marker={"color": colour}, hovertemplate="%{y}: %{x:.3g} %<extra></extra>")  # fmt: skip
     fig.update_yaxes(
         categoryorder="array",
-        categoryarray=list(terms)[::-1],
-        tickvals=list(terms),
-        ticktext=short,
+        categoryarray=list(shares)[::-1],
+        tickvals=list(shares),
+        ticktext=[name.removesuffix(".weight")[-28:] for name in shares],
         tickfont={"size": 10},
     )
     fig.update_xaxes(title="share of Σ √max vᵀH⁺v (%)")

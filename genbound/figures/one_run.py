@@ -14,7 +14,8 @@ import numpy as np
 
 from genbound.figures.bounds import bounds_of, plot_bounds
 from genbound.figures.landscape import plot_loss_path, plot_loss_plane
-from genbound.figures.style import BLUE, GREEN, ORANGE, STYLE, VERMILION, new_axes, save_figure, shorten
+from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, STYLE, VERMILION, new_axes, save_figure, shorten
+from genbound.formatting import digits
 from genbound.quantities.catalogue import reading_of
 from genbound.results.gap import UNITS
 from genbound.results.results import Results
@@ -64,36 +65,55 @@ def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, u
     return ax
 
 
-def plot_layers(results: Results, ax: Any = None, most: int = 40) -> Any:
-    """What each layer adds to the Hessian distance bound, in per cent of the sum, with its certified interval.
+def plot_layers(results: Results, ax: Any = None, most: int = 30) -> Any:
+    """What each layer adds to the Hessian distance bound, in per cent of the sum, largest first, coloured by its kind.
+
+    The black line is what its certified interval leaves open.
 
     Args:
         results: a run that has ``max_quadratic_form``.
         ax: where to draw.
-        most: layers to show; of more, those with the largest shares, in the order of the network.
+        most: layers to show; what the others add is said below.
+    """
+    shares = layer_shares(results)
+    names = list(shares)[:most]
+    ax = new_axes(6.5, 1.5 + 0.22 * len(names)) if ax is None else ax
+    kinds = kinds_of(results)
+    for place, name in enumerate(names):
+        low, share = shares[name]
+        ax.barh(place, share, color=kinds[name][1], height=0.7)
+        ax.plot([low, share], [place, place], "-", color="black", lw=0.9)
+        ax.annotate(digits(share) + " %", (share, place), xytext=(3, 0), textcoords="offset points", va="center",
+                    fontsize="x-small")  # fmt: skip
+    for kind, colour in dict(kinds[name] for name in names).items():
+        ax.barh([np.nan], [np.nan], color=colour, label=kind)
+    ax.set_yticks(range(len(names)), [shorten(name) for name in names], fontsize="x-small")
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.margins(x=0.12)
+    left = list(shares)[most:]
+    rest = f"\n{len(left)} of {len(shares)} layers are left out, with {digits(sum(shares[n][1] for n in left))} %"
+    ax.set_xlabel(r"share of $\sum_i \sqrt{\max\, v_i^\top H_i^+ v_i}$ (%)" + (rest if left else ""))
+    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    return ax
+
+
+def layer_shares(results: Results) -> dict[str, tuple[float, float]]:
+    """Layer -> lower and upper side of its share in the Hessian distance bound, in per cent of the sum; largest first.
+
+    Both are of the sum of the upper sides.
     """
     rows = results.quantities["max_quadratic_form"]["layers"]
-    terms = {name: math.sqrt(max(row["upper"], 0.0)) for name, row in rows.items()}
-    low = {name: math.sqrt(max(row["lower"], 0.0)) for name, row in rows.items()}
-    total = sum(terms.values()) or 1.0
-    largest = set(sorted(terms, key=lambda name: terms[name], reverse=True)[:most])
-    names = [name for name in terms if name in largest]
-    ax = new_axes(6.5, 1.2 + 0.22 * len(names)) if ax is None else ax
-    places = np.arange(len(names))
-    share = np.array([100 * terms[n] / total for n in names])
-    error = np.array([100 * (terms[n] - low[n]) / total for n in names])
-    psd = {row["name"]: row["positive_semidefinite"] for row in results.layer_rows}
-    colours = [BLUE if psd[n] else ORANGE for n in names]
-    ax.barh(places, share, color=colours, height=0.7)
-    ax.errorbar(share - error / 2, places, xerr=error / 2, fmt="none", color="black", lw=0.8)
-    for colour, label in ((BLUE, "positive semidefinite by structure"), (ORANGE, "general block")):
-        if colour in colours:
-            ax.barh([np.nan], [np.nan], color=colour, label=label)
-    ax.set_yticks(places, [shorten(name) for name in names], fontsize="x-small")
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.set_xlabel(r"share of $\sum_i \sqrt{\max\, v_i^\top H_i^+ v_i}$ (%)")
-    ax.legend(frameon=False, fontsize="small")
-    return ax
+    sides = {n: [math.sqrt(max(row[side] or 0.0, 0.0)) for side in ("lower", "upper")] for n, row in rows.items()}
+    total = sum(upper for _, upper in sides.values()) or 1.0
+    order = sorted(sides, key=lambda name: sides[name][1], reverse=True)
+    return {name: (100 * sides[name][0] / total, 100 * sides[name][1] / total) for name in order}
+
+
+def kinds_of(results: Results) -> dict[str, tuple[str, str]]:
+    """Layer -> its kind (linear, convolution, …) and the kind's colour."""
+    kinds = {row["name"]: row.get("kind") or "layer" for row in results.layer_rows}
+    colours = {kind: COLOURS[i % len(COLOURS)] for i, kind in enumerate(dict.fromkeys(kinds.values()))}
+    return {name: (kind, colours[kind]) for name, kind in kinds.items()}
 
 
 def plot_samples(results: Results, ax: Any = None) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from genbound.files import write_atomically
 
@@ -34,6 +35,13 @@ def new_axes(width: float = 5.5, height: float = 3.6) -> Any:
     """Axes on a figure of their own."""
     with matplotlib.rc_context(STYLE):
         return PlotFigure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def legend_below(ax: Any) -> None:
+    """The legend under the axis and its title, where it covers no mark."""
+    under = ax.transAxes + ScaledTranslation(0, -34 / 72, ax.figure.dpi_scale_trans)
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0.0, 0.0), bbox_transform=under,
+              ncols=3, borderaxespad=0.0, columnspacing=1.4, handlelength=1.6)  # fmt: skip
 
 
 def save_figure(figure: Figure, path: Path) -> Path:

@@ -33,7 +33,7 @@ def results():
     )  # fmt: skip
     return Results(
         config={"loss": "cross_entropy", "seed": 0}, checkpoint={}, init={}, data={}, bounds={}, cost={},
-        layer_rows=[{"name": n, "positive_semidefinite": n == "first"} for n in forms],
+        layer_rows=[{"name": n, "kind": "convolution" if n == "first" else "linear"} for n in forms],
         quantities={
             "noise_stability": {
                 "sigmas": [row(0.01, 1.0, 1.02), row(0.02, 4.0, 4.1), row(0.1, 50.0, 102.0, False)],
@@ -81,19 +81,29 @@ def test_nothing_is_quadratic(results):
 
 
 def test_layers(results):
-    """Roots 3, 1 and 0 of 4: 75, 25 and 0 %; the first one's lower side is 2 of 4."""
+    """Roots 3, 1 and 0 of 4: 75, 25 and 0 %, largest first; the first one's lower side is 2 of 4."""
+    forms = results.quantities["max_quadratic_form"]
+    forms["layers"] = {name: forms["layers"][name] for name in ("third", "first", "second")}
     ax = plot_layers(results)
     widths = [bar.get_width() for bar in ax.patches if np.isfinite(bar.get_width())]
     np.testing.assert_allclose(widths, [75.0, 25.0, 0.0])
     assert [t.get_text() for t in ax.get_yticklabels()] == ["first", "second", "third"]
-    assert sorted(labels(ax)) == ["general block", "positive semidefinite by structure"]
-    errors = next(c for c in ax.containers if isinstance(c, matplotlib.container.ErrorbarContainer))
-    np.testing.assert_allclose(errors.lines[2][0].get_segments()[0][:, 0], [50.0, 75.0])
+    assert [t.get_text() for t in ax.texts] == ["75 %", "25 %", "0 %"]
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [50.0, 75.0])
+
+
+def test_layers_have_the_colour_of_their_kind(results):
+    ax = plot_layers(results)
+    assert labels(ax) == ["convolution", "linear"]
+    first, second, third = (bar.get_facecolor() for bar in ax.patches[:3])
+    assert second == third != first
 
 
 def test_the_largest_layers_only(results):
-    ax = plot_layers(results, most=2)
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["first", "second"]
+    ax = plot_layers(results, most=1)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["first"]
+    assert "2 of 3 layers are left out, with 25 %" in ax.get_xlabel()
+    assert "left out" not in plot_layers(results).get_xlabel()
 
 
 def test_samples(results):
