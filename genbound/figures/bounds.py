@@ -34,23 +34,21 @@ def plot_bounds(runs: Mapping[str, Results], unit: str = "loss", ax: Any = None)
     names, rows = bounds_of(runs, unit)
     ax = new_axes(6.4, 1.9 + 0.27 * len(names)) if ax is None else ax
     shift = np.linspace(-0.18, 0.18, len(runs)) if len(runs) > 1 else [0.0]
-    seen: list[float] = []
-    marks: dict[str, list[float]] = {}
+    measured = set()
     for index, (name, run) in enumerate(runs.items()):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         at = [(place, rows[name][b]["log10"]) for place, b in enumerate(names) if b in rows[name]]
-        seen += [x for _, x in at]
         ax.plot([x for _, x in at], [p + shift[index] for p, _ in at], marker, color=colour, ms=5, ls="", label=name)
         low = [(p, x) for p, x in at if rows[name][names[p]].get("below_gap")]
         ax.plot([x for _, x in low], [p + shift[index] for p, _ in low], "x", color=VERMILION, ms=9, ls="")
         for what, value in yardsticks(run, unit).items():
-            marks.setdefault(what, []).append(math.log10(value))
+            measured.add(what)
             ax.axvline(math.log10(value), ls=LINES[what], color=colour if len(runs) > 1 else GREY, lw=1.2)
     if any(row.get("below_gap") for found in rows.values() for row in found.values()):
         ax.plot([], [], "x", color=VERMILION, ms=9, ls="", label="below the gap")
-    for what in [what for what in LINES if what in marks]:
+    for what in [what for what in LINES if what in measured]:
         ax.plot([], [], LINES[what], color=GREY, lw=1.2, label=what)
-    PowersOfTen.showing(seen, [x for found in marks.values() for x in found]).draw(ax)
+    axis_of(runs, unit).draw(ax)
     _label(ax, names, unit)
     return ax
 
@@ -63,6 +61,15 @@ def bounds_of(runs: Mapping[str, Results], unit: str) -> tuple[list[str], dict[s
     }
     largest = {b: max(row[b]["log10"] for row in rows.values() if b in row) for row in rows.values() for b in row}
     return sorted(largest, key=largest.get), rows
+
+
+def axis_of(runs: Mapping[str, Results], unit: str) -> PowersOfTen:
+    """The axis that shows the bounds of one unit, of which there is one at least, and the yardsticks well."""
+    _, rows = bounds_of(runs, unit)
+    values = [row["log10"] for found in rows.values() for row in found.values()]
+    return PowersOfTen.showing(
+        values, [math.log10(value) for run in runs.values() for value in yardsticks(run, unit).values()]
+    )
 
 
 def yardsticks(run: Results, unit: str) -> dict[str, float]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from genbound.figures.bounds import GAP, VACUOUS, bounds_of, yardsticks
+from genbound.figures.bounds import GAP, LABELS, VACUOUS, axis_of, bounds_of, yardsticks
+from genbound.figures.broken_axis import NEAR
 from genbound.figures.interactive_landscape import loss_path_figure, loss_plane_figure
 from genbound.figures.interactive_style import figure, with_legend
 from genbound.figures.one_run import kinds_of, layer_shares
@@ -36,10 +37,11 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
     if not names:
         return None
     fig = figure(190 + 34 * len(names), title_text=f"Bounds on the gap in the {unit}")
+    axis = axis_of(runs, unit)
     for index, (name, run) in enumerate(runs.items()):
         colour, found = COLOURS[index % len(COLOURS)], [b for b in names if b in rows[name]]
         fig.add_scatter(
-            x=[rows[name][b]["log10"] for b in found], y=found, mode="markers", name=name,
+            x=axis.to_axis([rows[name][b]["log10"] for b in found]).tolist(), y=found, mode="markers", name=name,
             marker={"color": colour, "size": 10, "symbol": SYMBOLS[index % len(SYMBOLS)]},
             text=[
                 value_text(row) + (", below the gap" if row.get("below_gap") else "")
@@ -50,12 +52,21 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
         for what, value in yardsticks(run, unit).items():
             dash = {GAP: "dash", VACUOUS: "dot"}[what]
             fig.add_scatter(
-                x=[math.log10(value)] * 2, y=[names[0], names[-1]], mode="lines", name=f"{what}, {name}",
-                line={"color": colour, "dash": dash, "width": 1.5},
+                x=[float(axis.to_axis(math.log10(value)))] * 2, y=[names[0], names[-1]], mode="lines",
+                name=f"{what}, {name}", line={"color": colour, "dash": dash, "width": 1.5},
                 hovertemplate=f"{what}: {value:.3g}<extra>{name}</extra>",
             )  # fmt: skip
     fig.update_yaxes(categoryorder="array", categoryarray=names)
-    fig.update_xaxes(title="value, as a power of 10")
+    if axis.cut is not None:
+        fig.add_vrect(x0=NEAR - 0.004, x1=NEAR + 0.004, fillcolor="grey", opacity=0.3, line_width=0,
+                      annotation={"text": "the scale changes", "font": {"size": 10}})  # fmt: skip
+    places, labels = zip(*axis.ticks(), strict=True)
+    fig.update_xaxes(
+        title=f"bound on the gap ({LABELS.get(unit, unit)})",
+        range=[0, 1],
+        tickvals=axis.to_axis(places).tolist(),
+        ticktext=[label.replace("$10^{", "1e").replace("}$", "") for label in labels],
+    )
     return with_legend(fig)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from genbound.errors import GenboundError, did_you_mean
 from genbound.figures.bounds import bounds_of, plot_bounds
 from genbound.figures.landscape import plot_loss_path, plot_loss_plane
 from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, STYLE, VERMILION, new_axes, save_figure, shorten
@@ -183,13 +184,25 @@ def plots_of(results: Results) -> list[str]:
     return [plot for plot in named if PLOTS[plot].has_numbers(results)]
 
 
+def drawings_of(results: Results) -> dict[str, Callable[..., Any]]:
+    """Name -> ``ax -> axes`` of every plot that the results have the numbers for."""
+    run = {Path(str(results.path or results.checkpoint.get("path") or "run")).name: results}
+    drawings: dict[str, Callable[..., Any]] = {name: partial(PLOTS[name].draw, results) for name in plots_of(results)}
+    return drawings | {f"bounds_{unit}": partial(plot_bounds, run, unit) for unit in UNITS if bounds_of(run, unit)[0]}
+
+
+def draw(results: Results, name: str, ax: Any = None) -> Any:
+    """The plot of this name; :meth:`genbound.results.results.Results.plot` says more."""
+    drawings = drawings_of(results)
+    if name not in drawings:
+        known = ", ".join(drawings) or "none: nothing that is drawn was measured"
+        raise GenboundError(f"these results have no plot {name!r}{did_you_mean(name, drawings)}; they have {known}")
+    with matplotlib.rc_context(STYLE):
+        return drawings[name](ax=ax)
+
+
 def save_plots(results: Results, directory: str | Path, suffix: str = "png") -> list[Path]:
     """Draw every plot that the results have the numbers for, into ``NAME.suffix`` (``png``, ``pdf`` or ``svg``)."""
-    run = {Path(str(results.path or results.checkpoint.get("path") or "run")).name: results}
-    saved = []
-    with matplotlib.rc_context(STYLE):
-        drawings = {name: partial(PLOTS[name].draw, results) for name in plots_of(results)}
-        drawings |= {f"bounds_{unit}": partial(plot_bounds, run, unit) for unit in UNITS if bounds_of(run, unit)[0]}
-        for name, draw in drawings.items():
-            saved.append(save_figure(draw().figure, Path(directory) / f"{name}.{suffix}"))
-    return saved
+    return [
+        save_figure(draw(results, name).figure, Path(directory) / f"{name}.{suffix}") for name in drawings_of(results)
+    ]

@@ -50,9 +50,13 @@ def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str
         ax.set_title(f"Pearson {rho:.2f}, Kendall {tau:.2f}", fontsize="medium")
     ax.plot(x, y, "o", color=BLUE, ms=4.5)
     if label:
-        # In turns below right and above left: off a rising line, and neighbours out of each other's way.
+        # In turns below right and above left: off a rising line, and neighbours out of each other's way. At the ends of
+        # the axis on the side where the plot goes on.
         for place, index in enumerate(np.argsort(x, kind="stable")):
-            offset, side = ((4, -8), "left") if place % 2 == 0 else ((-4, 4), "right")
+            along = (x[index] - x.min()) / (np.ptp(x) or 1.0)
+            down = place % 2 == 0
+            right = along < 0.3 or down and along < 0.7
+            offset, side = (4 if right else -4, -8 if down else 4), "left" if right else "right"
             ax.annotate(str(table.index[index]), (x[index], y[index]), textcoords="offset points", xytext=offset,
                         ha=side, fontsize=6.5, color=GREY)  # fmt: skip
     ax.set_xlabel(measure)

@@ -17,6 +17,7 @@ from tabulate import tabulate
 from genbound.errors import GenboundError
 from genbound.files import write_atomically, write_json
 from genbound.formatting import digits, gap_text, value_text, yes_no
+from genbound.quantities.base import later
 from genbound.quantities.catalogue import reading_of, with_present_names
 from genbound.results.rows import Row, bound_row
 from genbound.results.verdict import short_rows, verdict
@@ -109,6 +110,29 @@ class Results:
         if samples is not None:
             write_atomically(folder / "samples.parquet", lambda path: samples.to_parquet(path, index=False))
         return folder
+
+    # -- plots ------------------------------------------------------------------------------------------------
+
+    def plots(self) -> list[str]:
+        """Names of the plots that these results have the numbers for."""
+        return list(later("genbound.figures.one_run:drawings_of")(self))
+
+    def plot(self, name: str, ax: Any = None) -> Any:
+        """Draw a plot and return its axes; a notebook shows ``results.plot(name).figure``.
+
+        Args:
+            name: one of :meth:`plots`: ``bounds_loss``, ``bounds_error``, ``layers``, ``samples``, ``noise_stability``,
+                ``loss_path`` …
+            ax: matplotlib axes to draw on; ``None`` makes a figure.
+
+        Raises:
+            GenboundError: there is no such plot, or its numbers were not measured.
+        """
+        return later("genbound.figures.one_run:draw")(self, name, ax)
+
+    def save_plots(self, directory: str | Path, suffix: str = "png") -> list[Path]:
+        """Draw every one of :meth:`plots` into ``directory/NAME.suffix`` (``png``, ``pdf`` or ``svg``)."""
+        return later("genbound.figures.one_run:save_plots")(self, directory, suffix)
 
     def summary(self) -> str:
         """The verdict: guarantee or not, how the measure stands to the gap, what drives it, how sure it is."""

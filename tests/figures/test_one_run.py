@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from genbound.errors import GenboundError
 from genbound.figures.one_run import plot_layers, plot_noise_stability, plot_samples, save_plots
 from genbound.figures.style import new_axes, shorten
 from genbound.results.results import Results
@@ -137,3 +138,16 @@ def test_save_plots(results, tmp_path):
 def test_shorten():
     assert shorten("a.weight") == "a"
     assert shorten("x" * 60).startswith("…") and len(shorten("x" * 60)) == 45
+
+
+def test_results_draw_themselves(results, tmp_path):
+    assert results.plots() == ["noise_stability", "layers", "samples"]
+    np.testing.assert_allclose(results.plot("layers").lines[0].get_xdata(), [50.0, 75.0])
+    ax = new_axes()
+    assert results.plot("samples", ax) is ax
+    assert [p.name for p in results.save_plots(tmp_path, "svg")] == [f"{n}.svg" for n in results.plots()]
+    with pytest.raises(GenboundError, match="no plot 'layer'.*layers.*they have noise_stability, layers, samples"):
+        results.plot("layer")
+    results.quantities = {}
+    with pytest.raises(GenboundError, match="nothing that is drawn was measured"):
+        results.plot("layers")

@@ -82,6 +82,24 @@ def test_bounds():
     np.testing.assert_allclose(plot_bounds({"one": one}, "error").lines[0].get_xdata(), [math.log10(3)])
 
 
+def test_bounds_without_a_gap_say_nothing_of_one():
+    one = run({"small": bound(0.5)})
+    one.quantities["losses"]["generalization_gap"] = None
+    legend = [t.get_text() for t in plot_bounds({"one": one}).get_legend().get_texts()]
+    assert legend == ["one", "vacuous from here on"]
+
+
+def test_names_of_runs_stay_inside():
+    """The leftmost run's name goes to the right, the rightmost one's to the left."""
+    table = pd.DataFrame({"gap": [0.1, 0.2, 0.15], "m": [1.0, 2.0, 3.0]}, index=["a long name", "b", "another one"])
+    ax = plot_correlation(table, "m")
+    ax.figure.draw_without_rendering()
+    inside = ax.get_window_extent()
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1
+
+
 def test_correlation():
     table = pd.DataFrame({"gap": [0.0, 1.0, 1.5, 3.5, np.nan], "m": [0.0, 1.0, 2.0, 3.0, np.nan]}, index=list("abcde"))
     ax = plot_correlation(table, "m")
