@@ -19,16 +19,10 @@ from genbound.errors import GenboundError
 from genbound.files import write_atomically
 from genbound.results.common_range import on_common_range
 from genbound.results.gap import UNITS, measured_gap
+from genbound.results.hyperparameters import Pairs
 from genbound.results.likeness import refuse_unlike, unlike
-from genbound.results.rank_statistics import (
-    STATISTICS,
-    bootstrap_interval,
-    conditional_mutual_information,
-    granulated_kendall,
-    permutation_p_value,
-    robust_sign_error,
-    varied,
-)
+from genbound.results.rank_statistics import STATISTICS
+from genbound.results.resampling import Draws, bootstrap_intervals, permutation_p_values
 from genbound.results.results import Results
 from genbound.results.runs import as_results
 
@@ -142,29 +136,61 @@ def correlate(
             raise GenboundError(
                 f"{data} has {len(group)} runs: a correlation needs {FEWEST} at least, and many to mean something"
             )
-        found = [row for name in names if (row := _row(data, name, group, num_resamples, seed)) is not None]
+        shared = _Shared(group, num_resamples, seed)
+        found = [row for name in names if (row := _row(data, name, shared)) is not None]
         rows += found
         warnings += _warnings(data, found, len(group))
     return Correlations(pd.DataFrame(rows), table, gap, tuple(warnings))
 
 
-def _row(data: str, name: str, group: pd.DataFrame, num_resamples: int, seed: int) -> dict[str, Any] | None:
-    group = group[np.isfinite(group[name])]
+class _Shared:
+    """What the measures of one data set share where they have a value in the same runs.
+
+    Args:
+        group: one row a run.
+        num_resamples: bootstrap resamples, and permutations unless all of them are fewer.
+        seed: of both.
+    """
+
+    def __init__(self, group: pd.DataFrame, num_resamples: int, seed: int) -> None:
+        self.group, self._num_resamples, self._seed = group, num_resamples, seed
+        self._draws: dict[int, Draws] = {}
+        self._pairs: dict[bytes, Pairs] = {}
+
+    def draws(self, num_runs: int) -> Draws:
+        """One stream for each number of runs, so that another set of measures changes no other number."""
+        if num_runs not in self._draws:
+            self._draws = {num_runs: Draws(num_runs, self._num_resamples, self._seed)}
+        return self._draws[num_runs]
+
+    def pairs(self, present: np.ndarray) -> Pairs:
+        """The pairs among the runs that are present."""
+        if present.tobytes() not in self._pairs:
+            group = self.group[present]
+            settings = [s if isinstance(s, Mapping) else {} for s in group.get("hyperparameters", [{}] * len(group))]
+            self._pairs = {present.tobytes(): Pairs(settings, group["gap"].to_numpy(float))}
+        return self._pairs[present.tobytes()]
+
+
+def _row(data: str, name: str, shared: _Shared) -> dict[str, Any] | None:
+    present = np.isfinite(shared.group[name].to_numpy(float))
+    group = shared.group[present]
     if len(group) < FEWEST or group[name].nunique() < 2 or group["gap"].nunique() < 2:
         return None
     x, y = group[name].to_numpy(float), group["gap"].to_numpy(float)
     row: dict[str, Any] = {"data": data, "measure": name, "num_runs": len(group)}
+    draws = shared.draws(len(group))
+    intervals, p_values = bootstrap_intervals(x, y, draws), permutation_p_values(x, y, draws)
     for title, statistic in STATISTICS.items():
-        # One stream for each coefficient, so that another set of measures changes no other number.
-        low, high = bootstrap_interval(statistic, x, y, num_resamples, np.random.default_rng([seed, 0]))
+        low, high = intervals[title]
         row |= {title: float(statistic(x, y)), f"{title}_lower": low, f"{title}_upper": high}
-        row[f"{title}_p"] = permutation_p_value(statistic, x, y, num_resamples, np.random.default_rng([seed, 1]))
-    settings = [s if isinstance(s, Mapping) else {} for s in group.get("hyperparameters", [{}] * len(group))]
-    if varied(settings):
-        row["granulated_kendall"], parts = granulated_kendall(x, y, settings)
+        row[f"{title}_p"] = p_values[title]
+    pairs = shared.pairs(present)
+    if pairs.names:
+        row["granulated_kendall"], parts = pairs.granulated_kendall(x)
         row |= {f"granulated_kendall {name}": value for name, value in parts.items()}
-        row["conditional_mutual_information"] = conditional_mutual_information(x, y, settings)
-        row["robust_sign_error"], row["worst_environment"] = robust_sign_error(x, y, settings)
+        row["conditional_mutual_information"] = pairs.conditional_mutual_information(x)
+        row["robust_sign_error"], row["worst_environment"] = pairs.robust_sign_error(x)
     return row
 
 

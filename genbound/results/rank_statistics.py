@@ -1,20 +1,17 @@
-r"""How well one number tells the order of another: correlations, and the measures that control for hyper-parameters.
+r"""How well one number tells the order of another.
 
-All functions take values along the last axis and are vectorised over the others.
+The coefficients take values along the last axis and are vectorised over the others.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from scipy import stats
 
 Statistic = Callable[..., np.ndarray]
+WIDTH = 32  # of a bucket of ranks
 
 
 def pearson(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -31,158 +28,67 @@ def spearman(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def kendall(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-    r"""Kendall's :math:`\tau_b`, which corrects for ties."""
-    x, y = (np.moveaxis(np.asarray(a, float), axis, -1) for a in (x, y))
-    dx, dy = (np.sign(a[..., :, None] - a[..., None, :]) for a in (x, y))
-    scale = np.sqrt((dx * dx).sum((-1, -2)) * (dy * dy).sum((-1, -2)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(scale > 0, (dx * dy).sum((-1, -2)) / scale, np.nan)
+    r"""Kendall's :math:`\tau_b`, which corrects for ties; NaN where either is constant."""
+    x, y = np.broadcast_arrays(*(np.moveaxis(np.asarray(a, float), axis, -1) for a in (x, y)))
+    rows = zip(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), strict=True)
+    return np.array([stats.kendalltau(*sides).statistic for sides in rows]).reshape(x.shape[:-1])
 
 
 STATISTICS: dict[str, Statistic] = {"pearson": pearson, "spearman": spearman, "kendall": kendall}
 
 
-def bootstrap_interval(
-    statistic: Statistic,
-    x: np.ndarray,
-    y: np.ndarray,
-    num_resamples: int,
-    generator: np.random.Generator,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile interval over resampled pairs.
+# -- ranks -------------------------------------------------------------------------------------------------------------
 
-    Resamples in which one side is constant have no coefficient and are left out.
+
+def dense_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0 ``[n]``; equal values share one, and none is left out."""
+    return np.unique(values, return_inverse=True)[1]
+
+
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1 ``[n]``; equal values have their mean rank."""
+    return stats.rankdata(values)
+
+
+def tied_pairs(values: np.ndarray) -> int:
+    """Ordered pairs of equal values, each value with itself too."""
+    return int((np.unique(values, return_counts=True)[1] ** 2).sum())
+
+
+def signs_of_pairs(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """1 where both sides order a pair alike, -1 where otherwise, 0 at ties, ``[n, n]`` in single precision."""
+    found = np.sign(x[:, None] - x[None]).astype(np.float32)
+    found *= np.sign(y[:, None] - y[None])
+    return found
+
+
+def order_score(ranks: np.ndarray, y: np.ndarray) -> np.ndarray:
+    r"""Pairs that both sides order alike less those that they order otherwise, each pair once.
+
+    Goes through the runs in the order of y and keeps, for every rank, how many of the runs seen so far lie below less
+    those above. That table is split into buckets, so that a run costs :math:`O(\sqrt n)` and not O(n).
+
+    Args:
+        ranks: dense ranks of the one side, ``[B, n]``.
+        y: the other side, ``[n]``.
+
+    Returns:
+        ``[B]``.
     """
-    chunk = max(1, 2**21 // len(x) ** 2)
-    values = []
-    for start in range(0, num_resamples, chunk):
-        index = generator.integers(0, len(x), (min(chunk, num_resamples - start), len(x)))
-        values.append(statistic(x[index], y[index]))
-    found = np.concatenate(values)
-    found = found[np.isfinite(found)]
-    if not len(found):
-        return math.nan, math.nan
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def permutation_p_value(
-    statistic: Statistic, x: np.ndarray, y: np.ndarray, num_resamples: int, generator: np.random.Generator
-) -> float:
-    """Two-sided p-value.
-
-    It is over all permutations where they are no more than ``num_resamples``, else (count + 1)/(resamples + 1).
-    """
-    found = stats.permutation_test(
-        (x,), lambda x, axis=-1: statistic(x, np.broadcast_to(y, x.shape), axis), permutation_type="pairings",
-        vectorized=True, n_resamples=num_resamples, batch=max(1, 2**21 // len(x) ** 2), rng=generator,
-    )  # fmt: skip
-    return float(found.pvalue)
-
-
-# -- over hyper-parameters ---------------------------------------------------------------------------------------------
-
-Settings = Sequence[Mapping[str, Any]]
-
-
-def varied(settings: Settings) -> list[str]:
-    """Hyper-parameters that every run states and that are not the same in all of them."""
-    names = [name for name in settings[0] if all(name in s for s in settings)]
-    return [name for name in names if len({repr(s[name]) for s in settings}) > 1]
-
-
-def pairs_by_hyperparameter(settings: Settings) -> dict[str, list[tuple[int, int]]]:
-    """Hyper-parameter -> pairs of runs that differ in it alone."""
-    names, found = varied(settings), defaultdict(list)
-    for i, j in itertools.combinations(range(len(settings)), 2):
-        differing = [name for name in names if settings[i][name] != settings[j][name]]
-        if len(differing) == 1:
-            found[differing[0]].append((i, j))
-    return {name: found[name] for name in names if name in found}
-
-
-def granulated_kendall(measure: np.ndarray, gap: np.ndarray, settings: Settings) -> tuple[float, dict[str, float]]:
-    r"""Granulated Kendall coefficient :math:`\Psi` and its part :math:`\psi_i` of each hyper-parameter.
-
-    :math:`\psi_i` is the mean, over all settings of the others, of Kendall's coefficient among the runs that differ in
-    hyper-parameter i alone; :math:`\Psi` is the mean of the :math:`\psi_i`. Runs of equal hyper-parameters
-    (repetitions) are not compared with each other. NaN without such runs.
-
-    References:
-        Jiang, Neyshabur, Mobahi, Krishnan & Bengio, Fantastic generalization measures and where to find them,
-            ICLR 2020.
-    """
-    names, parts = varied(settings), {}
-    for name, pairs in pairs_by_hyperparameter(settings).items():
-        groups = defaultdict(list)
-        for i, j in pairs:
-            others = tuple(repr(settings[i][other]) for other in names if other != name)
-            groups[others].append(np.sign(measure[i] - measure[j]) * np.sign(gap[i] - gap[j]))
-        parts[name] = float(np.mean([np.mean(signs) for signs in groups.values()]))
-    return (float(np.mean(list(parts.values()))) if parts else math.nan), parts
-
-
-def conditional_mutual_information(measure: np.ndarray, gap: np.ndarray, settings: Settings, most: int = 2) -> float:
-    r"""What the order of the measure says of the order of the gap, given hyper-parameters: 0 nothing, 1 everything.
-
-    With the signs :math:`V_\mu, V_g` of the differences over all ordered pairs of runs, and :math:`U_S` the values of
-    the hyper-parameters S of both,
-
-    .. math:: \mathcal K = \min_{|S| \le 2} \frac{I(V_\mu; V_g \mid U_S)}{H(V_g \mid U_S)}.
-
-    Pairs with equal gaps are left out, and sets S under which the gap's order is certain.
-
-    References:
-        Jiang et al., ICLR 2020, section 2.2.3 (from the definition; the empty S is included).
-    """
-    pairs = [(i, j) for i, j in itertools.permutations(range(len(gap)), 2) if gap[i] != gap[j]]
-    if not pairs:
-        return math.nan
-    signs = [(int(np.sign(measure[i] - measure[j])), int(np.sign(gap[i] - gap[j]))) for i, j in pairs]
-    names, values = varied(settings), []
-    for size in range(min(most, len(names)) + 1):
-        for chosen in itertools.combinations(names, size):
-            groups = defaultdict(list)
-            for (i, j), pair in zip(pairs, signs, strict=True):
-                groups[tuple((repr(settings[i][n]), repr(settings[j][n])) for n in chosen)].append(pair)
-            entropy = sum(len(g) * _entropy([v for _, v in g]) for g in groups.values())
-            shared = sum(len(g) * _information(g) for g in groups.values())
-            if entropy > 0:
-                values.append(shared / entropy)
-    return float(min(values)) if values else math.nan
-
-
-def _entropy(items: Sequence[Any]) -> float:
-    _, counts = np.unique(np.asarray([repr(item) for item in items]), return_counts=True)
-    return float(stats.entropy(counts))
-
-
-def _information(pairs: Sequence[tuple[int, int]]) -> float:
-    return max(0.0, _entropy([a for a, _ in pairs]) + _entropy([b for _, b in pairs]) - _entropy(pairs))
-
-
-def robust_sign_error(measure: np.ndarray, gap: np.ndarray, settings: Settings) -> tuple[float, str]:
-    r"""Largest error over environments in telling which of two runs has the larger gap, and that environment.
-
-    An environment is a change of one hyper-parameter from one value to another while all others stay at theirs; it
-    consists of the pairs of runs, one at either value, so of several only where runs are repeated. Its error is the
-    mean of :math:`\frac12 (1 - \mathrm{sgn}\,\Delta\mu\;\mathrm{sgn}\,\Delta g)`: 0 if the measure is always right, ½
-    for a coin, 1 if it is always wrong. NaN without such pairs.
-
-    References:
-        Dziugaite, Drouin, Neal, Rajkumar, Caballero, Wang, Mitliagkas & Roy, In search of robust measures of
-            generalization, NeurIPS 2020 (without their weights for the noise of the gap).
-    """
-    names, worst, where = varied(settings), math.nan, ""
-    for name, pairs in pairs_by_hyperparameter(settings).items():
-        groups = defaultdict(list)
-        for i, j in pairs:
-            low, high = sorted((settings[i][name], settings[j][name]), key=lambda v: (isinstance(v, str), v))
-            others = ", ".join(f"{other}={settings[i][other]}" for other in names if other != name)
-            environment = f"{name} {low} → {high}" + (f" at {others}" if others else "")
-            groups[environment].append(0.5 * (1 - np.sign(measure[i] - measure[j]) * np.sign(gap[i] - gap[j])))
-        for environment, errors in groups.items():
-            if not float(np.mean(errors)) <= worst:
-                worst, where = float(np.mean(errors)), environment
-    return worst, where
+    num_rows, n = ranks.shape
+    num_buckets, kind = -(-n // WIDTH), np.int16 if n < 2**15 else np.int32
+    places, buckets = np.arange(WIDTH, dtype=kind), np.arange(num_buckets, dtype=kind)
+    within, between = (np.sign(side[None] - side[:, None]) for side in (places, buckets))
+    outer, inner = np.zeros((num_rows, num_buckets), kind), np.zeros((num_rows * num_buckets, WIDTH), kind)
+    score = np.zeros(num_rows, np.int64)
+    bucket_of, place_of = (side.T.copy() for side in np.divmod(ranks.astype(np.intp), WIDTH))
+    row_of = bucket_of + num_buckets * np.arange(num_rows)
+    order = np.argsort(y, kind="stable")
+    for tied in np.split(order, np.flatnonzero(np.diff(y[order])) + 1):
+        for k in tied:
+            score += outer.ravel().take(row_of[k])
+            score += inner.ravel().take(row_of[k] * WIDTH + place_of[k])
+        for k in tied:
+            outer += between.take(bucket_of[k], axis=0)
+            inner[row_of[k]] += within.take(place_of[k], axis=0)
+    return score

@@ -12,14 +12,9 @@ import genbound
 from genbound.cli.main import main
 from genbound.errors import GenboundError
 from genbound.results.correlation import correlate, points
-from genbound.results.rank_statistics import (
-    STATISTICS,
-    bootstrap_interval,
-    conditional_mutual_information,
-    granulated_kendall,
-    permutation_p_value,
-    robust_sign_error,
-)
+from genbound.results.hyperparameters import Pairs
+from genbound.results.rank_statistics import STATISTICS, dense_ranks, order_score
+from genbound.results.resampling import Draws, bootstrap_intervals, permutation_p_values
 
 # The published figure, read off its pixels: Hessian measure and generalization error over distance 0, 0.1, …, 1.
 HESSIAN = [0, 0.247, 0.386, 0.581, 0.687, 0.924, 0.944, 0.998, 1.028, 1.099, 1.177]
@@ -63,10 +58,10 @@ def test_coefficients_with_ties_and_many_at_once(title):
 def test_the_bootstrap_covers():
     """Of 200 samples of 40 pairs with correlation 0.6, about 95 % of the intervals hold it."""
     stream, inside = np.random.default_rng(0), 0
-    for _ in range(200):
+    for trial in range(200):
         x = stream.normal(size=40)
         y = 0.6 * x + 0.8 * stream.normal(size=40)
-        low, high = bootstrap_interval(STATISTICS["pearson"], x, y, 300, stream)
+        low, high = bootstrap_intervals(x, y, Draws(40, 300, trial))["pearson"]
         inside += low <= 0.6 <= high
     assert 174 <= inside <= 199
 
@@ -74,7 +69,40 @@ def test_the_bootstrap_covers():
 def test_all_permutations_of_few():
     """Four points in order: one of 24 permutations reaches tau = 1, one tau = -1."""
     x = np.arange(4.0)
-    assert permutation_p_value(STATISTICS["kendall"], x, x**2, 9999, np.random.default_rng(0)) == pytest.approx(2 / 24)
+    assert permutation_p_values(x, x**2, Draws(4, 9999, 0))["kendall"] == pytest.approx(2 / 24)
+
+
+@pytest.mark.parametrize("n", [3, 5, 12, 45, 130])
+@pytest.mark.parametrize("ties", [False, True])
+def test_resampling_agrees_with_the_slow_path(n, ties):
+    """The same resamples and permutations, one by one through scipy's coefficients and its permutation test."""
+    stream = np.random.default_rng(n)
+    x, y = stream.normal(size=(2, n))
+    x, y = (np.round(2 * x), np.round(x + y)) if ties else (1e3 + x, x + y)
+    num, draws = 40 if n > 100 else 99, Draws(n, 40 if n > 100 else 99, 7)
+    index = np.random.default_rng([7, 0]).integers(0, n, (num, n))
+    intervals, p_values = bootstrap_intervals(x, y, draws), permutation_p_values(x, y, draws)
+    for title, statistic in STATISTICS.items():
+        varying = [i for i in index if np.ptp(x[i]) > 0 and np.ptp(y[i]) > 0]
+        expected = np.quantile([float(statistic(x[i], y[i])) for i in varying], [0.025, 0.975])
+        np.testing.assert_allclose(intervals[title], expected, atol=1e-10)
+        slow = stats.permutation_test(
+            (x,), lambda a, s=statistic: float(s(a, y)), permutation_type="pairings", n_resamples=num, vectorized=False,
+            rng=np.random.default_rng([7, 1]),
+        )  # fmt: skip
+        assert p_values[title] == pytest.approx(float(slow.pvalue), abs=1e-12)
+
+
+def test_the_order_of_many_at_once():
+    """Against scipy's Kendall without ties, and against all pairs with them."""
+    stream = np.random.default_rng(0)
+    ranks, y = np.stack([stream.permutation(70) for _ in range(9)]), stream.normal(size=70)
+    found = order_score(ranks, y) / (70 * 69 / 2)
+    np.testing.assert_allclose(found, [stats.kendalltau(row, y).statistic for row in ranks], atol=1e-12)
+    x, y = stream.integers(0, 6, (2, 50)).astype(float)
+    pairs = [(i, j) for i, j in itertools.combinations(range(50), 2)]
+    expected = sum(np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]) for i, j in pairs)
+    assert order_score(dense_ranks(x)[None], y)[0] == expected
 
 
 GRID = [{"lr": lr, "width": width} for lr, width in itertools.product((0.1, 0.2, 0.3), (8, 16))]
@@ -87,36 +115,35 @@ def test_granulated_kendall_by_hand():
     """
     gap = np.array([1.0, 10.0, 2.0, 20.0, 3.0, 30.0])
     measure = np.array([11.0, 1.0, 12.0, 3.0, 13.0, 2.0])
-    total, parts = granulated_kendall(measure, gap, GRID)
+    total, parts = Pairs(GRID, gap).granulated_kendall(measure)
     assert parts == pytest.approx({"lr": 2 / 3, "width": -1.0}) and total == pytest.approx(-1 / 6)
-    assert np.isnan(granulated_kendall(measure, gap, [{"a": i, "b": i} for i in range(6)])[0])
+    assert np.isnan(Pairs([{"a": i, "b": i} for i in range(6)], gap).granulated_kendall(measure)[0])
 
 
 def test_robust_sign_error_by_hand():
     """Width 16 goes wrong from lr 0.2 to 0.3, width 8 never: with one run a setting an environment is one pair."""
     gap = np.array([1.0, 10.0, 2.0, 20.0, 3.0, 30.0])
     measure = np.array([11.0, 21.0, 12.0, 33.0, 13.0, 32.0])
-    assert robust_sign_error(measure, gap, GRID) == (1.0, "lr 0.2 → 0.3 at width=16")
-    assert robust_sign_error(gap, gap, GRID) == (0.0, "lr 0.1 → 0.2 at width=8")
+    assert Pairs(GRID, gap).robust_sign_error(measure) == (1.0, "lr 0.2 → 0.3 at width=16")
+    assert Pairs(GRID, gap).robust_sign_error(gap) == (0.0, "lr 0.1 → 0.2 at width=8")
     # One hyper-parameter, two repetitions each: of the four pairs a → b one is wrong, of b → c two, of a → c none.
     settings = [{"optimizer": name} for name in "aabbcc"]
     measure = np.array([1.0, 3, 2, 6, 5, 5.5])
-    error, where = robust_sign_error(measure, np.arange(6.0), settings)
+    error, where = Pairs(settings, np.arange(6.0)).robust_sign_error(measure)
     assert (error, where) == (0.5, "optimizer b → c")
     measure[1] = measure[0] = 2.0  # a tie is a coin
-    assert robust_sign_error(measure[:4], np.arange(4.0), settings[:4]) == (0.25, "optimizer a → b")
+    assert Pairs(settings[:4], np.arange(4.0)).robust_sign_error(measure[:4]) == (0.25, "optimizer a → b")
 
 
 def test_conditional_mutual_information():
     gap = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    assert conditional_mutual_information(gap, gap, GRID) == pytest.approx(1)
-    assert conditional_mutual_information(-gap, gap, GRID) == pytest.approx(1)  # always wrong is as informative
-    assert conditional_mutual_information(np.zeros(6), gap, GRID) == 0.0
+    assert Pairs(GRID, gap).conditional_mutual_information(gap) == pytest.approx(1)
+    assert Pairs(GRID, gap).conditional_mutual_information(-gap) == pytest.approx(1)  # always wrong is as informative
+    assert Pairs(GRID, gap).conditional_mutual_information(np.zeros(6)) == 0.0
     # What only repeats a hyper-parameter says nothing once it is given.
     width = np.array([s["width"] for s in GRID], float)
-    assert conditional_mutual_information(width, width + 0.01 * np.array([1, 5, 3, 2, 2.5, 4]), GRID) == pytest.approx(
-        0, abs=1e-12
-    )
+    gap = width + 0.01 * np.array([1, 5, 3, 2, 2.5, 4])
+    assert Pairs(GRID, gap).conditional_mutual_information(width) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("names", [("lr",), ("lr", "width"), ("lr", "width", "depth")])
@@ -141,7 +168,7 @@ def test_conditional_mutual_information_another_way(names):
         entropy = sum(len(g) * metrics.mutual_info_score(g["vg"], g["vg"]) for g in groups)
         found.append(shared / entropy)
     assert 0 < min(found) < max(found) < 1
-    assert conditional_mutual_information(measure, gap, settings) == pytest.approx(min(found), abs=1e-12)
+    assert Pairs(settings, gap).conditional_mutual_information(measure) == pytest.approx(min(found), abs=1e-12)
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

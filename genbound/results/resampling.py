@@ -1,0 +1,181 @@
+r"""How sure a coefficient is: its interval over resampled runs, and how often chance alone does as well.
+
+The statistics of :mod:`~genbound.results.rank_statistics`, of thousands of resamples at once. A bootstrap resample is a
+count :math:`w_i` of each run, so that no resample is sorted anew: ranks are cumulative counts, and Kendall's numerator
+is :math:`\frac12 w^\top S w` with the signs :math:`S_{ij}` of all pairs, a product of matrices. A permutation changes
+neither side's ties, so that only numerators are computed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from genbound.results.rank_statistics import dense_ranks, mean_ranks, order_score, signs_of_pairs, tied_pairs
+
+ROWS = 512
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Resamples and permutations of n runs, which all measures share.
+
+    Attributes:
+        num_runs: n.
+        num_resamples: how many of either.
+        seed: of both.
+    """
+
+    num_runs: int
+    num_resamples: int
+    seed: int
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How often each resample has each run, ``[num_resamples, n]``."""
+        generator, n = np.random.default_rng([self.seed, 0]), self.num_runs
+        found = np.empty((self.num_resamples, n), np.uint16 if n < 2**16 else np.uint32)
+        for rows in _blocks(self.num_resamples):
+            index = generator.integers(0, n, (rows.stop - rows.start, n))
+            index += n * np.arange(len(index))[:, None]
+            found[rows] = np.bincount(index.ravel(), minlength=index.size).reshape(index.shape)
+        return found
+
+    @cached_property
+    def permutations(self) -> np.ndarray:
+        """Permutations of the runs, ``[permutations, n]``: all of them where they are no more than the resamples."""
+        n, kind = self.num_runs, np.uint16 if self.num_runs < 2**16 else np.uint32
+        if self.all_permutations:
+            return np.array(list(itertools.permutations(range(n))), kind)
+        # In the order of scipy.stats.permutation_test.
+        generator = np.random.default_rng([self.seed, 1])
+        blocks = [np.tile(np.arange(n), (rows.stop - rows.start, 1)) for rows in _blocks(self.num_resamples)]
+        return np.concatenate([generator.permuted(block, axis=-1).astype(kind) for block in blocks])
+
+    @property
+    def all_permutations(self) -> bool:
+        """Whether the permutations are all that there are."""
+        return math.factorial(min(self.num_runs, 20)) <= self.num_resamples
+
+
+def _blocks(total: int) -> Iterator[slice]:
+    return (slice(start, min(start + ROWS, total)) for start in range(0, total, ROWS))
+
+
+def bootstrap_intervals(x: np.ndarray, y: np.ndarray, draws: Draws) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals over resampled runs.
+
+    Resamples in which one side is constant have no coefficient and are left out.
+
+    Args:
+        x, y: both sides ``[n]``.
+        draws: resamples of n runs.
+
+    Returns:
+        ``pearson``, ``spearman`` and ``kendall`` -> both ends; NaN where no resample has a coefficient.
+    """
+    blocks = [_resampled(x, y, signs, draws.counts[rows]) for signs in [signs_of_pairs(x, y)] for rows in
+              _blocks(draws.num_resamples)]  # fmt: skip
+    return {title: _ends(np.concatenate([block[title] for block in blocks])) for title in blocks[0]}
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _resampled(x: np.ndarray, y: np.ndarray, signs: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The coefficients of some resamples.
+
+    Args:
+        x, y: both sides ``[n]``.
+        signs: of all pairs ``[n, n]``, in single precision.
+        counts: of each run ``[B, n]``.
+    """
+    weights, n = counts.astype(float), len(x)
+    ranks, ties = zip(*(_ranks(side, weights) for side in (x, y)), strict=True)
+    varies = (ties[0] < n * n) & (ties[1] < n * n)
+    centred = [side - (n + 1) / 2 for side in ranks]
+    spearman = [(weights * a * b).sum(-1) for a, b in ((centred[0], centred[1]), (centred[0],) * 2, (centred[1],) * 2)]
+    # Products of single precision are exact: they count pairs, no more than n of them.
+    concordant = np.einsum("bi,bi->b", (counts.astype(np.float32) @ signs).astype(float), weights)
+    return {
+        "pearson": _over(*_moments(x - x.mean(), y - y.mean(), weights), varies),
+        "spearman": _over(*spearman, varies),
+        "kendall": _over(concordant, n * n - ties[0], n * n - ties[1], varies),
+    }
+
+
+def _moments(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums of products of the centred sides, ``[B]`` each."""
+    n = len(x)
+    sums = weights @ np.stack([x, y, x * y, x * x, y * y], 1)
+    return (
+        sums[:, 2] - sums[:, 0] * sums[:, 1] / n,
+        sums[:, 3] - sums[:, 0] ** 2 / n,
+        sums[:, 4] - sums[:, 1] ** 2 / n,
+    )
+
+
+def _over(joint: np.ndarray, one: np.ndarray, other: np.ndarray, varies: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(varies, joint / np.sqrt(one * other), np.nan)
+
+
+def _ranks(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean ranks in each resample ``[B, n]``, and the ordered pairs tied in it, each run with itself too, ``[B]``."""
+    order = np.argsort(values, kind="stable")
+    codes = dense_ranks(values)
+    starts = np.searchsorted(codes[order], np.arange(codes.max() + 1))
+    groups = np.add.reduceat(weights[:, order], starts, axis=1)
+    return (np.cumsum(groups, 1) - (groups - 1) / 2)[:, codes], (groups * groups).sum(1)
+
+
+def permutation_p_values(x: np.ndarray, y: np.ndarray, draws: Draws) -> dict[str, float]:
+    """Two-sided p-values under permutations of one side.
+
+    Over all permutations where they are no more than the resamples, else (count + 1)/(resamples + 1).
+
+    Args:
+        x, y: both sides ``[n]``, not constant.
+        draws: permutations of n runs.
+
+    Returns:
+        ``pearson``, ``spearman`` and ``kendall`` -> p.
+    """
+    ranks = [mean_ranks(side) - (len(x) + 1) / 2 for side in (x, y)]
+    sides = {"pearson": (x - x.mean(), y - y.mean()), "spearman": (ranks[0], ranks[1])}
+    found = {title: _p_value(_products(*pair, draws), pair, draws) for title, pair in sides.items()}
+    codes, scale = dense_ranks(x), math.sqrt((len(x) ** 2 - tied_pairs(x)) * (len(x) ** 2 - tied_pairs(y)))
+    scores = np.concatenate([order_score(codes[draws.permutations[rows]], y) for rows in _blocks(_total(draws))])
+    return found | {"kendall": _two_sided(2 * scores / scale, 2 * order_score(codes[None], y)[0] / scale, draws)}
+
+
+def _total(draws: Draws) -> int:
+    return len(draws.permutations)
+
+
+def _products(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    return np.concatenate([x[draws.permutations[rows]] @ y for rows in _blocks(_total(draws))])
+
+
+def _p_value(products: np.ndarray, sides: tuple[np.ndarray, np.ndarray], draws: Draws) -> float:
+    x, y = sides
+    scale = math.sqrt((x @ x) * (y @ y))
+    return _two_sided(products / scale, float(x @ y) / scale, draws)
+
+
+def _two_sided(null: np.ndarray, observed: float, draws: Draws) -> float:
+    """As scipy.stats.permutation_test counts: equal up to rounding is equal."""
+    slack, more = 100 * np.finfo(float).eps * abs(observed), 0 if draws.all_permutations else 1
+    tails = ((null <= observed + slack).sum(), (null >= observed - slack).sum())
+    return min(1.0, float(2 * (min(tails) + more) / (len(null) + more)))
