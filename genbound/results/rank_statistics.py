@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 Statistic = Callable[..., np.ndarray]
-WIDTH = 32  # of a bucket of ranks
+PLACES = 64  # of a sequence that are held against each other
 
 
 def pearson(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -63,10 +63,7 @@ def signs_of_pairs(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def order_score(ranks: np.ndarray, y: np.ndarray) -> np.ndarray:
-    r"""Pairs that both sides order alike less those that they order otherwise, each pair once.
-
-    Goes through the runs in the order of y and keeps, for every rank, how many of the runs seen so far lie below less
-    those above. That table is split into buckets, so that a run costs :math:`O(\sqrt n)` and not O(n).
+    """Pairs that both sides order alike less those that they order otherwise, each pair once.
 
     Args:
         ranks: dense ranks of the one side, ``[B, n]``.
@@ -75,20 +72,37 @@ def order_score(ranks: np.ndarray, y: np.ndarray) -> np.ndarray:
     Returns:
         ``[B]``.
     """
-    num_rows, n = ranks.shape
-    num_buckets, kind = -(-n // WIDTH), np.int16 if n < 2**15 else np.int32
-    places, buckets = np.arange(WIDTH, dtype=kind), np.arange(num_buckets, dtype=kind)
-    within, between = (np.sign(side[None] - side[:, None]) for side in (places, buckets))
-    outer, inner = np.zeros((num_rows, num_buckets), kind), np.zeros((num_rows * num_buckets, WIDTH), kind)
-    score = np.zeros(num_rows, np.int64)
-    bucket_of, place_of = (side.T.copy() for side in np.divmod(ranks.astype(np.intp), WIDTH))
-    row_of = bucket_of + num_buckets * np.arange(num_rows)
+    n = ranks.shape[1]
     order = np.argsort(y, kind="stable")
-    for tied in np.split(order, np.flatnonzero(np.diff(y[order])) + 1):
-        for k in tied:
-            score += outer.ravel().take(row_of[k])
-            score += inner.ravel().take(row_of[k] * WIDTH + place_of[k])
-        for k in tied:
-            outer += between.take(bucket_of[k], axis=0)
-            inner[row_of[k]] += within.take(place_of[k], axis=0)
+    columns = np.ascontiguousarray(ranks.T[order], np.int16 if n < 2**15 else np.int32)
+    tied = np.split(columns, np.flatnonzero(np.diff(y[order])) + 1)
+    return _rises(columns, n) - sum(_rises(group, n) for group in tied if len(group) > 1)
+
+
+def _rises(columns: np.ndarray, size: int) -> np.ndarray:
+    """Pairs that rise less those that fall, of sequences that stand in columns.
+
+    Some places at a time are held against each other, and against a count of all values before them.
+
+    Args:
+        columns: ``[m, B]``, values below ``size``.
+        size: how many values there may be.
+
+    Returns:
+        ``[B]``.
+    """
+    num_columns = columns.shape[1]
+    lanes, score = size * np.arange(num_columns), np.zeros(num_columns, np.int64)
+    seen = np.zeros((num_columns, size), columns.dtype)
+    for start in range(0, len(columns), PLACES):
+        block = columns[start : start + PLACES]
+        at = block + lanes
+        if start:
+            up_to = np.cumsum(seen, axis=1, dtype=seen.dtype).ravel().take(at).astype(np.int64)
+            score += (2 * up_to - seen.ravel().take(at) - start).sum(0)
+        for k in range(1, len(block)):
+            rising, falling = block[:k] < block[k], block[:k] > block[k]
+            score += np.add.reduce(rising.view(np.int8) - falling.view(np.int8), axis=0, dtype=np.int8)
+        for places in at:
+            seen.ravel()[places] += 1
     return score

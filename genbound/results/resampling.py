@@ -101,29 +101,24 @@ def _resampled(x: np.ndarray, y: np.ndarray, signs: np.ndarray, counts: np.ndarr
         signs: of all pairs ``[n, n]``, in single precision.
         counts: of each run ``[B, n]``.
     """
-    weights, n = counts.astype(float), len(x)
-    ranks, ties = zip(*(_ranks(side, weights) for side in (x, y)), strict=True)
-    varies = (ties[0] < n * n) & (ties[1] < n * n)
-    centred = [side - (n + 1) / 2 for side in ranks]
-    spearman = [(weights * a * b).sum(-1) for a, b in ((centred[0], centred[1]), (centred[0],) * 2, (centred[1],) * 2)]
+    weights, n = np.ascontiguousarray(counts.T, float), len(x)
+    (ranks, ties), (other_ranks, other_ties) = (_ranks(side, weights) for side in (x, y))
+    varies = (ties[0] < n * n) & (other_ties[0] < n * n)
     # Products of single precision are exact: they count pairs, no more than n of them.
-    concordant = np.einsum("bi,bi->b", (counts.astype(np.float32) @ signs).astype(float), weights)
+    concordant = np.einsum("bi,ib->b", counts.astype(np.float32) @ signs, weights, optimize=False)
+    joint = np.einsum("ib,ib,ib->b", weights, ranks, other_ranks)
     return {
         "pearson": _over(*_moments(x - x.mean(), y - y.mean(), weights), varies),
-        "spearman": _over(*spearman, varies),
-        "kendall": _over(concordant, n * n - ties[0], n * n - ties[1], varies),
+        "spearman": _over(joint, (n**3 - ties[1]) / 12, (n**3 - other_ties[1]) / 12, varies),
+        "kendall": _over(concordant, n * n - ties[0], n * n - other_ties[0], varies),
     }
 
 
 def _moments(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sums of products of the centred sides, ``[B]`` each."""
     n = len(x)
-    sums = weights @ np.stack([x, y, x * y, x * x, y * y], 1)
-    return (
-        sums[:, 2] - sums[:, 0] * sums[:, 1] / n,
-        sums[:, 3] - sums[:, 0] ** 2 / n,
-        sums[:, 4] - sums[:, 1] ** 2 / n,
-    )
+    of_x, of_y, both, squares, other_squares = np.stack([x, y, x * y, x * x, y * y]) @ weights
+    return both - of_x * of_y / n, squares - of_x**2 / n, other_squares - of_y**2 / n
 
 
 def _over(joint: np.ndarray, one: np.ndarray, other: np.ndarray, varies: np.ndarray) -> np.ndarray:
@@ -131,13 +126,18 @@ def _over(joint: np.ndarray, one: np.ndarray, other: np.ndarray, varies: np.ndar
         return np.where(varies, joint / np.sqrt(one * other), np.nan)
 
 
-def _ranks(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean ranks in each resample ``[B, n]``, and the ordered pairs tied in it, each run with itself too, ``[B]``."""
-    order = np.argsort(values, kind="stable")
-    codes = dense_ranks(values)
-    starts = np.searchsorted(codes[order], np.arange(codes.max() + 1))
-    groups = np.add.reduceat(weights[:, order], starts, axis=1)
-    return (np.cumsum(groups, 1) - (groups - 1) / 2)[:, codes], (groups * groups).sum(1)
+def _ranks(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Centred mean ranks in each resample ``[n, B]``, and the sums of the squares and cubes of its ties ``[B]``."""
+    order, codes = np.argsort(values, kind="stable"), dense_ranks(values)
+    groups = weights[order]
+    if codes.max() + 1 < len(values):
+        groups = np.add.reduceat(groups, np.searchsorted(codes[order], np.arange(codes.max() + 1)), axis=0)
+    ranks = groups.copy()
+    for above, row in itertools.pairwise(ranks):  # row by row: as an accumulation it would jump through the memory
+        row += above
+    ranks -= (groups + len(values)) / 2  # their mean is (n + 1)/2
+    squares = groups * groups
+    return ranks[codes], (squares.sum(0), np.einsum("ib,ib->b", squares, groups))
 
 
 def permutation_p_values(x: np.ndarray, y: np.ndarray, draws: Draws) -> dict[str, float]:
