@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +81,14 @@ def make_runs(run: Path, folder: Path, number: int) -> list[Path]:
 
 
 def timed(command: list[str], runs: list[Path]) -> tuple[float, float]:
-    """Wall seconds and peak memory in MiB of a command of genbound in a process of its own."""
-    begin = time.monotonic()
+    """Processor seconds and peak memory in MiB of a command of genbound in a process of its own."""
     process = subprocess.Popen(
         [sys.executable, "-m", "genbound", command[0], *map(str, runs), *command[1:]], stdout=subprocess.DEVNULL
     )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{command[0]} failed with status {status}")
-    return time.monotonic() - begin, usage.ru_maxrss / 1024
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:

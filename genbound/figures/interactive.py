@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from genbound.figures.bounds import GAP, LABELS, VACUOUS, axis_of, bounds_of, yardsticks
@@ -20,6 +21,7 @@ from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, VERMILION
 from genbound.formatting import value_text, with_error
 from genbound.results.results import Results
 
+FEW = 30  # runs whose names stand beside their points
 SYMBOLS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "pentagon", "star")
 
 
@@ -68,6 +70,27 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
         ticktext=[label.replace("$10^{", "1e").replace("}$", "") for label in labels],
     )
     return with_legend(fig)
+
+
+def spread_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
+    """How the bounds of one unit are spread over many runs, and the measured gap, as base-10 logarithms.
+
+    Args, Returns: those of :func:`bounds_figure`.
+    """
+    names, rows = bounds_of(runs, unit)
+    if not names:
+        return None
+    values = {b: [row[b]["log10"] for row in rows.values() if b in row] for b in names}
+    gaps = [found[GAP] for found in (yardsticks(run, unit) for run in runs.values()) if GAP in found]
+    values |= {GAP: [math.log10(gap) for gap in gaps]} if gaps else {}
+    fig = figure(150 + 34 * len(values), title_text=f"Bounds on the gap in the {unit}, {len(runs)} runs")
+    ends = np.array([np.quantile(found, [0, 0.25, 0.5, 0.75, 1]) for found in values.values()]).T.round(4).tolist()
+    places = ("lowerfence", "q1", "median", "q3", "upperfence")
+    fig.add_box(y=list(values), **dict(zip(places, ends, strict=True)), orientation="h", name="", fillcolor="white",
+                line={"color": BLUE}, showlegend=False)  # fmt: skip
+    fig.update_yaxes(categoryorder="array", categoryarray=list(values))
+    fig.update_xaxes(title="value, as a power of 10: all runs, and the middle half of them")
+    return fig
 
 
 def noise_figure(results: Results) -> Any:
@@ -164,25 +187,22 @@ def correlation_figure(table: pd.DataFrame, measures: Sequence[str], data: str) 
     fig = figure(
         420, title={"text": data, "y": 0.98, "font": {"size": 13}}, margin={"l": 10, "r": 10, "t": 90, "b": 55}
     )
-    for index, measure in enumerate(measures):
-        fig.add_scatter(x=table[measure].tolist(), y=table["gap"].tolist(), mode="markers+text",
-                        text=[str(n) for n in table.index], textposition="bottom right", textfont={"size": 10},
-                        marker={"color": BLUE, "size": 9}, visible=index == 0, name=measure,
-                        hovertemplate="%{text}: %{x:.4g}, gap %{y:.4g}<extra></extra>")  # fmt: skip
-    fig.update_layout(updatemenus=[_menu(measures)], showlegend=False)
+    columns = [[float(f"{x:.6g}") if math.isfinite(x) else None for x in table[m].astype(float)] for m in measures]
+    few = len(table) <= FEW
+    fig.add_scatter(x=columns[0], y=[float(f"{y:.6g}") for y in table["gap"]], text=[str(n) for n in table.index],
+                    mode="markers+text" if few else "markers", textposition="bottom right", textfont={"size": 10},
+                    marker={"color": BLUE, "size": 9 if few else 5},
+                    hovertemplate="%{text}: %{x:.4g}, gap %{y:.4g}<extra></extra>")  # fmt: skip
+    fig.update_layout(updatemenus=[_menu(measures, columns)], showlegend=False)
     fig.update_xaxes(title=measures[0])
     fig.update_yaxes(title="generalization gap")
     return fig
 
 
-def _menu(measures: Sequence[str]) -> dict[str, Any]:
-    """Shows one of the traces, which lie in this order."""
+def _menu(measures: Sequence[str], columns: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+    """Puts another measure on the axis."""
     buttons = [
-        {
-            "label": m,
-            "method": "update",
-            "args": [{"visible": [m == other for other in measures]}, {"xaxis.title.text": m}],
-        }
-        for m in measures
+        {"label": m, "method": "update", "args": [{"x": [column]}, {"xaxis.title.text": m, "xaxis.autorange": True}]}
+        for m, column in zip(measures, columns, strict=True)
     ]
     return {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "bottom"}

@@ -15,18 +15,23 @@ from typing import Any
 import pandas as pd
 
 from genbound.errors import GenboundError
-from genbound.figures.interactive import FIGURES, bounds_figure, correlation_figure
+from genbound.figures.interactive import FIGURES, bounds_figure, correlation_figure, spread_figure
 from genbound.figures.interactive_style import figure
 from genbound.figures.one_run import plots_of
-from genbound.figures.report_page import figures, page, table
+from genbound.figures.report_page import figures, on_demand, page, table
 from genbound.files import write_atomically
 from genbound.formatting import digits, with_error
 from genbound.quantities.catalogue import reading_of
 from genbound.results.comparison import Comparison, compare
 from genbound.results.correlation import CONTROLLED, FEWEST, correlate, points
 from genbound.results.gap import UNITS, measured_gap
+from genbound.results.likeness import few
 from genbound.results.rank_statistics import STATISTICS
-from genbound.results.results import Results
+from genbound.results.results import Results, read_samples
+
+MANY = 24  # runs, from which on a page shows how they are spread
+FOLDED_BYTES = 2_000_000  # of what belongs to one run alone: a page of many runs stays below 5 MB
+MOST_LINES = 400  # of what is said of measures: notes may hold numbers of their run
 
 
 def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
@@ -35,7 +40,8 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
     Args:
         runs: results, or where they are stored. Runs that were not measured alike are shown together, and the page says
             so.
-        out: the HTML file; plots, tables and scripts are all inside it (about 5 MB, most of it plotly).
+        out: the HTML file; plots, tables and scripts are all inside it (about 2 MB, most of it plotly). Of more than
+            24 runs it shows how the bounds are spread, and folds up what belongs to one run.
 
     Raises:
         GenboundError: a run cannot be read, or plotly is not installed.
@@ -43,17 +49,12 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
     figure()  # plotly is missing before anything is read
     comparison = compare(runs, allow_mixed=True)
     named = comparison.runs
-    head, body = comparison.cells()
-    remarks = "".join(f'<p class="warning">{html.escape(remark)}</p>' for remark in comparison.remarks())
+    many = len(named) > MANY
     sections = [
-        (
-            "bounds",
-            "Bounds",
-            remarks + table(head, body) + figures(bounds_figure(named, unit) for unit in UNITS),
-        ),
-        ("runs", "Layers, noise and samples", "".join(_run(name, results) for name, results in named.items())),
+        ("bounds", "Bounds", _bounds(comparison, many)),
+        ("runs", "Layers, noise and samples", (_folded if many else _runs)(named)),
         ("assumptions", "Assumptions and notes", _assumptions(comparison)),
-        ("provenance", "Configuration and provenance", _provenance(named)),
+        ("provenance", "Configuration and provenance", (_common if many else _provenance)(named)),
     ]
     correlations = _correlations(named)
     if correlations:
@@ -66,9 +67,36 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
     return path
 
 
+def _bounds(comparison: Comparison, many: bool) -> str:
+    head, body = comparison.cells()
+    if many:  # a row for each run: a table grows downwards
+        head, body = (
+            ["run", *(row[0] for row in body)],
+            [[name, *(row[place] for row in body)] for place, name in enumerate(comparison.runs, start=2)],
+        )
+    drawn = [(spread_figure if many else bounds_figure)(comparison.runs, unit) for unit in UNITS]
+    remarks = "".join(f'<p class="warning">{html.escape(remark)}</p>' for remark in comparison.remarks())
+    return remarks + table(head, body) + figures(drawn)
+
+
+def _runs(named: Mapping[str, Results]) -> str:
+    return "".join(_run(name, read_samples(results)) for name, results in named.items())
+
+
 def _run(name: str, results: Results) -> str:
     drawn = [FIGURES[name](results) for name in plots_of(results)]
     return f"<h3>{html.escape(name)}</h3>{figures(drawn)}{_layers(results)}"
+
+
+def _folded(named: Mapping[str, Results]) -> str:
+    """The layers of each run, and what it does not share with all others, where a reader opens it."""
+    shared = _shared(named)
+    parts = []
+    for name, results in named.items():
+        own = [[key, text] for key, text in _entries(results).items() if key not in shared]
+        parts.append((name, _layers(results) + f'<div class="provenance">{table(["entry", "value"], own)}</div>'))
+    text = "<p>Plots of a run, and its samples: <code>genbound report</code> of this run alone.</p>"
+    return text + on_demand(parts, FOLDED_BYTES)
 
 
 def _layers(results: Results) -> str:
@@ -121,14 +149,25 @@ def _coefficients(group: pd.DataFrame) -> str:
 
 
 def _assumptions(comparison: Comparison) -> str:
-    rows = []
+    """What is said of each measure; a line that several runs share stands once."""
+    lines: dict[tuple[str, ...], list[str]] = {}
     for name, results in comparison.runs.items():
         for bound, row in results.bounds.items():
-            rows.append([name, bound, row["kind"], row["bounds"], row["reference"], row["note"]])
-        rows += [[name, quantity, "quantity", "", "", note] for quantity, note in results.notes.items()]
+            known = (bound, row["kind"], row["bounds"], row["reference"], row["note"])
+            lines.setdefault(known, []).append(name)
+        notes = dict(results.notes)
         for quantity, summary in results.quantities.items():
             if isinstance(summary.get("note"), str) and summary["note"]:
-                rows.append([name, quantity, "quantity", "", "", summary["note"]])
+                notes.setdefault(quantity, summary["note"])
+        for quantity, note in notes.items():
+            lines.setdefault((quantity, "quantity", "", "", note), []).append(name)
+    alone = len(comparison.runs) == 1
+    rows = [
+        ["all" if len(names) == len(comparison.runs) and not alone else few(names), *line]
+        for line, names in list(lines.items())[:MOST_LINES]
+    ]
+    left = len(lines) - len(rows)
+    more = f"<p>And {left} more lines: they stand in table.md of each run.</p>" if left else ""
     text = (
         "<p>A <em>measure</em> is the leading term of a theorem with its constants left out: no guarantee. "
         "A <em>norm</em> bounds nothing. A value <em>below the gap</em> is less than the gap measured in the same run: "
@@ -137,19 +176,38 @@ def _assumptions(comparison: Comparison) -> str:
         "what the best constant prediction reaches. Bounds of different units (loss, error, distance) "
         "are not to be ranked against each other.</p>"
     )
-    return text + table(["run", "measure", "kind", "of", "reference", "note"], rows)
+    return text + table(["run", "measure", "kind", "of", "reference", "note"], rows) + more
 
 
 def _provenance(named: Mapping[str, Results]) -> str:
     parts = []
     for name, results in named.items():
-        entries: dict[str, Any] = {
-            "checkpoint": results.checkpoint, "init": results.init, "data": results.data, "genbound": results.genbound,
-            "schema_version": results.schema_version, **results.config, "cost": results.cost,
-        }  # fmt: skip
-        rows = [[key, text] for key, value in entries.items() for key, text in _flat(key, value)]
+        rows = [[key, text] for key, text in _entries(results).items()]
         parts.append(f'<h3>{html.escape(name)}</h3><div class="provenance">{table(["entry", "value"], rows)}</div>')
     return "".join(parts)
+
+
+def _common(named: Mapping[str, Results]) -> str:
+    """What all of many runs have in common; the rest stands with each run."""
+    rows = [[key, text] for key, text in _shared(named).items()]
+    text = "<p>The same in all runs; what differs stands with each of them.</p>"
+    return f'{text}<div class="provenance">{table(["entry", "value"], rows)}</div>'
+
+
+def _shared(named: Mapping[str, Results]) -> dict[str, str]:
+    """The entries that are the same in all runs."""
+    first, *others = (_entries(results).items() for results in named.values())
+    kept = set(first).intersection(*others)
+    return {key: text for key, text in first if (key, text) in kept}
+
+
+def _entries(results: Results) -> dict[str, str]:
+    """Where a run comes from and how it was measured, flat and as text."""
+    entries: dict[str, Any] = {
+        "checkpoint": results.checkpoint, "init": results.init, "data": results.data, "genbound": results.genbound,
+        "schema_version": results.schema_version, **results.config, "cost": results.cost,
+    }  # fmt: skip
+    return {key: text for name, value in entries.items() for key, text in _flat(name, value)}
 
 
 def _flat(key: str, value: Any) -> list[tuple[str, str]]:

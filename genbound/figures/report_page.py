@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import html
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+TOGETHER = 50  # folded parts that are packed as one: what they have in common is kept once
+NOT_HERE = "<p>There is no room for it on this page: <code>genbound report</code> of this run alone shows it.</p>"
 
 STYLE = """
 :root { color-scheme: light; --line: #d8dde3; --soft: #f5f7f9; --ink: #1c2733; --blue: #0072B2; }
@@ -47,7 +53,8 @@ function key(text) {
   const log = Math.log10(Math.abs(mantissa)) + (m[2] ? parseFloat(m[2]) : 0) + 1e4;
   return Math.sign(mantissa) * log;
 }
-document.querySelectorAll("table.sortable").forEach(table => {
+function sortable(within) {
+within.querySelectorAll("table.sortable").forEach(table => {
   const body = table.tBodies[0];
   table.querySelectorAll("th button").forEach((button, column) => button.addEventListener("click", () => {
     const head = button.parentElement, down = head.getAttribute("aria-sort") === "ascending";
@@ -60,6 +67,30 @@ document.querySelectorAll("table.sortable").forEach(table => {
     if (down) filled.reverse();
     body.append(...filled, ...rows.filter(row => ["", "/"].includes(cell(row))));
   }));
+});
+}
+async function unpack(id) {
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), c => c.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+const packs = {};
+document.querySelectorAll("details[data-pack]").forEach(part => part.addEventListener("toggle", async () => {
+  const pack = part.dataset.pack;
+  const contents = JSON.parse(await (packs[pack] ??= unpack(pack)));
+  part.insertAdjacentHTML("beforeend", contents[part.dataset.place]);
+  sortable(part);
+}, {once: true}));
+sortable(document);
+const plots = document.querySelectorAll(".figure");
+if (plots.length) unpack("plotly").then(code => {
+  const script = document.createElement("script");
+  script.textContent = code;
+  document.head.append(script);
+  const template = JSON.parse(document.getElementById("template").textContent);
+  plots.forEach(plot => {
+    const {data, layout} = JSON.parse(plot.nextElementSibling.textContent);
+    Plotly.newPlot(plot, data, {...layout, template}, {responsive: true, displaylogo: false});
+  });
 });
 """
 
@@ -81,24 +112,60 @@ def table(
 
 
 def figures(items: Iterable[Any]) -> str:
-    """Figures side by side where there is room."""
-    config = {"responsive": True, "displaylogo": False}
-    parts = [
-        f"<div>{item.to_html(full_html=False, include_plotlyjs=False, config=config)}</div>"
-        for item in items
-        if item is not None
-    ]
+    """Figures side by side where there is room; the page's script draws them, in the style that they share."""
+    parts = [f'<div><div class="figure"></div>{_data("application/json", _json(item))}</div>' for item in items if item]
     return '<div class="figures">' + "\n".join(parts) + "</div>" if parts else ""
+
+
+def _json(item: Any) -> str:
+    content = json.loads(item.to_json())
+    content["layout"].pop("template", None)
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def _data(kind: str, text: str, **attributes: str) -> str:
+    """Data for the page's script; nothing in it can end the element."""
+    given = "".join(f' {name}="{html.escape(value)}"' for name, value in attributes.items())
+    return f'<script type="{kind}"{given}>{text.replace("<", chr(92) + "u003c")}</script>'
+
+
+def on_demand(parts: Sequence[tuple[str, str]], most: int) -> str:
+    """Parts of the page that are folded up, packed, and unpacked where a reader opens one.
+
+    Args:
+        parts: ``(title, HTML)``.
+        most: bytes that they may take together; the titles of what does not fit stay.
+    """
+    written, used = [], 0
+    for start in range(0, len(parts), TOGETHER):
+        block = parts[start : start + TOGETHER]
+        packed = _packed(json.dumps([content for _, content in block]))
+        fits = used + len(packed) <= most
+        used += len(packed) if fits else 0
+        for place, (title, _) in enumerate(block):
+            told = f' data-pack="pack{start}" data-place="{place}"' if fits else ""
+            written.append(
+                f"<details{told}><summary>{html.escape(title)}</summary>{'' if fits else NOT_HERE}</details>"
+            )
+        written += [_data("text/plain", packed, id=f"pack{start}")] if fits else []
+    return "\n".join(written)
+
+
+def _packed(text: str) -> str:
+    """Compressed, in letters: a page is text."""
+    return base64.b64encode(gzip.compress(text.encode("utf-8"), 9, mtime=0)).decode("ascii")
 
 
 def page(title: str, sections: Sequence[tuple[str, str, str]], footer: str) -> str:
     """The whole page from ``(anchor, heading, HTML)``; plotly's script is part of it, so that it needs no network."""
+    from plotly.io import templates
     from plotly.offline import get_plotlyjs
 
     links = "".join(f'<a href="#{anchor}">{html.escape(heading)}</a>' for anchor, heading, _ in sections)
     body = "\n".join(
         f'<section id="{a}"><h2>{html.escape(h)}</h2>\n{content}\n</section>' for a, h, content in sections
     )
+    template = json.dumps(templates["plotly_white"].to_plotly_json())
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -107,13 +174,14 @@ def page(title: str, sections: Sequence[tuple[str, str, str]], footer: str) -> s
 <title>{html.escape(title)}</title>
 <link rel="icon" href="data:,">
 <style>{STYLE}</style>
-<script>{get_plotlyjs()}</script>
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
 <nav>{links}</nav>
 {body}
 <footer>{html.escape(footer)}</footer>
+{_data("application/json", template, id="template")}
+{_data("text/plain", _packed(get_plotlyjs()), id="plotly")}
 <script>{SCRIPT}</script>
 </body>
 </html>

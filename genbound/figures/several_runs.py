@@ -19,6 +19,7 @@ from genbound.figures.one_run import save_plots
 from genbound.figures.style import BLUE, GREY, ORANGE, STYLE, VERMILION, new_axes, save_figure
 from genbound.results.correlation import Correlations
 from genbound.results.gap import UNITS
+from genbound.results.results import read_samples
 from genbound.results.runs import as_results
 
 
@@ -155,7 +156,9 @@ def save_all(runs: Iterable[str | Path], directory: str | Path | None = None, su
     for name, results in named.items():
         folder = Path(results.path) if directory is None else Path(directory)
         folder = folder.parent if folder.is_file() else folder
-        saved += save_plots(results, folder / name if directory is not None and len(named) > 1 else folder, suffix)
+        saved += save_plots(
+            read_samples(results), folder / name if directory is not None and len(named) > 1 else folder, suffix
+        )
     if directory is not None and len(named) > 1:
         for unit in UNITS:
             if bounds_of(named, unit)[0]:

@@ -153,7 +153,7 @@ class Comparison:
         if self.rescaled:
             return [self.rescaled]
         observed = observed_ranges(self.runs)
-        each = ", ".join(f"{digits(value)} in {name}" for name, value in observed.items())
+        each = few([f"{digits(value)} in {name}" for name, value in observed.items()])
         differ = len(set(observed.values())) > 1
         return [f"C is the largest loss seen and differs: {each}."] if differ else []
 

@@ -6,7 +6,7 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +218,12 @@ def observed_over(loss_range: Mapping[str, Any]) -> str:
     )
 
 
-def load_results(path: str | Path) -> Results:
+def load_results(path: str | Path, with_samples: bool = True) -> Results:
     """Read a run's directory, or its results.json.
+
+    Args:
+        path: the directory or the file.
+        with_samples: read the per-sample table too, which takes most of the time and of the memory.
 
     Raises:
         GenboundError: it is not there, is no results.json, or is one of another schema version.
@@ -238,7 +242,7 @@ def load_results(path: str | Path) -> Results:
         mend = "update genbound" if newer else "no migration is known, so measure again (for a baseline: --update)"
         raise GenboundError(f"{file} has schema version {version}, this genbound reads {SCHEMA_VERSION}: {mend}")
     # A baseline of another name may lie beside another run's samples.
-    samples = file.parent / "samples.parquet" if file.name == "results.json" else None
+    samples = file.parent / "samples.parquet" if file.name == "results.json" and with_samples else None
     try:
         return Results(
             layer_rows=content["layers"],
@@ -252,6 +256,13 @@ def load_results(path: str | Path) -> Results:
         )
     except (KeyError, TypeError) as error:
         raise GenboundError(f"{file} lacks the entry {error}: it is not a complete results.json") from error
+
+
+def read_samples(results: Results) -> Results:
+    """The run with its per-sample table, where it lies beside its results.json."""
+    if results.samples is not None or results.path is None:
+        return results
+    return replace(results, samples=load_results(results.path).samples)
 
 
 def samples_frame(

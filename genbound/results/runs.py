@@ -10,8 +10,11 @@ from genbound.results.results import Results, load_results
 
 
 def as_results(runs: Iterable[Results | str | Path]) -> dict[str, Results]:
-    """Runs by the name that tables give them: the last part of their path that tells them apart."""
-    loaded = [run if isinstance(run, Results) else load_results(run) for run in runs]
+    """Runs by the name that tables give them: the last part of their path that tells them apart.
+
+    Their per-sample tables are left on the disk (:func:`~genbound.results.results.read_samples` reads one).
+    """
+    loaded = [run if isinstance(run, Results) else load_results(run, with_samples=False) for run in runs]
     if not loaded:
         raise GenboundError("no runs are given: name directories that `genbound evaluate --out` wrote")
     paths = [_parts(results, index) for index, results in enumerate(loaded)]

@@ -1,5 +1,8 @@
 """The report: what is in the page by a parser, and what a reader meets in a real browser, where there is one."""
 
+import base64
+import gzip
+import json
 import re
 import shutil
 
@@ -135,3 +138,57 @@ def test_sorting_in_a_browser(opened):
     found = [cell for cell in column() if cell in ("0.5", "8e+05", "1e412.3")]
     assert found == ["1e412.3", "8e+05", "0.5"] and column()[-1] == "/"
     assert table.locator("th:nth-child(3)").get_attribute("aria-sort") == "descending"
+
+
+# -- many runs ---------------------------------------------------------------------------------------------------------
+
+
+def many_runs(folder, number):
+    """Stored runs, varied from one with a gap."""
+    from benchmarks.many_runs import make_runs
+
+    results = run({f"m{i}": bound(1.0 + i) for i in range(4)} | BOUNDS)
+    results.quantities["losses"] = losses()
+    return make_runs(results.save(folder / "base"), folder / "runs", number)
+
+
+def test_a_page_of_many_runs(tmp_path):
+    paths = many_runs(tmp_path, 60)
+    assert main(["report", *map(str, paths), "--out", str(tmp_path / "many.html")]) == 0
+    text = (tmp_path / "many.html").read_text(encoding="utf-8")
+    own = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    rows = cells_of_html(own)
+    assert ["run", *[f"m{i}" for i in range(4)], *BOUNDS] == rows[0][:9]
+    assert sum(row[0].startswith("run") and len(row) == len(rows[0]) for row in rows[1:]) == 60
+    folded = re.findall(r'<details data-pack="(\w+)" data-place="(\d+)"><summary>(.*?)</summary></details>', own)
+    assert [name for *_, name in folded] == [f"run{i}" for i in range(60)]
+    packed = re.search(r'<script type="text/plain" id="pack50">(.*?)</script>', text).group(1)
+    parts = json.loads(gzip.decompress(base64.b64decode(packed)))
+    assert len(parts) == 10 and ["a.weight", "linear"] in [cells[:2] for cells in cells_of_html(parts[3])]
+    assert ["hyperparameters.repetition", "1"] in cells_of_html(parts[3])
+    assert len(text) < 2.5e6 and ["convention", "theorem"] in rows
+
+
+def test_what_has_no_room_is_named(tmp_path):
+    from genbound.figures.report_page import on_demand
+
+    text = on_demand([(f"run{i}", "<p>x</p>") for i in range(70)], most=80)
+    assert text.count("<details data-pack") == 50 and text.count("no room for it") == 20
+
+
+@pytest.mark.slow
+def test_a_thousand_runs(tmp_path):
+    """A minute of a processor, a GiB and 5 MB: the machine may do other things meanwhile."""
+    import os
+    import subprocess
+    import sys
+
+    paths = [str(path) for path in many_runs(tmp_path, 1000)]
+    for command in (["compare"], ["correlate"], ["report", "--out", str(tmp_path / "page.html")]):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "genbound", command[0], *paths, *command[1:]], stdout=subprocess.DEVNULL
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        assert status == 0
+        assert used.ru_utime + used.ru_stime < 60 and used.ru_maxrss < 1 << 20, (command[0], used)
+    assert (tmp_path / "page.html").stat().st_size < 5e6
