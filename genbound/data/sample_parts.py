@@ -103,6 +103,25 @@ def leaves(inputs: Any, name: str = "") -> list[tuple[str, Tensor]]:
     return [leaf for key, part in parts for leaf in leaves(part, f"{name}.{key}".lstrip("."))]
 
 
+def stored_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The dense tensors that one of any layout and shape is stored as; itself where it is dense."""
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor,)
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    """What a tensor of any layout and shape holds, for a digest: equal ones have equal bytes."""
+    tensor = tensor.detach().cpu()
+    tensor = tensor.coalesce() if tensor.layout == torch.sparse_coo else tensor
+    # Viewed as bytes, because NumPy has no bfloat16.
+    return b"".join(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for part in stored_parts(tensor))
+
+
 def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     """The inputs with ``function`` applied to each of their tensors, of any shape."""
     if isinstance(inputs, dict):

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from genbound.data.sample_parts import Inputs, checked, inputs_and_labels, leaves, map_tensors, split_pair, stack
+from genbound.data.sample_parts import (
+    Inputs,
+    checked,
+    inputs_and_labels,
+    leaves,
+    map_tensors,
+    raw_bytes,
+    split_pair,
+    stack,
+)
 from genbound.errors import GenboundError
 from genbound.user_code import describe, rng_untouched
 
@@ -126,8 +135,7 @@ class Samples:
             inputs, target = self._item(i)
             for name, tensor in (*leaves(inputs), ("target", target)):
                 sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-                # Viewed as bytes, because NumPy has no bfloat16.
-                sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                sha.update(raw_bytes(tensor))
         return sha.hexdigest()
 
 

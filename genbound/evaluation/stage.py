@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from genbound.estimators.measured import Measured, Part
 from genbound.evaluation.store import DiskStore, MemoryStore
+from genbound.network.refusals import refusals
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
 from genbound.quantities.base import Context
@@ -105,7 +106,7 @@ def measure_stages(problem: BaseProblem, context: StoredContext) -> tuple[Measur
     found = context.store.measured()
     if found is None:
         begin = time.monotonic()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), refusals():
             found = QUANTITIES[context.name].measure(problem, context)
         found = replace(found, summary={**to_plain(found.summary), "_seconds": time.monotonic() - begin})
         context.store.save_measured(found)

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
@@ -80,6 +81,7 @@ def read_call(func: Any, args: Sequence, kwargs: Mapping[str, Any], weight: Tens
             matrix = matrix[0]  # inputs that are not contiguous are multiplied as a batch, each by the same matrix
         as_stored = _is(matrix, weight)
         if as_stored or weight.dim() == 2 and _is(matrix, weight.mT):
+            inputs = inputs if inputs.layout == torch.strided else inputs.to_dense()
             return Application("linear", inputs.reshape(-1, inputs.shape[-1]), as_stored)
     elif name == "convolution" and _is(args[1], weight):
         return Application("convolution", args[0], settings=tuple(args[3:9]))
@@ -91,7 +93,7 @@ def read_call(func: Any, args: Sequence, kwargs: Mapping[str, Any], weight: Tens
 
 def _is(given: Tensor, weight: Tensor) -> bool:
     """The same numbers in the same order, in memory as well."""
-    if given.shape != weight.shape or given.data_ptr() != weight.data_ptr():
+    if given.layout != torch.strided or given.shape != weight.shape or given.data_ptr() != weight.data_ptr():
         return False
     return all(a == b for a, b, size in zip(given.stride(), weight.stride(), given.shape, strict=True) if size > 1)
 

@@ -12,6 +12,7 @@ from genbound.data.samples import Batch
 from genbound.errors import GenboundError
 from genbound.network.forward import describe
 from genbound.network.loss_functions import Loss
+from genbound.network.refusals import TAKE_OUT_INFERENCE, refused_by_torch
 from genbound.user_code import rng_untouched
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def check_forward(network: Network, loss: Loss) -> Tensor:
     with torch.no_grad(), rng_untouched():
         state = torch.get_rng_state()
         outputs, again = _run(network, batch), _run(network, batch)
+        if outputs.is_inference():
+            raise GenboundError(TAKE_OUT_INFERENCE)
         drew = not torch.equal(state, torch.get_rng_state())
         _check_outputs(outputs, len(positions))
         _check_repeats(outputs, again, drew)
@@ -106,8 +109,9 @@ def _check_modes(network: Network, batch: Batch, outputs: Tensor) -> None:
                 found = network.forward(moving if mode is torch.enable_grad else network.params, batch.inputs)
         except Exception as error:
             raise GenboundError(
-                f"the model runs without gradients and not {what}: {type(error).__name__}: {error}; is there "
-                "torch.inference_mode, or an operation on the weights in place, in its forward?"
+                refused_by_torch(error)
+                or f"the model runs without gradients and not {what}: {type(error).__name__}: {error}; is there an "
+                "operation on the weights in place in its forward?"
             ) from error
         close = found.shape == outputs.shape and torch.allclose(
             found.detach(), outputs, rtol=1e-4, atol=1e-5 * max(1.0, float(outputs.abs().max()))

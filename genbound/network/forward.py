@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils.parametrizations import _WeightNorm
-from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import TorchFunctionMode
 
 from genbound.errors import GenboundError
 
@@ -27,22 +22,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextlib.contextmanager
-def plain_operations() -> Iterator[None]:
-    """Run attention and encoder layers as the operations in them, in every mode.
-
-    Torch has fused forms that it takes without gradients only. They have no second derivative and hide the products
-    with weights. The encoder layer's sets padded positions to zero, which the plain one does not: another network.
-    """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def call_arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
@@ -115,21 +94,3 @@ def describe(inputs: Any) -> str:
     if isinstance(inputs, tuple):
         return ", ".join(describe(value) for value in inputs)
     return type(inputs).__name__
-
-
-class PlainWeightNorm(TorchFunctionMode):
-    """Weight normalisation by its formula: torch's fused one holds the norm constant in its second derivative."""
-
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if function is torch._weight_norm:
-            v, g, dim = (*args, 0)[:3]
-            return v * (g / torch.norm_except_dim(v, 2, dim))
-        return function(*args, **(kwargs or {}))
-
-
-def has_weight_norm(model: nn.Module) -> bool:
-    """Whether a weight of the model is normalised by torch's weight norm, as a parametrisation or by a hook."""
-    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
-    return any(isinstance(module, _WeightNorm) for module in model.modules()) or any(
-        isinstance(hook, WeightNorm) for hook in hooks
-    )

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
+from genbound.network.plain_functions import PlainFunctions
+from genbound.network.plain_operations import plain_operations
 
 
 @dataclass(frozen=True)
@@ -209,14 +211,15 @@ def _multi_label_factor(outputs: Tensor, targets: Tensor) -> Factor:
 def _numerical_factor(per_sample: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Factor:
     """Eigendecomposition of the output Hessian of any twice differentiable per-sample loss.
 
-    Cost: one vectorised Hessian of the loss alone (the network is not touched), K x K per sample.
+    Reverse mode over reverse mode, because not every loss of torch has a forward mode.
+
+    Cost: a gradient of the loss alone (the network is not touched) for each of the K outputs, K x K per sample.
     """
-    flat = outputs.detach().flatten(1)
-
-    def one(row: Tensor, target: Tensor) -> Tensor:
-        return per_sample(row.view(outputs.shape[1:]).unsqueeze(0), target.unsqueeze(0)).squeeze(0)
-
-    hessian = torch.func.vmap(torch.func.hessian(one))(flat, targets)
+    at = outputs.detach().requires_grad_()
+    with torch.enable_grad():
+        gradient = torch.autograd.grad(per_sample(at, targets).sum(), at, create_graph=True)[0].flatten(1)
+        rows = [_row(gradient[:, k].sum(), at) for k in range(gradient.shape[1])]
+    hessian = torch.stack(rows, 1)
     values, vectors = torch.linalg.eigh(hessian)
     root = vectors * values.abs().sqrt().unsqueeze(1)
 
@@ -224,6 +227,12 @@ def _numerical_factor(per_sample: Callable[[Tensor, Tensor], Tensor], outputs: T
         return (root @ coefficients.flatten(1).unsqueeze(-1)).squeeze(-1).view_as(outputs)
 
     return Factor(columns, values.sign().view_as(outputs))
+
+
+def _row(slope: Tensor, at: Tensor) -> Tensor:
+    """One row of every sample's Hessian ``[N, K]``; zero where autograd knows of no dependence."""
+    found = torch.autograd.grad(slope, at, retain_graph=True, allow_unused=True)[0] if slope.requires_grad else None
+    return (torch.zeros_like(at) if found is None else found).flatten(1)
 
 
 CROSS_ENTROPY = Loss(
@@ -310,9 +319,25 @@ def ranged(loss: Loss, spec: str, num_classes: int) -> Loss:
 def get_loss(loss: str | Loss | Callable[[Tensor, Tensor], Tensor]) -> Loss:
     """A loss by name, as an object, or from a user's own per-sample function ``(outputs, targets) -> [N]``."""
     if isinstance(loss, Loss):
-        return loss
+        return (
+            loss if loss.factor is not None or loss.classes else replace(loss, per_sample=_measurable(loss.per_sample))
+        )
     if callable(loss):
-        return Loss(getattr(loss, "__name__", "custom"), loss)
+        return Loss(getattr(loss, "__name__", "custom"), _measurable(loss))
     if loss in LOSSES:
         return LOSSES[loss]
     raise GenboundError(f"unknown loss {loss!r}: use one of {', '.join(LOSSES)} or a per-sample function")
+
+
+def _measurable(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A user's loss with second derivatives wherever there are any.
+
+    Functions of torch that have none are computed by their formulas, nothing is compiled, and targets have the outputs'
+    precision, because the derivative of a loss of torch takes one type.
+    """
+
+    def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
+        with PlainFunctions(), plain_operations():
+            return function(outputs, targets.to(outputs.dtype) if targets.is_floating_point() else targets)
+
+    return per_sample

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from genbound.data.sample_parts import stored_parts
 from genbound.errors import GenboundError
 from genbound.network.tape import Tape
 
@@ -40,14 +41,16 @@ def graph_bytes(network: Network, positions: Sequence[int], samples_first: Mappi
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        for part in stored_parts(tensor):
+            storage = part.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         tape = Tape(network, positions, samples_first)
     for p in [*network.params.values(), *network.buffers.values(), *tape.weights.values()]:
-        kept.pop(p.untyped_storage().data_ptr(), None)
+        for part in stored_parts(p):
+            kept.pop(part.untyped_storage().data_ptr(), None)
     return GRAPHS * sum(kept.values())
 
 

@@ -15,15 +15,12 @@ from genbound.data.samples import Batch, Samples, as_samples
 from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK
 from genbound.network.checks import check_forward
-from genbound.network.forward import (
-    PlainWeightNorm,
-    call_arguments,
-    evaluation_mode,
-    has_weight_norm,
-    plain_operations,
-    scores,
-)
+from genbound.network.forward import call_arguments, evaluation_mode, scores
 from genbound.network.loss_functions import Loss, get_loss, ranged
+from genbound.network.plain_functions import PlainFunctions
+from genbound.network.plain_operations import plain_operations
+
+COMPILED = "_orig_mod"  # what torch.compile calls the module in its own
 
 
 class Network:
@@ -78,6 +75,7 @@ class Network:
     ):
         if batch_size < 1:
             raise GenboundError(f"batch size {batch_size} is not positive")
+        model, init = _uncompiled(model, init)
         self.model, self.device, self.batch_size = model, _device(device), int(batch_size)
         self.output = output
         self.data: Samples = as_samples(data)
@@ -90,10 +88,12 @@ class Network:
         self.init = {name: self._copied(init[name]) for name in self.params}
         self.buffers = {name: self._copied(b) for name, b in model.named_buffers()}
         self.init_buffers, self.borrowed_buffers = _init_buffers(self.buffers, init_buffers or {})
-        self._operations = PlainWeightNorm if has_weight_norm(model) else contextlib.nullcontext
+        self._functions: PlainFunctions | None = PlainFunctions()
         # Passes can be run from here on; the loss is limited in its range once the number of classes is seen.
         given = get_loss(loss)
         outputs = check_forward(self, given)
+        if not self._functions.replaced:  # watching every function for nothing would cost time
+            self._functions = None
         self.num_outputs, self.num_classes = outputs[0].numel(), outputs.shape[-1]
         self.loss_range_spec, self.loss = loss_range, ranged(given, loss_range, self.num_classes)
 
@@ -147,8 +147,9 @@ class Network:
     def forward(self, params: Mapping[str, Tensor], inputs: Any, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
         """The network's output at the given weights, in evaluation mode.
 
-        Attention and encoder layers run in their plain form, with gradients and without: it is the one that has second
-        derivatives on every device (:func:`~genbound.network.forward.plain_operations`).
+        What torch has a fused, compiled or recomputed form of runs in its plain one, with gradients and without: it is
+        the one that has second derivatives on every device (:mod:`genbound.network.plain_operations`,
+        :mod:`genbound.network.plain_functions`).
 
         Args:
             params: name -> weight, for every name of :attr:`params`.
@@ -160,7 +161,7 @@ class Network:
             out in memory in the order of their axes: a model may end in a view, and what follows counts on no stride.
         """
         args, kwargs = call_arguments(inputs)
-        with evaluation_mode(self.model), plain_operations(), self._operations():
+        with evaluation_mode(self.model), plain_operations(), self._functions or contextlib.nullcontext():
             output = functional_call(
                 self.model, {**params, **(self.buffers if buffers is None else buffers)}, args, kwargs
             )
@@ -184,6 +185,15 @@ def _choose(total: int, wanted: int | None, seed: int) -> list[int]:
         raise GenboundError(f"cannot measure {wanted} samples: ask for at least 1")
     generator = torch.Generator().manual_seed(seed)
     return sorted(torch.randperm(total, generator=generator)[:wanted].tolist())
+
+
+def _uncompiled(model: nn.Module, init: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """The module that ``torch.compile`` has wrapped, and the initial weights by the names that it has for them."""
+    model = getattr(model, COMPILED, model)
+    plain = {name.replace(f"{COMPILED}.", ""): tensor for name, tensor in init.items()}
+    names = [name for name, _ in model.named_parameters() if name not in init]
+    found = {name: plain[bare] for name in names if (bare := name.replace(f"{COMPILED}.", "")) in plain}
+    return model, {**init, **found} if found else init
 
 
 def _check_weights(model: nn.Module, init: Mapping[str, Tensor]) -> None:

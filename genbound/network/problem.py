@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genbound.data.sample_parts import raw_bytes
 from genbound.data.samples import Samples, as_samples
 from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK
@@ -18,6 +19,7 @@ from genbound.network.layers import Layer, select_layers
 from genbound.network.loss_functions import Loss
 from genbound.network.memory import largest_batch
 from genbound.network.network import Network
+from genbound.network.refusals import refusals
 from genbound.network.tape import Tape
 from genbound.network.weights import BaseProblem
 from genbound.version import __version__
@@ -85,6 +87,7 @@ class Problem(Network, BaseProblem):
     num_classes: int
     batch_size: int
 
+    @refusals()
     def __init__(
         self,
         model: nn.Module,
@@ -179,7 +182,7 @@ class Problem(Network, BaseProblem):
         for group in (self.params, self.buffers, self.init, self.init_buffers):
             for name, tensor in sorted(group.items()):
                 state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                state.update(raw_bytes(tensor))
         facts = (
             self.data.digest(), self.indices, self.num_data, self.loss.name, self.loss_range_spec,
             [layer.name for layer in self.layers], self.head, str(self.dtype), str(self.device), self.batch_size,

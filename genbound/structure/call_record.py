@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from genbound.data.sample_parts import stored_parts
 from genbound.network.operation import Operation
 from genbound.network.operations import of_aten
 
@@ -60,11 +61,12 @@ class _Memory:
 
     def add(self, values: Any) -> None:
         for tensor in tensors(values):
-            if tensor.numel():
-                self._kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+            for part in stored_parts(tensor):
+                if part.numel():
+                    self._kept.setdefault(part.untyped_storage().data_ptr(), tensor)
 
     def holds(self, given: list[Tensor]) -> list[bool]:
-        return [t.untyped_storage().data_ptr() in self._kept for t in given]
+        return [any(part.untyped_storage().data_ptr() in self._kept for part in stored_parts(t)) for t in given]
 
 
 class CallRecord(TorchDispatchMode):

@@ -92,9 +92,10 @@ class ExecutedPass:
 
     def buffer(self, tensor: Tensor | None) -> str | None:
         """The name of the network's buffer that a tensor is."""
-        if tensor is None:
+        if tensor is None or tensor.layout != torch.strided:
             return None
-        return next((n for n, b in self.buffers.items() if b.data_ptr() == tensor.data_ptr()), None)
+        dense = ((n, b) for n, b in self.buffers.items() if b.layout == torch.strided)
+        return next((n for n, b in dense if b.data_ptr() == tensor.data_ptr()), None)
 
 
 @dataclass
