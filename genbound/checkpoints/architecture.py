@@ -16,6 +16,7 @@ from genbound.checkpoints.pair import Built, Pair, assemble
 from genbound.checkpoints.pair_files import PairFiles, read_pair
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.checkpoints.state_file import StateFile
+from genbound.checkpoints.vision import LIBRARIES, vision_model
 from genbound.checkpoints.weights_only import weights_only
 from genbound.errors import GenboundError
 from genbound.user_code import call_user, rng_untouched
@@ -103,7 +104,7 @@ def _from_spec(files: PairFiles) -> Built:
     rule = f"{files.spec.model_origin} {spec}"
     if files.spec.hub_class is not None:
         return _from_hub_class(files, files.spec.hub_class, rule)
-    if scheme in ("timm", "torchvision") and rest:
+    if scheme in LIBRARIES and rest:
         return _from_library(files, scheme, rest, rule)
     if not rest:
         raise GenboundError(
@@ -142,8 +143,6 @@ def _from_factory(files: PairFiles, factory: Callable[[], Any], rule: str) -> Bu
 def _from_library(
     files: PairFiles, library: str, name: str, rule: str, arguments: Mapping[str, Any] | None = None
 ) -> Built:
-    from genbound.checkpoints.vision import vision_model
-
     model, build = vision_model(library, name, files.ckpt.tensors, arguments)
     return Built(files.ckpt.tensors, files.init.tensors, rule, model, build)
 

@@ -14,6 +14,8 @@ from genbound.checkpoints.heads import head_names
 from genbound.checkpoints.names import strip_prefixes
 from genbound.errors import GenboundError, first_line
 
+LIBRARIES = ("timm", "torchvision")
+
 
 def import_library(name: str) -> Any:
     """timm or torchvision, or one line on why not: a build for another torch fails with more than an ImportError."""
@@ -28,8 +30,9 @@ def import_library(name: str) -> Any:
 
 
 def vision_model(
-    library: str, name: str, tensors: Mapping[str, Tensor], arguments: Mapping[str, Any] | None = None
-) -> tuple[nn.Module, Callable[[], nn.Module]]:
+    library: str, name: str, tensors: Mapping[str, Tensor], arguments: Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
+) -> tuple[nn.Module, Callable[[], nn.Module]]:  # fmt: skip
     """The network ``name`` without pretrained weights, and a function that builds it again.
 
     Args:
@@ -37,6 +40,7 @@ def vision_model(
         name: as in ``timm.create_model`` or ``torchvision.models.get_model``.
         tensors: the checkpoint; its last layer's weight, ``[K, ...]``, says how many classes there are.
         arguments: further arguments of the constructor.
+        num_classes: by default as many as the checkpoint has.
     """
     _refuse_foreign(library, name, arguments or {})
     module = import_library(library if library == "timm" else "torchvision.models")
@@ -51,9 +55,10 @@ def vision_model(
             reason = first_line(error)
             raise GenboundError(f"{library} cannot build {name!r}: {reason}; check the name after --model") from error
 
-    with torch.device("meta"):
-        classes = _classes(build(), tensors)
-    sized = {} if classes is None else {"num_classes": classes}
+    if num_classes is None:
+        with torch.device("meta"):
+            num_classes = _classes(build(), tensors)
+    sized = {} if num_classes is None else {"num_classes": num_classes}
     return build(**sized), lambda: build(**sized)
 
 

@@ -13,7 +13,7 @@ OPTIONS = [
     click.argument("init", type=click.Path()),
     option("data", str, "Training data: npz:FILE, csv:FILE?text=…&label=…, FILE.py:function.", required=True),
     option("out", click.Path(), "Folder of the run; the same command continues a stopped one.", required=True),
-    option("model", str, "hf[:AutoModelFor…], FILE.py:factory or pkg.mod:factory."),
+    option("model", str, "hf[:AutoModelFor…], timm:NAME, torchvision:NAME, FILE.py:factory or pkg.mod:factory."),
     option("test-data", str, "Samples to report the accuracy on."),
     option("classes", int, "Number of classes, where the training labels do not show all."),
     option("epochs", int, "Passes over the training samples.  [default: 5]"),

@@ -118,4 +118,6 @@ def _duration(seconds: float) -> str:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min"
+    if seconds <= 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from dataclasses import fields
@@ -68,7 +69,7 @@ def evaluate(**given: Any) -> None:
     from genbound.evaluation.loop import evaluate as run
     from genbound.evaluation.selection import select
 
-    options = quantity_options(click.get_current_context())
+    options, tags = quantity_options(click.get_current_context()), read_tags(given["tags"])
     select(given["measures"], options)  # a misspelt name fails before anything is loaded
     spec = _spec(given)
     confusion = None if spec.confusion is None else read_matrix(spec.confusion)
@@ -78,7 +79,7 @@ def evaluate(**given: Any) -> None:
     results = run(
         problem, given["measures"], given["seed"], options=options, out=given["out"],
         confusion=confusion, delta=given["delta"], progress=not given["quiet"], time_budget=given["time_budget"],
-        config={"hyperparameters": read_tags(given["tags"])} if given["tags"] else None,
+        config={"hyperparameters": tags} if tags else None,
     )  # fmt: skip
     if given["out"] is not None:
         from genbound.figures.one_run import save_plots
@@ -137,6 +138,12 @@ cli.add_command(finetune)
 
 # -- entry point -------------------------------------------------------------------------------------------------
 
+CONTINUES = "with --out, finished parts are kept and the same command continues from them"
+
+
+class Terminated(BaseException):
+    """SIGTERM: a batch system, or ``kill``, ends the command."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; an error is one line on standard error and exit status 2."""
@@ -149,8 +156,11 @@ def main(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("genbound: interrupted; finished parts are kept, the same command continues", err=True)
+        click.echo(f"genbound: interrupted; {CONTINUES}", err=True)
         return 130
+    except Terminated:
+        click.echo(f"genbound: terminated; {CONTINUES}", err=True)
+        return 143
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
@@ -170,7 +180,12 @@ def _one_line(error: Exception) -> str:
 
 def run() -> None:
     """The console script: exit with the status of :func:`main`."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ PAIR_OPTIONS = [
            metavar="SPEC"),
     option("test-data", str, "Held-out data, for the generalization gap.", metavar="SPEC"),
     option("out", str, "Where results go; an earlier run there is continued.", metavar="DIR"),
-    option("measures", Names(), "Quantities and bounds (default: all but those on request; `default,NAME` adds one)."),
+    option("measures", Names(),
+           "Quantities and bounds, with wildcards (default: all but those on request; `default,NAME` adds one)."),
     option("samples", int, "Training samples to measure on.", default=256),
     option("num-data", int, "Size n of the training set, if the data are a part."),
     option("batch-size", int, "Most samples in a forward pass.", default=16),
@@ -55,7 +56,7 @@ PAIR_OPTIONS = [
            "Memory that a pass may take; smaller batches hold it (default: half of the machine's).", metavar="GIB"),
     option("seed", int, "Of all randomness.", default=0),
     option("device", str, "Where to measure.", default="cpu"),
-    option("dtype", str, "float32 or float64 (default: the checkpoint's)."),
+    option("dtype", click.Choice(["float32", "float64", "bfloat16"]), "Precision (default: the checkpoint's)."),
     option("loss", str,
            "cross_entropy, squared_error, multi_label or FILE.py:function (default: what the model says, "
            "else cross_entropy)."),

@@ -12,7 +12,7 @@ import numpy as np
 
 from genbound.bounds import BOUNDS, Evidence
 from genbound.data.label_confusion import check_confusion
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, did_you_mean
 from genbound.estimators import Estimate, Interval
 from genbound.estimators.measured import Measured
 from genbound.evaluation.provenance import config_entries, data_entry, file_entry, layer_rows, loss_range, peak_memory
@@ -98,7 +98,8 @@ def measure(problem: BaseProblem, name: str, seed: int = 0, **options: Any) -> d
     """
     name = FORMER_NAMES.get(name, name)
     if name not in QUANTITIES:
-        raise GenboundError(f"unknown quantity {name!r}: use one of {', '.join(QUANTITIES)}")
+        hint = did_you_mean(name, QUANTITIES)
+        raise GenboundError(f"unknown quantity {name!r}{hint}: use one of {', '.join(QUANTITIES)}")
     # A quantity that another one needs is measured with that one's defaults.
     results = evaluate(problem, [name], seed, options={name: options})
     if name not in results.quantities:

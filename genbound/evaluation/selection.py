@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from genbound.bounds import BOUNDS
@@ -38,8 +39,8 @@ def select(measures: Iterable[str] | None, options: Mapping[str, Mapping[str, An
     """The quantities and bounds that are named and all they need.
 
     Args:
-        measures: names of either, and ``default`` for all but the quantities on request; ``None`` means that, and those
-            on request that options are given for.
+        measures: names of either, also with wildcards (``trace*``), and ``default`` for all but the quantities on
+            request; ``None`` means that, and those on request that options are given for.
         options: quantity -> its options, where they are not the defaults; also of quantities that are not measured.
 
     Raises:
@@ -54,7 +55,8 @@ def select(measures: Iterable[str] | None, options: Mapping[str, Mapping[str, An
 
 def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:
     """``(quantities in the order they are measured, bounds)`` that a selection of either needs."""
-    wanted = list(dict.fromkeys([DEFAULT] if measures is None else measures))
+    items = [DEFAULT] if measures is None else measures
+    wanted = list(dict.fromkeys(name for item in items for name in _named(item)))
     if not wanted:
         raise GenboundError("no measures are named: leave them out for all, or see `genbound list`")
     if DEFAULT in wanted:
@@ -63,7 +65,7 @@ def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:
     for name in wanted:
         if name not in QUANTITIES and name not in BOUNDS:
             known = [*QUANTITIES, *BOUNDS]
-            hint = did_you_mean(name, known)
+            hint = did_you_mean(name, [*known, DEFAULT])
             raise GenboundError(f"unknown measure {name!r}{hint}; `genbound list` shows all: {', '.join(known)}")
     needed: set[str] = set()
     more = {r for name in wanted for r in (BOUNDS[name].requires if name in BOUNDS else (name,))}
@@ -71,6 +73,13 @@ def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:
         needed |= more
         more = {r for name in needed for r in QUANTITIES[name].requires} - needed
     return [name for name in QUANTITIES if name in needed], [name for name in BOUNDS if name in wanted]
+
+
+def _named(item: str) -> list[str]:
+    """The quantities and bounds that a name with wildcards fits; another name is itself, whether it exists or not."""
+    if not any(sign in item for sign in "*?["):
+        return [item]
+    return [name for name in dict.fromkeys([*QUANTITIES, *BOUNDS]) if fnmatchcase(name, item)] or [item]
 
 
 def get_options(name: str, given: Mapping[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from genbound.checkpoints.huggingface import HubClass
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.checkpoints.sidecar import located
 from genbound.checkpoints.state_file import StateFile, read_state
+from genbound.checkpoints.vision import LIBRARIES, vision_model
 from genbound.errors import GenboundError
 from genbound.user_code import call_user, rng_untouched
 
@@ -91,7 +92,7 @@ def build_start(
             network, new = _of_hub_class(file, hub)
             rule, spec = hub.choice, None
         else:
-            network, new = _of_factory(file, said.model)
+            network, new = _of_factory(file, said.model, num_classes)
             # A function's name, not its address: the same call must find the same run again.
             named = said.model if isinstance(said.model, str) else None
             rule = f"--model {named or getattr(said.model, '__qualname__', type(said.model).__name__)}"
@@ -138,9 +139,13 @@ def _of_hub_class(file: StateFile, hub: HubClass) -> tuple[nn.Module, tuple[str,
     return network, tuple(name for name, _ in network.named_parameters() if name not in given)
 
 
-def _of_factory(file: StateFile, spec: Any) -> tuple[nn.Module, tuple[str, ...]]:
-    """The network that a factory makes with INIT's weights in it, and the parameters that INIT did not give."""
-    network = spec() if callable(spec) else call_user(spec, ".", "model factory")
+def _of_factory(file: StateFile, spec: Any, num_classes: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network that a factory or a library makes, with INIT's weights; and the parameters that INIT did not give."""
+    library, _, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    if library in LIBRARIES and name:
+        network, _ = vision_model(library, name, file.tensors, num_classes=num_classes)
+    else:
+        network = spec() if callable(spec) else call_user(spec, ".", "model factory")
     if not isinstance(network, nn.Module):
         raise GenboundError(f"model {spec!r} returns {type(network).__name__}; a factory must return a torch.nn.Module")
     fresh = network.state_dict()

@@ -148,9 +148,9 @@ class Results:
         said = [f"> {line}  " for line in verdict(self)]
         rows = list(self.bounds) if every else short_rows(self) or list(self.bounds)
         left = len(self.bounds) - len(rows)
-        more = [f"{left} more rows: --all, or `table.md` in the run's directory.", ""] if left else []
-        parts = [f"# {title}", "", *lines, "", *said, "", self._bounds_table(rows), "", *more, *self._below()]
-        return "\n".join(parts).rstrip()
+        more = [f"{left} more rows: --all, or `table.md` in the run's directory."] if left else []
+        blocks = [[f"# {title}"], lines, said, *self._bounds_table(rows), more, self._below()]
+        return "\n\n".join("\n".join(block) for block in blocks if block).rstrip()
 
     def headline(self) -> list[str]:
         """What was measured, and what its quantities say above the table, a sentence each; the title is the first."""
@@ -173,16 +173,16 @@ class Results:
             kind = f"observed: {observed_over(self.config['loss_range'])}, so it depends on the data"
         return "" if value is None else f"Loss range C = {digits(value)} ({kind})."
 
-    def _bounds_table(self, names: Sequence[str]) -> str:
-        """The bounds; their notes stand below, each once, by number."""
+    def _bounds_table(self, names: Sequence[str]) -> list[list[str]]:
+        """The bounds, where there are any; their notes stand below, each once, by number."""
         notes: dict[str, int] = {}
         rows = []
         for name in names:
             row = self.bounds[name]
             mark = f"[{notes.setdefault(row['note'], len(notes) + 1)}]" if row["note"] else ""
             rows.append([*_cells(name, row), mark])
-        table = tabulate(rows, HEAD, tablefmt="github", disable_numparse=True)
-        return "\n".join([table, "", *(f"[{number}] {note}  " for note, number in notes.items())])
+        table = [tabulate(rows, HEAD, tablefmt="github", disable_numparse=True)] if rows else []
+        return [table, [f"[{number}] {note}  " for note, number in notes.items()]]
 
     def _below(self) -> list[str]:
         """What the quantities say below the table, tables before single lines, and what could not be measured."""

@@ -1,6 +1,8 @@
 """The command line: tables on stdout, files in DIR, and one line on stderr with status 2 when something is wrong."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from genbound.bounds import BOUNDS
-from genbound.cli.main import main
+from genbound.cli.inspection import _duration
+from genbound.cli.main import main, run
+from genbound.evaluation.loading import DTYPES
 from genbound.quantities import QUANTITIES
 
 NETS = """
@@ -224,6 +228,53 @@ def test_interruption_keeps_what_is_finished(call, monkeypatch):
     monkeypatch.setattr("genbound.evaluation.loop.evaluate", interrupted)
     status, out, err = call("evaluate", *CHEAP)
     assert status == 130 and "interrupted" in err and out == ""
+
+
+def test_sigterm_ends_with_a_word_on_how_to_continue(monkeypatch, capsys):
+    def terminated(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("genbound.cli.main.select", terminated, raising=False)
+    monkeypatch.setattr("genbound.evaluation.selection.select", terminated)
+    monkeypatch.setattr("sys.argv", ["genbound", "evaluate", "a", "b"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    out, err = capsys.readouterr()
+    assert ended.value.code == 143 and out == ""
+    assert len(err.splitlines()) == 1 and "terminated" in err and "--out" in err and "continues" in err
+
+
+def test_help_lists_every_dtype(capsys):
+    assert main(["evaluate", "--help"]) == 0
+    assert f"[{'|'.join(DTYPES)}]" in capsys.readouterr().out
+
+
+def test_a_tag_without_a_value_is_refused_before_anything_is_loaded(call):
+    refused(call("evaluate", *CHEAP, "--tag", "lr", ckpt="nowhere"), "--tag 'lr'", "NAME=VALUE")
+
+
+def test_measures_take_wildcards(call):
+    status, out, _ = call("evaluate", "--measures", "distance_fro*,hessian_d*", "--json")
+    assert status == 0
+    assert set(json.loads(out)["bounds"]) == {"distance_frobenius", "hessian_distance"}
+    refused(call("evaluate", "--measures", "hesian_*", ckpt="nowhere"), "hesian_*", "genbound list")
+    refused(call("evaluate", "--measures", "hesian_trace", ckpt="nowhere"), "did you mean hessian_trace?")
+
+
+def test_without_bounds_there_is_no_table(call):
+    _, out, _ = call("evaluate", "--measures", "losses")
+    assert "| bound" not in out and "\n\n\n" not in out and "layers" in out
+    _, out, _ = call("evaluate", "--measures", "distance_frobenius", "--all")
+    assert "| bound" in out and "\n\n\n" not in out
+
+
+def test_long_times_are_hours():
+    said = [_duration(seconds) for seconds in (0.5, 100, 600, 90 * 60, 91 * 60, 3 * 86400)]
+    assert said == ["500 ms", "100 s", "10 min", "90 min", "1.5 h", "72.0 h"]
 
 
 def test_debug_shows_the_traceback(call):

@@ -15,6 +15,7 @@ import genbound
 from genbound.data import Reader, load_data
 from genbound.data.images import make_transform
 from genbound.errors import GenboundError
+from genbound.finetune.start import build_start
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 PIL = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -278,6 +279,10 @@ def test_architectures_by_name(library, tmp_path, monkeypatch):
         assert (
             "timm tiny" in genbound.load(tmp_path / "tuned", tmp_path / "start.pth", data=images()).provenance["rule"]
         )
+    monkeypatch.chdir(tmp_path)
+    started = build_start("start.pth", f"{library}:tiny", 5, None, True, 0)
+    assert asked[-1]["num_classes"] == 5 and started.spec == f"{library}:tiny"
+    assert set(started.new) == {"fc.weight", "fc.bias"} and torch.equal(started.model.mix.weight, start.mix.weight)
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.setitem(sys.modules, f"{library}.models", None)
     with pytest.raises(GenboundError, match=rf"genbound\[{library}\].*FILE.py"):
