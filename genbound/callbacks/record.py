@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from genbound.callbacks.adapted import base_at_start, is_adapted, merged, save_base
 from genbound.checkpoints.sidecar import read_sidecar, save_spec
 from genbound.checkpoints.trust import check_code
 from genbound.errors import GenboundError
@@ -28,7 +29,8 @@ class Record:
         num_samples: training samples to measure on.
 
     Attributes:
-        start: name -> weight before training, ``None`` until that begins.
+        start: name -> weight before training, ``None`` until that begins; of a model with an adapter its base's.
+        base: the network that an adapter was put on, ``None`` where there is none.
 
     Raises:
         GenboundError: what is measured at the end is measured from the head's own start, and ``head`` says otherwise.
@@ -42,9 +44,13 @@ class Record:
             )
         self.settings, self.measures, self.num_samples = settings, measure, num_samples
         self.start: dict[str, Tensor] | None = None
+        self.base: nn.Module | None = None
 
     def begin(self, model: nn.Module) -> None:
         """Keep a copy of the weights, head included: nothing else keeps the head's random initialisation."""
+        if is_adapted(model):
+            self.base = base_at_start(model)
+            model = self.base
         self.start = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
     def write(self, folder: str | Path) -> Path:
@@ -53,7 +59,9 @@ class Record:
         Raises:
             GenboundError: a sidecar that lay there before names a loss that is code, and it is to be measured with.
         """
-        file = save_spec(folder, init=self.start, **self.settings)
+        folder = Path(folder)
+        init = None if self.base is None else save_base(self.base, folder)
+        file = save_spec(folder, init=init or self.start, **self.settings)
         if self.measures is not None:
             _settings(folder)  # before the training, not after it
         return file
@@ -73,10 +81,10 @@ class Record:
 
         said = _settings(folder)
         # A copy, so that devices, modes and hooks of the trained model stay as they are.
-        copied = copy.deepcopy(model).cpu().eval()
+        copied, factors = merged(model) if is_adapted(model) else (copy.deepcopy(model).cpu().eval(), None)
         problem = Problem(
-            copied, self.start or {}, samples, default_loss(model, said.get("loss")), test_data=test_samples,
-            num_samples=self.num_samples, provenance={"rule": "measured at the end of training"},
+            copied, self.start or {}, samples, default_loss(copied, said.get("loss")), test_data=test_samples,
+            num_samples=self.num_samples, provenance={"rule": "measured at the end of training"}, factors=factors,
             **{name: said[name] for name in OF_THE_PROBLEM if name in said},
         )  # fmt: skip
         out = Path(folder) / "genbound"

@@ -28,7 +28,8 @@ class GenboundCallback(TrainerCallback):
     """Write what ``genbound evaluate`` needs into each checkpoint, and optionally measure when training ends.
 
     Each checkpoint gets ``genbound.yaml``, and the output directory ``genbound_init.safetensors``, the weights before
-    training: ``genbound evaluate OUTPUT/checkpoint-500`` then needs no flags.
+    training: ``genbound evaluate OUTPUT/checkpoint-500`` then needs no flags. Of a model with an adapter of PEFT it is
+    ``genbound_base``, the base model that the adapter was put on; what is measured is the merged network.
 
     Args:
         data: the training samples, as a data SPEC that counts from the output directory; by default the Trainer's own

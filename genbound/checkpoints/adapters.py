@@ -88,7 +88,7 @@ def merge(base: nn.Module, adapter: StateFile) -> Merged:
         GenboundError: the adapter does not fit the base, or is of a kind that has no merged weights.
     """
     model, kind = _attached(base, adapter)
-    factors = _factors(model)
+    factors = factors_of(model)
     try:
         with huggingface.quiet():
             merged = model.merge_and_unload()
@@ -176,7 +176,7 @@ def _refuse_unfilled(report: Any, adapter: StateFile) -> None:
     raise GenboundError(f"the adapter {str(adapter.path)!r} {what}; is INIT its base, and --model the right class?")
 
 
-def _factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+def factors_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """The two factors of each displacement that plain LoRA makes, by the name of its weight in the base model."""
     found = {}
     for path, module in model.named_modules():

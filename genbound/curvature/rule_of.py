@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from genbound.curvature.recording import Call, at
 from genbound.curvature.rules import Affine, Elementwise, Joined, LayerNorm, Nested, Product, Rule, Softmax, Sum
+from genbound.network.forward_mode import jvp
 from genbound.network.operations import of_aten
 
 aten = torch.ops.aten

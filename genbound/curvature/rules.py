@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+
+from genbound.network.forward_mode import jvp
 
 Tangents = Sequence[Tensor | None]
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from genbound.network.forward_mode import dual_level
 from genbound.network.problem import Problem
 from genbound.structure.output_sites import Site, find_sites
 from genbound.structure.output_watch import OutputWatch
@@ -61,7 +61,7 @@ class SitePass:
         """``J_ij u`` at every later site for a direction u ``[num, ...]``; ``None`` if it does not depend on site i."""
         if i == len(self.sites) - 1:
             return []
-        with forward_ad.dual_level():
+        with dual_level():
             tangents = self._watch(tangent=(self.sites[i].name, direction)).tangents
         return [tangents.get(site.name) for site in self.sites[i + 1 :]]
 
