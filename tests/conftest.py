@@ -7,9 +7,11 @@ import pytest
 import torch
 from cases import CASES
 
+from genbound.network.forward_mode import load_rules
 from genbound.network.problem import Problem
 
 pytest.register_assert_rewrite("sweeping", "damaged")
+load_rules()  # the tests take forward-mode derivatives of their own, under warnings that are errors
 
 
 @pytest.fixture(scope="session")

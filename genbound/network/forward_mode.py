@@ -29,8 +29,8 @@ def load_rules() -> None:
 def jvp(function: Callable[..., Any], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Any, Any]:
     """:func:`torch.func.jvp`."""
     load_rules()
-    value, tangent = torch.func.jvp(function, primals, tangents)
-    return value, tangent
+    found = torch.func.jvp(function, primals, tangents)
+    return found[0], found[1]
 
 
 def dual_level() -> forward_ad.dual_level:
