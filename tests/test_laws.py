@@ -23,7 +23,7 @@ USE_THE_INITIALISATION = {
     "structure", "spectral_norm", "layer_norms", "flatness", "sharpness", "squared_path_norm", "init_activations",
     "matrix_norms",
     "loss_path", "loss_plane",
-    "gibbs_error",
+    "gibbs_error", "quantized_error",
 }  # fmt: skip
 # these look at the fine-tuned weights and the data alone
 OF_THE_NETWORK = {
@@ -55,8 +55,8 @@ POWER_OF_DISPLACEMENT = {
     **dict.fromkeys(["distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one"], 1.0),
     **dict.fromkeys(["distance_spectral_matrix", "distance_mars_matrix", "distance_two_one_matrix"], 1.0),
 }  # fmt: skip
-# no power of n: a divergence's root beside an error; their laws are in bounds/test_certificates.py
-CERTIFICATES = {"pac_bayes_certificate", "test_set_bound"}
+# no power of n: a divergence's root beside an error; their laws are in bounds/test_certificates.py and test_occam.py
+CERTIFICATES = {"pac_bayes_certificate", "compression_certificate", "test_set_bound"}
 CHEAP = {
     "noise_stability": {"sigmas": (0.01,), "relative_sem": 5.0},
     "hessian_trace": {"layer_sem": 5.0, "total_sem": 5.0},

@@ -22,6 +22,7 @@ from genbound.bounds.jiang2020fantastic import (
     JIANG2020_SHARPNESS_MAGNITUDE,
 )
 from genbound.bounds.ju2022hessian import HESSIAN_DISTANCE, NOISY_LABEL_DISTANCE, TRACE_DISTANCE
+from genbound.bounds.langford2005occam import COMPRESSION_CERTIFICATE
 from genbound.bounds.li2021improved import LI2021
 from genbound.bounds.long2020sharp import LONG2020
 from genbound.bounds.neyshabur2018pacbayes import NEYSHABUR2018
@@ -49,6 +50,7 @@ BOUNDS: dict[str, Bound] = {
         PATH_NORM,
         FISHER_RAO,
         PAC_BAYES_CERTIFICATE,
+        COMPRESSION_CERTIFICATE,
         TEST_SET_BOUND,
         DISTANCE_FROBENIUS,
         DISTANCE_SPECTRAL,

@@ -18,8 +18,10 @@ class Measured:
         summary: JSON-ready: ``layers``, ``total``, ``sigmas`` or named values.
         samples: per-sample values, name -> ``[N, L]`` or ``[N]`` array in the order of the measured samples.
         data: values of every training sample, in the order of the data: for other quantities to read.
+        weights: tensors of a network that was made of the fine-tuned one, by their names in it; the others are its own.
     """
 
     summary: dict[str, Any]
     samples: dict[str, np.ndarray] = field(default_factory=dict)
     data: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)

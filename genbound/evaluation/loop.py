@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from genbound.bounds import BOUNDS, Evidence
 from genbound.data.label_confusion import check_confusion
@@ -18,6 +19,7 @@ from genbound.estimators.measured import Measured
 from genbound.evaluation.provenance import config_entries, data_entry, file_entry, layer_rows, loss_range, peak_memory
 from genbound.evaluation.selection import Selection, select
 from genbound.evaluation.stage import StoredContext, TimeBudgetSpent, measure_stages, open_store, why_not
+from genbound.network.network import Network
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
 from genbound.quantities.catalogue import FORMER_NAMES
@@ -77,6 +79,7 @@ def evaluate(
         cost={"seconds": {**found.seconds, "total": time.monotonic() - started}, "peak_memory_bytes": peak_memory()},
         genbound=__version__,
         samples=_samples(problem, found),
+        networks=_networks(problem, found),
     )
 
 
@@ -188,6 +191,20 @@ def _evidence(problem: BaseProblem, found: Found, confusion: np.ndarray | None, 
         loss_lipschitz=None if problem.loss is None else problem.loss.lipschitz,
         num_samples=problem.num_samples,
     )
+
+
+def _networks(problem: BaseProblem, found: Found) -> dict[str, dict[str, np.ndarray]]:
+    """Networks that quantities made, by the quantity's name: the folders of their checkpoints."""
+    if not isinstance(problem, Network):
+        return {}
+    made = {name: measured.weights for name, measured in found.measured.items() if measured.weights}
+    return {name: _whole(problem, weights) for name, weights in made.items()}
+
+
+def _whole(problem: Network, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state of a network with these tensors in place of its own."""
+    state = problem.state({name: torch.from_numpy(array) for name, array in weights.items()})
+    return {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
 
 
 def _samples(problem: BaseProblem, found: Found) -> Any:

@@ -74,7 +74,8 @@ class DiskStore(MemoryStore):
         if not path.exists():
             return None
         try:
-            return Measured(json.loads(path.read_text()), self._read("samples") or {}, self._read("data") or {})
+            arrays = (self._read(name) or {} for name in ("samples", "data", "weights"))
+            return Measured(json.loads(path.read_text()), *arrays)
         except ValueError as error:
             raise GenboundError(f"stored summary {path} cannot be read: delete it and run again") from error
 
@@ -82,7 +83,8 @@ class DiskStore(MemoryStore):
         """The summary is written last: it says that the quantity is done. Its stages are then not needed any more."""
         self.save_part("samples", measured.samples)
         self.save_part("data", measured.data)
+        self.save_part("weights", measured.weights)
         write_json(self.folder / "summary.json", measured.summary)
         for path in self.folder.iterdir():
-            if path.name not in ("summary.json", "samples.npz", "data.npz"):
+            if path.name not in ("summary.json", "samples.npz", "data.npz", "weights.npz"):
                 path.unlink() if path.is_file() else shutil.rmtree(path)

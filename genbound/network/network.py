@@ -167,6 +167,17 @@ class Network:
             )
         return scores(output, self.output).contiguous()
 
+    def state(self, other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The whole network by the names of the model's state, a shared tensor under each of its names.
+
+        Args:
+            other: parameters and buffers that are not those of the fine-tuned network, by name.
+        """
+        named = (*self.model.named_parameters(), *self.model.named_buffers())
+        known, now = {id(tensor): name for name, tensor in named}, {**self.params, **self.buffers, **other}
+        stored = self.model.state_dict(keep_vars=True)
+        return {name: now[known[id(tensor)]] for name, tensor in stored.items() if id(tensor) in known}
+
 
 def _device(device: str | torch.device) -> torch.device:
     try:

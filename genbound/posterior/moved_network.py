@@ -6,12 +6,15 @@ vectorised, or gives other outputs so, is run sample by sample: slower, and the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from genbound.data.sample_parts import map_tensors
 
@@ -21,6 +24,31 @@ if TYPE_CHECKING:
     from genbound.posterior.groups import Group
 
 Moved = Mapping[str, Tensor]
+
+
+class PlainBatchNorm(TorchFunctionMode):
+    """Batch normalisation by its formula: torch's has no derivative in the running statistics."""
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function not in (torch.batch_norm, F.batch_norm):
+            return function(*args, **(kwargs or {}))
+        return _batch_norm(*args, **(kwargs or {})) if function is F.batch_norm else _as_torch_calls_it(*args)
+
+
+def _batch_norm(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if training or mean is None:  # by the batch's own statistics, which are no buffers
+        return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+    scale = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
+    shift = -mean * scale if bias is None else bias - mean * scale
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    return x * scale.view(shape) + shift.view(shape)
+
+
+def _as_torch_calls_it(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any) -> Tensor:
+    return _batch_norm(x, mean, var, weight, bias, training, *rest[:2])
 
 
 class MovedNetwork:
@@ -74,7 +102,8 @@ class MovedNetwork:
         problem = self._problem
         params = {**problem.params, **{n: t for n, t in moved.items() if n not in self._buffers}}
         buffers = {**problem.buffers, **{n: t for n, t in moved.items() if n in self._buffers}}
-        return problem.forward(params, map_tensors(sample, lambda t: t.unsqueeze(0)), buffers).squeeze(0)
+        with PlainBatchNorm() if self._buffers else contextlib.nullcontext():
+            return problem.forward(params, map_tensors(sample, lambda t: t.unsqueeze(0)), buffers).squeeze(0)
 
     def _each(self, function: Callable[[Any, Any], Any], inputs: Any, other: Any) -> Any:
         if self.vectorised:

@@ -19,6 +19,7 @@ from genbound.files import write_atomically, write_json
 from genbound.formatting import digits, gap_text, value_text, yes_no
 from genbound.quantities.base import later
 from genbound.quantities.catalogue import reading_of, with_present_names
+from genbound.results.network_files import save_network
 from genbound.results.rows import Row, bound_row
 from genbound.results.verdict import short_rows, verdict
 
@@ -33,6 +34,7 @@ class Results:
 
     Attributes:
         samples: one row for each measured sample and layer, or ``None`` if there is none.
+        networks: networks that quantities made of the fine-tuned one: name of the checkpoint -> its whole state.
         path: the directory or file that the results were read from or saved to; tables name the run after it.
     """
 
@@ -48,6 +50,7 @@ class Results:
     genbound: str = ""
     schema_version: int = SCHEMA_VERSION
     samples: pd.DataFrame | None = None
+    networks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, compare=False)
     path: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +104,7 @@ class Results:
         }
 
     def save(self, directory: str | Path) -> Path:
-        """Write results.json, layers.csv, samples.parquet and table.md into a directory."""
+        """Write results.json, layers.csv, samples.parquet, table.md and networks that were made into a directory."""
         folder = self.path = Path(directory)
         write_json(folder / "results.json", to_plain(self.to_json()))
         write_atomically(folder / "layers.csv", lambda path: self.layers().to_csv(path))
@@ -109,6 +112,8 @@ class Results:
         samples = self.samples
         if samples is not None:
             write_atomically(folder / "samples.parquet", lambda path: samples.to_parquet(path, index=False))
+        for name, tensors in self.networks.items():
+            save_network(folder / name, tensors, self.checkpoint.get("path"))
         return folder
 
     # -- plots ------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from genbound.quantities.catalogue import (
     max_quadratic_form,
     noise_stability,
     power_law,
+    quantized_error,
     sharpness,
     spectral_norm,
     squared_path_norm,
@@ -57,6 +58,7 @@ QUANTITIES: dict[str, Quantity] = {
         loss_path,
         loss_plane,
         gibbs_error,
+        quantized_error,
     )
 }
 

@@ -1,0 +1,204 @@
+r"""The training error of a quantised network, and the length of its description.
+
+What moved is rounded, tensor by tensor, in one of a few forms: to nothing, to a grid, to pieces of low rank
+(:mod:`genbound.posterior.coded_tensor`). Per tensor that is taken which makes
+
+.. math:: \text{nats} + \frac{n h}{2\tau} \, \|v - \hat v\|^2
+
+least, with h the mean Gauss-Newton curvature along its coordinates; the second term is what the loss rises by to second
+order, in units of :math:`\tau/n`. τ is tried on a pilot, and the network that promises most is run on all samples. None
+of these choices costs anything: the length of the description has paid for them. Nothing is random in the result.
+
+The network itself is stored as a checkpoint beside the results: the certificate is about it, not about the fine-tuned
+one.
+
+Cost: forward passes over all samples and, for each τ, over the pilot; the curvature of a few samples, and a singular
+value decomposition of every matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genbound.estimators.kl_inverse import kl_inverse
+from genbound.network.problem import Problem
+from genbound.posterior.coded_tensor import Coded, TensorCode
+from genbound.posterior.curvature import Curvature, measure_curvature
+from genbound.posterior.groups import Group, changed_groups, why_no_posterior
+from genbound.posterior.moved_network import MovedNetwork
+from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
+
+USELESS = 4.0  # nats a sample: the certificate of a network without errors is 0.98 there
+
+
+def applies_to(problem: Problem) -> str | None:
+    """The whole training set is there, and all that may have moved has a start."""
+    return why_no_posterior(problem)
+
+
+def forecast(problem: Problem, options) -> float:
+    """In gradients over the measured samples."""
+    pilot = len(options.taus) * min(options.num_pilot, len(problem.data))
+    return 0.33 * (len(problem.data) + pilot + 2 * options.num_curvature) / max(1, problem.num_samples)
+
+
+def measure(problem: Problem, context: Context) -> Measured:
+    """The quantised network that promises the least certificate."""
+    if problem.loss.error is None and not math.isfinite(problem.loss.range):
+        return Measured({"error": None, "loss": None, "reason": "the loss has neither a 0-1 error nor a range"})
+    search = _Search(problem, context)
+    tau, choice = search.best()
+    weights = search.weights(choice)
+    parts = context.map("final", data_shards(len(problem.data)), lambda shard: _errors(problem, weights, list(shard)))
+    found = {key: stack(parts, key) for key in parts[0]}
+    error, loss = (found[key] if key in found else None for key in ("error", "loss"))
+    return Measured(
+        {
+            "error": None if error is None else float(error.mean()),
+            "right_or_wrong": error is not None and bool(np.isin(error, (0.0, 1.0)).all()),
+            "loss": None if loss is None else float(loss.mean()),
+            "loss_range": problem.loss.range if loss is not None else None,
+            "nats": length(choice),
+            "num_data": len(problem.data),
+            "num_groups": len(search.groups),
+            "num_coordinates": sum(group.size for group in search.groups),
+            "tau": tau,
+            "groups": {
+                name: {"form": coded.form, "step": coded.step, "rank": coded.rank, "nats": coded.nats}
+                for name, coded in choice.items()
+            },
+        },
+        weights={name: tensor.cpu().numpy() for name, tensor in weights.items()},
+    )
+
+
+@dataclass
+class _Search:
+    """For the description that promises most."""
+
+    problem: Problem
+    context: Context
+
+    def __post_init__(self):
+        self.groups: Sequence[Group] = changed_groups(self.problem)
+        self._curvatures = self._curvature()
+        self._codes = {group.name: self._code(group) for group in self.groups}
+
+    def best(self) -> tuple[float, dict[str, Coded]]:
+        """``(tau, descriptions)`` of the least certificate that the pilot promises."""
+        num, pilot = len(self.problem.data), self._pilot()
+        found = [(tau, self._choice(num / (2 * tau))) for tau in self.context.options.taus]
+        best, least = found[0], math.inf
+        # The shortest first: a longer one that promises nothing even without errors need not be run.
+        for tau, choice in sorted(found, key=lambda entry: length(entry[1])):
+            if kl_inverse(0.0, length(choice) / num) < least and (choice != best[1] or least == math.inf):
+                errors = _errors(self.problem, self.weights(choice), pilot)
+                promised = kl_inverse(float(next(iter(errors.values())).mean()), length(choice) / num)
+                if promised < least:
+                    best, least = (tau, choice), promised
+        return best
+
+    def weights(self, choice: Mapping[str, Coded]) -> dict[str, Tensor]:
+        """The quantised tensors, by group, in the network's type."""
+        found = {}
+        for group in self.groups:
+            moved = self._codes[group.name].tensor(choice[group.name])
+            found[group.name] = (_start(self.problem, group).double().cpu() + moved).to(group.tuned)
+        return found
+
+    def _choice(self, scale: float) -> dict[str, Coded]:
+        """The best description of every tensor; ``scale`` times curvature weighs what is left out, in nats."""
+        return {name: code.best(scale * self._mean(name)) for name, code in self._codes.items()}
+
+    def _code(self, group: Group) -> TensorCode:
+        curvature, metric = self._curvatures[group.name], None
+        if curvature.axes is not None and (mean := self._mean(group.name)) > 0:
+            axes = curvature.axes.double().cpu().numpy()
+            metric = (axes * (curvature.spectrum.values / mean)) @ axes.T
+        most = USELESS * len(self.problem.data)
+        return TensorCode(_moved(self.problem, group), self._is_common(group), most, metric)
+
+    def _mean(self, name: str) -> float:
+        """Mean curvature along the coordinates of a group."""
+        spectrum = self._curvatures[name].spectrum
+        return float(spectrum.values @ spectrum.counts / spectrum.counts.sum())
+
+    def _curvature(self) -> dict[str, Curvature]:
+        """Of every group: the whole block where few coordinates moved."""
+        options, num = self.context.options, len(self.problem.data)
+        small = sum(group.size for group in self.groups) <= options.most_full
+        order = torch.randperm(num, generator=stream(self.context, "quantized_error", "curvature")).tolist()
+        indices = order[: options.num_full if small else options.num_curvature]
+        columns = stream(self.context, "quantized_error", "columns")
+        network = MovedNetwork(self.problem, self.groups)
+        full = [group.name for group in self.groups] if small else []
+        return measure_curvature(self.problem, network, self.groups, indices, full, columns)
+
+    def _pilot(self) -> list[int]:
+        order = torch.randperm(len(self.problem.data), generator=stream(self.context, "quantized_error", "pilot"))
+        return order[: self.context.options.num_pilot].tolist()
+
+    def _is_common(self, group: Group) -> bool:
+        """Whether moving all entries of the first axis alike moves all class scores alike, tried on a few samples."""
+        problem = self.problem
+        if not problem.loss.classes or group.is_buffer or group.tuned.dim() == 0:
+            return False
+        if group.tuned.shape[0] != problem.num_classes:
+            return False
+        batch = problem.batch(problem.shared_run(4))
+        generator = torch.Generator().manual_seed(0)
+        shift = torch.randn(group.tuned.shape[1:], generator=generator).to(group.tuned) * group.tuned.abs().mean()
+        with torch.no_grad():
+            before = problem.forward(problem.params, batch.inputs)
+            after = problem.forward({**problem.params, group.name: group.tuned + shift}, batch.inputs)
+        moved = after - before
+        rest = moved - moved.mean(-1, keepdim=True)
+        return bool(rest.abs().max() <= 1e-4 * moved.abs().max())
+
+
+def length(choice: Mapping[str, Coded]) -> float:
+    """Of all descriptions together, in nats."""
+    return sum(coded.nats for coded in choice.values())
+
+
+def _start(problem: Problem, group: Group) -> Tensor:
+    return (problem.init_buffers if group.is_buffer else problem.init)[group.name]
+
+
+def _moved(problem: Problem, group: Group) -> Tensor:
+    return group.tuned.double() - _start(problem, group).double()
+
+
+def _errors(problem: Problem, weights: Mapping[str, Tensor], indices: Sequence[int]) -> Part:
+    """Error, and loss over its range, of these samples with other weights, in any order."""
+    params = {**problem.params, **{name: t for name, t in weights.items() if name in problem.params}}
+    buffers = {**problem.buffers, **{name: t for name, t in weights.items() if name in problem.buffers}}
+
+    def batches() -> Iterator[Part]:
+        loss = problem.loss
+        for batch in problem.data.batches(sorted(indices, key=problem.data.size), problem.batch_size):
+            moved = problem.to_device(batch)
+            with torch.no_grad():
+                outputs = problem.forward(params, moved.inputs, buffers)
+                found = {}
+                if loss.error is not None:
+                    found["error"] = worst_if_not_finite(loss.error(outputs, moved.targets), outputs, 1.0)
+                if math.isfinite(loss.range):
+                    values = worst_if_not_finite(loss.per_sample(outputs, moved.targets), outputs, loss.range)
+                    found["loss"] = values / loss.range
+            yield found
+
+    parts = list(batches())
+    return {key: stack(parts, key) for key in parts[0]}
+
+
+def worst_if_not_finite(values: Tensor, outputs: Tensor, worst: float) -> np.ndarray:
+    """The values of every sample ``[N]``; the worst there can be where the network gave no finite number."""
+    finite = outputs.isfinite().flatten(1).all(1)
+    return torch.where(finite, values.double(), worst).clamp(0.0, worst).cpu().numpy()

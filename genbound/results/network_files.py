@@ -1,0 +1,50 @@
+"""A network that a measurement made of the fine-tuned one, as a checkpoint beside the results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from genbound.files import write_atomically, write_json
+
+# What makes weights of a directory of Hugging Face a model that can be loaded, beside its config.json.
+BESIDE = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "spiece.model", "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+ADAPTER = "adapter_config.json"
+
+
+def save_network(folder: Path, tensors: Mapping[str, np.ndarray], source: str | Path | None) -> None:
+    """Write ``model.safetensors``, and what describes the model where its checkpoint does.
+
+    Args:
+        folder: the checkpoint to be.
+        tensors: the whole state of the network, by name ``[*shape]``.
+        source: the checkpoint that was measured.
+    """
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    write_atomically(folder / "model.safetensors", lambda path: save_file(whole, path, metadata={"format": "pt"}))
+    described = None if source is None else Path(source)
+    # The weights of an adapter are merged here: its own config would describe other ones.
+    if described is None or not (described / "config.json").is_file() or (described / ADAPTER).is_file():
+        return
+    write_json(folder / "config.json", _config(described / "config.json", whole))
+    for name in BESIDE:
+        if (described / name).is_file():
+            write_atomically(folder / name, partial(shutil.copyfile, described / name))
+
+
+def _config(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The model's config with the type of these weights: in another one they are another network."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kinds = {tensor.dtype.name for tensor in tensors.values() if tensor.dtype.kind == "f"}
+    dtypes = {key: kind for key in ("dtype", "torch_dtype") if key in config for kind in kinds}
+    return {**config, **dtypes}

@@ -1,0 +1,121 @@
+"""The quantised network: its error is that of the checkpoint that is written, and its length is that of its parts."""
+
+import json
+import math
+
+import pytest
+import torch
+from posterior_nets import mlp
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+import genbound
+from genbound.errors import GenboundError
+
+NAME = "quantized_error"
+
+
+def fitted(classes=2, num=300, **arguments):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.ReLU(), torch.nn.Linear(6, classes)
+    )
+    start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    x = torch.randn(num, 4)
+    y = (x[:, 0] + 0.5 * x[:, 1] > 0).long()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return genbound.Problem(net, start, (x, y), init_buffers=start, **arguments), x, y
+
+
+def test_the_error_is_that_of_the_checkpoint_beside_the_results(tmp_path):
+    problem, x, y = fitted()
+    results = genbound.evaluate(problem, ["compression_certificate"])
+    results.save(tmp_path)
+    summary = results.quantities[NAME]
+    problem.model.load_state_dict(load_file(tmp_path / NAME / "model.safetensors"))
+    with torch.no_grad():
+        wrong = (problem.model.eval()(x).argmax(1) != y).float().mean()
+    assert summary["error"] == pytest.approx(float(wrong), abs=1e-9)
+    assert summary["nats"] == pytest.approx(sum(row["nats"] for row in summary["groups"].values()))
+    assert {"1.running_mean", "1.running_var"} < set(summary["groups"])
+    assert results.bounds["compression_certificate"].value < 0.5
+    assert not any(torch.equal(problem.params[name], p) for name, p in problem.model.named_parameters() if p.dim() > 1)
+
+
+def test_it_measures_the_same_again_from_what_is_stored(tmp_path):
+    problem, _, _ = fitted()
+    once = genbound.evaluate(problem, [NAME], out=tmp_path)
+    again = genbound.evaluate(problem, [NAME], out=tmp_path)
+    assert once.quantities == again.quantities
+    for name, tensor in once.networks[NAME].items():
+        assert (again.networks[NAME][name] == tensor).all()
+
+
+def test_a_directory_of_transformers_can_be_loaded(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30, num_labels=2,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config)
+    model.save_pretrained(tmp_path / "start")
+    with torch.no_grad():
+        model.classifier.weight += torch.randn_like(model.classifier.weight)
+    model.save_pretrained(tmp_path / "tuned")
+    ids = torch.randint(30, (40, 6))
+    rows = [({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.randint(2, (40,)))]
+    problem = genbound.load(tmp_path / "tuned", tmp_path / "start", data=rows)
+    genbound.evaluate(problem, [NAME]).save(tmp_path / "run")
+    folder = tmp_path / "run" / NAME
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    again = genbound.load(folder, tmp_path / "start", data=rows)
+    summary = genbound.evaluate(problem, [NAME]).quantities[NAME]
+    assert genbound.evaluate(again, ["losses"]).quantities["losses"]["train_error"] == pytest.approx(summary["error"])
+
+
+def test_a_head_of_two_classes_is_described_by_one_row():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+    start = {name: p.detach().clone() for name, p in net.named_parameters()}
+    with torch.no_grad():
+        net[2].weight += torch.randn(2, 5)
+    x = torch.randn(400, 4)
+    problem = genbound.Problem(net, start, (x, net(x).argmax(1)))
+    groups = genbound.evaluate(problem, [NAME]).quantities[NAME]["groups"]
+    assert set(groups) == {"2.weight"} and groups["2.weight"]["form"] == "opposite"
+
+
+def test_losses_with_a_range_are_certified_as_a_form():
+    problem, _, _ = fitted(loss_range="bounded:0.01")
+    results = genbound.evaluate(problem, ["compression_certificate"])
+    row, summary = results.bounds["compression_certificate"], results.quantities[NAME]
+    assert summary["loss_range"] == pytest.approx(problem.loss.range) and 0 < summary["loss"] < 1
+    assert 0 < 10 ** row["forms"]["bounded_loss"]["log10"] < 1
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"num_data": 1000}, "whole training set"),
+        ({"loss": "squared_error"}, "neither a 0-1 error nor a range"),
+    ],
+)
+def test_nothing_where_nothing_is_guaranteed(arguments, words):
+    problem = mlp(1 if "loss" in arguments else 3, **arguments)
+    row = genbound.evaluate(problem, ["compression_certificate"]).bounds["compression_certificate"]
+    assert row.value is None and words in row.note
+
+
+def test_options_that_make_no_sense_are_refused():
+    for options in ({"taus": ()}, {"taus": (0.0,)}, {"num_pilot": 0}):
+        with pytest.raises(GenboundError, match="quantized_error"):
+            genbound.evaluate(mlp(), [NAME], options={NAME: options})
+
+
+def test_no_infinite_nats():
+    assert math.isfinite(genbound.measure(mlp(), NAME)["nats"])
