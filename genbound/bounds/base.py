@@ -180,8 +180,9 @@ class Bound:
         """What holds of a value that grows with the samples, from some of them; its upper side is not known then."""
         if self.maximum_over is None or found.value is None:
             return {}
-        measured = evidence.quantities[self.maximum_over].get("num_samples") or evidence.num_samples
-        if measured is None or measured >= evidence.num_data:
+        summary = evidence.quantities[self.maximum_over]
+        measured = summary.get("num_samples") or evidence.num_samples
+        if measured is None or measured >= evidence.num_data or summary.get("split") == "test":
             return {}
         interval = {"lower": found.lower, "upper": found.upper}
         sizes = {"num_samples": measured, "num_data": evidence.num_data}

@@ -15,15 +15,20 @@ best isotropic prior make the first term
 
 .. math:: \tfrac14\sum_i\ln\frac{\varepsilon^2+(\sigma^2+1)\|v\|^2/\omega}{\varepsilon^2+\sigma^2v_i^2},
 
-half the divergence between those Gaussians exactly.
+half the divergence between those Gaussians exactly. The authors' public code has the same sum, but scales the noise,
+whose σ is searched, by :math:`|w_i|`: with the prior at :math:`w^0` that sum is then no divergence.
 
 ``value`` is ``main_term``: the first term alone, as :math:`\sqrt{\cdot/n}`.
 
 Forms:
     main_term: as above.
-    paper: all terms.
-    origin, main_term_origin: both with the weights in place of their displacement (magnitude: in the numerator, the
-        denominator and the noise).
+    paper (flatness): all terms.
+    derived (magnitude): all terms, with the noise above.
+    paper, paper_origin (magnitude): all terms as in the public code, with the noise scaled by :math:`|w_i|` and
+        :math:`v_i` in the denominator; ``paper_origin`` has :math:`\|w\|^2` in the numerator. (That code draws with
+        :math:`\sigma^2w_i^2+\varepsilon^2` where a standard deviation is expected; here it is a variance.)
+    origin, main_term_origin: all terms and the first one with the weights in place of their displacement (magnitude:
+        in the numerator, the denominator and the noise).
     exact (flatness only): :math:`\sqrt{(\|v\|^2/(2\sigma^2)+\ln(2\sqrt n/\delta)+\ln((j+1)(j+2)))/(2n)}` with σ rounded
         down to :math:`2^{-j/4}`.
 
@@ -70,7 +75,13 @@ RISE = 0.1  # of the error, that the noise may cause
 SEMS, WIDTH = 2.0, 0.05  # standard errors to either side; relative width at which the search of sigma stops
 # With the root of 1/sigma^2 a bound's relative error is sigma's; the least known of the three serves all.
 SEARCHED = ("flatness:sigma", "flatness:magnitude_sigma", "flatness:magnitude_sigma_origin")
-SIGMAS = {"init": "magnitude_sigma", "origin": "magnitude_sigma_origin"}
+SIGMAS = {
+    "init": "magnitude_sigma",
+    "origin": "magnitude_sigma_origin",
+    "published": "magnitude_sigma_origin",
+    "published_origin": "magnitude_sigma_origin",
+}
+PUBLISHED = "as in the public code: noise in proportion to |w|, a sum in |w - w0|; no divergence, so it bounds nothing"
 REASONS = {
     "sigma": "reason",
     "magnitude_sigma": "magnitude_reason",
@@ -141,15 +152,17 @@ def _magnitude(evidence: Evidence) -> BoundValue:
 
     def first(which: str) -> float:
         _sigma(evidence, SIGMAS[which])  # without it there is no sum, for the reason that it gives
-        # Jensen's inequality makes the sum positive; where every parameter moved as far it is next to zero.
+        # Jensen's inequality makes the derived sums positive; where every parameter moved as far they are next to zero.
         return log(evidence.number("flatness", f"log_sum_{which}") / 4)
 
-    def paper(which: str) -> float:
+    def whole(which: str) -> float:
         return with_terms(first(which), _sigma(evidence, SIGMAS[which]), n)
 
     forms: dict[str, Form] = {
-        "paper": (lambda: paper("init"), NOTE),
-        "origin": (lambda: paper("origin"), NOTE),
+        "derived": (lambda: whole("init"), NOTE),
+        "origin": (lambda: whole("origin"), NOTE),
+        "paper": (lambda: whole("published"), PUBLISHED),
+        "paper_origin": (lambda: whole("published_origin"), PUBLISHED),
         "main_term_origin": lambda: 0.5 * (first("origin") - log(n)),
     }
     return _searched(bound_value(lambda side: 0.5 * (first("init") - log(n)), forms, NOTE), evidence, "magnitude_sigma")

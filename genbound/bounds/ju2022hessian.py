@@ -110,8 +110,10 @@ def _bound(
 def _hessian_distance(evidence: Evidence) -> BoundValue:
     quantity = evidence.quantities["max_quadratic_form"]
     lower, upper = ([row[side] for row in quantity["layers"].values()] for side in ("lower", "upper"))
-    note = quantity["note"] if quantity.get("convention") == "paper-code" else ""
-    return _bound(evidence, _Loss.plain(evidence), lower, upper, upper, note)
+    loss, note = _Loss.plain(evidence), ""
+    if quantity.get("convention") == "paper-code":
+        loss, note = replace(loss, range=quantity.get("loss_range", loss.range)), quantity["note"]
+    return _bound(evidence, loss, lower, upper, upper, note)
 
 
 def _trace_distance(evidence: Evidence) -> BoundValue:

@@ -165,7 +165,7 @@ def _measure(
         if reason:
             found.notes[name] = reason
             continue
-        digest = digests[QUANTITIES[name].reads_test_data]
+        digest = digests[QUANTITIES[name].reads_test_data(options)]
         given = confusion if QUANTITIES[name].reads_confusion else None
         noise = () if given is None else (given.tolist(),)
         store = open_store(out, name, digest, name, seed, selection.behind(name), *noise)

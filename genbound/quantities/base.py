@@ -73,7 +73,7 @@ class Quantity:
         options: dataclass of its options, each an :func:`~genbound.quantities.measure_options.option`.
         requires: quantities whose results it reads.
         needs_data: needs a model and samples, not the weights alone.
-        reads_test_data: its value depends on the test data too.
+        reads_test_data: ``options -> bool``, whether its value depends on the test data too.
         reads_confusion: it finds more where the confusion matrix of the labels is given.
         gradients: ``(problem, options) -> float``, forecast cost in gradients over the measured samples.
         on_request: it is measured where it is named, and not with everything.
@@ -88,7 +88,7 @@ class Quantity:
     options: type = NoOptions
     requires: tuple[str, ...] = ()
     needs_data: bool = True
-    reads_test_data: bool = False
+    reads_test_data: Callable[[Any], bool] = lambda options: False
     reads_confusion: bool = False
     on_request: bool = False
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0

@@ -16,8 +16,12 @@ on the affine parameters of normalisations, on :math:`\omega` numbers in all. Th
    \texttt{log\_sum\_init} = \sum_i \ln \frac{\epsilon^2 + (\sigma^2 + 1) \|v\|^2 / \omega}{\epsilon^2 + \sigma^2 v_i^2}
 
 (twice the KL divergence for the isotropic prior that is optimal), and ``log_sum_origin``, the same with w. Each has its
-own :math:`\sigma`. A sigma that does not exist is null with the reason: no noise raises the error by enough, or the
-magnitude-aware noise does so through :math:`\epsilon` alone.
+own :math:`\sigma`. The public code scales the noise by :math:`|w_i|` and keeps :math:`v_i` in the denominator, which is
+no divergence: ``log_sum_published`` is that sum with :math:`\sigma` of the noise scaled by :math:`|w_i|`, and
+``log_sum_published_origin`` has :math:`\|w\|^2` in the numerator.
+
+A sigma that does not exist is null with the reason: no noise raises the error by enough, or the magnitude-aware noise
+does so through :math:`\epsilon` alone.
 
 Sigma is in the unit of the weights, the magnitude-aware ones are relative to them.
 
@@ -82,11 +86,14 @@ def measure(problem: Problem, context: Context) -> Measured:
             kind: found.sigma, f"{prefix}rise": found.rise, f"{prefix}sem_error": found.sem,
             f"{prefix}reason": found.reason,
         }  # fmt: skip
-    for name, kind, reference in (
-        ("log_sum_init", "magnitude_sigma", displacement),
-        ("log_sum_origin", "magnitude_sigma_origin", weights),
+    for name, kind, prior, noise in (
+        ("log_sum_init", "magnitude_sigma", displacement, displacement),
+        ("log_sum_origin", "magnitude_sigma_origin", weights, weights),
+        ("log_sum_published", "magnitude_sigma_origin", displacement, displacement),
+        ("log_sum_published_origin", "magnitude_sigma_origin", weights, displacement),
     ):
-        summary[name] = None if summary[kind] is None else log_sum(reference, summary[kind], options.epsilon)
+        sigma = summary[kind]
+        summary[name] = None if sigma is None else log_sum(prior, noise, sigma, options.epsilon)
     return Measured(
         summary
         | {
@@ -252,19 +259,19 @@ def _between(bracket: _Bracket, width: float, halve: bool) -> float:
     return math.exp(start + min(max(fraction * length + offset, 0.4 * width), length - 0.4 * width))
 
 
-def log_sum(reference: Tensor, sigma: float, epsilon: float) -> float:
-    r"""The sum over the entries of a vector r.
+def log_sum(prior: Tensor, noise: Tensor, sigma: float, epsilon: float) -> float:
+    r"""The sum over the entries of two vectors p and r, which are one where it is a divergence.
 
-    .. math:: \sum_i \ln((\epsilon^2 + (\sigma^2 + 1)\|r\|^2/\omega) / (\epsilon^2 + \sigma^2 r_i^2))
+    .. math:: \sum_i \ln((\epsilon^2 + (\sigma^2 + 1)\|p\|^2/\omega) / (\epsilon^2 + \sigma^2 r_i^2))
 
     Args:
-        reference: r ``[omega]``, in the unit of the weights.
+        prior: p ``[omega]``, in the unit of the weights.
+        noise: r, likewise.
         sigma: relative to it, without unit.
         epsilon: in the unit of the weights.
     """
-    squares = reference.double().square()
-    numerator = epsilon**2 + (sigma**2 + 1) * float(squares.mean())
-    return float((math.log(numerator) - (epsilon**2 + sigma**2 * squares).log()).sum())
+    numerator = epsilon**2 + (sigma**2 + 1) * float(prior.double().square().mean())
+    return float((math.log(numerator) - (epsilon**2 + sigma**2 * noise.double().square()).log()).sum())
 
 
 def applies_to(problem: Problem) -> str | None:

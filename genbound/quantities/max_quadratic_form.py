@@ -12,10 +12,7 @@ the exact maximum over the samples measured:
 Rounding is covered by widening each side by ``2e-5`` (float32) or ``1e-11`` (float64) of :math:`\|v\|\|Hv\|`, and by
 two units in the last place of :math:`\|H\|\|v\|^2`.
 
-``convention="paper-code"`` computes instead what the published scripts do. The loss is the mean over a batch of
-``paper_batch_size`` samples. The form is :math:`v_i \cdot (Hv)_i` with the joint displacement of all layers, so that
-cross-layer blocks leak in. Nothing is truncated, the maximum is over batches, and the displacement of a head is its
-whole weight.
+``convention="paper-code"`` computes instead what the published scripts do (:mod:`genbound.quantities.published_forms`).
 
 Cost:
     Positive semidefinite layers: min(k, L) backward passes for all layers. Others: one double backward pass per layer
@@ -30,8 +27,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from genbound.curvature.layer_block import LayerBlock
 from genbound.estimators.lanczos import Lanczos, rounding
@@ -41,6 +36,7 @@ from genbound.network.problem import Problem
 from genbound.network.tape import Tape
 from genbound.quantities.base import Context, Measured, Part, plain, stack
 from genbound.quantities.catalogue.max_quadratic_form import MaxQuadraticFormOptions
+from genbound.quantities.published_forms import measure_as_published
 
 QUANTILES = (0.5, 0.9, 0.99)
 # Numbers of products after which brackets are computed and samples dropped.
@@ -57,7 +53,7 @@ def measure(problem: Problem, context: Context) -> Measured:
     """The interval of every layer: all samples are screened, and those that may be the largest refined."""
     options: MaxQuadraticFormOptions = context.options
     if options.convention == "paper-code":
-        return _measure_as_published(problem, context)
+        return measure_as_published(problem, context)
     parts = context.map("screen", problem.shards(), lambda shard: screen(problem, shard))
     lower, upper = stack(parts, "lower"), stack(parts, "upper")
     exact = np.all(stack(parts, "exact"), 0)
@@ -221,48 +217,6 @@ class _Refinement:
                 low, high = run.certified(i, self._problem.dtype)
                 self._upper[p] = min(self._upper[p], high)
                 self._lower[p] = min(max(self._lower[p], low), self._upper[p])
-
-
-def _measure_as_published(problem: Problem, context: Context) -> Measured:
-    """What the published scripts compute: a maximum over means of batches."""
-    size = context.options.paper_batch_size
-    displacement = {
-        layer.name: (problem.params if layer.name in problem.head else problem.displacement)[layer.name]
-        for layer in problem.layers
-    }
-    runs = list(problem.batches(range(problem.num_samples), size))
-    parts = context.map("batches", runs, lambda run: {"value": np.array([_batch_forms(problem, displacement, run)])})
-    values = stack(parts, "value")
-    rows = {}
-    for i, name in enumerate(displacement):
-        largest = plain(values[:, i].max())
-        rows[name] = {
-            "value": largest, "lower": largest, "upper": largest, "sample": None, "batch": int(values[:, i].argmax()),
-        }  # fmt: skip
-    note = (
-        f"convention of the published scripts: maximum over means of batches of {size}, "
-        "joint displacement of all layers, no truncation; not the theorem's quantity"
-    )
-    return Measured({"layers": rows, "convention": "paper-code", "batch_size": size, "note": note})
-
-
-def _batch_forms(problem: Problem, displacement: dict[str, Tensor], run: Sequence[int]) -> list[float]:
-    r""":math:`v_i \cdot (Hv)_i` of every layer, H the Hessian of a batch's mean loss, v the joint displacement."""
-    batch = problem.batch(run)
-    weights = {name: problem.params[name].detach().requires_grad_() for name in displacement}
-    with torch.enable_grad():
-        outputs = problem.forward({**problem.params, **weights}, batch.inputs)
-        loss = problem.loss.per_sample(outputs, batch.targets).mean()
-        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True, allow_unused=True)
-        pairs = zip(gradients, displacement.values(), strict=True)
-        inner = sum((g * v).sum() for g, v in pairs if g is not None)
-    if not inner.requires_grad:
-        return [0.0] * len(displacement)
-    products = torch.autograd.grad(inner, list(weights.values()), allow_unused=True)
-    return [
-        0.0 if hv is None else float((v.double() * hv.double()).sum())
-        for v, hv in zip(displacement.values(), products, strict=True)
-    ]
 
 
 def forecast(problem: Problem, options: MaxQuadraticFormOptions) -> float:

@@ -43,12 +43,12 @@ def on_common_range(runs: Mapping[str, Results]) -> tuple[dict[str, Results], st
         noisy = 1.0 if not reweighted[name] or largest is None else largest / reweighted[name]
         bounds = {
             bound: _scaled(row, (noisy if bound == NOISY else most / own) ** BOUNDS[bound].range_power, runs[name])
-            if bound in BOUNDS
+            if _contains_range(bound, runs[name])
             else row
             for bound, row in runs[name].bounds.items()
         }
         found[name] = replace(runs[name], bounds=bounds)
-    names = [bound for bound in dict.fromkeys(b for run in runs.values() for b in run.bounds) if _contains_range(bound)]
+    names = dict.fromkeys(b for run in runs.values() for b in run.bounds if _contains_range(b, run))
     each = ", ".join(f"{digits(value)} in {name}" for name, value in list(ranges.items())[:3])
     more = f" and {len(ranges) - 3} more" if len(ranges) > 3 else ""
     return found, (
@@ -57,8 +57,11 @@ def on_common_range(runs: Mapping[str, Results]) -> tuple[dict[str, Results], st
     )
 
 
-def _contains_range(bound: str) -> bool:
-    return bound in BOUNDS and BOUNDS[bound].range_power > 0
+def _contains_range(bound: str, run: Results) -> bool:
+    """Whether a run's bound has its observed C in it; as the published scripts compute it, it has one of its own."""
+    if bound not in BOUNDS or run.quantities.get(BOUNDS[bound].maximum_over or "", {}).get("loss_range") is not None:
+        return False
+    return BOUNDS[bound].range_power > 0
 
 
 def _scaled(row: Row, factor: float, run: Results) -> Row:

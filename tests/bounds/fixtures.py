@@ -116,6 +116,8 @@ def evidence(
             "num_parameters": 12, "norm_displacement": math.sqrt(moved), "norm_weights": math.sqrt(size),
             "sem_error": 0.0, "log_sum_init": log_sum(layers, moved, False),
             "log_sum_origin": log_sum(layers, size, True),
+            "log_sum_published": log_sum(layers, moved, False),
+            "log_sum_published_origin": log_sum(layers, size, False),
         },
         "sharpness": {
             "alpha": 0.1, "alpha_above": 0.11, "magnitude_alpha": 0.1, "magnitude_alpha_above": 0.11, "epsilon": 1e-3,

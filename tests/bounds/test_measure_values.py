@@ -45,7 +45,19 @@ def test_jiang():
     assert number(jiang.JIANG2020_FLATNESS, "paper") == pytest.approx(1.291928, abs=1e-6)
     assert number(jiang.JIANG2020_FLATNESS, "origin") == pytest.approx(3.109514, abs=1e-6)
     assert number(jiang.JIANG2020_MAGNITUDE) == pytest.approx(math.sqrt(0.32142562), abs=1e-8)
-    assert number(jiang.JIANG2020_MAGNITUDE, "paper") == pytest.approx(0.700359, abs=1e-6)
+    assert number(jiang.JIANG2020_MAGNITUDE, "derived") == pytest.approx(0.700359, abs=1e-6)
+
+
+def test_jiang_magnitude_as_in_the_public_code():
+    """The sums are given: (S / 4 + ln(n / sigma) + 10) / n with sigma of the noise that follows the weights, 0.2."""
+    given = net(flatness={"magnitude_sigma_origin": 0.2, "log_sum_published": 40.0, "log_sum_published_origin": 80.0})
+    forms = jiang.JIANG2020_MAGNITUDE.evaluate(given)["forms"]
+    rest = math.log(100 / 0.2) + 10
+    assert 10 ** forms["paper"]["log10"] == pytest.approx(math.sqrt((10 + rest) / 100), rel=1e-12)
+    assert 10 ** forms["paper_origin"]["log10"] == pytest.approx(math.sqrt((20 + rest) / 100), rel=1e-12)
+    assert "public code" in forms["paper"]["note"] and "public code" not in forms["derived"]["note"]
+    older = jiang.JIANG2020_MAGNITUDE.evaluate(net(flatness={"log_sum_published": None}))
+    assert older["value"] is not None and older["forms"]["paper"]["log10"] is None
 
 
 def test_jiang_exact():

@@ -65,14 +65,14 @@ def test_origin_and_init_differ():
     problem, _ = classifier(init=start)
     found = measure(problem, "flatness", num_draws=40)
     weight = problem.params["weight"]
-    for key, sigma, reference in (
-        ("log_sum_init", "magnitude_sigma", weight - start),
-        ("log_sum_origin", "magnitude_sigma_origin", weight),
+    for key, sigma, prior, noise in (
+        ("log_sum_init", "magnitude_sigma", weight - start, weight - start),
+        ("log_sum_origin", "magnitude_sigma_origin", weight, weight),
+        ("log_sum_published", "magnitude_sigma_origin", weight - start, weight - start),
+        ("log_sum_published_origin", "magnitude_sigma_origin", weight, weight - start),
     ):
-        s, v = found[sigma], reference.flatten()
-        expected = sum(
-            math.log((1e-6 + (s**2 + 1) * float(v.square().sum()) / 6) / (1e-6 + s**2 * float(e) ** 2)) for e in v
-        )
+        s, top = found[sigma], 1e-6 + (found[sigma] ** 2 + 1) * float(prior.square().sum()) / 6
+        expected = sum(math.log(top / (1e-6 + s**2 * float(e) ** 2)) for e in noise.flatten())
         assert found[key] == pytest.approx(expected, rel=1e-12)
     assert found["norm_displacement"] == pytest.approx(float((weight - start).norm()))
     assert found["norm_weights"] == pytest.approx(math.sqrt(2))
@@ -85,13 +85,13 @@ def test_log_sum_is_twice_a_kl_divergence():
     prior = epsilon**2 + (sigma**2 + 1) * v.square().mean()
     posterior = sigma**2 * v.square() + epsilon**2
     kl = 0.5 * (posterior / prior + v.square() / prior - 1 - (posterior / prior).log()).sum()
-    assert log_sum(v, sigma, epsilon) == pytest.approx(2 * float(kl), rel=1e-12)
+    assert log_sum(v, v, sigma, epsilon) == pytest.approx(2 * float(kl), rel=1e-12)
 
 
 def test_log_sum_of_the_fixture():
     """Net F of two layers: ||v||^2 = 6 over 12 weights, sigma 0.1, epsilon 1e-3; a quarter of the sum is 32.142562."""
     v = torch.tensor([1.0, 0, 0, 0, 0, 1, 0, 0, 2, 0, 0, 0])
-    assert log_sum(v, 0.1, 1e-3) / 4 == pytest.approx(32.142562, abs=1e-6)
+    assert log_sum(v, v, 0.1, 1e-3) / 4 == pytest.approx(32.142562, abs=1e-6)
 
 
 def test_no_sigma_has_a_reason():

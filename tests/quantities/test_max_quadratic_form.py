@@ -1,5 +1,6 @@
 """The largest quadratic form of a sample: its interval holds the dense truth."""
 
+import copy
 import math
 
 import pytest
@@ -81,3 +82,51 @@ def test_paper_code_convention(name, size, truths):
     for i, layer in enumerate(case.layers):
         assert found[layer].value == pytest.approx(max(row[i] for row in values), rel=1e-9, abs=1e-11)
     assert found[case.layers[0]].value != genbound.measure(problem, "max_quadratic_form")[case.layers[0]].value
+
+
+def images(test=True):
+    """A linear classifier of 2 x 2 images whose test images are larger than its training images."""
+    generator = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3, bias=False)).double()
+    init = {"1.weight": torch.zeros(3, 4, dtype=torch.float64)}
+    x, held_out = (torch.randn(n, 1, 2, 2, generator=generator, dtype=torch.float64) for n in (6, 9))
+    y, labels = torch.arange(6) % 3, torch.arange(9) % 3
+    return genbound.Problem(net, init, (x, y), test_data=(3 * held_out, labels) if test else None), 3 * held_out, labels
+
+
+def test_as_published_for_images():
+    """Batches of the first test images, C their largest mean loss: against the dense Hessian of each batch."""
+    problem, x, y = images()
+    weight = problem.params["1.weight"]
+    forms, losses = [], []
+    for batch in (slice(0, 4), slice(4, 6)):  # six samples are measured
+        loss = lambda w: torch.nn.functional.cross_entropy(x[batch].flatten(1) @ w.view(3, 4).T, y[batch])  # noqa: E731, B023
+        hessian = torch.func.hessian(loss)(weight.flatten())
+        forms.append(float(weight.flatten() @ hessian @ weight.flatten()))
+        losses.append(float(loss(weight.flatten())))
+    options = {"max_quadratic_form": {"convention": "paper-code", "paper_batch_size": 4}}
+    results = genbound.evaluate(problem, ["hessian_distance"], options=options)
+    found, bound = results.quantities["max_quadratic_form"], results.bounds["hessian_distance"]
+    assert found["layers"]["1.weight"]["value"] == pytest.approx(max(forms), rel=1e-9)
+    assert (found["split"], found["loss_range"]) == ("test", pytest.approx(max(losses), rel=1e-9))
+    assert bound.value == pytest.approx(math.sqrt(max(losses) * max(forms) / 6), rel=1e-9)
+    assert "4 test samples" in bound.note and "mean loss of a batch" in bound.note and "at_least" not in bound
+    assert max(losses) < results.config["loss_range"]["value"]  # that of the theorem is a single sample's
+
+
+@pytest.mark.parametrize(("test", "split", "note"), [(True, "train", ""), (False, "auto", "no test data")])
+def test_as_published_of_training_data(test, split, note):
+    problem, _, _ = images(test)
+    options = {"max_quadratic_form": {"convention": "paper-code", "paper_split": split}}
+    found = genbound.evaluate(problem, ["max_quadratic_form"], options=options).quantities["max_quadratic_form"]
+    assert found["split"] == "train" and note in found["note"] and "8 train samples" in found["note"]
+
+
+def test_runs_as_published_are_not_put_on_a_common_range():
+    """Their C is their own; it is in no proportion to the largest loss of a sample."""
+    options = {"max_quadratic_form": {"convention": "paper-code"}}
+    run = genbound.evaluate(images()[0], ["hessian_distance"], options=options)
+    other = copy.deepcopy(run)
+    other.config["loss_range"]["value"] *= 4
+    for found in genbound.compare([run, other]).runs.values():
+        assert found.bounds["hessian_distance"].value == run.bounds["hessian_distance"].value

@@ -38,6 +38,8 @@ SIGMAS = {
     "magnitude_sigma_origin": ("magnitude_sigma_origin", "magnitude_origin_sem_error"),
     "log_sum_init": ("magnitude_sigma", "magnitude_sem_error"),
     "log_sum_origin": ("magnitude_sigma_origin", "magnitude_origin_sem_error"),
+    "log_sum_published": ("magnitude_sigma_origin", "magnitude_origin_sem_error"),
+    "log_sum_published_origin": ("magnitude_sigma_origin", "magnitude_origin_sem_error"),
 }
 
 

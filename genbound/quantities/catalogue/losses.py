@@ -32,7 +32,7 @@ QUANTITY = Quantity(
     "losses",
     "training and test loss and error, and the generalization gap",
     later("genbound.quantities.losses:measure"),
-    reads_test_data=True,
+    reads_test_data=lambda options: True,
     reads_confusion=True,
     gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
     reading=Reading(

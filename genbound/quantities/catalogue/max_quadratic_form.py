@@ -10,6 +10,7 @@ from genbound.quantities.measure_options import check_options, option
 from genbound.quantities.summary import Reading
 
 CONVENTIONS = ("theorem", "paper-code")
+SPLITS = ("auto", "train", "test")
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,20 @@ class MaxQuadraticFormOptions:
         8, "samples whose mean loss the published scripts differentiate", flag="--paper-batch-size"
     )
 
+    paper_split: str = option(
+        "auto",
+        "whose batches paper-code takes; auto: of the test data for images, of the training data otherwise",
+        choices=SPLITS,
+    )
+
     def __post_init__(self):
         if not 0 < self.tolerance < 1:
             raise GenboundError(f"tolerance {self.tolerance:g} must lie between 0 and 1")
         check_options(self, max_products=1, paper_batch_size=1)
         if self.convention not in CONVENTIONS:
             raise GenboundError(f"convention {self.convention!r} is unknown: use {' or '.join(CONVENTIONS)}")
+        if self.paper_split not in SPLITS:
+            raise GenboundError(f"paper_split {self.paper_split!r} is unknown: use {', '.join(SPLITS)}")
 
 
 QUANTITY = Quantity(
@@ -43,6 +52,7 @@ QUANTITY = Quantity(
     "largest v'H+v over the samples for each layer's own block, as a certified interval",
     later("genbound.quantities.max_quadratic_form:measure"),
     MaxQuadraticFormOptions,
+    reads_test_data=lambda options: options.convention == "paper-code",
     gradients=later("genbound.quantities.max_quadratic_form:forecast"),
     reference="Ju, Li & Zhang 2022",
     reading=Reading(how=("quantiles",), plots=("layers", "samples"), by_layer=True),
