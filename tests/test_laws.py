@@ -11,6 +11,7 @@ from cases import CASES, D
 import genbound
 from genbound.bounds import BOUNDS, Evidence
 from genbound.bounds.ju2022hessian import HESSIAN_DISTANCE, NOISY_LABEL_DISTANCE, TRACE_DISTANCE
+from genbound.bounds.zhang2024noise import ZHANG2024
 from genbound.evaluation.selection import resolve
 from genbound.quantities import QUANTITIES
 
@@ -28,7 +29,7 @@ USE_THE_INITIALISATION = {
 # these look at the fine-tuned weights and the data alone
 OF_THE_NETWORK = {
     "losses", "hessian_trace", "noise_stability", "max_positive_trace", "input_norm", "margin", "compression",
-    "fisher_rao_norm", "power_law",
+    "fisher_rao_norm", "power_law", "relative_flatness",
 }  # fmt: skip
 
 
@@ -39,18 +40,18 @@ def power(exponent):
 
 # bound -> how its main term changes with n: up to a factor it is this function of n
 LAW_IN_N = {
-    **dict.fromkeys(["hessian_distance", "trace_distance", "noisy_label_distance"], power(-0.5)),
+    **dict.fromkeys(["hessian_distance", "trace_distance", "zhang2024", "noisy_label_distance"], power(-0.5)),
     **dict.fromkeys(["pitas2017", "arora2018", "long2020", "gouk2021", "neyshabur2018", "bartlett2017"], power(-0.5)),
     **dict.fromkeys(["jiang2020_flatness", "jiang2020_magnitude", "path_norm", "fisher_rao"], power(-0.5)),
     **dict.fromkeys(["jiang2020_sharpness", "jiang2020_sharpness_magnitude"], power(-0.5)),
     "li2021": power(-0.25),
     **dict.fromkeys(["distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one"], power(0.0)),
     **dict.fromkeys(["distance_spectral_matrix", "distance_mars_matrix", "distance_two_one_matrix"], power(0.0)),
-    **dict.fromkeys(["stable_rank", "martin2021_alpha"], power(0.0)),
+    **dict.fromkeys(["stable_rank", "martin2021_alpha", "petzka2021"], power(0.0)),
 }
 # bound -> power of the displacement in its main term, where there is one
 POWER_OF_DISPLACEMENT = {
-    **dict.fromkeys(["hessian_distance", "trace_distance", "noisy_label_distance"], 1.0),
+    **dict.fromkeys(["hessian_distance", "trace_distance", "zhang2024", "noisy_label_distance"], 1.0),
     "jiang2020_sharpness": 1.0,
     **dict.fromkeys(["distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one"], 1.0),
     **dict.fromkeys(["distance_spectral_matrix", "distance_mars_matrix", "distance_two_one_matrix"], 1.0),
@@ -196,6 +197,12 @@ def test_law_in_n(name, measured):
     assert follows(LAW_IN_N[name], once, more, 16)
 
 
+def test_one_noise_for_all_layers_is_worse_than_one_for_each(measured):
+    """By the inequality of Cauchy and Schwarz."""
+    rows = measured["once"]
+    assert rows["zhang2024"]["value"] > rows["trace_distance"]["value"] > 0
+
+
 @pytest.mark.parametrize(("name", "exponent"), POWER_OF_DISPLACEMENT.items(), ids=list(POWER_OF_DISPLACEMENT))
 def test_power_of_the_displacement(name, exponent, measured):
     once, twice = (_main_term(measured[key][name]) for key in ("once", "v"))
@@ -219,7 +226,9 @@ def evidence(c=1.0, n=100, form=1.0, trace=1.0, confusion=None):
     return Evidence(num_data=n, loss_range=c, quantities=quantities, confusion=confusion)
 
 
-@pytest.mark.parametrize("bound", [HESSIAN_DISTANCE, TRACE_DISTANCE, NOISY_LABEL_DISTANCE], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    "bound", [HESSIAN_DISTANCE, TRACE_DISTANCE, ZHANG2024, NOISY_LABEL_DISTANCE], ids=lambda b: b.name
+)
 def test_laws_of_the_hessian_bounds(bound):
     f = np.array([[0.9, 0.1], [0.2, 0.8]])
     get = lambda **changes: bound.evaluate(evidence(confusion=f, **changes))["value"]  # noqa: E731

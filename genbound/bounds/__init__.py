@@ -27,14 +27,17 @@ from genbound.bounds.li2021improved import LI2021
 from genbound.bounds.long2020sharp import LONG2020
 from genbound.bounds.neyshabur2018pacbayes import NEYSHABUR2018
 from genbound.bounds.path_norm import PATH_NORM
+from genbound.bounds.petzka2021flatness import PETZKA2021
 from genbound.bounds.pitas2017pacbayes import PITAS2017
 from genbound.bounds.spectra import MARTIN2021_ALPHA, STABLE_RANK
+from genbound.bounds.zhang2024noise import ZHANG2024
 
 BOUNDS: dict[str, Bound] = {
     bound.name: bound
     for bound in (
         HESSIAN_DISTANCE,
         TRACE_DISTANCE,
+        ZHANG2024,
         NOISY_LABEL_DISTANCE,
         PITAS2017,
         ARORA2018,
@@ -49,6 +52,7 @@ BOUNDS: dict[str, Bound] = {
         JIANG2020_SHARPNESS_MAGNITUDE,
         PATH_NORM,
         FISHER_RAO,
+        PETZKA2021,
         PAC_BAYES_CERTIFICATE,
         COMPRESSION_CERTIFICATE,
         TEST_SET_BOUND,

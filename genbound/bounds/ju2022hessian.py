@@ -79,24 +79,25 @@ def _log10(value: float) -> float | None:
 
 
 @dataclass(frozen=True)
-class _Loss:
+class RangedLoss:
     """What the bound says of a loss: its range C, and its mean over the training samples, if that is known."""
 
     range: float
     empirical: float | None
 
     @classmethod
-    def plain(cls, evidence: Evidence) -> _Loss:
+    def plain(cls, evidence: Evidence) -> RangedLoss:
+        """The loss itself."""
         return cls(evidence.loss_range, evidence.quantities.get("losses", {}).get("train_loss"))
 
     @classmethod
-    def reweighted(cls, evidence: Evidence) -> _Loss:
+    def reweighted(cls, evidence: Evidence) -> RangedLoss:
         """Of the loss reweighted for label noise."""
         return cls(*(evidence.number("losses", f"reweighted_{key}") for key in ("range", "train_loss")))
 
 
-def _bound(
-    evidence: Evidence, loss: _Loss, lower: list[float], value: list[float], upper: list[float], note: str
+def from_maxima(
+    evidence: Evidence, loss: RangedLoss, lower: list[float], value: list[float], upper: list[float], note: str
 ) -> BoundValue:
     """The bound from :math:`m_i` of every layer and its two sides."""
     least, middle, most = (main_term(maxima, loss.range, evidence.num_data) for maxima in (lower, value, upper))
@@ -110,17 +111,17 @@ def _bound(
 def _hessian_distance(evidence: Evidence) -> BoundValue:
     quantity = evidence.quantities["max_quadratic_form"]
     lower, upper = ([row[side] for row in quantity["layers"].values()] for side in ("lower", "upper"))
-    loss, note = _Loss.plain(evidence), ""
+    loss, note = RangedLoss.plain(evidence), ""
     if quantity.get("convention") == "paper-code":
         loss, note = replace(loss, range=quantity.get("loss_range", loss.range)), quantity["note"]
-    return _bound(evidence, loss, lower, upper, upper, note)
+    return from_maxima(evidence, loss, lower, upper, upper, note)
 
 
 def _trace_distance(evidence: Evidence) -> BoundValue:
-    return _trace_bound(evidence, _Loss.plain(evidence), 1.0)
+    return _trace_bound(evidence, RangedLoss.plain(evidence), 1.0)
 
 
-def _trace_bound(evidence: Evidence, loss: _Loss, factor: float) -> BoundValue:
+def _trace_bound(evidence: Evidence, loss: RangedLoss, factor: float) -> BoundValue:
     """The bound with ``factor`` times Tr[H+] ||v||^2 of every layer, two standard errors to either side."""
     traces, norms = evidence.per_layer("max_positive_trace"), evidence.per_layer("displacement_norm")
     squares = {name: factor * norms[name]["value"] ** 2 for name in traces}
@@ -128,7 +129,7 @@ def _trace_bound(evidence: Evidence, loss: _Loss, factor: float) -> BoundValue:
         [max(0.0, row["value"] + errors * row["sem"]) * squares[name] for name, row in traces.items()]
         for errors in (-SEMS, 0.0, SEMS)
     )
-    return _bound(evidence, loss, lower, middle, upper, evidence.quantities["max_positive_trace"].get("note", ""))
+    return from_maxima(evidence, loss, lower, middle, upper, evidence.quantities["max_positive_trace"].get("note", ""))
 
 
 def _noisy_label_distance(evidence: Evidence) -> BoundValue:
@@ -136,7 +137,7 @@ def _noisy_label_distance(evidence: Evidence) -> BoundValue:
         raise NotAvailable("needs the label confusion matrix F: give --confusion FILE")
     if np.linalg.cond(evidence.confusion) > 1e12:
         raise NotAvailable("the label confusion matrix F is singular: the labels say nothing about some classes")
-    loss = _Loss.reweighted(evidence)
+    loss = RangedLoss.reweighted(evidence)
     found = _trace_bound(evidence, loss, label_noise_factor(evidence.confusion))
     note = f"C = {loss.range:.3g} and the training loss {loss.empirical:.3g} are those of the reweighted loss"
     return replace(

@@ -129,6 +129,10 @@ def evidence(
         "fisher_rao_norm": {"value": 3.0, "parametric": 3.0, "identity_holds": True, "num_samples": 100},
         "displacement_norm": {"layers": distances},
         "matrix_norms": {"layers": matrices},
+        "relative_flatness": {
+            "layers": {n: {"value": 0.4, "sem": 0.0, "data_sem": 0.05, "num_samples": 100} for n in layers},
+            "without": {}, "feature_layer": list(layers)[-1],
+        },
         "power_law": {
             "layers": {n: {"alpha": 2.0 * i, "alpha_sem": 0.1 * (i + 2)} for i, n in enumerate(layers, 1)},
         },
@@ -141,7 +145,7 @@ def evidence(
         if entries is None:
             del quantities[quantity]
         else:
-            quantities[quantity] = quantities[quantity] | entries
+            quantities[quantity] = quantities.get(quantity, {}) | entries
     return Evidence(
         num_data=num_data, loss_range=loss_range, quantities=quantities, delta=delta, loss_lipschitz=lipschitz
     )

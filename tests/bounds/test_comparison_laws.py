@@ -29,6 +29,7 @@ from genbound.bounds.li2021improved import LI2021
 from genbound.bounds.long2020sharp import LONG2020
 from genbound.bounds.neyshabur2018pacbayes import NEYSHABUR2018
 from genbound.bounds.path_norm import PATH_NORM
+from genbound.bounds.petzka2021flatness import PETZKA2021
 from genbound.bounds.pitas2017pacbayes import PITAS2017
 from genbound.bounds.spectra import MARTIN2021_ALPHA, STABLE_RANK
 
@@ -39,7 +40,7 @@ POWER_OF_N = {
     JIANG2020_SHARPNESS_MAGNITUDE: -0.5, PATH_NORM: -0.5, FISHER_RAO: -0.5,
     DISTANCE_FROBENIUS: 0, DISTANCE_SPECTRAL: 0, DISTANCE_MARS: 0, DISTANCE_TWO_ONE: 0,
     DISTANCE_SPECTRAL_MATRIX: 0, DISTANCE_MARS_MATRIX: 0, DISTANCE_TWO_ONE_MATRIX: 0,
-    STABLE_RANK: 0, MARTIN2021_ALPHA: 0,
+    STABLE_RANK: 0, MARTIN2021_ALPHA: 0, PETZKA2021: 0,
 }  # fmt: skip
 WITH_MARGIN = (NEYSHABUR2018, PITAS2017, BARTLETT2017, ARORA2018, PATH_NORM)
 OF_THE_DISPLACEMENT = (
@@ -72,6 +73,7 @@ EXTENSIVE = [(bound, form) for bound, forms in RESCALING.items() for form in for
 NORMS = {
     "path_norm", "fisher_rao", "distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one",
     "distance_spectral_matrix", "distance_mars_matrix", "distance_two_one_matrix", "stable_rank", "martin2021_alpha",
+    "petzka2021",
 }  # fmt: skip
 
 

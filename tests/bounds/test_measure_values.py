@@ -7,7 +7,7 @@ import pytest
 from fixtures import NET, W1, W2, net, number
 
 from genbound.bounds import arora2018compression as arora
-from genbound.bounds import distance, fisher_rao, path_norm, spectra
+from genbound.bounds import distance, fisher_rao, path_norm, petzka2021flatness, spectra, zhang2024noise
 from genbound.bounds import gouk2021distance as gouk
 from genbound.bounds import jiang2020fantastic as jiang
 from genbound.bounds import li2021improved as li
@@ -155,6 +155,21 @@ def test_spectra():
     assert number(spectra.STABLE_RANK, "sum") == pytest.approx(23 / 8, rel=1e-12)
     row = spectra.MARTIN2021_ALPHA.evaluate(net())
     assert (row["lower"], row["value"], row["upper"]) == pytest.approx((2.5, 3, 3.5), rel=1e-12)
+
+
+def test_relative_flatness_of_the_last_layer():
+    """Given as 0.4 with an error of 0.05: two of them to either side."""
+    row = petzka2021flatness.PETZKA2021.evaluate(net())
+    assert (row["lower"], row["value"], row["upper"]) == pytest.approx((0.3, 0.4, 0.5), rel=1e-12)
+    assert row["note"] == "of the last layer, 2"
+
+
+def test_zhang_2024():
+    """Traces 2 and 3 with errors 0.5 and 0, |v|^2 = 2 and 4, n = 100: sqrt(5 * 6 / 100); sides 4 * 6 and 6 * 6."""
+    traces = {"1": {"value": 2.0, "sem": 0.5}, "2": {"value": 3.0, "sem": 0.0}}
+    row = zhang2024noise.ZHANG2024.evaluate(net(max_positive_trace={"layers": traces}))
+    assert (row["lower"], row["value"], row["upper"]) == pytest.approx((0.24**0.5, 0.3**0.5, 0.6), rel=1e-12)
+    assert row["kind"] == "measure" and row["bounds"] == "loss"
 
 
 def test_names():
