@@ -23,11 +23,12 @@ SEMS = 2.0
 
 def _petzka2021(evidence: Evidence) -> BoundValue:
     found = evidence.quantities["relative_flatness"]
-    layer = found["feature_layer"]
-    if layer in found["without"]:
-        raise NotAvailable(f"of the last layer, {layer}: {found['without'][layer]}")
-    row = found["layers"][layer]
-    value, error = row["value"], SEMS * row["data_sem"]
+    layer = str(found.get("feature_layer"))
+    reason = (found.get("without") or {}).get(layer)
+    if reason:
+        raise NotAvailable(f"of the last layer, {layer}: {reason}")
+    value, sem = (evidence.number("relative_flatness", "layers", layer, key) for key in ("value", "data_sem"))
+    error = SEMS * sem
     log10 = math.log10(value) if value > 0 else None
     forms = {"main_term": form(-math.inf if log10 is None else log10)}
     return BoundValue(value, value - error, value + error, log10, f"of the last layer, {layer}", forms)
