@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from genbound.results.results import Results
 
 # The project's own rows, the one that says most first.
-OURS = ("noisy_label_distance", "hessian_distance", "trace_distance")
+OURS = ("noisy_label_distance", "hessian_distance", "trace_distance", "zhang2024")
 LONGEST = 90  # characters of a sample that are shown
 
 
@@ -45,7 +45,10 @@ def leading(results: Results) -> str | None:
 
 
 def short_rows(results: Results) -> list[str]:
-    """The rows of the short table, in the order of the whole one: ours, certificates, the smallest competitor."""
+    """The rows of the short table, in the order of the whole one: ours, certificates, the smallest competitor.
+
+    Empty where none of these has a value, as without a model.
+    """
     name = leading(results)
     kept = {name} | {other for other, row in results.bounds.items() if row["kind"] == "certificate"}
     rivals = {
@@ -55,7 +58,8 @@ def short_rows(results: Results) -> list[str]:
         and row["kind"] in ("bound", "measure") and row["bounds"] == results.bounds[name]["bounds"]
     }  # fmt: skip
     kept |= {min(rivals, key=lambda other: rivals[other])} if rivals else set()
-    return [other for other in results.bounds if other in kept]
+    found = [other for other in results.bounds if other in kept]
+    return found if any(results.bounds[other]["value"] is not None for other in found) else []
 
 
 # -- the sentences ----------------------------------------------------------------------------------------------------

@@ -82,6 +82,16 @@ def test_weights_alone_say_what_is_missing():
     assert "distance_frobenius" in results.to_markdown(every=False)  # with nothing to choose from, all of it
 
 
+def test_certificates_without_a_value_do_not_hide_the_norms():
+    """As without a model: then the table is the whole one."""
+    rows = {"best": bound(None, unit="error"), "distance_frobenius": bound(1.5, unit="distance")}
+    results = run(
+        {name: row | {"kind": kind} for (name, row), kind in zip(rows.items(), ("certificate", "norm"), strict=True)}
+    )
+    assert short_rows(results) == []
+    assert "| distance_frobenius " in results.to_markdown(every=False)
+
+
 def test_no_bounds_no_verdict():
     assert verdict(run({})) == [] and run({}).summary() == ""
 
