@@ -27,13 +27,14 @@ class Evidence:
 
     Attributes:
         num_data: size n of the training set.
-        loss_range: C, the loss lies in [0, C].
+        loss_range: C, the loss lies in [least_loss, least_loss + C].
         quantities: name -> summary, as stored in results.json.
         layers: rows of results.json's ``layers``.
         confusion: label noise F with ``F[y, z] = P(observed z | true y)``, if given.
         delta: failure probability for bounds that state one.
         loss_lipschitz: Lipschitz constant of the loss in the Euclidean norm of the outputs, ``None`` if unknown.
         num_samples: training samples that the costly quantities were measured on, ``None`` if unknown.
+        least_loss: what the loss is counted from, 0 unless losses go below.
     """
 
     num_data: int
@@ -44,6 +45,7 @@ class Evidence:
     delta: float = 0.05
     loss_lipschitz: float | None = None
     num_samples: int | None = None
+    least_loss: float = 0.0
 
     def per_layer(self, quantity: str) -> Mapping[str, Mapping[str, Any]]:
         """Layer -> what a summary says of it."""

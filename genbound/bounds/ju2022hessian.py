@@ -80,7 +80,10 @@ def _log10(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class RangedLoss:
-    """What the bound says of a loss: its range C, and its mean over the training samples, if that is known."""
+    """What the bound says of a loss: its range C, and its mean over the training samples, if that is known.
+
+    A loss that goes below zero is counted from its smallest value, so that it lies in [0, C].
+    """
 
     range: float
     empirical: float | None
@@ -88,7 +91,8 @@ class RangedLoss:
     @classmethod
     def plain(cls, evidence: Evidence) -> RangedLoss:
         """The loss itself."""
-        return cls(evidence.loss_range, evidence.quantities.get("losses", {}).get("train_loss"))
+        mean = evidence.quantities.get("losses", {}).get("train_loss")
+        return cls(evidence.loss_range, None if mean is None else mean - evidence.least_loss)
 
     @classmethod
     def reweighted(cls, evidence: Evidence) -> RangedLoss:

@@ -123,6 +123,8 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         return WeightProblem(pair.params, pair.init, reason, provenance, pair.factors)
     loss = default_loss(pair.model, spec.loss)
     samples, held_out = _samples(pair, pair.model, spec, loss)
+    if loss == "squared_error" and spec.loss is None and _says_nothing(pair.model) and _are_binary(samples):
+        loss = "cross_entropy"
     if (wanted := options.get("num_samples")) is not None and len(samples) <= ENOUGH * wanted:
         options["num_samples"] = None
     said = {name: getattr(spec, name) for name in ("num_data", "loss_range", "layers")}
@@ -131,6 +133,17 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         provenance=provenance, init_buffers=pair.init_buffers, factors=pair.factors,
         **{name: value for name, value in said.items() if value is not None}, **options,
     )  # fmt: skip
+
+
+def _says_nothing(model: Any) -> bool:
+    """A transformers config that leaves the loss open: one that trained with transformers' own says which it was."""
+    return getattr(getattr(model, "config", None), "problem_type", None) is None
+
+
+def _are_binary(samples: Samples) -> bool:
+    """Whether the first labels are 0 or 1; the loss refuses others that come later."""
+    first = range(min(len(samples), 256))
+    return all(set(batch.targets.flatten().tolist()) <= {0, 1} for batch in samples.batches(first, len(first)))
 
 
 def default_loss(model: Any, loss: Any = None) -> Any:

@@ -180,10 +180,12 @@ def _measure(
 
 
 def _evidence(problem: BaseProblem, found: Found, confusion: np.ndarray | None, delta: float) -> Evidence:
-    largest = loss_range(problem, found.measured)["value"]
+    known = loss_range(problem, found.measured)
+    largest = known["value"]
     return Evidence(
         num_data=problem.num_data,
         loss_range=float("nan") if largest is None else largest,
+        least_loss=known.get("least", 0.0),
         quantities={**found.summaries, "_missing": found.notes},
         layers=layer_rows(problem),
         confusion=confusion,

@@ -75,14 +75,18 @@ def layer_rows(problem: BaseProblem) -> list[dict[str, Any]]:
 def loss_range(problem: BaseProblem, measured: Mapping[str, Measured]) -> dict[str, Any]:
     """The range C of the loss, in its unit, and how it is known.
 
-    Observed is the largest loss of all samples seen; ``over`` says of which data sets they are.
+    Observed is the largest loss of all samples seen; ``over`` says of which data sets they are. Where losses go below
+    zero, C is the distance from the smallest one, ``least``, to the largest: the loss less ``least`` lies in [0, C].
     """
     if problem.loss is not None and problem.loss_range_spec != "observed":
         return {"value": problem.loss.range, "kind": problem.loss_range_spec}
     if "losses" not in measured:
         return {"value": None, "kind": "observed"}
     over = "training" if problem.test_data is None else "training and test"
-    return {"value": measured["losses"].summary["largest_seen_loss"], "kind": "observed", "over": over}
+    seen = measured["losses"].summary
+    least = min(0.0, seen["smallest_seen_loss"])
+    below = {"least": least} if least < 0 else {}
+    return {"value": seen["largest_seen_loss"] - least, "kind": "observed", "over": over, **below}
 
 
 def peak_memory() -> int:

@@ -11,6 +11,7 @@ from genbound.data.sample_parts import counted
 from genbound.data.samples import Batch
 from genbound.errors import GenboundError
 from genbound.network.forward import describe
+from genbound.network.label_losses import fitted
 from genbound.network.loss_functions import Loss
 from genbound.network.refusals import TAKE_OUT_INFERENCE, refused_by_torch
 from genbound.user_code import rng_untouched
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from genbound.network.network import Network
 
 
-def check_forward(network: Network, loss: Loss) -> Tensor:
+def check_forward(network: Network, loss: Loss) -> tuple[Tensor, Loss]:
     """Refuse a moving target: passes over the same samples must agree, draw no random numbers and keep samples apart.
 
     Args:
@@ -27,7 +28,7 @@ def check_forward(network: Network, loss: Loss) -> Tensor:
         loss: that its outputs are for.
 
     Returns:
-        The output of the first N <= 4 samples, ``[N, ...]``.
+        The output of the first N <= 4 samples, ``[N, ...]``, and the loss for labels of their form.
 
     Raises:
         GenboundError: the network cannot run on its samples, or its outputs or losses are no function of each sample.
@@ -36,6 +37,7 @@ def check_forward(network: Network, loss: Loss) -> Tensor:
     batch, singles = network.batch(positions), [network.batch([p]) for p in positions]
     with torch.no_grad(), rng_untouched():
         state = torch.get_rng_state()
+        network.arrange(_run(network, batch), batch.targets, loss)
         outputs, again = _run(network, batch), _run(network, batch)
         if outputs.is_inference():
             raise GenboundError(TAKE_OUT_INFERENCE)
@@ -44,8 +46,9 @@ def check_forward(network: Network, loss: Loss) -> Tensor:
         _check_repeats(outputs, again, drew)
         _check_apart(outputs, batch, singles, _run_alone(network, singles))
         _check_modes(network, batch, outputs)
+    loss = fitted(loss, outputs, batch.targets, network.flat)
     check_loss(loss, outputs, batch.targets)
-    return outputs
+    return outputs, loss
 
 
 def check_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> None:

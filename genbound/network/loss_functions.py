@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,7 +50,7 @@ class Loss:
         factor: ``(outputs, targets) -> Factor``; ``None`` lets :meth:`output_factor` decompose it numerically.
         error: 0-1 error per sample, ``None`` where there is no such thing.
         classes: the output's last axis holds class scores and targets are class numbers.
-        range: largest value the loss can take (its smallest is 0).
+        range: largest value the loss can take, infinite where that is not known; where it is, the smallest is 0.
         unit: what the numbers are counted in.
         lipschitz: Lipschitz constant in the Euclidean norm of a sample's outputs, ``None`` where there is none. For
             cross-entropy the gradient p - e_y has norm at most sqrt 2; smoothing, clipping and means over tokens only
@@ -87,6 +88,13 @@ class Loss:
             total = self.per_sample(outputs, targets).sum()
         return torch.autograd.grad(total, outputs)[0]
 
+    def class_frequencies(self, targets: np.ndarray, num_classes: int) -> np.ndarray | None:
+        """Frequencies of the classes that occur among labels ``[M]``; ``None`` where there are no classes."""
+        if not self.classes:
+            return None
+        _, counts = np.unique(targets[targets != IGNORED], return_counts=True)
+        return counts / counts.sum()
+
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse labels that the output has no class for."""
         if not self.classes:
@@ -94,8 +102,8 @@ class Loss:
         if targets.shape != outputs.shape[:-1]:
             raise GenboundError(
                 f"labels of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(outputs.shape)}: "
-                f"{self.name} needs one class number for every row of scores; check the label column or the model's "
-                "head"
+                f"{self.name} needs one class number for every row of scores, or a probability for every score; check "
+                "the label column or the model's head, or give a --model that brings the scores to the labels' size"
             )
         if targets.is_floating_point():
             raise GenboundError(
@@ -109,6 +117,7 @@ class Loss:
             raise GenboundError(
                 f"label {wrong} is out of range: the model has {num_classes} classes (0 to {num_classes - 1}); "
                 "check the label column or the checkpoint's head"
+                + (f"; where it marks what has no label, write {IGNORED}" if targets.dim() > 1 else "")
             )
 
 
@@ -198,7 +207,7 @@ def _squared_error_factor(outputs: Tensor, targets: Tensor) -> Factor:
 
 
 def _multi_label(outputs: Tensor, targets: Tensor) -> Tensor:
-    loss = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
+    loss = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype).view_as(outputs), reduction="none")
     return loss.flatten(1).mean(1)
 
 
@@ -275,12 +284,21 @@ def bounded_cross_entropy(p_min: float, num_classes: int) -> Loss:
 
 
 def clipped(loss: Loss, ceiling: float) -> Loss:
-    r"""The loss :math:`\min(\ell, C)`: samples above the ceiling are flat and contribute no curvature."""
+    r"""The loss :math:`\min(\ell, C)`: samples above the ceiling are flat and contribute no curvature.
+
+    Its range is [0, C]. A user's loss below zero is refused: nobody knows how far it goes down.
+    """
     if not (ceiling > 0 and math.isfinite(ceiling)):
         raise GenboundError(f"--loss-range clip:{ceiling:g} needs a positive, finite ceiling")
 
     def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
-        return loss.per_sample(outputs, targets).clamp(max=ceiling)
+        values = loss.per_sample(outputs, targets)
+        if loss.factor is None and bool((values < 0).any()):
+            raise GenboundError(
+                f"the loss {loss.name} goes below 0, and clip:{ceiling:g} needs one in [0, C]: add a constant to "
+                "it, or leave --loss-range at observed"
+            )
+        return values.clamp(max=ceiling)
 
     def factor(outputs: Tensor, targets: Tensor) -> Factor:
         inner = loss.output_factor(outputs, targets)

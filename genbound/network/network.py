@@ -3,7 +3,7 @@ r"""What can be run: the weights of a network, the samples, the loss, and one fo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK
 from genbound.network.checks import check_forward
 from genbound.network.forward import call_arguments, evaluation_mode, scores
+from genbound.network.label_losses import arrangement
 from genbound.network.loss_functions import Loss, get_loss, ranged
 from genbound.network.plain_functions import PlainFunctions
 from genbound.network.plain_operations import plain_operations
@@ -50,6 +51,8 @@ class Network:
         indices: position -> index, in order of the samples' length, so that a batch of sequences is hardly padded.
         num_outputs: numbers in one sample's output.
         num_classes: size of the output's last axis.
+        flat: the model gives one number a sample, without an axis for it.
+        arrangement_remark: which of two axes was taken for the classes, where both fit.
 
     Raises:
         GenboundError: weights, data or model cannot be measured; the message says why and what would mend it.
@@ -76,6 +79,7 @@ class Network:
         if batch_size < 1:
             raise GenboundError(f"batch size {batch_size} is not positive")
         model, init = _uncompiled(model, init)
+        _refuse_wrapped(model)
         self.model, self.device, self.batch_size = model, _device(device), int(batch_size)
         self.output = output
         self.data: Samples = as_samples(data)
@@ -89,9 +93,10 @@ class Network:
         self.buffers = {name: self._copied(b) for name, b in model.named_buffers()}
         self.init_buffers, self.borrowed_buffers = _init_buffers(self.buffers, init_buffers or {})
         self._functions: PlainFunctions | None = PlainFunctions()
+        self._arranged: Callable[[Tensor], Tensor] | None = None
+        self.flat, self.arrangement_remark = False, ""
         # Passes can be run from here on; the loss is limited in its range once the number of classes is seen.
-        given = get_loss(loss)
-        outputs = check_forward(self, given)
+        outputs, given = check_forward(self, get_loss(loss))
         if not self._functions.replaced:  # watching every function for nothing would cost time
             self._functions = None
         self.num_outputs, self.num_classes = outputs[0].numel(), outputs.shape[-1]
@@ -157,15 +162,28 @@ class Network:
             buffers: name -> buffer; ``None`` means those of the fine-tuned model.
 
         Returns:
-            The scores, ``[N, ...]``, in the model's own unit (for cross-entropy: logits ``[N, ..., classes]``), laid
-            out in memory in the order of their axes: a model may end in a view, and what follows counts on no stride.
+            The scores, ``[N, ...]``, in the model's own unit (for cross-entropy: logits ``[N, ..., classes]``, wherever
+            the model has its classes; ``[N, 1]`` of a model that gives one number a sample), laid out in memory in the
+            order of their axes: a model may end in a view, and what follows counts on no stride.
         """
         args, kwargs = call_arguments(inputs)
         with evaluation_mode(self.model), plain_operations(), self._functions or contextlib.nullcontext():
             output = functional_call(
                 self.model, {**params, **(self.buffers if buffers is None else buffers)}, args, kwargs
             )
-        return scores(output, self.output).contiguous()
+        found = scores(output, self.output)
+        return (found if self._arranged is None else self._arranged(found)).contiguous()
+
+    def arrange(self, outputs: Tensor, targets: Tensor, loss: Loss) -> None:
+        """From here on, let passes give ``[N, ..., K]`` with the classes last, judging by a few samples.
+
+        Args:
+            outputs: of these samples, as the model gives them.
+            targets: their labels.
+            loss: that was asked for.
+        """
+        self.flat = outputs.dim() == 1
+        self._arranged, self.arrangement_remark = arrangement(loss, outputs, targets)
 
     def state(self, other: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The whole network by the names of the model's state, a shared tensor under each of its names.
@@ -205,6 +223,19 @@ def _uncompiled(model: nn.Module, init: Mapping[str, Tensor]) -> tuple[nn.Module
     names = [name for name, _ in model.named_parameters() if name not in init]
     found = {name: plain[bare] for name in names if (bare := name.replace(f"{COMPILED}.", "")) in plain}
     return model, {**init, **found} if found else init
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    """Refuse modules that cannot be run at other weights than their own."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise GenboundError(
+            f"the model is wrapped in {type(model).__name__}: give model.module, and the initial weights by its names"
+        )
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise GenboundError(
+            "the model is scripted or traced, and cannot be run at other weights than its own: give the module that it "
+            "was made of, and load its state_dict there"
+        )
 
 
 def _check_weights(model: nn.Module, init: Mapping[str, Tensor]) -> None:

@@ -21,7 +21,7 @@ from genbound.network.memory import largest_batch
 from genbound.network.network import Network
 from genbound.network.refusals import refusals
 from genbound.network.tape import Tape
-from genbound.network.weights import BaseProblem
+from genbound.network.weights import BaseProblem, complex_remark
 from genbound.version import __version__
 
 SHARD = 64  # samples whose statistics are stored together
@@ -129,7 +129,9 @@ class Problem(Network, BaseProblem):
         self.head, self.provenance = tuple(head), dict(provenance or {})
         self.layers: tuple[Layer, ...] = select_layers(self, layers, excluded)
         self.samples_first = {layer.name: layer.samples_first for layer in self.layers}
-        self.remarks = check_derivatives(self, [layer.name for layer in self.layers])
+        names = [layer.name for layer in self.layers]
+        said = (*check_derivatives(self, names), self.arrangement_remark, complex_remark(self.params, self.init))
+        self.remarks = tuple(remark for remark in said if remark)
         self._by_batch = {layer.name: layer.by_batch for layer in self.layers}
         self.displacement = Displacement.between(self.params, self.init, self.samples_first, factors)
         self.batch_size = largest_batch(self, self.samples_first, memory_budget)

@@ -79,6 +79,15 @@ class BaseProblem:
         raise NotImplementedError
 
 
+def complex_remark(params: Mapping[str, Tensor], init: Mapping[str, Tensor]) -> str:
+    """A sentence about the complex weights that moved, which no number contains; empty where there are none."""
+    moved = [name for name, p in params.items() if p.is_complex() and not torch.equal(p.detach(), init[name].to(p))]
+    if not moved:
+        return ""
+    more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""
+    return f"complex weights are no layers, and these moved: {', '.join(moved[:3])}{more}; no number contains that"
+
+
 class WeightProblem(BaseProblem):
     """Two sets of weights without a network: what can be said of weights alone can be measured.
 
@@ -102,6 +111,7 @@ class WeightProblem(BaseProblem):
         factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ):
         self.reason, self.provenance = reason, dict(provenance or {})
+        self.remarks = tuple(filter(None, [complex_remark(params, init)]))
         self.params = {name: p.detach() for name, p in params.items() if p.is_floating_point()}
         self.init = {name: init[name].detach() for name in self.params}
         self.layers = tuple(

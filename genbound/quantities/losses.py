@@ -7,8 +7,9 @@ reported beside them: a bound that cannot exclude it says nothing.
 For sequences the loss of a sample is the mean over its labelled tokens, and :math:`\hat L` the mean over sequences.
 ``train_loss_per_token`` stands beside it, in which every token counts alike: long sequences more.
 
-``largest_loss`` is over the training samples, ``largest_seen_loss`` over the test samples too: C, where the loss has no
-range of its own.
+``largest_loss`` is over the training samples, ``largest_seen_loss`` and ``smallest_seen_loss`` over the test samples
+too. Where the loss has no range of its own, C is the largest one; if the smallest is below zero (a log-density has no
+floor), the distance between the two.
 
 Where the confusion matrix F of the labels is given, the reweighted loss
 :math:`\bar\ell(f, y) = [F^{-1}(\ell(f, 1), \dots, \ell(f, K))^\top]_y` has a mean, a range and a best constant
@@ -49,6 +50,7 @@ def measure(problem: Problem, context: Context) -> Measured:
         "train_loss_per_token": train.loss_per_token(),
         "largest_loss": float(train.loss.max()),
         "largest_seen_loss": max(float(part.loss.max()) for part in seen),
+        "smallest_seen_loss": min(float(part.loss.min()) for part in seen),
         "num_train": len(train.loss),
         **_compare(train, test),
         "constant_loss": constant_loss,
@@ -216,12 +218,8 @@ def _sem(values: np.ndarray, num_data: int) -> float:
 
 def _constant(problem: Problem, targets: np.ndarray) -> tuple[float | None, float | None]:
     """What the best predictor that ignores its input reaches on these labels, in the loss and in 0-1 error."""
-    loss = problem.loss
-    if loss.classes:
-        _, counts = np.unique(targets[targets != IGNORED], return_counts=True)
-        p = counts / counts.sum()
-        return _entropy(p, loss), float(1 - p.max())
-    return None, None
+    p = problem.loss.class_frequencies(targets, problem.num_classes)
+    return (None, None) if p is None else (_entropy(p, problem.loss), float(1 - p.max()))
 
 
 def _entropy(p: np.ndarray, loss: Loss) -> float:

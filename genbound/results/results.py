@@ -176,6 +176,8 @@ class Results:
         value, kind = self.config["loss_range"]["value"], self.config["loss_range"]["kind"]
         if kind == "observed":
             kind = f"observed: {observed_over(self.config['loss_range'])}, so it depends on the data"
+            if "least" in self.config["loss_range"]:
+                kind += f"; counted from the smallest, {digits(self.config['loss_range']['least'])}"
         return "" if value is None else f"Loss range C = {digits(value)} ({kind})."
 
     def _bounds_table(self, names: Sequence[str]) -> list[list[str]]:

@@ -178,6 +178,23 @@ def test_regression_and_several_labels(tmp_path, tokenizer):
     assert found["train_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [None, "multi_label_classification", "single_label_classification"])
+def test_a_transformers_model_with_one_label(kind, tmp_path, tokenizer):
+    """Labels 0 and 1 are those of a classifier, unless the config says that the model was trained for numbers."""
+    case = text_case(tmp_path, tokenizer, config={"num_labels": 1, "problem_type": kind})
+    (tmp_path / "t.csv").write_text("s,v,w\na b,1,0.5\nc,0,-1.25\nd e f,1,3\n")
+    found, problem = losses_of(case, f"csv:{tmp_path}/t.csv?text=s&label=v")
+    assert problem.loss.name == "binary_cross_entropy"
+    expected = []
+    for text, label in (("a b", 1.0), ("c", 0.0), ("d e f", 1.0)):
+        with torch.no_grad():
+            score = case.model(**tokenizer[0](text, return_tensors="pt")).logits[0]
+        expected.append(torch.nn.functional.binary_cross_entropy_with_logits(score, torch.tensor([label])).item())
+    assert found["train_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
+    if kind is None:
+        assert losses_of(case, f"csv:{tmp_path}/t.csv?text=s&label=w")[1].loss.name == "squared_error"
+
+
 def folder_of_images(tmp_path, classes=("ant", "bee", "cat")):
     made = {}
     stream = np.random.default_rng(0)
