@@ -1,4 +1,4 @@
-"""A loss without a floor at zero, as a log-density: its range is the distance from its smallest to its largest value."""
+"""A loss without a floor at zero, as a log-density: its range goes from its smallest to its largest value."""
 
 import math
 

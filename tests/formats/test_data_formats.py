@@ -178,7 +178,7 @@ def test_regression_and_several_labels(tmp_path, tokenizer):
     assert found["train_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", [None, "multi_label_classification", "single_label_classification"])
+@pytest.mark.parametrize("kind", [None, "multi_label_classification"])
 def test_a_transformers_model_with_one_label(kind, tmp_path, tokenizer):
     """Labels 0 and 1 are those of a classifier, unless the config says that the model was trained for numbers."""
     case = text_case(tmp_path, tokenizer, config={"num_labels": 1, "problem_type": kind})

@@ -169,10 +169,11 @@ def test_segmentation_has_its_classes_on_the_second_axis(ignored):
 def test_segmentation_with_one_score_a_pixel_is_binary():
     model, targets = built(lambda: Picture(1)), (CLASSES > 0).long()
     found = problem(model, PIXELS, targets)
-    checked(
-        found, model, PIXELS,
-        lambda z: F.binary_cross_entropy_with_logits(z.squeeze(1), targets.double(), reduction="none").flatten(1).mean(1),
-    )  # fmt: skip
+
+    def losses(z):
+        return F.binary_cross_entropy_with_logits(z.squeeze(1), targets.double(), reduction="none").flatten(1).mean(1)
+
+    checked(found, model, PIXELS, losses)
 
 
 def test_where_either_axis_may_be_the_classes_the_table_says_which_was_taken():
