@@ -28,6 +28,7 @@ USE_THE_INITIALISATION = {
 }  # fmt: skip
 # these look at the fine-tuned weights and the data alone
 OF_THE_NETWORK = {
+    "hessian_spectrum",
     "losses", "hessian_trace", "noise_stability", "max_positive_trace", "input_norm", "margin", "compression",
     "fisher_rao_norm", "power_law", "relative_flatness",
 }  # fmt: skip

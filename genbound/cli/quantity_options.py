@@ -6,7 +6,7 @@ different things are refused: neither is more explicit than the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any
 
@@ -32,11 +32,15 @@ def every_option() -> Iterator[tuple[str, Field]]:
 
 
 def short_forms() -> list[Decorator]:
-    """The options of the command line that quantities ask for."""
-    return [_short_form(name, option) for name, option in every_option() if option.metadata.get("flag")]
+    """The options of the command line that quantities ask for; several may ask for the same one."""
+    wanted: dict[str, tuple[Field, list[str]]] = {}
+    for name, option in every_option():
+        if option.metadata.get("flag"):
+            wanted.setdefault(option.metadata["flag"], (option, []))[1].append(f"{name}.{option.name}")
+    return [_short_form(option, places) for option, places in wanted.values()]
 
 
-def _short_form(quantity: str, option: Field) -> Decorator:
+def _short_form(option: Field, places: Sequence[str]) -> Decorator:
     meaning, choices = option.metadata["meaning"], option.metadata["choices"]
     several = isinstance(option.default, tuple)
     kind: Any = click.Choice(choices) if choices else Names(float) if several else type(option.default)
@@ -46,7 +50,7 @@ def _short_form(quantity: str, option: Field) -> Decorator:
         type=kind,
         default=as_text(option.default) if several else option.default,
         show_default=True,
-        help=f"{meaning[0].upper()}{meaning[1:]} ({quantity}.{option.name}).",
+        help=f"{meaning[0].upper()}{meaning[1:]} ({', '.join(places)}).",
     )
 
 

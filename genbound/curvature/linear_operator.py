@@ -22,7 +22,7 @@ class HessianOperator(LinearOperator):
 
     Attributes:
         layers: layer -> where its entries lie in a vector, in the order of the stored weight.
-        curvature: which one, of :data:`~genbound.curvature.kinds.CURVATURES`.
+        curvature: which one, of :data:`~genbound.estimators.curvature_kinds.CURVATURES`.
     """
 
     def __init__(self, products: MeanCurvature):
@@ -66,7 +66,7 @@ def hessian_operator(
         layer: one layer, whose own block it is; several, or ``None`` for all: then the matrix has the blocks *between*
             the layers too. ``operator.layers`` says which rows and columns are whose.
         curvature: ``hessian``, ``ggn`` (its Gauss-Newton part) or ``fisher`` (labels drawn from the network's own
-            predictions); see :mod:`genbound.curvature.kinds`.
+            predictions); see :mod:`genbound.estimators.curvature_kinds`.
 
     Returns:
         Symmetric, ``[d, d]``, in the loss's unit by the square of the weights'.

@@ -2,7 +2,8 @@ r"""Products with the curvature of the mean loss over all measured samples, cros
 
 .. math:: C = \frac1N \sum_x C(x), \qquad x \text{ over the measured samples}
 
-in the weights of some layers, one after another, for any C of :mod:`genbound.curvature.kinds`. Nothing is drawn.
+in the weights of some layers, one after another, for any C of :mod:`genbound.estimators.curvature_kinds`. Nothing is
+drawn.
 
 Cost:
     For each run of ``batch_size`` samples a forward and a backward pass on the graph, and for each vector a backward
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from genbound.curvature.fisher import check_likelihood, fisher_share
-from genbound.curvature.kinds import check_curvature
+from genbound.estimators.curvature_kinds import check_curvature
 from genbound.network.loss_functions import check_finite
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class MeanCurvature:
     Args:
         network: whose measured samples.
         names: the weights, in this order.
-        curvature: one of :data:`~genbound.curvature.kinds.CURVATURES`.
+        curvature: one of :data:`~genbound.estimators.curvature_kinds.CURVATURES`.
 
     Attributes:
         places: name -> where its entries lie in a vector, in the order of the stored weight.

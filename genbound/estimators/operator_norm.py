@@ -258,7 +258,7 @@ def _with_basis(product: Product, start: Tensor, steps: int, component: float, t
             lower = upper = math.sqrt(ritz)
             if not run.ended and k < len(start):  # else the bound is that at infinitely many steps
                 upper = lower * a_priori_factor(k, component)
-                upper = min(upper, math.sqrt(_a_posteriori(run.alpha, run.beta, ritz, component, upper**2)))
+                upper = min(upper, math.sqrt(a_posteriori(run.alpha, run.beta, ritz, component, upper**2)))
             lower, upper = lower * (1 - ROUNDING), upper * (1 + ROUNDING)
             if upper <= (1 + tolerance) * lower:
                 break
@@ -270,7 +270,7 @@ def _largest(alpha: list[float], beta: list[float]) -> float:
     return float(np.linalg.eigvalsh(np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1))[-1])
 
 
-def _a_posteriori(alpha: list[float], beta: list[float], ritz: float, component: float, largest: float) -> float:
+def a_posteriori(alpha: list[float], beta: list[float], ritz: float, component: float, largest: float) -> float:
     """The root of ``p_k(x) = 1 / component`` beyond the Ritz value, or ``largest`` if it lies farther."""
     target = -math.log(component)
 

@@ -40,17 +40,30 @@ def select(measures: Iterable[str] | None, options: Mapping[str, Mapping[str, An
 
     Args:
         measures: names of either, also with wildcards (``trace*``), and ``default`` for all but the quantities on
-            request; ``None`` means that, and those on request that options are given for.
-        options: quantity -> its options, where they are not the defaults; also of quantities that are not measured.
+            request; ``None`` means ``default``.
+        options: quantity -> its options, where they are not the defaults; also of quantities that are not measured,
+            but for those on request: who says something of one must ask for it.
 
     Raises:
         GenboundError: a name or an option that does not exist, or a value that makes no sense.
     """
-    if measures is None:
-        measures = [DEFAULT, *(name for name in options if name in QUANTITIES and QUANTITIES[name].on_request)]
     names, bounds = resolve(measures)
     chosen = {name: get_options(name, options.get(name, {})) for name in (*names, *options)}
+    _check_requested(names, options)
     return Selection({name: chosen[name] for name in names}, bounds)
+
+
+def _check_requested(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse options of quantities on request that nobody asked for: they would be without effect.
+
+    A short form that several quantities share is fine if one of them is measured.
+    """
+    idle = [name for name, given in options.items() if given and QUANTITIES[name].on_request and name not in names]
+    heard = [item for name in names for item in options.get(name, {}).items()]
+    for name in idle:
+        if not all(item in heard for item in options[name].items()):
+            said = ", ".join(f"{name}.{option}" for option in options[name])
+            raise GenboundError(f"{said} is given, but {name} is measured on request: add --measures default,{name}")
 
 
 def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ import pandas as pd
 from genbound.figures.bounds import GAP, LABELS, VACUOUS, axis_of, bounds_of, yardsticks
 from genbound.figures.broken_axis import NEAR
 from genbound.figures.interactive_landscape import loss_path_figure, loss_plane_figure
+from genbound.figures.interactive_spectrum import largest_eigenvalues_figure, spectrum_figure
 from genbound.figures.interactive_style import figure, with_legend
 from genbound.figures.one_run import kinds_of, layer_shares
 from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, VERMILION
@@ -173,6 +174,8 @@ FIGURES = {
     "samples": samples_figure,
     "loss_path": loss_path_figure,
     "loss_plane": loss_plane_figure,
+    "spectrum": spectrum_figure,
+    "largest_eigenvalues": largest_eigenvalues_figure,
 }
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from genbound.errors import GenboundError, did_you_mean
 from genbound.figures.bounds import bounds_of, plot_bounds
 from genbound.figures.landscape import plot_loss_path, plot_loss_plane
+from genbound.figures.spectrum import has_layers, has_total, plot_largest_eigenvalues, plot_spectrum
 from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, STYLE, VERMILION, new_axes, save_figure, shorten
 from genbound.formatting import digits
 from genbound.quantities.catalogue import reading_of
@@ -175,6 +176,8 @@ PLOTS = {
     "samples": Plot(plot_samples, _has_samples),
     "loss_path": Plot(plot_loss_path),
     "loss_plane": Plot(plot_loss_plane),
+    "spectrum": Plot(plot_spectrum, has_total),
+    "largest_eigenvalues": Plot(plot_largest_eigenvalues, has_layers),
 }
 
 

@@ -161,9 +161,11 @@ def test_they_are_measured_where_they_are_asked_for_alone():
     assert not {"loss_path", "loss_plane"} & set(default) and set(default) < set(QUANTITIES)
     assert resolve(["default", "loss_path"]) == ([n for n in QUANTITIES if n in {*default, "loss_path"}], bounds)
     assert resolve(["loss_path"]) == (["loss_path"], [])
-    # Options for it ask for it; where measures are named, they alone decide.
-    assert "loss_path" in select(None, {"loss_path": {"moves": "layers"}}).options
-    assert "loss_path" not in select(["losses"], {"loss_path": {"moves": "layers"}}).options
+    given = {"loss_path": {"moves": "layers"}}
+    assert select(["loss_path"], given).options["loss_path"].moves == "layers"
+    for measures in (None, ["losses"]):
+        with pytest.raises(genbound.GenboundError, match="measured on request: add --measures default,loss_path"):
+            select(measures, given)
 
 
 @pytest.mark.parametrize("given", [{"points": (float("inf"),)}, {"moves": "some"}])

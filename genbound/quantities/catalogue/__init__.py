@@ -13,6 +13,7 @@ from genbound.quantities.catalogue import (
     fisher_rao_norm,
     flatness,
     gibbs_error,
+    hessian_spectrum,
     hessian_trace,
     init_activations,
     input_norm,
@@ -59,6 +60,7 @@ QUANTITIES: dict[str, Quantity] = {
         fisher_rao_norm,
         loss_path,
         loss_plane,
+        hessian_spectrum,
         gibbs_error,
         quantized_error,
     )
