@@ -53,8 +53,7 @@ def _pac_bayes(evidence: Evidence) -> BoundValue:
     found = evidence.quantities["gibbs_error"]
     if found.get("reason"):
         raise NotAvailable(found["reason"])
-    if found["num_data"] != evidence.num_data:
-        raise NotAvailable(f"the Gibbs error is of {found['num_data']} samples and n is {evidence.num_data}")
+    check_whole(found, evidence.num_data, "the Gibbs error")
     values = {kind: _certified(evidence, found, kind) for kind in ("error", "loss")}
     forms: dict[str, Mapping[str, Any]] = {}
     if values["loss"] is not None:
@@ -74,7 +73,7 @@ def _certified(evidence: Evidence, found: Mapping[str, Any], kind: str) -> float
         return None
     exact = kind == "error" and found["exact"]
     trials = None if exact else found["num_trials"]
-    return pac_bayes_kl(found[kind], trials, found["kl"] + found["log_union"], evidence.num_data, evidence.delta)
+    return pac_bayes_kl(found[kind], trials, found["kl"] + found["log_union"], found["num_data"], evidence.delta)
 
 
 def _said(evidence: Evidence, found: Mapping[str, Any]) -> str:
@@ -87,8 +86,24 @@ def _said(evidence: Evidence, found: Mapping[str, Any]) -> str:
         spent = f"delta = {parts} (Monte Carlo); Gibbs error {found['error']:.3g} of {found['num_trials']} trials"
     return (
         f"bounds the error of the noisy network; {spent}; KL {found['kl']:.3g} + {found['log_union']:.3g} nats for the "
-        f"choice of {found['num_groups']} priors, centred at the start; if the samples are independent and the start "
-        "did not see them"
+        f"choice of {found['num_groups']} priors, {centred(found)}"
+    )
+
+
+def check_whole(found: Mapping[str, Any], num_data: int, what: str) -> None:
+    """Refuse what was not measured on all samples of the training set, but those that the prior saw."""
+    seen = found.get("num_prior", 0)
+    if found["num_data"] + seen != num_data:
+        raise NotAvailable(f"{what} is of {found['num_data'] + seen} samples and n is {num_data}")
+
+
+def centred(found: Mapping[str, Any]) -> str:
+    """Where the prior is centred, and what is assumed of that."""
+    if not found.get("num_prior", 0):
+        return "centred at the start; if the samples are independent and the start did not see them"
+    return (
+        f"centred at a prior that saw {found['num_prior']} other samples; n = {found['num_data']}; if the samples are "
+        "independent and neither the start nor the prior saw these"
     )
 
 

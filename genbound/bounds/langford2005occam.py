@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
+from genbound.bounds.certificates import centred, check_whole
 from genbound.estimators.binomial_tail import binomial_upper
 from genbound.estimators.kl_inverse import kl_inverse
 
@@ -41,11 +42,11 @@ def occam(mean: float, num: int, nats: float, delta: float, counted: bool = True
 
 
 def _compression(evidence: Evidence) -> BoundValue:
-    found, n, delta = evidence.quantities["quantized_error"], evidence.num_data, evidence.delta
+    found, delta = evidence.quantities["quantized_error"], evidence.delta
     if found.get("reason"):
         raise NotAvailable(found["reason"])
-    if found["num_data"] != n:
-        raise NotAvailable(f"the quantised network's error is of {found['num_data']} samples and n is {n}")
+    check_whole(found, evidence.num_data, "the quantised network's error")
+    n = found["num_data"]
     forms: dict[str, Mapping[str, Any]] = {}
     if found["loss"] is not None:
         note = f"of the loss divided by its range {found['loss_range']:.3g}"
@@ -64,7 +65,7 @@ def _said(found: Mapping[str, Any], delta: float) -> str:
     return (
         f"bounds the error of the quantised network, the checkpoint quantized_error beside the results; delta = "
         f"{delta:g}; training error {found['error']:.3g}; {found['nats']:.3g} nats describe {found['num_groups']} "
-        "tensors, from the start on; if the samples are independent and the start did not see them"
+        f"tensors, {centred(found)}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from genbound.checkpoints.huggingface import load_image_processor, load_tokenize
 from genbound.checkpoints.pair import Pair
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.data import Reader, load_data
+from genbound.data.sample_numbers import read_numbers
 from genbound.data.samples import Samples
 from genbound.errors import GenboundError
 from genbound.network.loss_functions import Loss
@@ -38,6 +39,8 @@ class EvaluationSpec(PairSpec):
         loss, num_data, loss_range, layers: as for :class:`~genbound.network.problem.Problem`; ``loss`` also as
             ``FILE.py:function``.
         confusion: file of the label confusion matrix.
+        prior: checkpoint that certificates are centred at in place of INIT.
+        prior_samples: the training samples that it saw: their places in the data, or a file of them.
     """
 
     data: Any = None
@@ -47,6 +50,8 @@ class EvaluationSpec(PairSpec):
     loss_range: str | None = None
     layers: str | Iterable[str] | None = None
     confusion: str | None = None
+    prior: str | os.PathLike | None = None
+    prior_samples: str | os.PathLike | Iterable[int] | None = None
 
 
 def load(
@@ -65,6 +70,8 @@ def load(
     num_data: int | None = None,
     loss_range: str | None = None,
     layers: str | Iterable[str] | None = None,
+    prior: str | os.PathLike | None = None,
+    prior_samples: str | os.PathLike | Iterable[int] | None = None,
     **options: Any,
 ) -> Problem | WeightProblem:
     """Load a fine-tuned checkpoint, the weights it started from, and the data to measure them on.
@@ -84,6 +91,8 @@ def load(
         loss: as for :class:`~genbound.network.problem.Problem`, and as ``FILE.py:function``; by default what the model
             was trained with.
         num_data, loss_range, layers: see :class:`~genbound.network.problem.Problem`.
+        prior, prior_samples: a checkpoint that certificates are centred at in place of ``init``, and the training
+            samples that it saw (places in the data, or a file of them).
         options: its further arguments (``dtype`` also by name).
 
     Returns:
@@ -94,7 +103,7 @@ def load(
     """
     spec = EvaluationSpec(
         ckpt, init, model, head, head_weights, ignore, entry, trust_remote_code, data=data, test_data=test_data,
-        loss=loss, num_data=num_data, loss_range=loss_range, layers=layers,
+        loss=loss, num_data=num_data, loss_range=loss_range, layers=layers, prior=prior, prior_samples=prior_samples,
     ).completed()  # fmt: skip
     return problem_of(load_pair(spec), spec, **options)
 
@@ -127,7 +136,7 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         loss = "cross_entropy"
     if (wanted := options.get("num_samples")) is not None and len(samples) <= ENOUGH * wanted:
         options["num_samples"] = None
-    said = {name: getattr(spec, name) for name in ("num_data", "loss_range", "layers")}
+    said = {name: getattr(spec, name) for name in ("num_data", "loss_range", "layers")} | _prior(spec)
     return Problem(
         pair.model, pair.init, samples, loss, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,
         provenance=provenance, init_buffers=pair.init_buffers, factors=pair.factors,
@@ -144,6 +153,21 @@ def _are_binary(samples: Samples) -> bool:
     """Whether the first labels are 0 or 1; the loss refuses others that come later."""
     first = range(min(len(samples), 256))
     return all(set(batch.targets.flatten().tolist()) <= {0, 1} for batch in samples.batches(first, len(first)))
+
+
+def _prior(spec: EvaluationSpec) -> dict[str, Any]:
+    """The centre of certificates as arguments of a problem: the prior's weights, read as the fine-tuned ones are."""
+    if spec.prior is None:
+        if spec.prior_samples is not None:
+            raise GenboundError("--prior-samples without --prior: name the checkpoint that saw them")
+        return {}
+    read = {field.name: getattr(spec, field.name) for field in fields(PairSpec)}
+    pair = load_pair(PairSpec(**(read | {"ckpt": spec.prior})))
+    seen = spec.prior_samples
+    if isinstance(seen, str | os.PathLike):
+        seen = read_numbers(seen)
+    buffers = {} if pair.model is None else dict(pair.model.named_buffers())
+    return {"prior": {**pair.params, **buffers}, "prior_samples": seen}
 
 
 def default_loss(model: Any, loss: Any = None) -> Any:

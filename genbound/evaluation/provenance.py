@@ -34,11 +34,17 @@ def config_entries(
             "head": problem.provenance.get("head_policy", "init"),
             "head_note": problem.provenance.get("head_note", ""), "remarks": list(problem.remarks),
             "dtype": str(problem.dtype).removeprefix("torch."), "device": str(problem.device), "attention": "math",
-            "batch_size": problem.batch_size, "delta": delta,
+            "batch_size": problem.batch_size, "delta": delta, **_prior(problem),
             "options": {name: asdict(options) for name, options in selection.options.items() if name in measured},
             "torch": torch.__version__, "threads": torch.get_num_threads(), "python": platform.python_version(),
         }
     )  # fmt: skip
+
+
+def _prior(problem: BaseProblem) -> dict[str, Any]:
+    """How many samples the centre of certificates saw, where it is not the start."""
+    prior = getattr(problem, "prior", None)
+    return {} if prior is None else {"prior": {"num_samples": None if prior.samples is None else len(prior.samples)}}
 
 
 def file_entry(problem: BaseProblem, name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@ r"""The one object that everything measures: a network with its layers."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from genbound.network.layers import Layer, select_layers
 from genbound.network.loss_functions import Loss
 from genbound.network.memory import largest_batch
 from genbound.network.network import Network
+from genbound.network.prior import Prior
 from genbound.network.refusals import refusals
 from genbound.network.tape import Tape
 from genbound.network.weights import BaseProblem, complex_remark
@@ -57,8 +58,11 @@ class Problem(Network, BaseProblem):
             the others.
         factors: weights whose displacement is known as ``left [out, r] @ right [r, in]`` (adapters): it is kept so.
         output: name or place of the scores, where the model returns several tensors (``logits``, ``1``).
+        prior: what certificates are centred at in place of ``init``: parameters and buffers by name.
+        prior_samples: places in the data of the training samples that ``prior`` saw.
 
     Attributes:
+        prior: the centre of certificates, ``None`` where it is the start.
         layers: the weights that are measured, in the order of ``model.named_parameters()``.
         samples_first: layer -> order of the rows of the operations that use it.
         displacement: layer -> fine-tuned minus pretrained weight.
@@ -112,6 +116,8 @@ class Problem(Network, BaseProblem):
         init_buffers: Mapping[str, Tensor] | None = None,
         factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         output: str | int | None = None,
+        prior: Mapping[str, Tensor] | None = None,
+        prior_samples: Iterable[int] | None = None,
     ):
         super().__init__(
             model, init, data, loss, loss_range=loss_range, num_samples=num_samples, sample_seed=sample_seed,
@@ -126,6 +132,9 @@ class Problem(Network, BaseProblem):
                 f"num_data {self.num_data} is smaller than the {len(self.data)} samples given: n is the size of the "
                 "training set; of samples outside it say other_samples=True"
             )
+        self.prior = None if prior is None else Prior.of(self, prior, prior_samples)
+        if prior is None and prior_samples is not None:
+            raise GenboundError("samples of a prior are given and no prior: which weights saw them?")
         self.head, self.provenance = tuple(head), dict(provenance or {})
         self.layers: tuple[Layer, ...] = select_layers(self, layers, excluded)
         self.samples_first = {layer.name: layer.samples_first for layer in self.layers}
@@ -190,6 +199,7 @@ class Problem(Network, BaseProblem):
             [layer.name for layer in self.layers], self.head, str(self.dtype), str(self.device), self.batch_size,
             self.output, self.test_data.digest() if test_data and self.test_data is not None else None,
             torch.__version__, torch.get_num_threads(), __version__, repr(self.model),
+            *(() if self.prior is None else (self.prior.digest(),)),
         )  # fmt: skip
         state.update(repr(facts).encode())
         return state.hexdigest()

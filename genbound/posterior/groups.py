@@ -38,15 +38,27 @@ class Group:
         return self.tuned.numel()
 
 
+def centre(problem: Problem, name: str) -> Tensor:
+    """Of the prior, for a parameter or buffer: the start, or the value in the checkpoint that ``--prior`` names."""
+    if problem.prior is not None:
+        return problem.prior.params[name] if name in problem.params else problem.prior.buffers[name]
+    return problem.init[name] if name in problem.params else problem.init_buffers[name]
+
+
+def unseen(problem: Problem) -> list[int]:
+    """Places in the data of the training samples that the prior's centre did not see."""
+    seen = frozenset() if problem.prior is None else problem.prior.samples or frozenset()
+    return [i for i in range(len(problem.data)) if i not in seen]
+
+
 def changed_groups(problem: Problem) -> list[Group]:
-    """Every tensor that differs from its start, whole."""
+    """Every tensor that differs from the prior's centre, whole."""
     found = []
-    for is_buffer, (now, before) in enumerate(
-        ((problem.params, problem.init), (problem.buffers, problem.init_buffers))
-    ):
-        for name, tensor in now.items():
-            if tensor.is_floating_point() and not torch.equal(tensor, before[name]):
-                square = float((tensor.double() - before[name].double()).square().sum())
+    for is_buffer, tensors in enumerate((problem.params, problem.buffers)):
+        for name, tensor in tensors.items():
+            before = centre(problem, name)
+            if tensor.is_floating_point() and not torch.equal(tensor, before):
+                square = float((tensor.double() - before.double()).square().sum())
                 found.append(Group(name, tensor, square, bool(is_buffer)))
     return found
 
@@ -61,8 +73,12 @@ def why_no_posterior(problem: Problem) -> str | None:
             f"a certificate needs the whole training set: {len(problem.data)} samples are given and n is "
             f"{problem.num_data}"
         )
-    if problem.num_data < 8:
-        return f"the bound needs at least 8 training samples, there are {problem.num_data}"
+    if problem.prior is not None and problem.prior.samples is None:
+        return "the prior may have seen the samples: say which with --prior-samples FILE"
+    left = len(unseen(problem))
+    if left < 8:
+        seen = "" if problem.prior is None else " that the prior did not see"
+        return f"the bound needs at least 8 training samples{seen}, there are {left}"
     stored = problem.model.state_dict().keys()
     unknown = [
         name
@@ -73,5 +89,7 @@ def why_no_posterior(problem: Problem) -> str | None:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         return f"the start of buffer {unknown[0]}{more} is not known: a prior may not be centred at tuned values"
     if not changed_groups(problem):
+        if problem.prior is not None:
+            return "no weight differs from the prior: certify another one, or bound this one on the unseen samples"
         return "no weight differs from its start: nothing was fine-tuned"
     return None

@@ -12,6 +12,8 @@ independent draw for every trial, none weighted and none left out. How many is d
 two classes is all that moved, every sample's probability is known and nothing is drawn
 (:mod:`genbound.posterior.linear_head`). A noisy network that gives no number counts as wrong.
 
+With a prior that saw some of the samples, trials and n are those of the others (:mod:`genbound.network.prior`).
+
 ``loss`` is the same for the loss divided by its range, where it has one of its own (``--loss-range``).
 
 Cost: forward passes over all samples, one for each pass of the Monte Carlo and a part of one for each τ, and the
@@ -33,7 +35,7 @@ from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
 from genbound.posterior.curvature import Curvature, measure_curvature
 from genbound.posterior.gaussian import LAMBDAS, best_width, log_union
-from genbound.posterior.groups import changed_groups, why_no_posterior
+from genbound.posterior.groups import changed_groups, unseen, why_no_posterior
 from genbound.posterior.linear_head import LinearHead, find_linear_head
 from genbound.posterior.moved_network import MovedNetwork
 from genbound.posterior.noise import Posterior
@@ -61,7 +63,7 @@ def measure(problem: Problem, context: Context) -> Measured:
     gibbs = _Gibbs(problem, context)
     if problem.loss.error is None and not math.isfinite(problem.loss.range):
         return Measured({"error": None, "loss": None, "reason": "the loss has neither a 0-1 error nor a range"})
-    normals = sum(group.size for group in gibbs.groups) * len(problem.data)
+    normals = sum(group.size for group in gibbs.groups) * gibbs.num
     if gibbs.head is None and normals > context.options.most_normals:
         return Measured(
             {
@@ -81,7 +83,8 @@ class _Gibbs:
     context: Context
 
     def __post_init__(self):
-        self.groups = changed_groups(self.problem)
+        self.groups, self.indices = changed_groups(self.problem), unseen(self.problem)
+        self.num = len(self.indices)
         self.head: LinearHead | None = find_linear_head(self.problem, self.groups)
         if self.problem.num_outputs != 2 or not self.problem.loss.classes:
             self.head = None
@@ -98,7 +101,7 @@ class _Gibbs:
         ranged = math.isfinite(self.problem.loss.range)
         passes = 0 if exact and not ranged else self._passes(posterior, pilot)
         trials = self._trials(posterior, passes) if passes else {}
-        num = passes * len(self.problem.data)
+        num = passes * self.num
         error = self._exact(posterior) if exact else trials["error"] / num if "error" in trials else None
         return {
             "error": error,
@@ -107,7 +110,8 @@ class _Gibbs:
             "loss": trials["loss"] / num if ranged else None,
             "loss_range": self.problem.loss.range if ranged else None,
             "num_trials": num,
-            "num_data": len(self.problem.data),
+            "num_data": self.num,
+            "num_prior": len(self.problem.data) - self.num,
             "kl": posterior.kl,
             "log_union": log_union(len(self.groups)),
             "num_lambdas": len(LAMBDAS),
@@ -133,7 +137,7 @@ class _Gibbs:
         """``(tau, posterior, its error in the pilot)`` of the least certificate that the pilot promises."""
         curvatures, found = self._curvature(), []
         for tau in self.context.options.taus:
-            scale = len(self.problem.data) / tau
+            scale = self.num / tau
             widths = {
                 group.name: best_width(group.square, curvatures[group.name].spectrum, scale) for group in self.groups
             }
@@ -144,17 +148,16 @@ class _Gibbs:
         return tau, posterior, pilot
 
     def _curvature(self) -> dict[str, Curvature]:
-        options, num = self.context.options, len(self.problem.data)
+        options = self.context.options
         full = [g.name for g in self.groups if options.covariance == "full" and g.size <= options.most_full]
-        order = torch.randperm(num, generator=stream(self.context, "gibbs_error", "curvature")).tolist()
+        order = _shuffled(self.indices, stream(self.context, "gibbs_error", "curvature"))
         indices = order[: options.num_curvature if full else min(512, options.num_curvature)]
         columns = stream(self.context, "gibbs_error", "columns")
         return measure_curvature(self.problem, self.network, self.groups, indices, full, columns)
 
     def _pilot(self, posterior: Posterior, tau: float) -> float:
         """The error (or the loss over its range) on a few samples, one draw each."""
-        num = len(self.problem.data)
-        order = torch.randperm(num, generator=stream(self.context, "gibbs_error", "pilot")).tolist()
+        order = _shuffled(self.indices, stream(self.context, "gibbs_error", "pilot"))
         some = order[: self.context.options.num_pilot]
         if self.head is not None:
             return float(self._probabilities(posterior, some).mean())
@@ -163,17 +166,15 @@ class _Gibbs:
         return float(stack(parts, key).mean())
 
     def _promised(self, posterior: Posterior, error: float) -> float:
-        num = len(self.problem.data)
-        return kl_inverse(error, (posterior.kl + self._constant()) / num)
+        return kl_inverse(error, (posterior.kl + self._constant()) / self.num)
 
     def _constant(self) -> float:
         """What the bound adds to the divergence, in nats."""
-        num = len(self.problem.data)
-        return log_union(len(self.groups)) + math.log(2 * math.sqrt(num) / PLANNED_BOUND)
+        return log_union(len(self.groups)) + math.log(2 * math.sqrt(self.num) / PLANNED_BOUND)
 
     def _passes(self, posterior: Posterior, pilot: float) -> int:
         """The least number of passes whose Monte Carlo error costs little, by what the pilot says."""
-        num, most = len(self.problem.data), self.context.options.max_passes
+        num, most = self.num, self.context.options.max_passes
         known = self._promised(posterior, pilot)
         for passes in range(1, most):
             seen = kl_inverse(pilot, -math.log(PLANNED_MONTE_CARLO) / (passes * num))
@@ -181,15 +182,19 @@ class _Gibbs:
                 return passes
         return most
 
+    def _shards(self) -> list[list[int]]:
+        """The samples that the prior did not see, in runs whose statistics are stored together."""
+        return [[self.indices[i] for i in shard] for shard in data_shards(self.num)]
+
     # -- the trials: fresh draws, each sample alike -------------------------------------------------------------------
 
     def _trials(self, posterior: Posterior, passes: int) -> dict[str, float]:
         """Sums over all trials: ``error``, where there is one, and ``loss`` over its range, where it has one."""
-        items = [(number, shard) for number in range(passes) for shard in data_shards(len(self.problem.data))]
+        items = [(number, shard) for number in range(passes) for shard in self._shards()]
 
-        def part(item: tuple[int, range]) -> Part:
+        def part(item: tuple[int, list[int]]) -> Part:
             number, shard = item
-            parts = list(self._draw(posterior, list(shard), ("final", number)))
+            parts = list(self._draw(posterior, shard, ("final", number)))
             return {key: stack(parts, key).sum(keepdims=True) for key in parts[0]}
 
         parts = self.context.map("trials", items, part)
@@ -218,8 +223,7 @@ class _Gibbs:
 
     def _exact(self, posterior: Posterior) -> float:
         """The Gibbs error of a linear head with two classes."""
-        shards = data_shards(len(self.problem.data))
-        parts = self.context.map("exact", shards, lambda s: {"error": self._probabilities(posterior, list(s))})
+        parts = self.context.map("exact", self._shards(), lambda s: {"error": self._probabilities(posterior, s)})
         return float(stack(parts, "error").mean())
 
     def _probabilities(self, posterior: Posterior, indices: Sequence[int]) -> np.ndarray:
@@ -228,6 +232,10 @@ class _Gibbs:
         for batch in self.problem.data.batches(sorted(indices, key=self.problem.data.size), self.problem.batch_size):
             found.append(self.head.error_probability(self.problem.to_device(batch), posterior).cpu().numpy())
         return np.concatenate(found)
+
+
+def _shuffled(indices: Sequence[int], source: torch.Generator) -> list[int]:
+    return [indices[i] for i in torch.randperm(len(indices), generator=source).tolist()]
 
 
 def _worst(values: Tensor, outputs: Tensor, worst: float) -> np.ndarray:

@@ -30,7 +30,7 @@ from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
 from genbound.posterior.coded_tensor import Coded, TensorCode
 from genbound.posterior.curvature import Curvature, measure_curvature
-from genbound.posterior.groups import Group, changed_groups, why_no_posterior
+from genbound.posterior.groups import Group, centre, changed_groups, unseen, why_no_posterior
 from genbound.posterior.moved_network import MovedNetwork
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
 
@@ -55,7 +55,8 @@ def measure(problem: Problem, context: Context) -> Measured:
     search = _Search(problem, context)
     tau, choice = search.best()
     weights = search.weights(choice)
-    parts = context.map("final", data_shards(len(problem.data)), lambda shard: _errors(problem, weights, list(shard)))
+    shards = [[search.indices[i] for i in shard] for shard in data_shards(search.num)]
+    parts = context.map("final", shards, lambda shard: _errors(problem, weights, shard))
     found = {key: stack(parts, key) for key in parts[0]}
     error, loss = (found[key] if key in found else None for key in ("error", "loss"))
     return Measured(
@@ -65,7 +66,8 @@ def measure(problem: Problem, context: Context) -> Measured:
             "loss": None if loss is None else float(loss.mean()),
             "loss_range": problem.loss.range if loss is not None else None,
             "nats": length(choice),
-            "num_data": len(problem.data),
+            "num_data": search.num,
+            "num_prior": len(problem.data) - search.num,
             "num_groups": len(search.groups),
             "num_coordinates": sum(group.size for group in search.groups),
             "tau": tau,
@@ -87,12 +89,14 @@ class _Search:
 
     def __post_init__(self):
         self.groups: Sequence[Group] = changed_groups(self.problem)
+        self.indices = unseen(self.problem)
+        self.num = len(self.indices)
         self._curvatures = self._curvature()
         self._codes = {group.name: self._code(group) for group in self.groups}
 
     def best(self) -> tuple[float, dict[str, Coded]]:
         """``(tau, descriptions)`` of the least certificate that the pilot promises."""
-        num, pilot = len(self.problem.data), self._pilot()
+        num, pilot = self.num, self._pilot()
         found = [(tau, self._choice(num / (2 * tau))) for tau in self.context.options.taus]
         best, least = found[0], math.inf
         # The shortest first: a longer one that promises nothing even without errors need not be run.
@@ -109,7 +113,7 @@ class _Search:
         found = {}
         for group in self.groups:
             moved = self._codes[group.name].tensor(choice[group.name])
-            found[group.name] = (_start(self.problem, group).double().cpu() + moved).to(group.tuned)
+            found[group.name] = (centre(self.problem, group.name).double().cpu() + moved).to(group.tuned)
         return found
 
     def _choice(self, scale: float) -> dict[str, Coded]:
@@ -121,7 +125,7 @@ class _Search:
         if curvature.axes is not None and (mean := self._mean(group.name)) > 0:
             axes = curvature.axes.double().cpu().numpy()
             metric = (axes * (curvature.spectrum.values / mean)) @ axes.T
-        most = USELESS * len(self.problem.data)
+        most = USELESS * self.num
         return TensorCode(_moved(self.problem, group), self._is_common(group), most, metric)
 
     def _mean(self, name: str) -> float:
@@ -131,9 +135,9 @@ class _Search:
 
     def _curvature(self) -> dict[str, Curvature]:
         """Of every group: the whole block where few coordinates moved."""
-        options, num = self.context.options, len(self.problem.data)
+        options = self.context.options
         small = sum(group.size for group in self.groups) <= options.most_full
-        order = torch.randperm(num, generator=stream(self.context, "quantized_error", "curvature")).tolist()
+        order = self._shuffled("curvature")
         indices = order[: options.num_full if small else options.num_curvature]
         columns = stream(self.context, "quantized_error", "columns")
         network = MovedNetwork(self.problem, self.groups)
@@ -141,8 +145,11 @@ class _Search:
         return measure_curvature(self.problem, network, self.groups, indices, full, columns)
 
     def _pilot(self) -> list[int]:
-        order = torch.randperm(len(self.problem.data), generator=stream(self.context, "quantized_error", "pilot"))
-        return order[: self.context.options.num_pilot].tolist()
+        return self._shuffled("pilot")[: self.context.options.num_pilot]
+
+    def _shuffled(self, name: str) -> list[int]:
+        order = torch.randperm(self.num, generator=stream(self.context, "quantized_error", name))
+        return [self.indices[i] for i in order.tolist()]
 
     def _is_common(self, group: Group) -> bool:
         """Whether moving all entries of the first axis alike moves all class scores alike, tried on a few samples."""
@@ -167,12 +174,8 @@ def length(choice: Mapping[str, Coded]) -> float:
     return sum(coded.nats for coded in choice.values())
 
 
-def _start(problem: Problem, group: Group) -> Tensor:
-    return (problem.init_buffers if group.is_buffer else problem.init)[group.name]
-
-
 def _moved(problem: Problem, group: Group) -> Tensor:
-    return group.tuned.double() - _start(problem, group).double()
+    return group.tuned.double() - centre(problem, group.name).double()
 
 
 def _errors(problem: Problem, weights: Mapping[str, Tensor], indices: Sequence[int]) -> Part:

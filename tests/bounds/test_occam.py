@@ -119,7 +119,7 @@ def test_with_a_forgotten_coordinate_it_fails(monkeypatch):
 
 
 def test_with_a_centre_at_the_tuned_weights_it_fails(monkeypatch):
-    monkeypatch.setattr(quantized_error, "_start", lambda problem, group: group.tuned)
+    monkeypatch.setattr(quantized_error, "centre", lambda problem, name: problem.params[name])
     assert wrong(range(3)) > 0.5
 
 

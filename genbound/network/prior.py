@@ -1,0 +1,73 @@
+"""Where a certificate's prior is centred: at the start, or at weights that saw only some of the training samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from genbound.errors import GenboundError
+
+if TYPE_CHECKING:
+    from genbound.network.network import Network
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A centre that some samples were used for.
+
+    Attributes:
+        params, buffers: name -> value at the centre.
+        samples: places in the data of the samples that it saw; ``None`` if nobody said which.
+    """
+
+    params: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    samples: frozenset[int] | None
+
+    @classmethod
+    def of(cls, network: Network, tensors: Mapping[str, Tensor], samples: Iterable[int] | None) -> Prior:
+        """From a state of the same network.
+
+        Args:
+            network: whose weights it is a centre for.
+            tensors: name -> parameter and buffer. A buffer that is not there has the value of the start.
+            samples: places in the data.
+
+        Raises:
+            GenboundError: a weight is absent or does not fit, or a sample is not in the data.
+        """
+        known = None if samples is None else frozenset(int(i) for i in samples)
+        if known and not 0 <= min(known) <= max(known) < len(network.data):
+            wrong = min(known) if min(known) < 0 else max(known)
+            raise GenboundError(
+                f"the prior's samples have number {wrong}, and the data have {len(network.data)}: count from 0, in the "
+                "order of the data"
+            )
+        params = {name: _fitting(name, p, tensors.get(name)) for name, p in network.params.items()}
+        buffers = {
+            name: _fitting(name, b, tensors.get(name, network.init_buffers[name]))
+            for name, b in network.buffers.items()
+        }
+        return cls(params, buffers, known)
+
+    def digest(self) -> str:
+        """Of what a measurement depends on, as text."""
+        sums = [float(t.double().sum()) for t in (*self.params.values(), *self.buffers.values())]
+        squares = [float(t.double().square().sum()) for t in self.params.values()]
+        return repr((sums, squares, None if self.samples is None else sorted(self.samples)))
+
+
+def _fitting(name: str, like: Tensor, found: Tensor | None) -> Tensor:
+    if found is None or found.shape != like.shape:
+        shape = (
+            "is not in it" if found is None else f"has shape {tuple(found.shape)} there and {tuple(like.shape)} here"
+        )
+        raise GenboundError(f"the prior is no checkpoint of this network: {name} {shape}")
+    found = found.detach().to(device=like.device, dtype=like.dtype, copy=True)
+    if found.is_floating_point() and not torch.isfinite(found).all():
+        raise GenboundError(f"{name} of the prior has NaN or infinite entries: the checkpoint is damaged")
+    return found
