@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -55,10 +56,12 @@ class Prior:
         return cls(params, buffers, known)
 
     def digest(self) -> str:
-        """Of what a measurement depends on, as text."""
-        sums = [float(t.double().sum()) for t in (*self.params.values(), *self.buffers.values())]
-        squares = [float(t.double().square().sum()) for t in self.params.values()]
-        return repr((sums, squares, None if self.samples is None else sorted(self.samples)))
+        """SHA-256 of everything that a measurement depends on."""
+        state = hashlib.sha256(repr(None if self.samples is None else sorted(self.samples)).encode())
+        for name, tensor in sorted({**self.params, **self.buffers}.items()):
+            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            state.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return state.hexdigest()
 
 
 def _fitting(name: str, like: Tensor, found: Tensor | None) -> Tensor:
