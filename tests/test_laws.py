@@ -23,7 +23,7 @@ HOMOGENEOUS = {"displacement_norm": 1, "max_quadratic_form": 2}
 USE_THE_INITIALISATION = {
     "structure", "spectral_norm", "layer_norms", "flatness", "sharpness", "squared_path_norm", "init_activations",
     "matrix_norms",
-    "loss_path", "loss_plane",
+    "loss_path", "loss_plane", "layer_curvature",
     "gibbs_error", "quantized_error",
 }  # fmt: skip
 # these look at the fine-tuned weights and the data alone

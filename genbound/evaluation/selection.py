@@ -58,12 +58,18 @@ def _check_requested(names: Iterable[str], options: Mapping[str, Mapping[str, An
 
     A short form that several quantities share is fine if one of them is measured.
     """
-    idle = [name for name, given in options.items() if given and QUANTITIES[name].on_request and name not in names]
     heard = [item for name in names for item in options.get(name, {}).items()]
-    for name in idle:
-        if not all(item in heard for item in options[name].items()):
-            said = ", ".join(f"{name}.{option}" for option in options[name])
-            raise GenboundError(f"{said} is given, but {name} is measured on request: add --measures default,{name}")
+    idle = {
+        name: given
+        for name, given in options.items()
+        if QUANTITIES[name].on_request and name not in names and not all(item in heard for item in given.items())
+    }
+    if idle:
+        said = ", ".join(f"{name}.{option}" for name, given in idle.items() for option in given)
+        raise GenboundError(
+            f"{said} is given for what is measured on request, and nobody asks for it: "
+            f"add --measures default,{next(iter(idle))}"
+        )
 
 
 def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:

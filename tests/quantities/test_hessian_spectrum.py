@@ -112,5 +112,5 @@ def test_refusals(given, problems):
 
 
 def test_a_short_form_without_its_quantity_is_refused():
-    with pytest.raises(genbound.GenboundError, match="hessian_spectrum is measured on request"):
+    with pytest.raises(genbound.GenboundError, match="add --measures default,hessian_spectrum"):
         select(None, {"hessian_spectrum": {"curvature": "ggn"}})

@@ -17,6 +17,7 @@ from genbound.quantities.catalogue import (
     hessian_trace,
     init_activations,
     input_norm,
+    layer_curvature,
     layer_norms,
     loss_path,
     loss_plane,
@@ -61,6 +62,7 @@ QUANTITIES: dict[str, Quantity] = {
         loss_path,
         loss_plane,
         hessian_spectrum,
+        layer_curvature,
         gibbs_error,
         quantized_error,
     )
