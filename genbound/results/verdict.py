@@ -74,11 +74,22 @@ def _guarantee(results: Results) -> str:
         if certified[best]["vacuous"]:
             value = digits(certified[best]["value"])
             return f"No guarantee that says anything: {best} is {value}, no better than the best constant prediction."
-        return f"Guaranteed: {best}, at most {digits(certified[best]['value'])} ({certified[best]['bounds']})."
+        said = f"Guaranteed: {best}, at most {digits(certified[best]['value'])} ({certified[best]['bounds']})"
+        return said + _how_surely(results, len(certified)) + "."
     stated = [n for n, row in results.bounds.items() if row["kind"] == "bound" and row["value"] is not None]
     if stated:
         return f"No certificate. Under the assumptions that their notes state, these are bounds: {', '.join(stated)}."
     return "No guarantee: none of the rows is a certificate, each is a measure or a norm."
+
+
+def _how_surely(results: Results, num: int) -> str:
+    """With which probability the least of several certificates holds: each of them fails with delta."""
+    delta = results.config.get("delta")
+    if num < 2 or delta is None:
+        return ""
+    return (
+        f", the least of {num} and so with probability {digits(max(0.0, 1 - num * delta))} (each alone: {1 - delta:g})"
+    )
 
 
 def _against_gap(results: Results, name: str) -> str:

@@ -119,3 +119,11 @@ def test_options_that_make_no_sense_are_refused():
 
 def test_no_infinite_nats():
     assert math.isfinite(genbound.measure(mlp(), NAME)["nats"])
+
+
+def test_the_table_says_why_there_is_none():
+    options = {"gibbs_error": {"most_normals": 1.0}}
+    results = genbound.evaluate(mlp(), ["pac_bayes_certificate"], options=options)
+    assert "a pass would draw" in results.to_markdown().rpartition("Gibbs error: /, ")[2]
+    results = genbound.evaluate(mlp(1, loss="squared_error"), ["compression_certificate"])
+    assert "Quantised network: /, the loss has neither" in results.to_markdown()

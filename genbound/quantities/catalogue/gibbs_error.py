@@ -38,6 +38,8 @@ class GibbsErrorOptions:
 
 
 def _describe(summary: Summary) -> list[str]:
+    if summary.get("reason"):
+        return [f"Gibbs error: /, {summary['reason']}."]
     how = "exact" if summary["exact"] else f"{summary['num_trials']:,} independent trials"
     said = f"Gibbs error of noise on {summary['num_groups']} tensors: "
     said += "/" if summary["error"] is None else f"{percent(summary['error'])} ({how})"

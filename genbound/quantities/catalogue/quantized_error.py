@@ -32,6 +32,8 @@ class QuantizedErrorOptions:
 
 
 def _describe(summary: Summary) -> list[str]:
+    if summary.get("reason"):
+        return [f"Quantised network: /, {summary['reason']}."]
     forms = Counter(row["form"] for row in summary["groups"].values())
     told = ", ".join(f"{num} {form}" for form, num in forms.most_common())
     said = "/" if summary["error"] is None else percent(summary["error"])
