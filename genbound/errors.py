@@ -1,5 +1,6 @@
 """The one exception a user sees: what is wrong, where, and what would mend it, in one line."""
 
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -15,6 +16,11 @@ class GenboundError(Exception):
         text = " ".join(str(message).split())
         # Values out of damaged files are quoted: the cause stands at the beginning and the mend at the end.
         super().__init__(text if len(text) <= 1000 else f"{text[:600]} … {text[-300:]}")
+
+
+def tell(message: str) -> None:
+    """Say on standard error what a user should know and what stops nothing, in one line."""
+    print(f"genbound: {' '.join(message.split())}", file=sys.stderr)
 
 
 def first_line(error: BaseException) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, first_line
 
 # What settings need at most. Reading YAML takes milliseconds a line.
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 1 << 17, 5000, 20
@@ -20,16 +21,60 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: the target; folders that are missing are made.
         write: writes the content into the file that it is given.
+
+    Raises:
+        GenboundError: the disk is full, or nothing can be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> GenboundError:
+    """What is said of a file that the system does not take."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    mend = "make room" if full else "give a place that can be written to"
+    reason = error.strerror or first_line(error)
+    return GenboundError(
+        f"{path} cannot be written ({reason}): {mend}; what was finished before is kept, the same command continues"
+    )
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether this is the temporary file of a process that lives, and of another one."""
+    writer = _writer(path)
+    if writer in (None, os.getpid()):
+        return False
+    try:
+        os.kill(writer, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it lives, and is somebody else's
+        return True
+    return True
+
+
+def remove_left_over(folder: Path, *names: str) -> None:
+    """Remove what killed processes left behind of the files of these names, which may have wildcards."""
+    for name in names:
+        for path in folder.glob(f".{name}.*"):
+            if _writer(path) is not None and not is_being_written(path):
+                path.unlink(missing_ok=True)
+
+
+def _writer(path: Path) -> int | None:
+    """The process whose temporary file this is; ``None`` where it is no such file."""
+    name, _, writer = path.name.rpartition(".")
+    return int(writer) if name.startswith(".") and writer.isdecimal() else None
 
 
 def json_text(value: Any) -> str:

@@ -24,6 +24,7 @@ from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.files import write_json
+from genbound.results.checksums import renew_checksum
 from genbound.results.judgement import Row, Terms, as_text, judge
 from genbound.results.likeness import conditions
 from genbound.results.observations import Observation, observe
@@ -167,6 +168,7 @@ def check(
             found = replace(found, remarks=(*found.remarks, f"Updated the baseline {file}."))
     if update and file is not None:
         write_json(file, to_plain(results.to_json()))
+        renew_checksum(file)
     return found
 
 

@@ -20,6 +20,7 @@ from genbound.formatting import digits, gap_text, value_text, yes_no
 from genbound.quantities.base import later
 from genbound.quantities.catalogue import reading_of, with_present_names
 from genbound.results.network_files import save_network
+from genbound.results.checksums import remove_checksums, tell_if_changed, write_checksums
 from genbound.results.rows import Row, bound_row
 from genbound.results.verdict import short_rows, verdict
 
@@ -106,14 +107,18 @@ class Results:
     def save(self, directory: str | Path) -> Path:
         """Write results.json, layers.csv, samples.parquet, table.md and networks that were made into a directory."""
         folder = self.path = Path(directory)
+        remove_checksums(folder)
         write_json(folder / "results.json", to_plain(self.to_json()))
         write_atomically(folder / "layers.csv", lambda path: self.layers().to_csv(path))
         write_atomically(folder / "table.md", lambda path: path.write_text(self.to_markdown() + "\n", encoding="utf-8"))
         samples = self.samples
-        if samples is not None:
+        if samples is None:
+            (folder / "samples.parquet").unlink(missing_ok=True)  # of an earlier run
+        else:
             write_atomically(folder / "samples.parquet", lambda path: samples.to_parquet(path, index=False))
         for name, tensors in self.networks.items():
             save_network(folder / name, tensors, self.checkpoint.get("path"))
+        write_checksums(folder, ["results.json", "layers.csv", "table.md", *["samples.parquet"][: samples is not None]])
         return folder
 
     # -- plots ------------------------------------------------------------------------------------------------
@@ -250,6 +255,9 @@ def load_results(path: str | Path, with_samples: bool = True) -> Results:
         raise GenboundError(f"{file} has schema version {version}, this genbound reads {SCHEMA_VERSION}: {mend}")
     # A baseline of another name may lie beside another run's samples.
     samples = file.parent / "samples.parquet" if file.name == "results.json" and with_samples else None
+    for read in (file, samples):
+        if read is not None and read.is_file():
+            tell_if_changed(read)
     try:
         return Results(
             layer_rows=content["layers"],

@@ -148,6 +148,7 @@ def test_evaluate(call, tmp_path, base):
         "layers.csv",
         "table.md",
         "samples.parquet",
+        "SHA256SUMS",
         "layers.png",
         "samples.png",
         "bounds_loss.png",
