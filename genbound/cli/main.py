@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from genbound.evaluation.loading import EvaluationSpec
     from genbound.network.problem import Problem
     from genbound.network.weights import WeightProblem
+    from genbound.results.results import Results
 
 
 def _spec(given: dict[str, Any]) -> EvaluationSpec:
@@ -64,13 +65,20 @@ def evaluate(**given: Any) -> None:
     Finished parts are kept in DIR as they come; the same command continues from them. Without --out the table is only
     printed.
     """
-    from genbound.checkpoints.architecture import load_pair
-    from genbound.data.label_confusion import read_matrix
-    from genbound.evaluation.loop import evaluate as run
+    from genbound.evaluation.run_directory import writing_to
     from genbound.evaluation.selection import select
 
     options, tags = quantity_options(click.get_current_context()), read_tags(given["tags"])
     select(given["measures"], options)  # a misspelt name fails before anything is loaded
+    with writing_to(given["out"]):  # and so does a directory that cannot be written
+        _evaluate(given, options)
+
+
+def _evaluate(given: dict[str, Any], options: dict[str, dict[str, Any]]) -> None:
+    from genbound.checkpoints.architecture import load_pair
+    from genbound.data.label_confusion import read_matrix
+    from genbound.evaluation.loop import evaluate as run
+
     spec = _spec(given)
     confusion = None if spec.confusion is None else read_matrix(spec.confusion)
     pair = load_pair(spec)
@@ -81,12 +89,19 @@ def evaluate(**given: Any) -> None:
         confusion=confusion, delta=given["delta"], progress=not given["quiet"], time_budget=given["time_budget"],
         config={"hyperparameters": tags} if tags else None,
     )  # fmt: skip
-    if given["out"] is not None:
-        from genbound.figures.one_run import save_plots
+    try:
+        if given["out"] is not None:
+            from genbound.figures.one_run import save_plots
 
-        results.save(given["out"])
-        save_plots(results, given["out"])
-        _remark(f"results in {given['out']}", given)
+            results.save(given["out"])
+            save_plots(results, given["out"])
+            _remark(f"results in {given['out']}", given)
+    finally:  # what was measured is shown even where it cannot be written
+        _show(results, given)
+
+
+def _show(results: Results, given: dict[str, Any]) -> None:
+    """The table, or all of it as JSON, on standard output."""
     if given["json"]:
         from genbound.files import json_text
         from genbound.results.results import to_plain

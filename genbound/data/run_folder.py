@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
@@ -46,10 +47,14 @@ class Relabelled(Samples):
 
     def digest(self) -> str:
         """SHA-256 of the samples' own digest, the places and the labels."""
-        import hashlib
+        return self._digest(self._samples.digest())
 
-        text = f"{self._samples.digest()}|{self._places}|{self.labels.tolist()}"
-        return hashlib.sha256(text.encode()).hexdigest()
+    def content_digest(self) -> str:
+        """Likewise of their content."""
+        return self._digest(self._samples.content_digest())
+
+    def _digest(self, inner: str) -> str:
+        return hashlib.sha256(f"{inner}|{self._places}|{self.labels.tolist()}".encode()).hexdigest()
 
 
 def inner_spec(spec: DataSpec, reader: Reader) -> tuple[DataSpec, Reader]:

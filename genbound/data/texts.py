@@ -15,6 +15,7 @@ from genbound.data.samples import Batch, Samples
 from genbound.errors import GenboundError
 
 Tokens = dict[str, list[int]]
+AT_ONCE = 1024  # texts that are tokenised together for a digest
 
 
 class TokenSamples(Samples):
@@ -92,6 +93,16 @@ class TokenSamples(Samples):
         for i in range(len(self)):
             label = None if self._labels is None else torch.as_tensor(self._labels[i]).tolist()
             sha.update(json.dumps([self._rows[i], label], sort_keys=True).encode())
+        return sha.hexdigest()
+
+    def content_digest(self) -> str:
+        """SHA-256 of the tokens as a pass is given them, whatever tokenizer they are from, and the labels."""
+        sha = hashlib.sha256(f"{self._next_token}|{self._side}|{sorted(self._padding.items())}|".encode())
+        for start in range(0, len(self), AT_ONCE):
+            indices = list(range(start, min(start + AT_ONCE, len(self))))
+            rows = self._tokens(indices)
+            labels = [torch.as_tensor(self._label(i, row)).tolist() for i, row in zip(indices, rows, strict=True)]
+            sha.update(json.dumps([rows, labels], sort_keys=True).encode())
         return sha.hexdigest()
 
 
@@ -210,6 +221,10 @@ class NextToken(Samples):
     def digest(self) -> str:
         """SHA-256 of the samples' own digest."""
         return hashlib.sha256(f"next token|{self._samples.digest()}".encode()).hexdigest()
+
+    def content_digest(self) -> str:
+        """That of the samples."""
+        return hashlib.sha256(f"next token|{self._samples.content_digest()}".encode()).hexdigest()
 
 
 def shifted(samples: Samples, next_token: bool) -> Samples:

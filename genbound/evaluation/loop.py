@@ -17,6 +17,9 @@ from genbound.errors import GenboundError, did_you_mean
 from genbound.estimators import Estimate, Interval
 from genbound.estimators.measured import Measured
 from genbound.evaluation.provenance import config_entries, data_entry, file_entry, layer_rows, loss_range, peak_memory
+from genbound.evaluation.recognition import identities
+from genbound.evaluation.run_directory import writing_to
+from genbound.evaluation.sealed import digest_of_measured
 from genbound.evaluation.selection import Selection, select
 from genbound.evaluation.stage import StoredContext, TimeBudgetSpent, measure_stages, open_store, why_not
 from genbound.network.network import Network
@@ -62,9 +65,10 @@ def evaluate(
         GenboundError: an argument is wrong; one line says which, and what would mend it.
     """
     started, selection = time.monotonic(), select(measures, options or {})
-    _check(out, delta, time_budget)
+    _check(delta, time_budget)
     confusion = None if confusion is None else check_confusion(confusion, problem.num_classes)
-    found = _measure(problem, selection, seed, out, progress, time_budget, confusion)
+    with writing_to(out):
+        found = _measure(problem, selection, seed, out, progress, time_budget, confusion)
     evidence = _evidence(problem, found, confusion, delta)
     bounds = {name: BOUNDS[name].evaluate(evidence) for name in selection.bounds}
     return Results(
@@ -158,17 +162,21 @@ def _measure(
     confusion: np.ndarray | None,
 ) -> Found:
     deadline = None if time_budget is None else time.monotonic() + time_budget
-    digests = {test_data: problem.digest(test_data) for test_data in (False, True)}
+    known = {} if out is None else identities(problem, Path(out))
     found = Found()
     for name, options in selection.options.items():
         reason = why_not(problem, name, found.measured)
         if reason:
             found.notes[name] = reason
             continue
-        digest = digests[QUANTITIES[name].reads_test_data(options)]
-        given = confusion if QUANTITIES[name].reads_confusion else None
-        noise = () if given is None else (given.tolist(),)
-        store = open_store(out, name, digest, name, seed, selection.behind(name), *noise)
+        quantity = QUANTITIES[name]
+        given = confusion if quantity.reads_confusion else None
+        depends = (
+            known.get(quantity.reads_test_data(options)), name, seed, selection.behind(name),
+            None if given is None else given.tolist(),
+            [digest_of_measured(found.measured[required]) for required in quantity.requires if out is not None],
+        )  # fmt: skip
+        store = open_store(out, name, *depends)
         context = StoredContext(name, seed, options, found.measured, store, progress, deadline, given)
         try:
             found.measured[name], found.seconds[name] = measure_stages(problem, context)
@@ -222,10 +230,8 @@ def _samples(problem: BaseProblem, found: Found) -> Any:
     return samples_frame(indices, [layer.name for layer in problem.layers], arrays)
 
 
-def _check(out: str | Path | None, delta: float, time_budget: float | None) -> None:
+def _check(delta: float, time_budget: float | None) -> None:
     if not 0 < delta < 1:
         raise GenboundError(f"delta {delta:g} must lie between 0 and 1: it is a failure probability")
     if time_budget is not None and not time_budget >= 0:
         raise GenboundError(f"time budget {time_budget:g} is negative")
-    if out is not None and Path(out).exists() and not Path(out).is_dir():
-        raise GenboundError(f"{out} is a file: give a directory for the results")

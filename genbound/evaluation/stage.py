@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +14,13 @@ import torch
 from tqdm import tqdm
 
 from genbound.estimators.measured import Measured, Part
+from genbound.evaluation.sealed import NOTHING, digest_of, digest_of_arrays
 from genbound.evaluation.store import DiskStore, MemoryStore
 from genbound.network.refusals import refusals
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
 from genbound.quantities.base import Context
 from genbound.results.results import to_plain
-
-PARTS = 4  # of stored parts: raised when a quantity keeps other arrays than before, so that older ones are not read
 
 
 class TimeBudgetSpent(Exception):
@@ -52,6 +50,7 @@ class StoredContext(Context):
     progress: bool = False
     deadline: float | None = None
     confusion: np.ndarray | None = None
+    _behind: str = NOTHING
 
     def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
         """The parts of all items, in their order.
@@ -61,7 +60,7 @@ class StoredContext(Context):
         Raises:
             TimeBudgetSpent: the deadline is over and a part is missing.
         """
-        stored = [self.store.part(f"{stage}-{index}") for index in range(len(items))]
+        stored = [self.store.part(f"{stage}-{index}", self._behind) for index in range(len(items))]
         missing = [index for index, part in enumerate(stored) if part is None]
         found = {index: part for index, part in enumerate(stored) if part is not None}
         bar = tqdm(
@@ -72,8 +71,11 @@ class StoredContext(Context):
             if self.deadline is not None and time.monotonic() > self.deadline:
                 raise TimeBudgetSpent
             found[index] = function(items[index])
-            self.store.save_part(f"{stage}-{index}", found[index])
-        return [found[index] for index in range(len(items))]
+            self.store.save_part(f"{stage}-{index}", found[index], self._behind)
+        parts = [found[index] for index in range(len(items))]
+        if self.store.keeps:  # later stages are planned by these parts
+            self._behind = digest_of(self._behind, stage, [digest_of_arrays(part) for part in parts])
+        return parts
 
 
 def open_store(out: str | Path | None, name: str, *depends_on: Any) -> MemoryStore:
@@ -86,7 +88,7 @@ def open_store(out: str | Path | None, name: str, *depends_on: Any) -> MemorySto
     """
     if out is None:
         return MemoryStore()
-    return DiskStore(Path(out), name, hashlib.sha256(repr((PARTS, *depends_on)).encode()).hexdigest())
+    return DiskStore(Path(out), name, digest_of(*depends_on))
 
 
 def why_not(problem: BaseProblem, name: str, measured: Mapping[str, Measured]) -> str:
@@ -103,13 +105,12 @@ def why_not(problem: BaseProblem, name: str, measured: Mapping[str, Measured]) -
 
 def measure_stages(problem: BaseProblem, context: StoredContext) -> tuple[Measured, float]:
     """What a quantity finds, and the seconds that took when it was measured."""
-    found = context.store.measured()
-    if found is None:
-        begin = time.monotonic()
-        with torch.random.fork_rng(devices=[]), refusals():
-            found = QUANTITIES[context.name].measure(problem, context)
-        found = replace(found, summary={**to_plain(found.summary), "_seconds": time.monotonic() - begin})
-        context.store.save_measured(found)
-    summary = dict(found.summary)
-    seconds = summary.pop("_seconds", 0.0)
-    return replace(found, summary=summary), seconds
+    stored = context.store.measured()
+    if stored is not None:
+        return stored
+    begin = time.monotonic()
+    with torch.random.fork_rng(devices=[]), refusals():
+        found = QUANTITIES[context.name].measure(problem, context)
+    found, seconds = replace(found, summary=to_plain(found.summary)), time.monotonic() - begin
+    context.store.save_measured(found, seconds)
+    return found, seconds

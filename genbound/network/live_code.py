@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genbound.data.sample_parts import raw_bytes
+
 # Libraries that count by their versions. Genbound's own sources are counted by whoever asks for a digest.
 KNOWN = (
     "torch", "torchvision", "torchaudio", "triton", "numpy", "scipy", "pandas", "sklearn", "transformers", "tokenizers",
@@ -255,11 +257,10 @@ class _Walk:
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
-    """SHA-256 of a tensor's bytes, of any shape; of one without a plain memory its text."""
+    """SHA-256 of a tensor's values, of any shape; of one without values its text."""
     try:
-        plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return hashlib.sha256(plain.data).digest()
-    except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantized or on the meta device
+        return hashlib.sha256(raw_bytes(tensor)).digest()
+    except (RuntimeError, NotImplementedError, TypeError):  # quantized or on the meta device
         return hashlib.sha256(repr(tensor).encode()).digest()
 
 

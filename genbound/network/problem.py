@@ -2,19 +2,19 @@ r"""The one object that everything measures: a network with its layers."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genbound.data.sample_parts import raw_bytes
 from genbound.data.samples import Samples, as_samples
 from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK
 from genbound.network.derivative_checks import check_derivatives
 from genbound.network.displacement import Displacement
+from genbound.network.identity import answers, network_digest
 from genbound.network.layers import Layer, select_layers
 from genbound.network.loss_functions import Loss
 from genbound.network.memory import largest_batch
@@ -23,7 +23,6 @@ from genbound.network.prior import Prior
 from genbound.network.refusals import refusals
 from genbound.network.tape import Tape
 from genbound.network.weights import BaseProblem, complex_remark
-from genbound.version import __version__
 
 SHARD = 64  # samples whose statistics are stored together
 
@@ -189,17 +188,8 @@ class Problem(Network, BaseProblem):
 
     def digest(self, test_data: bool = False) -> str:
         """SHA-256 of everything that a measurement depends on; ``test_data`` counts held-out samples in."""
-        state = hashlib.sha256()
-        for group in (self.params, self.buffers, self.init, self.init_buffers):
-            for name, tensor in sorted(group.items()):
-                state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                state.update(raw_bytes(tensor))
-        facts = (
-            self.data.digest(), self.indices, self.num_data, self.loss.name, self.loss_range_spec,
-            [layer.name for layer in self.layers], self.head, str(self.dtype), str(self.device), self.batch_size,
-            self.output, self.test_data.digest() if test_data and self.test_data is not None else None,
-            torch.__version__, torch.get_num_threads(), __version__, repr(self.model),
-            *(() if self.prior is None else (self.prior.digest(),)),
-        )  # fmt: skip
-        state.update(repr(facts).encode())
-        return state.hexdigest()
+        return network_digest(self, test_data)
+
+    def answers(self) -> dict[str, np.ndarray]:
+        """What the network says to a few samples (:func:`~genbound.network.identity.answers`)."""
+        return answers(self)

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 
 import genbound
 from genbound.cli.main import main
-from genbound.errors import GenboundError
 
 NET = """
 import time, torch
@@ -175,18 +174,3 @@ def test_a_time_budget_keeps_what_is_finished(folder, capsys):
     assert main(arguments(folder, folder / "whole")) == 0
     assert stored(out) == stored(folder / "whole")
     capsys.readouterr()
-
-
-def test_a_damaged_part_is_named(folder):
-    out = folder / "run"
-    problem = genbound.load(
-        folder / "tuned.safetensors",
-        folder / "init.safetensors",
-        f"{folder / 'nets.py'}:make",
-        f"{folder / 'nets.py'}:data",
-    )
-    genbound.evaluate(problem, ["losses"], out=out)
-    path = next(out.glob("parts/losses-*/summary.json"))
-    path.write_text(path.read_text()[:-30])
-    with pytest.raises(GenboundError, match="delete it"):
-        genbound.evaluate(problem, ["losses"], out=out)
