@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from typing import Any
@@ -202,4 +203,20 @@ def _pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
     return dict(item.split("=", 1) for item in items)
 
 
-COMMANDS = (compare, check, correlate, plot, report, export, log)
+def _read_only(command: click.Command) -> click.Command:
+    """What stored values make of a command is one line, whatever they are."""
+    run = command.callback
+    assert run is not None
+
+    @functools.wraps(run)
+    def guarded(*given: Any, **named: Any) -> Any:
+        from genbound.results.schema import readable
+
+        with readable("the stored results"):
+            return run(*given, **named)
+
+    command.callback = guarded
+    return command
+
+
+COMMANDS = tuple(map(_read_only, (compare, check, correlate, plot, report, export, log)))

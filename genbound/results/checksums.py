@@ -33,10 +33,15 @@ def renew_checksum(file: Path) -> None:
         write_checksums(file.parent, known)
 
 
+def is_changed(file: Path) -> bool:
+    """Whether a file is not as it was written, as far as the digests beside it know."""
+    written = _read(file.parent).get(file.name)
+    return written is not None and written != _digest(file)
+
+
 def tell_if_changed(file: Path) -> None:
     """Say on standard error if a file is not as it was written."""
-    written = _read(file.parent).get(file.name)
-    if written is not None and written != _digest(file):
+    if is_changed(file):
         tell(f"{file} is not as genbound wrote it (see {NAME} beside it): it was edited, or damaged")
 
 

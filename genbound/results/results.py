@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,8 @@ from genbound.quantities.catalogue import reading_of, with_present_names
 from genbound.results.network_files import save_network
 from genbound.results.checksums import remove_checksums, tell_if_changed, write_checksums
 from genbound.results.rows import Row, bound_row
+from genbound.results.sample_table import read_sample_table
+from genbound.results.schema import MEND, check_content, read_json, readable
 from genbound.results.verdict import short_rows, verdict
 
 SCHEMA_VERSION = 1
@@ -244,24 +245,22 @@ def load_results(path: str | Path, with_samples: bool = True) -> Results:
     file = path / "results.json" if path.is_dir() else path
     if not file.exists():
         raise GenboundError(f"{file} does not exist: give a directory that `genbound evaluate --out` wrote")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version = content["schema_version"]
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise GenboundError(f"{file} is not a results.json ({type(error).__name__})") from error
+    content = read_json(file)
+    if "schema_version" not in content:
+        raise GenboundError(f"{file} is not a results.json (it has no schema_version): {MEND}")
+    version = content["schema_version"]
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
-        mend = "update genbound" if newer else "no migration is known, so measure again (for a baseline: --update)"
+        mend = "update genbound" if newer else f"no migration is known; {MEND}"
         raise GenboundError(f"{file} has schema version {version}, this genbound reads {SCHEMA_VERSION}: {mend}")
+    check_content(content, file)
+    tell_if_changed(file)
     # A baseline of another name may lie beside another run's samples.
     samples = file.parent / "samples.parquet" if file.name == "results.json" and with_samples else None
-    for read in (file, samples):
-        if read is not None and read.is_file():
-            tell_if_changed(read)
-    try:
-        return Results(
+    with readable(str(file)):
+        found = Results(
             layer_rows=content["layers"],
-            samples=pd.read_parquet(samples) if samples and samples.exists() else None,
+            samples=None if samples is None else read_sample_table(samples),
             quantities=with_present_names(content["quantities"]),
             **{k: content[k] for k in ("config", "checkpoint", "init", "data", "bounds", "cost")},
             notes=content.get("notes", {}),
@@ -269,8 +268,8 @@ def load_results(path: str | Path, with_samples: bool = True) -> Results:
             schema_version=version,
             path=path,
         )
-    except (KeyError, TypeError) as error:
-        raise GenboundError(f"{file} lacks the entry {error}: it is not a complete results.json") from error
+        found.to_markdown()  # what one quantity's own lines read is in no table of entries
+    return found
 
 
 def read_samples(results: Results) -> Results:
