@@ -68,7 +68,7 @@ def evaluate(**given: Any) -> None:
     from genbound.evaluation.run_directory import writing_to
     from genbound.evaluation.selection import select
 
-    options, tags = quantity_options(click.get_current_context()), read_tags(given["tags"])
+    options, given["tags"] = quantity_options(click.get_current_context()), read_tags(given["tags"])
     select(given["measures"], options)  # a misspelt name fails before anything is loaded
     with writing_to(given["out"]):  # and so does a directory that cannot be written
         _evaluate(given, options)
@@ -87,7 +87,7 @@ def _evaluate(given: dict[str, Any], options: dict[str, dict[str, Any]]) -> None
     results = run(
         problem, given["measures"], given["seed"], options=options, out=given["out"],
         confusion=confusion, delta=given["delta"], progress=not given["quiet"], time_budget=given["time_budget"],
-        config={"hyperparameters": tags} if tags else None,
+        config={"hyperparameters": given["tags"]} if given["tags"] else None,
     )  # fmt: skip
     try:
         if given["out"] is not None:
