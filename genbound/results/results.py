@@ -18,8 +18,8 @@ from genbound.files import write_atomically, write_json
 from genbound.formatting import digits, gap_text, value_text, yes_no
 from genbound.quantities.base import later
 from genbound.quantities.catalogue import reading_of, with_present_names
-from genbound.results.network_files import save_network
 from genbound.results.checksums import remove_checksums, tell_if_changed, write_checksums
+from genbound.results.network_files import save_network
 from genbound.results.rows import Row, bound_row
 from genbound.results.sample_table import read_sample_table
 from genbound.results.schema import MEND, check_content, read_json, readable
