@@ -84,7 +84,7 @@ class Sampler:
     """
 
     kind: str
-    passes: Callable[[list[int]], Iterable[tuple[Pass, np.ndarray]]]
+    passes: Callable[[list[int]], Iterable[tuple[Any, np.ndarray]]]
     draw: Callable[[Any, list[Row]], Tensor]
     width: int
     batch_size: int

@@ -61,10 +61,21 @@ class LinearOperator(Protocol):
         device: where it computes, in float64.
     """
 
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    blocks: Tensor | None
-    device: torch.device
+    @property
+    def in_shape(self) -> tuple[int, ...]:  # noqa: D102
+        ...
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:  # noqa: D102
+        ...
+
+    @property
+    def blocks(self) -> Tensor | None:  # noqa: D102
+        ...
+
+    @property
+    def device(self) -> torch.device:  # noqa: D102
+        ...
 
     def apply(self, x: Tensor) -> Tensor:
         """``[N, *in_shape] -> [N, *out_shape]``."""

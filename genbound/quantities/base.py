@@ -29,6 +29,8 @@ from genbound.quantities.summary import Reading
 if TYPE_CHECKING:
     import torch
 
+    from genbound.network.problem import Problem
+
 
 DATA_SHARD = 512  # samples of a whole data set whose statistics are stored together
 
@@ -114,7 +116,7 @@ def stack(parts: Sequence[Part], name: str) -> np.ndarray:
     return np.concatenate([part[name] for part in parts])
 
 
-def per_layer(problem, values: Mapping[str, np.ndarray | float]) -> dict[str, dict[str, Any]]:
+def per_layer(problem: Problem, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """``{"value": [L], "sem": [L], …}`` to ``layer -> {"value": …, "sem": …}`` with plain numbers."""
     return {
         layer.name: {key: plain(array[i]) for key, array in values.items()} for i, layer in enumerate(problem.layers)

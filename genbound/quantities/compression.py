@@ -119,7 +119,7 @@ class _Extremes:
     def __init__(self, num: int, layers: int, start: float, is_better: Callable, detail: type):
         self._is_better = is_better
         self.values, self.targets = np.full((num, layers), start), np.full((num, layers), -1)
-        self.details = np.zeros((num, layers), dtype=detail)
+        self.details: np.ndarray = np.zeros((num, layers), dtype=detail)
 
     def add(self, layer: int, target: int, values: np.ndarray, details: np.ndarray) -> None:
         """The ratios of one pair of layers ``[n]``, with their details ``[n]``."""

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def _radial(problem: Problem, batch: Batch, gradient: Tensor) -> Tensor:
         u = torch.zeros_like(outputs).requires_grad_()
         pulled = torch.autograd.grad(outputs, list(weights.values()), u, create_graph=True, allow_unused=True)
         pairs = [(g, w) for g, w in zip(pulled, weights.values(), strict=True) if g is not None]
-        inner = sum((g * w.detach()).sum() for g, w in pairs)
+        inner = reduce(torch.add, [(g * w.detach()).sum() for g, w in pairs])
     (moved,) = torch.autograd.grad(inner, u)
     return (gradient * moved).flatten(1).double().sum(1)
 
@@ -114,8 +115,8 @@ def _radial(problem: Problem, batch: Batch, gradient: Tensor) -> Tensor:
 def depth(problem: Problem) -> int:
     """Largest number of layers on a path from the input to the output of the executed graph."""
     tape = problem.tape([0])
-    places = {use.edge.node for uses in tape.uses.values() for use in uses if not isinstance(use, LeafUse)}
-    for leaf in (use.edge.node for uses in tape.uses.values() for use in uses if isinstance(use, LeafUse)):
+    places = {use.place.node for uses in tape.uses.values() for use in uses if not isinstance(use, LeafUse)}
+    for leaf in (use.place.node for uses in tape.uses.values() for use in uses if isinstance(use, LeafUse)):
         places |= {node for node, _ in tape.graph.consumers[leaf]}
     longest: dict = {}
     for node in tape.graph.order:

@@ -80,8 +80,10 @@ def measure(problem: Problem, context: Context) -> Measured:
     weights = flattened(problem, problem.params)
     displacement = weights - flattened(problem, problem.init)
     summary: dict[str, float | int | str | None] = {}
+    sigmas: dict[str, float | None] = {}
     for kind, prefix in KINDS.items():
         found = _search(_Rise(problem, context, kind, bases), options)
+        sigmas[kind] = found.sigma
         summary |= {
             kind: found.sigma, f"{prefix}rise": found.rise, f"{prefix}sem_error": found.sem,
             f"{prefix}reason": found.reason,
@@ -92,7 +94,7 @@ def measure(problem: Problem, context: Context) -> Measured:
         ("log_sum_published", "magnitude_sigma_origin", displacement, displacement),
         ("log_sum_published_origin", "magnitude_sigma_origin", weights, displacement),
     ):
-        sigma = summary[kind]
+        sigma = sigmas[kind]
         summary[name] = None if sigma is None else log_sum(prior, noise, sigma, options.epsilon)
     return Measured(
         summary
@@ -183,10 +185,24 @@ class _Bracket:
     def closed(self) -> bool:
         return self.low is not None and self.high is not None
 
+    @property
+    def ends(self) -> tuple[_Trial, _Trial]:
+        """Both, of a bracket that is closed."""
+        if self.low is None or self.high is None:
+            raise ValueError("the bracket is open")
+        return self.low, self.high
+
+    @property
+    def width(self) -> float:
+        """Logarithm of the ratio of both sigmas."""
+        low, high = self.ends
+        return math.log(high.sigma / low.sigma)
+
     def why_open(self) -> str:
-        if self.high is None:
+        if self.low is not None:
             return f"the error rises by {self.low.rise:.2g} only, whatever the noise"
-        return f"the error rises by {self.high.rise:.2g} under any noise"
+        rise = math.inf if self.high is None else self.high.rise
+        return f"the error rises by {rise:.2g} under any noise"
 
 
 @dataclass(frozen=True)
@@ -208,7 +224,8 @@ def _search(rise: _Rise, options: FlatnessOptions) -> _Found:
         bracket = _close_in(rise, bracket, options)
     if not bracket.closed:
         return _Found(reason=bracket.why_open())
-    return _Found(bracket.low.sigma, bracket.low.rise, bracket.low.sem)
+    low, _ = bracket.ends
+    return _Found(low.sigma, low.rise, low.sem)
 
 
 def _bracket(rise: _Rise, options: FlatnessOptions) -> _Bracket:
@@ -223,9 +240,10 @@ def _bracket(rise: _Rise, options: FlatnessOptions) -> _Bracket:
 def _close_in(rise: _Rise, coarse: _Bracket, options: FlatnessOptions) -> _Bracket:
     """Sigmas of ratio ``1 + tolerance`` around the crossing, with all draws each; open if there is none."""
     target, width = options.displacement, math.log(1 + options.tolerance)  # widths are in logarithms
-    slope = math.log(coarse.high.rise / max(coarse.low.rise, target / 16)) / math.log(STEP)
+    low, high = coarse.ends
+    slope = math.log(high.rise / max(low.rise, target / 16)) / math.log(STEP)
     slope = min(max(slope, 0.5), 4.0)  # in logarithms; about 2 while the loss is quadratic
-    bracket, sigma = _Bracket(target), _aim(coarse.low, slope, target)
+    bracket, sigma = _Bracket(target), _aim(low, slope, target)
     for step in count(1):
         trial = rise(sigma, options.num_draws)
         bracket.add(trial)
@@ -236,10 +254,11 @@ def _close_in(rise: _Rise, coarse: _Bracket, options: FlatnessOptions) -> _Brack
             sigma = trial.sigma * math.exp(side * max(least, aimed))
             if not SMALLEST <= sigma <= LARGEST:
                 return bracket
-        elif math.log(bracket.high.sigma / bracket.low.sigma) <= width:
+        elif bracket.width <= width:
             return bracket
         else:
             sigma = _between(bracket, width, halve=step % 3 == 0)
+    raise AssertionError("counting does not end")
 
 
 def _aim(trial: _Trial, slope: float, target: float) -> float:
@@ -250,8 +269,8 @@ def _aim(trial: _Trial, slope: float, target: float) -> float:
 
 def _between(bracket: _Bracket, width: float, halve: bool) -> float:
     """Inside the bracket, such that the crossing is likely to be left in an interval of the wanted width."""
-    low, high = bracket.low, bracket.high
-    start, length = math.log(low.sigma), math.log(high.sigma / low.sigma)
+    low, high = bracket.ends
+    start, length = math.log(low.sigma), bracket.width
     fraction = (bracket.target - low.rise) / (high.rise - low.rise)
     if halve or length <= 2 * width:
         return math.exp(start + 0.5 * length)

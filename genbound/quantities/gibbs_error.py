@@ -26,6 +26,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def applies_to(problem: Problem) -> str | None:
     return why_no_posterior(problem)
 
 
-def forecast(problem: Problem, options) -> float:
+def forecast(problem: Problem, options: Any) -> float:
     """In gradients over the measured samples."""
     whole = len(problem.data) / max(1, problem.num_samples)
     curvature = min(options.num_curvature, len(problem.data)) / len(problem.data)
@@ -82,7 +83,7 @@ class _Gibbs:
     problem: Problem
     context: Context
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.groups, self.indices = changed_groups(self.problem), unseen(self.problem)
         self.num = len(self.indices)
         self.head: LinearHead | None = find_linear_head(self.problem, self.groups)

@@ -13,6 +13,8 @@ forward pass over the training data.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ UNKNOWN = "its use in the network is not recognised as linear"
 def measure(problem: Problem, context: Context) -> Measured:
     """The largest root mean square of a coordinate of every layer's input, over all training samples given."""
     (part,) = context.map("train", [0], lambda _: _largest_squares(problem))
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for layer, (square, width) in zip(problem.layers, part["rows"], strict=True):
         if np.isfinite(square):
             rows[layer.name] = {"value": float((square / len(problem.data)) ** 0.5), "width": int(width)}
@@ -76,8 +78,9 @@ def _sums(problem: Problem, indices: range) -> dict[str, list[Tensor]]:
     graph, found = Graph(output, leaves), {}
     for name, weight in leaves.items():
         uses = find_uses(graph, name, weight, len(indices), problem.samples_first[name])
-        if uses and all(isinstance(use, LinearUse | ConvolutionUse) for use in uses):
-            inputs = [use.inputs.detach().reshape(len(indices), -1) for use in uses]
+        known = [use for use in uses if isinstance(use, LinearUse | ConvolutionUse)]
+        if uses and len(known) == len(uses):
+            inputs = [use.inputs.detach().reshape(len(indices), -1) for use in known]
             found[name] = [x.double().square().sum(0).cpu() for x in inputs]
     return found
 

@@ -52,7 +52,10 @@ def _sizes(problem: Problem, batch: Batch) -> np.ndarray:
     The columns are the input's norm, its largest entry, its largest norm at a position, the output's norm, the number
     of coordinates, and the geometric mean of the sides.
     """
-    x = first_floating(batch.inputs).double()
+    found = first_floating(batch.inputs)
+    if found is None:
+        raise TypeError("the inputs have no norm: see applies_to")
+    x = found.double()
     with torch.no_grad():
         outputs = problem.forward(problem.params, batch.inputs).double().flatten(1)
     flat, sides = x.flatten(1), x.shape[2:]

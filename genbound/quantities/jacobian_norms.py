@@ -124,10 +124,11 @@ def column_masses(
     if not earlier:
         return
     directions = _Directions(samples, run, numbers, target, "pilot", samples.options.num_probes)
-    masses: dict[int, Tensor | float] = dict.fromkeys(earlier, 0.0)
+    masses: dict[int, Tensor] = {}
     for w in directions:
         for i, pulled in zip(earlier, run.pull(target, w, earlier), strict=True):
-            masses[i] = masses[i] + directions.weight * run.sites[i].pixels(pulled).double()
+            mass = directions.weight * run.sites[i].pixels(pulled).double()
+            masses[i] = masses[i] + mass if i in masses else mass
     for i in earlier:
         yield i, masses[i].cpu().numpy()
 

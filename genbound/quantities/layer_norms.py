@@ -46,6 +46,7 @@ def measure(problem: Problem, context: Context) -> Measured:
     for layer in problem.layers:
         found = structure.effective(layer.name)
         sizes = max((operator.describe() for operator in found.trained), key=lambda size: size["input_size"])
+        positions = int(sizes["output_positions"])
         moved = _difference(found.trained_bias, found.init_bias)
         rows[layer.name] = {
             "weight": _largest(found.trained, found.trained_bias),
@@ -55,9 +56,9 @@ def measure(problem: Problem, context: Context) -> Measured:
             "num_weights": layer.num_weights,
             "kind": found.kind,
             "folded": found.folded,
-            **_bias_norms("bias", found.trained_bias, sizes["output_positions"]),
-            **_bias_norms("init_bias", found.init_bias, sizes["output_positions"]),
-            **_bias_norms("displacement_bias", moved, sizes["output_positions"]),
+            **_bias_norms("bias", found.trained_bias, positions),
+            **_bias_norms("init_bias", found.init_bias, positions),
+            **_bias_norms("displacement_bias", moved, positions),
         }
     return Measured({"layers": rows})
 

@@ -195,7 +195,7 @@ def _compare(train: _Losses, test: _Losses | None) -> dict[str, float | int | No
     names = ("test_loss", "test_loss_per_token", "test_loss_sem", "test_error")
     if test is None:
         return {**dict.fromkeys(names), "num_test": 0, "generalization_gap": None, "error_gap": None}
-    num, error = len(test.loss), test.mean_error()
+    num, error, train_error = len(test.loss), test.mean_error(), train.mean_error()
     values = (
         float(test.loss.mean()),
         test.loss_per_token(),
@@ -206,7 +206,7 @@ def _compare(train: _Losses, test: _Losses | None) -> dict[str, float | int | No
         **dict(zip(names, values, strict=True)),
         "num_test": num,
         "generalization_gap": float(test.loss.mean() - train.loss.mean()),
-        "error_gap": None if error is None else error - train.mean_error(),
+        "error_gap": None if error is None or train_error is None else error - train_error,
     }
 
 

@@ -34,7 +34,7 @@ class MarginOptions:
         5.0, "of the training margins, between 0 and 100; its value is the margin γ", flag="--margin-percentile"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.percentile, int | float) or not 0 <= self.percentile <= 100:
             raise GenboundError(f"margin percentile {self.percentile} is not between 0 and 100")
 

@@ -82,11 +82,11 @@ class _SampleBlock:
     def probes(self, num: int, source: torch.Generator) -> torch.Tensor:
         """``[num, d]``, drawn a pass at a time."""
         drawn, left = [], num
-        for operator in cycle(self._operators):
-            drawn.append(_probes(operator, self._shape, source)[:left])
+        operators = cycle(self._operators)
+        while left:
+            drawn.append(_probes(next(operators), self._shape, source)[:left])
             left -= len(drawn[-1])
-            if not left:
-                return torch.cat(drawn)
+        return torch.cat(drawn)
 
     def apply(self, vectors: torch.Tensor) -> torch.Tensor:
         """``H z`` for each row z, ``[n, d]``."""
@@ -192,7 +192,8 @@ class _Search:
 
     def _screen(self, positions: list[int]) -> list[int]:
         """The finalists: those of the candidates with the largest quadratures of one probe each."""
-        found, source = [], self._stream("screen")
+        found: list[tuple[int, float]] = []
+        source = self._stream("screen")
         for operator in self._operators(positions):
             starts = _probes(operator, self._layer.shape, source)
             values = _quadratures(operator, starts, self._options.num_steps)

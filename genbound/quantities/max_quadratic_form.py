@@ -167,7 +167,8 @@ class _Refinement:
 
     def run(self) -> Part:
         """Narrower brackets of every sample, and the products that they took."""
-        size, visited = self._batch_size(), set()
+        size = self._batch_size()
+        visited: set[int] = set()
         while pending := self._most_promising(visited)[: size if visited else min(size, FIRST)]:
             visited |= set(pending)
             for members in self._problem.batches(sorted(pending), size):

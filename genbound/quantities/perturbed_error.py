@@ -42,8 +42,10 @@ def num_wrong(problem: Problem, outputs: Tensor, targets: Tensor) -> float:
         outputs: of the network ``[N, ...]``.
         targets: ``[N, ...]``.
     """
-    finite = torch.isfinite(outputs).flatten(1).all(1)
-    errors = problem.loss.error(outputs.nan_to_num(), targets).double()
+    finite, error = torch.isfinite(outputs).flatten(1).all(1), problem.loss.error
+    if error is None:
+        raise TypeError("the loss counts no errors: see check_loss")
+    errors = error(outputs.nan_to_num(), targets).double()
     return float(torch.where(finite, errors, torch.ones_like(errors)).sum())
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def applies_to(problem: Problem) -> str | None:
     return why_no_posterior(problem)
 
 
-def forecast(problem: Problem, options) -> float:
+def forecast(problem: Problem, options: Any) -> float:
     """In gradients over the measured samples."""
     pilot = len(options.taus) * min(options.num_pilot, len(problem.data))
     return 0.33 * (len(problem.data) + pilot + 2 * options.num_curvature) / max(1, problem.num_samples)
@@ -87,7 +88,7 @@ class _Search:
     problem: Problem
     context: Context
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.groups: Sequence[Group] = changed_groups(self.problem)
         self.indices = unseen(self.problem)
         self.num = len(self.indices)

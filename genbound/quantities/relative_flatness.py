@@ -81,7 +81,8 @@ def _values(problem: Problem, names: Sequence[str], shard: Sequence[int]) -> np.
     column = {name: i for i, name in enumerate(names)}
     for tape in problem.tapes(shard, names):
         rows = np.array([position - shard[0] for position in tape.positions])
-        found[np.ix_(rows, [column[name] for name in tape.layers])] = _of_tape(tape).cpu().numpy()
+        columns = np.array([column[name] for name in tape.layers])
+        found[np.ix_(rows, columns)] = _of_tape(tape).cpu().numpy()
     return found
 
 
@@ -98,10 +99,8 @@ def _of_tape(tape: Tape) -> Tensor:
 
 def _squared_norm(tape: Tape, name: str, gradients: Mapping[str, Sequence[Tensor | None]]) -> Tensor:
     """``||W^T G||^2`` of every sample ``[N]``, G the weight gradient that the gradients at a layer's uses make."""
-    weight, present = tape.weights[name].detach(), []
-    for use, g in zip(tape.uses[name], gradients[name], strict=True):
-        if g is not None:
-            present.append((use, g))
+    weight, pairs = tape.weights[name].detach(), zip(tape.uses[name], gradients[name], strict=True)
+    present = [(u, g) for u, g in pairs if g is not None and isinstance(u, LinearUse | ConvolutionUse)]
     if not present:
         return torch.zeros(len(tape), dtype=torch.float64, device=weight.device)
     use, g = present[0]

@@ -43,7 +43,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -74,14 +74,13 @@ def measure(problem: Problem, context: Context) -> Measured:
     ascent = _Ascent(problem, context, sample_groups(problem, options.num_samples)[0])
     weights = flattened(problem, problem.params)
     displacement = weights - flattened(problem, problem.init)
-    summary: dict[str, float | int | str | None] = {}
+    summary: dict[str, Any] = {}
     for kind in START:
         summary |= _search(kind, ascent.rises(kind), options)
     alpha = summary["magnitude_alpha"]
+    sizes = None if alpha is None else box(weights, "magnitude_alpha", alpha, options.epsilon)
     for name, reference in (("log_sum_init", displacement), ("log_sum_origin", weights)):
-        summary[name] = (
-            None if alpha is None else log_sum(box(weights, "magnitude_alpha", alpha, options.epsilon), reference)
-        )
+        summary[name] = None if sizes is None else log_sum(sizes, reference)
         summary[f"{name}_reason"] = summary["magnitude_alpha_reason"]
     return Measured(
         summary
@@ -97,7 +96,7 @@ def measure(problem: Problem, context: Context) -> Measured:
     )
 
 
-def box(weight: Tensor, kind: str, alpha: float, epsilon: float) -> Tensor | float:
+def box(weight: Tensor, kind: str, alpha: float, epsilon: float) -> Tensor:
     """Largest size of each entry's perturbation, in the unit of the weights.
 
     Args:
@@ -107,9 +106,9 @@ def box(weight: Tensor, kind: str, alpha: float, epsilon: float) -> Tensor | flo
         epsilon: size where a weight is zero, if they are relative.
 
     Returns:
-        The weight's shape, or one number for all entries.
+        The weight's shape, or one number ``[]`` for all entries.
     """
-    return alpha if kind == "alpha" else alpha * weight.abs() + epsilon
+    return weight.new_tensor(alpha) if kind == "alpha" else alpha * weight.abs() + epsilon
 
 
 def log_sum(sizes: Tensor, reference: Tensor) -> float:
@@ -231,7 +230,8 @@ def _search(kind: str, rise: Callable[[float, int], float], options: SharpnessOp
     start = START[kind] if low is None or high is None else low.alpha
     low, high = _bracket(full, start, 1 + options.tolerance, most)
     if high is None:
-        return _none(kind, f"the error rises by {low.rise:.2g} only, in the worst corner found of any box")
+        rise_found = 0.0 if low is None else low.rise
+        return _none(kind, f"the error rises by {rise_found:.2g} only, in the worst corner found of any box")
     if low is None:
         return _none(kind, f"the error rises by {high.rise:.2g} in however small a box")
     return _none(kind, "") | dict(zip(_entries(kind), (low.alpha, high.alpha, low.rise, high.rise), strict=True))

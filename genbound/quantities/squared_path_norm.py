@@ -28,18 +28,21 @@ import math
 import torch
 from torch import Tensor
 
+from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured
 from genbound.structure.output_sites import has_attention
 from genbound.structure.path_sums import PathSums, UnsupportedOperation
 
 
-def log_path_norm(problem) -> float:
+def log_path_norm(problem: Problem) -> float:
     """Natural logarithm of the squared path norm.
 
     Raises:
         UnsupportedOperation: the network does something that is no sum over paths.
     """
     inputs = problem.batch([0]).inputs
+    if not isinstance(inputs, Tensor):
+        raise UnsupportedOperation("inputs that are several tensors")
     ones = torch.ones_like(inputs, dtype=torch.float64)
     params = {name: p.double() if p.is_floating_point() else p for name, p in problem.params.items()}
     sums = PathSums(ones)
@@ -52,16 +55,17 @@ def log_path_norm(problem) -> float:
     return -math.inf if total == 0 else found.log + math.log(total)
 
 
-def measure(problem, context: Context) -> Measured:
+def measure(problem: Problem, context: Context) -> Measured:
     """The squared norm, from one forward pass on sums over paths."""
     log = log_path_norm(problem)
     value = math.exp(log) if log < math.log(torch.finfo(torch.float64).max) else None
     return Measured({"log10_squared": log / math.log(10) if math.isfinite(log) else None, "value": value})
 
 
-def applies_to(problem) -> str | None:
+def applies_to(problem: Problem) -> str | None:
     """The network must be piecewise linear and its input a floating-point tensor."""
-    if not isinstance(problem.batch([0]).inputs, Tensor) or not problem.batch([0]).inputs.is_floating_point():
+    inputs = problem.batch([0]).inputs
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return "a path norm starts at numbers; these inputs are not one floating-point tensor"
     tape = problem.tape([0])
     if has_attention(tape):

@@ -25,7 +25,7 @@ class CompressionOptions:
     noise: float = option(0.1, "norm of the noise relative to the layer's output")
     num_draws: int = option(1, "noise draws per sample and layer; 0 leaves the smoothness out")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.zeta < 1:
             raise GenboundError(f"zeta {self.zeta:g} is a fraction of the samples: 0 <= zeta < 1")
         if min(self.num_samples, self.num_probes, self.candidates) < 1 or self.num_refined < 2 or self.num_draws < 0:

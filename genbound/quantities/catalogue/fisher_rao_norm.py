@@ -12,8 +12,10 @@ from genbound.quantities.summary import Number, Reading, Summary, every_number
 def _observe(summary: Summary) -> Iterator[Number]:
     """The norm's own error is that of its square over twice the norm."""
     for number in every_number(summary, Reading()):
-        root = not number.where and number.value
-        yield replace(number, data_sem=summary["squared_sem"] / (2 * number.value)) if root else number
+        if number.where or not number.value:
+            yield number
+        else:
+            yield replace(number, data_sem=summary["squared_sem"] / (2 * number.value))
 
 
 QUANTITY = Quantity(

@@ -22,7 +22,7 @@ class FlatnessOptions:
     num_coarse: int = option(4, "draws while sigma is only bracketed, to a factor of 4; the first ones of the same")
     epsilon: float = option(1e-3, "floor of the magnitude-aware standard deviation")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.displacement < 1:
             raise GenboundError(f"displacement {self.displacement:g} is a rise of the error: 0 < displacement < 1")
         if not self.tolerance > 0 or not self.epsilon > 0:

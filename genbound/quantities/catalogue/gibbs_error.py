@@ -31,7 +31,7 @@ class GibbsErrorOptions:
     max_passes: int = option(20, "most draws a sample")
     most_normals: float = option(1e10, "random numbers that one pass may take; above, the quantity is left out")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self, most_full=0, num_curvature=1, num_pilot=1, cost=0, max_passes=1, most_normals=0)
         if not self.taus or min(self.taus) <= 0:
             raise GenboundError("taus must be positive numbers")

@@ -32,7 +32,7 @@ class HessianTraceOptions:
         2**15, "the remainder too is computed exactly if that takes no more Hessian products on single samples"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self, layer_sem=0, total_sem=0, num_pilot=2, max_probes=1, num_factors=2)
 
 

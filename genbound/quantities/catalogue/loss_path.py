@@ -25,7 +25,7 @@ class LossPathOptions:
     )
     moves: str = option("all", "which weights move: all, or the layers (the others stay as fine-tuned)", choices=MOVED)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not all(math.isfinite(t) for t in self.points):
             raise GenboundError("points must be finite numbers")
 

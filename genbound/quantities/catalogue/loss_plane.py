@@ -26,7 +26,7 @@ class LossPlaneOptions:
         "all", "which weights the displacement moves: all, or the layers (the others stay as fine-tuned)", choices=MOVED
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not all(math.isfinite(x) for x in (*self.along, *self.across)):
             raise GenboundError("along and across must be finite numbers")
 

@@ -22,7 +22,7 @@ class MaxPositiveTraceOptions:
     subspace: int = option(16, "dimension of the subspace that is treated exactly")
     num_probes: int = option(10, "probes outside that subspace")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self, candidates=1, finalists=1, num_steps=1, subspace=1, num_probes=2)
 
 

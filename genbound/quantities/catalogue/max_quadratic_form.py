@@ -37,7 +37,7 @@ class MaxQuadraticFormOptions:
         choices=SPLITS,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
             raise GenboundError(f"tolerance {self.tolerance:g} must lie between 0 and 1")
         check_options(self, max_products=1, paper_batch_size=1)

@@ -32,7 +32,7 @@ class NoiseStabilityOptions:
     num_shared: int = option(4, "antithetic pairs of the round that all samples share")
     max_shared_samples: int = option(64, "most samples of the shared round")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self, relative_sem=0, num_pilot=2, max_shared_samples=1)
         if not self.sigmas or any(not (0 < s < float("inf")) for s in self.sigmas):
             raise GenboundError(f"sigmas {list(self.sigmas)} must be positive numbers")

@@ -16,7 +16,7 @@ class PowerLawOptions:
     fewest: int = option(10, "eigenvalues that a layer must have, or none is fitted to it")
     largest: int = option(2048, "smaller side of the largest matrix whose spectrum is computed")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self, fewest=2, largest=1)
 
 

@@ -25,7 +25,7 @@ class QuantizedErrorOptions:
     num_full: int = option(8192, "most samples that the whole curvature is measured on")
     num_pilot: int = option(4096, "samples on which the weights are tried")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self, num_curvature=1, most_full=0, num_full=1, num_pilot=1)
         if not self.taus or min(self.taus) <= 0:
             raise GenboundError("taus must be positive numbers")

@@ -14,7 +14,7 @@ class RelativeFlatnessOptions:
 
     exact_outputs: int = option(64, "most output coordinates for which it is computed")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self, exact_outputs=1)
 
 

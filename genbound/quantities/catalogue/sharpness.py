@@ -21,7 +21,7 @@ class SharpnessOptions:
     num_samples: int = option(64, "most samples to search on, spread evenly over the measured ones")
     epsilon: float = option(1e-3, "size of the magnitude-aware box where a weight is zero")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.displacement < 1:
             raise GenboundError(f"displacement {self.displacement:g} is a rise of the error: 0 < displacement < 1")
         check_options(self, tolerance=0, num_steps=1, num_samples=1, epsilon=0)
