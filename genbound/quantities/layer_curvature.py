@@ -64,7 +64,7 @@ def measure(problem: Problem, context: Context) -> Measured:
         summary |= {"trace": trace.value, "trace_sem": trace.sem, "trace_data_sem": spread}
         samples["trace"] = trace.samples[:, :-1]
     told = {"curvature": options.curvature, "num_samples": problem.num_samples}
-    total = {key: None if array[-1] is None else float(array[-1]) for key, array in summary.items()}
+    total: dict[str, Any] = {key: None if array[-1] is None else float(array[-1]) for key, array in summary.items()}
     rows = {name: row | told for name, row in per_layer(problem, summary).items()}
     total |= told | {"joint": float(joint["form"])}
     return Measured({"layers": rows, "total": total, "curvature": options.curvature}, samples)

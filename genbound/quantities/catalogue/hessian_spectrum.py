@@ -24,7 +24,7 @@ class HessianSpectrumOptions:
         "hessian", "hessian, ggn (its Gauss-Newton part) or fisher", flag="--curvature", choices=CURVATURES
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self, num_probes=2, num_steps=2)
 
 

@@ -21,7 +21,7 @@ class LayerCurvatureOptions:
     exact_outputs: int = option(64, "most output coordinates for which traces are computed exactly")
     num_factors: int = option(16, "random combinations of output coordinates per sample, where there are more")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self, num_factors=2)
 
 
