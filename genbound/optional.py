@@ -22,4 +22,6 @@ def import_optional(module: str, need: str, install: str) -> Any:
     try:
         return import_module(module)
     except Exception as error:  # a build for another torch fails with more than an ImportError
-        raise GenboundError(f"{need} ({first_line(error)}): pip install {install}") from error
+        # In quotes, because zsh takes brackets for a pattern.
+        quoted = f"'{install}'" if "[" in install else install
+        raise GenboundError(f"{need} ({first_line(error)}): pip install {quoted}") from error

@@ -15,7 +15,8 @@ def test_a_library_that_is_there_is_given():
 
 def test_one_that_is_not_is_one_line_on_how_to_get_it():
     with pytest.raises(
-        GenboundError, match=r"images need Pillow \(No module named 'no_such_library'\): pip install genbound"
+        GenboundError,
+        match=r"images need Pillow \(No module named 'no_such_library'\): pip install 'genbound\[images\]'",
     ):
         import_optional("no_such_library", "images need Pillow", "genbound[images]")
 

@@ -17,7 +17,7 @@ except ImportError:
     try:
         from pytorch_lightning import Callback, LightningModule, Trainer
     except ImportError as error:
-        raise GenboundError(f"this callback needs Lightning ({error}): pip install genbound[lightning]") from error
+        raise GenboundError(f"this callback needs Lightning ({error}): pip install 'genbound[lightning]'") from error
 
 if TYPE_CHECKING:
     from genbound.results.results import Results

@@ -16,7 +16,7 @@ from genbound.errors import GenboundError
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
-    raise GenboundError(f"this callback needs transformers ({error}): pip install genbound[hf]") from error
+    raise GenboundError(f"this callback needs transformers ({error}): pip install 'genbound[hf]'") from error
 
 if TYPE_CHECKING:
     from genbound.results.results import Results

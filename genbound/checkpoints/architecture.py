@@ -16,7 +16,7 @@ from genbound.checkpoints.pair import Built, Pair, assemble
 from genbound.checkpoints.pair_files import PairFiles, read_pair
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.checkpoints.state_file import StateFile
-from genbound.checkpoints.vision import LIBRARIES, vision_model
+from genbound.checkpoints.vision import LIBRARIES, preset, vision_model
 from genbound.checkpoints.weights_only import weights_only
 from genbound.errors import GenboundError
 from genbound.user_code import call_user, rng_untouched
@@ -144,7 +144,10 @@ def _from_library(
     files: PairFiles, library: str, name: str, rule: str, arguments: Mapping[str, Any] | None = None
 ) -> Built:
     model, build = vision_model(library, name, files.ckpt.tensors, arguments)
-    return Built(files.ckpt.tensors, files.init.tensors, rule, model, build)
+    written = [(side.config or {}).get("pretrained_cfg") for side in (files.ckpt, files.init)]
+    said = next((settings for settings in written if isinstance(settings, dict) and settings), None)
+    settings = preset(library, name) if said is None else said
+    return Built(files.ckpt.tensors, files.init.tensors, rule, model, build, image_settings=settings)
 
 
 def _from_hub_class(files: PairFiles, auto: str, rule: str) -> Built:

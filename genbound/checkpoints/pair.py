@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class Pair:
         tokenizer_dir: directory with a tokenizer, of CKPT or else of INIT.
         image_dir: directory with the settings of image preprocessing, likewise.
         provenance: path and SHA-256 of both files.
+        image_settings: how images are prepared, in timm's words; empty where nothing says so.
         factors: weights whose displacement is known as two factors of low rank.
         notes: what else a reader of the numbers must know: precision, entries of the files, resized embeddings.
     """
@@ -51,6 +53,7 @@ class Pair:
     tokenizer_dir: Path | None
     image_dir: Path | None
     provenance: dict[str, dict[str, str]]
+    image_settings: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -82,6 +85,7 @@ class Built(Sources):
         model: the architecture, with whatever weights.
         rebuild: constructs the model again, where that is possible.
         unused: names in CKPT and in INIT that the model's own loading has left out.
+        image_settings: how images are prepared, in timm's words; empty where nothing says so.
         factors: the two factors ``[rows, rank]`` and ``[rank, columns]`` of displacements that are known as such, by
             the weight's name.
     """
@@ -90,6 +94,7 @@ class Built(Sources):
     rebuild: Callable[[], nn.Module] | None = None
     unused: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     factors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    image_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def assemble(built: Built, files: PairFiles) -> Pair:
@@ -110,7 +115,7 @@ def assemble(built: Built, files: PairFiles) -> Pair:
         alignment = dataclasses.replace(alignment, unused_ckpt=built.unused[0], unused_init=built.unused[1])
     pair = pair_of(built, files, params, head, alignment, fresh)
     factors = {name: two for name, two in built.factors.items() if name in alignment.matched}
-    return dataclasses.replace(pair, model=model, factors=factors)
+    return dataclasses.replace(pair, model=model, factors=factors, image_settings=built.image_settings)
 
 
 def pair_of(

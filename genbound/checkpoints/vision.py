@@ -17,14 +17,18 @@ from genbound.errors import GenboundError, first_line
 LIBRARIES = ("timm", "torchvision")
 
 
+PRESET = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+
+
 def import_library(name: str) -> Any:
     """timm or torchvision, or one line on why not: a build for another torch fails with more than an ImportError."""
     try:
         return importlib.import_module(name)
     except Exception as error:
         reason = first_line(error)
+        library = name.partition(".")[0]
         raise GenboundError(
-            f"{name.partition('.')[0]} cannot be imported ({reason}): pip install genbound[{name.partition('.')[0]}], "
+            f"{library} cannot be imported ({reason}): pip install 'genbound[{library}]', "
             "with the torchvision that was built for this torch, or write a factory and say --model FILE.py:factory"
         ) from error
 
@@ -62,8 +66,29 @@ def vision_model(
     return build(**sized), lambda: build(**sized)
 
 
+def preset(library: str, name: str) -> Mapping[str, Any]:
+    """How the library's own pretrained weights of that name want images, in timm's words; empty where it has none."""
+    if library == "timm":
+        module = import_library("timm")
+        known = getattr(module.models if hasattr(module, "models") else module, "get_pretrained_cfg", lambda name: None)
+        found = known(name)
+        return {} if found is None else {key: getattr(found, key, None) for key in PRESET if hasattr(found, key)}
+    weights = getattr(import_library("torchvision.models"), "get_model_weights", lambda name: None)(name)
+    if not weights:
+        return {}
+    transform = weights.DEFAULT.transforms()
+    size, resized = transform.crop_size[0], transform.resize_size[0]
+    mean, std, kind = transform.mean, transform.std, transform.interpolation.value
+    return {"input_size": [3, size, size], "resize": resized, "mean": mean, "std": std, "interpolation": kind}
+
+
 def _refuse_foreign(library: str, name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse what makes timm read or fetch other files; a checkpoint's config.json may say anything."""
+    if ":" in name:
+        raise GenboundError(
+            f"{library}:{name:.80} would be fetched, and nothing is downloaded: download the model's directory and "
+            f"give it as CKPT or INIT, or say --model {library}:NAME with a plain name"
+        )
     if not re.fullmatch(r"[\w.-]+", name):
         raise GenboundError(f"{library} model {name!r:.80} is no plain name; name one that {library} has")
     for key, value in arguments.items():

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from genbound.data.images import ImageSamples, make_transform
+from genbound.data.image_transforms import make_transform
+from genbound.data.images import ImageSamples
 from genbound.data.labels import read_labels
 from genbound.data.samples import Samples
 from genbound.data.spec import DataSpec, Reader
@@ -111,7 +112,7 @@ def _image_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels)
     images = table.columns[spec.options["image"]]
     if isinstance(images, list):  # a data set's own column opens an image when it is asked for
         images = [table.folder / image if isinstance(image, str) else image for image in images]
-    return ImageSamples(images, labels, make_transform(spec.options, reader.images), spec.text)
+    return ImageSamples(images, labels, make_transform(spec.options, reader.images, reader.image_settings), spec.text)
 
 
 def _text_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels) -> TextSamples:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genbound.data.image_transforms import make_transform
 from genbound.data.labels import encode_labels
 from genbound.data.sample_parts import Inputs, leaves
 from genbound.data.samples import Samples
@@ -69,7 +70,7 @@ def _opened(image: Any, where: str) -> Any:
     if isinstance(image, Mapping) and image.get("bytes"):  # how a parquet file holds an image
         image = io.BytesIO(image["bytes"])
     try:
-        return image.convert("RGB") if hasattr(image, "convert") else _decoded(pillow, image, where)
+        return _in_rgb(image, where) if hasattr(image, "convert") else _decoded(pillow, image, where)
     except GenboundError:
         raise
     except Exception as error:  # Pillow's readers raise whatever their format's decoder does
@@ -87,7 +88,24 @@ def _decoded(pillow: Any, image: Any, where: str) -> Any:
             raise GenboundError(
                 f"{where} has {opened.width} x {opened.height} pixels, as a decompression bomb has; make it smaller"
             )
-        return opened.convert("RGB")
+        return _in_rgb(opened, where)
+
+
+def _in_rgb(image: Any, where: str) -> Any:
+    """An image in 8 bits of red, green and blue; Pillow itself would cut grey values of 16 bits off at 255."""
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+        return image.convert("RGB")
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise GenboundError(
+            f"{where} has grey values that are no 8 or 16 bits (mode {image.mode}); scale it and save it as a png"
+        )
+    grey = (values.astype(np.uint32) * 255 + 32767) // 65535  # rounded
+    return (
+        import_optional("PIL.Image", "images need Pillow", "genbound[images]")
+        .fromarray(grey.astype(np.uint8))
+        .convert("RGB")
+    )
 
 
 def read_folder(folder: Path) -> tuple[list[Path], list[str]]:
@@ -121,43 +139,8 @@ def folder_samples(spec: DataSpec, reader: Reader) -> ImageSamples:
     files, names = read_folder(spec.path)
     # Numbered over all classes before the first samples are taken, so that a class keeps its number.
     labels = encode_labels(names, str(spec.path), reader.label2id, names=True)
-    samples = ImageSamples(files, labels, make_transform(spec.options, reader.images), spec.text).head(spec.samples)
+    samples = ImageSamples(
+        files, labels, make_transform(spec.options, reader.images, reader.image_settings), spec.text
+    ).head(spec.samples)
     samples.label2id = dict(zip(names, labels.tolist(), strict=True))
     return samples
-
-
-def make_transform(options: Mapping[str, Any], processor: Any = None) -> Callable[[Any], Inputs]:
-    """How an image becomes what the model takes.
-
-    The checkpoint's own image processor, if it has one and no option overrides it; else RGB values divided by 255,
-    resized to ``size`` (the shorter side, then the middle is cut out) and normalised by ``mean`` and ``std``, where
-    they are given.
-
-    Args:
-        options: those of the data SPEC.
-        processor: image processor of transformers.
-
-    Returns:
-        Pillow image in RGB -> float32 ``[3, H, W]``, or the processor's ``pixel_values``.
-    """
-    own = {"size", "mean", "std"} & set(options)
-    if processor is not None and not own:
-        return lambda image: {
-            name: torch.as_tensor(np.asarray(value[0]))
-            for name, value in processor(images=image, return_tensors="np").items()
-            if name == "pixel_values"
-        }
-    size, mean, std = options.get("size"), options.get("mean"), options.get("std")
-
-    def transform(image: Any) -> Tensor:
-        if size is not None:
-            scale = size / min(image.size)
-            wide, high = (max(size, round(side * scale)) for side in image.size)
-            left, top = (wide - size) // 2, (high - size) // 2
-            image = image.resize((wide, high), resample=2).crop((left, top, left + size, top + size))
-        tensor = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
-        if mean is not None:
-            tensor = tensor - torch.tensor(mean).view(-1, 1, 1)
-        return tensor if std is None else tensor / torch.tensor(std).view(-1, 1, 1)
-
-    return transform

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from genbound.data.columns import file_samples
@@ -25,7 +26,8 @@ def function_samples(spec: DataSpec, reader: Reader) -> Samples:
 
 def run_samples(spec: DataSpec, reader: Reader) -> Samples:
     """The samples that a run of ``genbound finetune`` trained on, with the labels that it saw."""
-    inner, reader = inner_spec(spec, reader)
+    # Runs read images as the SPEC alone says.
+    inner, reader = inner_spec(spec, replace(reader, image_settings=None))
     return relabelled(spec, SCHEMES[inner.scheme](inner, reader)).head(spec.samples)
 
 

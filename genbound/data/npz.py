@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from genbound.data.images import ImageSamples, make_transform
+from genbound.data.image_transforms import make_transform
+from genbound.data.images import ImageSamples
 from genbound.data.labels import encode_labels
 from genbound.data.sample_parts import to_tensor
 from genbound.data.samples import Samples, TensorSamples
@@ -31,8 +32,8 @@ def npz_samples(spec: DataSpec, reader: Reader) -> Samples:
 
     The inputs are the array ``x``; an archive without one gives all its other arrays, as a dict when there
     are several (``input_ids``, ``attention_mask``, ...). The labels are ``y``, ``labels`` or ``label``.
-    Images that are uint8 of shape N×H×W×3 go through the checkpoint's image processor if it has one; else they become
-    float32 N×3×H×W divided by 255, and no mean is subtracted.
+    Images that are uint8 of shape N×H×W×3 are prepared as the checkpoint and the options say; where neither does, they
+    become float32 N×3×H×W divided by 255.
 
     Raises:
         GenboundError: not a readable archive, object arrays, a missing name, more than fits into memory.
@@ -43,8 +44,16 @@ def npz_samples(spec: DataSpec, reader: Reader) -> Samples:
     targets = encode_labels(labels.tolist(), str(path)) if labels.dtype.kind in "US" else _whole(labels)
     if not arrays:
         raise GenboundError(f"{str(path)!r} has labels {label!r} but no inputs; save them as 'x'")
-    if reader.images is not None and len(arrays) == 1 and _is_image(images := next(iter(arrays.values()))):
-        samples: Samples = ImageSamples(list(images), targets, make_transform({}, reader.images), spec.text)
+    images = next(iter(arrays.values()))
+    prepared = {"size", "mean", "std"} & set(spec.options)
+    if prepared and not (len(arrays) == 1 and _is_image(images)):
+        raise GenboundError(
+            f"data {spec.text!r}: {', '.join(sorted(prepared))} are for images, uint8 arrays N x H x W x 3, and "
+            f"{str(path)!r} holds {images.dtype} {images.shape}; prepare the arrays yourself, or save them as such"
+        )
+    if len(arrays) == 1 and _is_image(images) and (prepared or reader.images is not None or reader.image_settings):
+        transform = make_transform(spec.options, reader.images, reader.image_settings)
+        samples: Samples = ImageSamples(list(images), targets, transform, spec.text)
     else:
         samples = TensorSamples(_inputs(arrays, path), targets.float() if reader.numeric else targets, spec.text)
     return shifted(samples.head(spec.samples), reader.next_token)

@@ -16,7 +16,7 @@ FUNCTION = "function"  # FILE.py:function and pkg.mod:function, which have no sc
 COLUMNS = ("text", "text_pair", "label", "image", "max_length", "samples", "size", "mean", "std")
 # Scheme -> the options that it takes behind the "?".
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "npz": ("x", "y", "samples"),
+    "npz": ("x", "y", "samples", "size", "mean", "std"),
     "imagefolder": ("samples", "size", "mean", "std"),
     "csv": COLUMNS,
     "jsonl": COLUMNS,
@@ -34,6 +34,8 @@ class Reader:
     Attributes:
         tokenizer: for text.
         images: image processor of transformers.
+        image_settings: how images are prepared without one, in timm's words (see
+            :func:`~genbound.data.image_transforms.make_transform`).
         label2id: the model's class names; labels that are strings are numbered in sorted order without it.
         numeric: labels are numbers and not classes (regression, several labels, a user's own loss).
         next_token: the model predicts the next token, whatever the data say.
@@ -42,6 +44,7 @@ class Reader:
 
     tokenizer: Any = None
     images: Any = None
+    image_settings: Mapping[str, Any] | None = None
     label2id: Mapping[str, int] | None = None
     numeric: bool = False
     next_token: bool = False

@@ -17,6 +17,7 @@ from genbound.checkpoints.huggingface import load_image_processor, load_tokenize
 from genbound.checkpoints.pair import Pair
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.data import Reader, load_data
+from genbound.data.images import ImageSamples
 from genbound.data.sample_numbers import read_numbers
 from genbound.data.samples import Samples
 from genbound.errors import GenboundError
@@ -137,11 +138,25 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
     if (wanted := options.get("num_samples")) is not None and len(samples) <= ENOUGH * wanted:
         options["num_samples"] = None
     said = {name: getattr(spec, name) for name in ("num_data", "loss_range", "layers")} | _prior(spec)
-    return Problem(
+    problem = Problem(
         pair.model, pair.init, samples, loss, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,
         provenance=provenance, init_buffers=pair.init_buffers, factors=pair.factors,
         **{name: value for name, value in said.items() if value is not None}, **options,
     )  # fmt: skip
+    problem.remarks += _about_images(pair, samples)
+    return problem
+
+
+def _about_images(pair: Pair, samples: Samples) -> tuple[str, ...]:
+    """What a reader must know of images that are prepared by timm's or torchvision's settings."""
+    said = pair.image_settings
+    if pair.image_dir is not None or not said or not isinstance(samples, ImageSamples):
+        return ()
+    size, mean, std = (said.get(name) for name in ("input_size", "mean", "std"))
+    return (
+        f"images are prepared as the model's settings say (input_size {size}, mean {mean}, std {std}), unless size=, "
+        "mean= or std= behind the data say otherwise",
+    )
 
 
 def _says_nothing(model: Any) -> bool:
@@ -198,6 +213,7 @@ def _samples(pair: Pair, model: nn.Module, spec: EvaluationSpec, loss: Any) -> t
     reader = Reader(
         tokenizer,
         images,
+        None if images is not None else pair.image_settings,
         names,
         numeric=loss in ("squared_error", "multi_label"),
         next_token=predicts_next_token(model),

@@ -95,12 +95,20 @@ def _run(network: Network, batch: Batch) -> Tensor:
         two_parts = getattr(getattr(network.model, "config", None), "is_encoder_decoder", False)
         raise GenboundError(
             f"the model cannot run on the data: {type(error).__name__}: {reason} (inputs {describe(batch.inputs)}); "
-            + (
-                "this model has a decoder of its own: give decoder_input_ids as well, with --data FILE.py:function"
-                if two_parts
-                else "check that data and model belong together"
-            )
+            + _mend(reason, two_parts)
         ) from error
+
+
+def _mend(reason: str, two_parts: bool) -> str:
+    """What to do about a model that cannot run on its samples."""
+    if "<eos>" in reason:
+        return (
+            "this model answers at the end token: let every text end with it (eos_token_id of config.json), as its own "
+            "tokenizer does, or append it to input_ids"
+        )
+    if two_parts:
+        return "this model has a decoder of its own: give decoder_input_ids as well, with --data FILE.py:function"
+    return "check that data and model belong together"
 
 
 def _check_modes(network: Network, batch: Batch, outputs: Tensor) -> None:

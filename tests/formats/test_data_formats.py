@@ -13,7 +13,7 @@ from transformers_formats import bert, gpt2, vit
 
 import genbound
 from genbound.data import Reader, load_data
-from genbound.data.images import make_transform
+from genbound.data.image_transforms import make_transform
 from genbound.errors import GenboundError
 from genbound.finetune.start import build_start
 

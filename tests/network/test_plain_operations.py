@@ -205,3 +205,24 @@ class Raw(nn.Module):
 def test_an_operation_without_a_second_derivative_is_named():
     with pytest.raises(GenboundError, match=r"no derivative of _scaled_dot_product_flash_attention_for_cpu.*--model"):
         genbound.evaluate(problem(built(Raw), FEATURES), ["hessian_trace"])
+
+
+@pytest.mark.parametrize("name", ["Bart", "T5"])
+def test_a_classifier_that_answers_at_the_end_token_is_told_so(name):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    if name == "T5":
+        sizes, heads = (
+            {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1},
+            {"num_heads": 2, "decoder_start_token_id": 0},
+        )
+    config = getattr(transformers, f"{name}Config")(vocab_size=20, num_labels=2, **sizes, **heads)
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config)
+    init = {n: p.detach() + 0.1 for n, p in model.named_parameters()}
+    tokens = torch.full((3, 5), 7)
+    data = {"input_ids": tokens, "labels": torch.tensor([0, 1, 0])}
+    with pytest.raises(GenboundError, match=r"let every text end with it \(eos_token_id of config\.json\)"):
+        genbound.Problem(model, init, data)
+    tokens[:, -1] = config.eos_token_id
+    assert genbound.Problem(model, init, data).num_classes == 2
