@@ -52,6 +52,7 @@ def test_nothing_is_disturbed(name):
         "hessian_trace": {"exact_products": 0, "layer_sem": 5.0, "total_sem": 5.0},
         "loss_path": {"points": ()},
         "loss_plane": {"along": (), "across": ()},
+        "hessian_spectrum": {"num_probes": 2, "num_steps": 2},
     }
     genbound.evaluate(problem, QUANTITIES, options=options)
     assert same(before, state(model))
