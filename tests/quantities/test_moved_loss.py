@@ -104,6 +104,28 @@ def test_a_loss_that_overflows_is_no_number():
     assert [x is None for x in plane["loss"][0]] == [False, False, True]
 
 
+class HiddenShift(nn.Module):
+    """A weight that is no layer, and that autograd does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.shift = nn.Linear(3, 2), nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.head(x) + self.shift.detach()
+
+
+def test_a_slope_that_autograd_does_not_see_is_refused():
+    torch.manual_seed(0)
+    model = HiddenShift().double()
+    init = {n: p.detach() - 2.0 for n, p in model.named_parameters()}
+    data = (torch.randn(9, 3, dtype=D), torch.randn(9, 2, dtype=D))
+    problem = genbound.Problem(model, init, data, "squared_error")
+    with pytest.raises(genbound.GenboundError, match="hidden from autograd.*loss_path.moves=layers"):
+        genbound.measure(problem, "loss_path")
+    assert genbound.measure(problem, "loss_path", moves="layers")["slope"] != 0
+
+
 def test_running_statistics_are_named():
     model, init, inputs, targets = CASES["conv_relu"].parts()
     buffers = {n: b + 1 if b.is_floating_point() else b for n, b in model.named_buffers()}
