@@ -1,8 +1,19 @@
 """The one exception a user sees: what is wrong, where, and what would mend it, in one line."""
 
+import re
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+# What moves a terminal's cursor, turns the direction of text, takes no room, or is no character of XML.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufffe\uffff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Text with the characters that cannot be seen written out, as in ``\x1b``; lines and tabs stay."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
 class GenboundError(Exception):
@@ -13,7 +24,7 @@ class GenboundError(Exception):
     """
 
     def __init__(self, message: str):
-        text = " ".join(str(message).split())
+        text = printable(" ".join(str(message).split()))
         # Values out of damaged files are quoted: the cause stands at the beginning and the mend at the end.
         super().__init__(text if len(text) <= 1000 else f"{text[:600]} … {text[-300:]}")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from genbound.errors import GenboundError, first_line
 
 # What settings need at most. Reading YAML takes milliseconds a line.
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 1 << 17, 5000, 20
+LONGEST_NAME = 120  # of a file, in characters: file systems take 255 bytes
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -75,6 +78,17 @@ def _writer(path: Path) -> int | None:
     """The process whose temporary file this is; ``None`` where it is no such file."""
     name, _, writer = path.name.rpartition(".")
     return int(writer) if name.startswith(".") and writer.isdecimal() else None
+
+
+def file_name(name: str) -> str:
+    """A name out of somebody's file as the name of a file of ours: no folders, nothing hidden, at most 120 characters.
+
+    Names that would become one carry a digest of what they were.
+    """
+    found = re.sub(r"[^\w.,+=()-]", "_", name).lstrip(".")
+    if found == name.replace(" ", "_") and len(found) <= LONGEST_NAME:
+        return found
+    return f"{found[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def json_text(value: Any) -> str:

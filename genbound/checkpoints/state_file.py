@@ -15,7 +15,7 @@ from genbound.checkpoints.containers import Found, find_state
 from genbound.checkpoints.measurable import measurable
 from genbound.checkpoints.torch_files import read_torch
 from genbound.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HF_WEIGHTS, SUFFIXES, weight_files
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, printable
 
 OTHER_KINDS = {
     ".h5": "Keras weights", ".msgpack": "Flax weights", ".onnx": "an ONNX graph",
@@ -79,6 +79,7 @@ def read_state(path: str | os.PathLike, entry: str | None = None, ignore: Iterab
         )
     files = weight_files(path) if path.is_dir() else [path]
     found = _read_files(files, entry)
+    _refuse_unseen(found.tensors, path)
     tensors, widened = measurable(_without(found.tensors, ignore), path)
     folder = path if path.is_dir() else path.parent
     described = path.is_dir() or path.name in HF_WEIGHTS or path.name in ADAPTER_WEIGHTS
@@ -112,6 +113,16 @@ def _read_files(files: Iterable[Path], entry: str | None) -> Found:
             hyper_parameters |= found.hyper_parameters
             notes += found.notes
     return Found(tensors, hyper_parameters, tuple(notes))
+
+
+def _refuse_unseen(names: Iterable[str], path: Path) -> None:
+    """Names go into tables, plots and terminals."""
+    odd = next((name for name in names if printable(name) != name or "\n" in name or "\t" in name), None)
+    if odd is not None:
+        raise GenboundError(
+            f"checkpoint {str(path)!r} has a weight whose name has characters that cannot be seen ({odd[:100]!r}): no "
+            "training script writes such names; rename it, or get the checkpoint elsewhere"
+        )
 
 
 def _refuse_adapter_without_scaling(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from genbound.figures.broken_axis import PowersOfTen
-from genbound.figures.style import COLOURS, GREY, MARKERS, VERMILION, legend_below, new_axes
+from genbound.figures.style import COLOURS, GREY, MARKERS, VERMILION, legend_below, new_axes, words
 from genbound.results.gap import measured_gap, vacuous_from
 from genbound.results.results import Results
 
@@ -38,7 +38,9 @@ def plot_bounds(runs: Mapping[str, Results], unit: str = "loss", ax: Any = None)
     for index, (name, run) in enumerate(runs.items()):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         at = [(place, rows[name][b]["log10"]) for place, b in enumerate(names) if b in rows[name]]
-        ax.plot([x for _, x in at], [p + shift[index] for p, _ in at], marker, color=colour, ms=5, ls="", label=name)
+        ax.plot(
+            [x for _, x in at], [p + shift[index] for p, _ in at], marker, color=colour, ms=5, ls="", label=words(name)
+        )
         low = [(p, x) for p, x in at if rows[name][names[p]].get("below_gap")]
         ax.plot([x for _, x in low], [p + shift[index] for p, _ in low], "x", color=VERMILION, ms=9, ls="")
         for what, value in yardsticks(run, unit).items():
@@ -79,7 +81,7 @@ def yardsticks(run: Results, unit: str) -> dict[str, float]:
 
 
 def _label(ax: Any, names: list[str], unit: str) -> None:
-    ax.set_yticks(range(len(names)), names, fontsize="small")
+    ax.set_yticks(range(len(names)), [words(name) for name in names], fontsize="small")
     ax.set_ylim(-0.6, len(names) - 0.4)
     ax.grid(axis="y", lw=0.4, color="#DDDDDD")
     ax.set_axisbelow(True)

@@ -16,7 +16,7 @@ from genbound.figures.bounds import GAP, LABELS, VACUOUS, axis_of, bounds_of, ya
 from genbound.figures.broken_axis import NEAR
 from genbound.figures.interactive_landscape import loss_path_figure, loss_plane_figure
 from genbound.figures.interactive_spectrum import largest_eigenvalues_figure, spectrum_figure
-from genbound.figures.interactive_style import figure, with_legend
+from genbound.figures.interactive_style import figure, shown, with_legend
 from genbound.figures.one_run import kinds_of, layer_shares
 from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, VERMILION
 from genbound.formatting import value_text, with_error
@@ -41,10 +41,11 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
         return None
     fig = figure(190 + 34 * len(names), title_text=f"Bounds on the gap in the {unit}")
     axis = axis_of(runs, unit)
-    for index, (name, run) in enumerate(runs.items()):
+    for index, ((name, run), title) in enumerate(zip(runs.items(), shown(runs), strict=True)):
         colour, found = COLOURS[index % len(COLOURS)], [b for b in names if b in rows[name]]
         fig.add_scatter(
-            x=axis.to_axis([rows[name][b]["log10"] for b in found]).tolist(), y=found, mode="markers", name=name,
+            x=axis.to_axis([rows[name][b]["log10"] for b in found]).tolist(), y=shown(found), mode="markers",
+            name=title,
             marker={"color": colour, "size": 10, "symbol": SYMBOLS[index % len(SYMBOLS)]},
             text=[
                 value_text(row) + (", below the gap" if row.get("below_gap") else "")
@@ -55,11 +56,11 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
         for what, value in yardsticks(run, unit).items():
             dash = {GAP: "dash", VACUOUS: "dot"}[what]
             fig.add_scatter(
-                x=[float(axis.to_axis(math.log10(value)))] * 2, y=[names[0], names[-1]], mode="lines",
-                name=f"{what}, {name}", line={"color": colour, "dash": dash, "width": 1.5},
-                hovertemplate=f"{what}: {value:.3g}<extra>{name}</extra>",
+                x=[float(axis.to_axis(math.log10(value)))] * 2, y=shown([names[0], names[-1]]), mode="lines",
+                name=f"{what}, {title}", line={"color": colour, "dash": dash, "width": 1.5},
+                hovertemplate=f"{what}: {value:.3g}<extra>{title}</extra>",
             )  # fmt: skip
-    fig.update_yaxes(categoryorder="array", categoryarray=names)
+    fig.update_yaxes(categoryorder="array", categoryarray=shown(names))
     if axis.cut is not None:
         fig.add_vrect(x0=NEAR - 0.004, x1=NEAR + 0.004, fillcolor="grey", opacity=0.3, line_width=0,
                       annotation={"text": "the scale changes", "font": {"size": 10}})  # fmt: skip
@@ -87,9 +88,9 @@ def spread_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
     fig = figure(150 + 34 * len(values), title_text=f"Bounds on the gap in the {unit}, {len(runs)} runs")
     ends = np.array([np.quantile(found, [0, 0.25, 0.5, 0.75, 1]) for found in values.values()]).T.round(4).tolist()
     places = ("lowerfence", "q1", "median", "q3", "upperfence")
-    fig.add_box(y=list(values), **dict(zip(places, ends, strict=True)), orientation="h", name="", fillcolor="white",
+    fig.add_box(y=shown(values), **dict(zip(places, ends, strict=True)), orientation="h", name="", fillcolor="white",
                 line={"color": BLUE}, showlegend=False)  # fmt: skip
-    fig.update_yaxes(categoryorder="array", categoryarray=list(values))
+    fig.update_yaxes(categoryorder="array", categoryarray=shown(values))
     fig.update_xaxes(title="value, as a power of 10: all runs, and the middle half of them")
     return fig
 
@@ -136,13 +137,13 @@ def layers_figure(results: Results) -> Any:
     fig = figure(170 + 20 * len(shares), title_text="Which layers the bound comes from")
     for kind, colour in dict(kinds.values()).items():
         names = [name for name in shares if kinds[name][0] == kind]
-        fig.add_bar(x=[shares[n][1] for n in names], y=names, orientation="h", name=kind,
+        fig.add_bar(x=[shares[n][1] for n in names], y=shown(names), orientation="h", name=shown([kind])[0],
                     marker={"color": colour}, hovertemplate="%{y}: %{x:.3g} %<extra></extra>")  # fmt: skip
     fig.update_yaxes(
         categoryorder="array",
-        categoryarray=list(shares)[::-1],
-        tickvals=list(shares),
-        ticktext=[name.removesuffix(".weight")[-28:] for name in shares],
+        categoryarray=shown(shares)[::-1],
+        tickvals=shown(shares),
+        ticktext=shown(name.removesuffix(".weight")[-28:] for name in shares),
         tickfont={"size": 10},
     )
     fig.update_xaxes(title="share of Σ √max vᵀH⁺v (%)")
@@ -187,17 +188,20 @@ def correlation_figure(table: pd.DataFrame, measures: Sequence[str], data: str) 
         measures: its columns, in the order of the menu.
         data: name of the data set.
     """
+    (title,) = shown([data])
     fig = figure(
-        420, title={"text": data, "y": 0.98, "font": {"size": 13}}, margin={"l": 10, "r": 10, "t": 90, "b": 55}
+        420,
+        title={"text": title, "y": 0.98, "font": {"size": 13}},
+        margin={"l": 10, "r": 10, "t": 90, "b": 55},
     )
     columns = [[float(f"{x:.6g}") if math.isfinite(x) else None for x in table[m].astype(float)] for m in measures]
     few = len(table) <= FEW
-    fig.add_scatter(x=columns[0], y=[float(f"{y:.6g}") for y in table["gap"]], text=[str(n) for n in table.index],
+    fig.add_scatter(x=columns[0], y=[float(f"{y:.6g}") for y in table["gap"]], text=shown(map(str, table.index)),
                     mode="markers+text" if few else "markers", textposition="bottom right", textfont={"size": 10},
                     marker={"color": BLUE, "size": 9 if few else 5},
                     hovertemplate="%{text}: %{x:.4g}, gap %{y:.4g}<extra></extra>")  # fmt: skip
     fig.update_layout(updatemenus=[_menu(measures, columns)], showlegend=False)
-    fig.update_xaxes(title=measures[0])
+    fig.update_xaxes(title=shown(measures)[0])
     fig.update_yaxes(title="generalization gap")
     return fig
 
@@ -206,6 +210,6 @@ def _menu(measures: Sequence[str], columns: Sequence[Sequence[float | None]]) ->
     """Puts another measure on the axis."""
     buttons = [
         {"label": m, "method": "update", "args": [{"x": [column]}, {"xaxis.title.text": m, "xaxis.autorange": True}]}
-        for m, column in zip(measures, columns, strict=True)
+        for m, column in zip(shown(measures), columns, strict=True)
     ]
     return {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "bottom"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+from collections.abc import Iterable
 from typing import Any
 
 from genbound.errors import GenboundError
@@ -26,6 +28,11 @@ def figure(height: int = 380, **layout: Any) -> Any:
             "xaxis": {"automargin": True}, "yaxis": {"automargin": True}, **layout,
         }
     )  # fmt: skip
+
+
+def shown(texts: Iterable[str]) -> list[str]:
+    """Somebody's texts as plotly shows them: no HTML, and no places for numbers."""
+    return [html.escape(text).replace("%{", "%&#123;") for text in texts]
 
 
 def with_legend(fig: Any) -> Any:

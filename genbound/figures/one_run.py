@@ -16,7 +16,7 @@ from genbound.errors import GenboundError, did_you_mean
 from genbound.figures.bounds import bounds_of, plot_bounds
 from genbound.figures.landscape import plot_loss_path, plot_loss_plane
 from genbound.figures.spectrum import has_layers, has_total, plot_largest_eigenvalues, plot_spectrum
-from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, STYLE, VERMILION, new_axes, save_figure, shorten
+from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, STYLE, VERMILION, new_axes, save_figure, shorten, words
 from genbound.formatting import digits
 from genbound.quantities.catalogue import reading_of
 from genbound.results.gap import UNITS
@@ -60,7 +60,7 @@ def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, u
     ax.set_xticks(sigma, [f"{s:g}" for s in sigma], minor=False)
     ax.minorticks_off()
     ax.set_xlabel(r"noise standard deviation $\sigma$")
-    ax.set_ylabel("rise of the loss" + (f" ({unit})" if unit else ""))
+    ax.set_ylabel("rise of the loss" + (f" ({words(unit)})" if unit else ""))
     if quantity["relative_rss"] is not None:
         ax.set_title(f"Relative RSS {100 * quantity['relative_rss']:.3g} %", fontsize="medium")
     ax.legend(frameon=False, fontsize="small")

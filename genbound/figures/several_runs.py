@@ -16,7 +16,8 @@ from scipy import stats
 from genbound.errors import GenboundError
 from genbound.figures.bounds import LABELS, bounds_of, plot_bounds
 from genbound.figures.one_run import save_plots
-from genbound.figures.style import BLUE, GREY, ORANGE, STYLE, VERMILION, new_axes, save_figure
+from genbound.figures.style import BLUE, GREY, ORANGE, STYLE, VERMILION, new_axes, save_figure, words
+from genbound.files import file_name
 from genbound.results.correlation import Correlations
 from genbound.results.gap import UNITS
 from genbound.results.results import read_samples
@@ -58,9 +59,9 @@ def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str
             down = place % 2 == 0
             right = along < 0.3 or down and along < 0.7
             offset, side = (4 if right else -4, -8 if down else 4), "left" if right else "right"
-            ax.annotate(str(table.index[index]), (x[index], y[index]), textcoords="offset points", xytext=offset,
+            ax.annotate(words(str(table.index[index])), (x[index], y[index]), textcoords="offset points", xytext=offset,
                         ha=side, fontsize=6.5, color=GREY)  # fmt: skip
-    ax.set_xlabel(measure)
+    ax.set_xlabel(words(measure))
     ax.set_ylabel(f"generalization gap ({LABELS.get(gap, gap)})")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize="small", loc="upper left")
@@ -88,13 +89,13 @@ def plot_over(table: pd.DataFrame, measure: str, over: str, ax: Any = None, gap:
     ratio = np.abs(values).max() / max(np.abs(found).max(), 1e-300) if len(order) else 1.0
     apart = not 1 / 3 <= ratio <= 3
     other = ax.twinx() if apart else ax
-    lines = other.plot(x[order], values, "-o", color=BLUE, lw=1.8, ms=5, label=measure)
+    lines = other.plot(x[order], values, "-o", color=BLUE, lw=1.8, ms=5, label=words(measure))
     title = f"generalization gap ({LABELS.get(gap, gap)})"
     lines += ax.plot(x[order], found, "--s", color=VERMILION, lw=1.8, ms=5, label=title)
-    ax.set_xlabel(over)
+    ax.set_xlabel(words(over))
     ax.set_ylabel(title if apart else "value")
     if apart:
-        other.set_ylabel(measure, color=BLUE)
+        other.set_ylabel(words(measure), color=BLUE)
         other.spines["right"].set_visible(True)
         other.spines["top"].set_visible(False)
         ax.yaxis.label.set_color(VERMILION)
@@ -145,8 +146,8 @@ def save_correlation_plots(
             for ax, (data, group) in zip(axes, groups, strict=True):
                 draw(group, measure, ax)
                 if len(groups) > 1:
-                    ax.set_title(f"{data}\n{ax.get_title()}".strip(), fontsize="medium")
-            saved.append(save_figure(figure, Path(directory) / f"{kind}_{measure}.{suffix}".replace(" ", "_")))
+                    ax.set_title(f"{words(str(data))}\n{ax.get_title()}".strip(), fontsize="medium")
+            saved.append(save_figure(figure, Path(directory) / f"{file_name(f'{kind}_{measure}')}.{suffix}"))
     return saved
 
 
@@ -156,9 +157,9 @@ def save_all(runs: Iterable[str | Path], directory: str | Path | None = None, su
     for name, results in named.items():
         folder = Path(results.path) if directory is None else Path(directory)
         folder = folder.parent if folder.is_file() else folder
-        saved += save_plots(
-            read_samples(results), folder / name if directory is not None and len(named) > 1 else folder, suffix
-        )
+        if directory is not None and len(named) > 1:
+            folder = folder.joinpath(*map(file_name, name.split("/")))
+        saved += save_plots(read_samples(results), folder, suffix)
     if directory is not None and len(named) > 1:
         for unit in UNITS:
             if bounds_of(named, unit)[0]:

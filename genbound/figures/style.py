@@ -51,7 +51,13 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
+def words(text: str) -> str:
+    """Somebody's text as a plot writes it: of a length that fits, and dollars are no formulas."""
+    text = text if len(text) <= 60 else f"{text[:29]}…{text[-30:]}"
+    return text.replace("$", r"\$")
+
+
 def shorten(name: str, longest: int = 44) -> str:
     """A parameter name without what all of them share."""
     name = name.removesuffix(".weight")
-    return name if len(name) <= longest else "…" + name[-longest:]
+    return words(name if len(name) <= longest else "…" + name[-longest:])

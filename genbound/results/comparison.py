@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.formatting import digits, percent, value_text
+from genbound.results.cells import markdown_table, write_csv
 from genbound.results.common_range import observed_ranges, on_common_range
 from genbound.results.gap import measured
 from genbound.results.latex import latex_number, latex_text
@@ -211,15 +211,14 @@ class Comparison:
     def to_markdown(self) -> str:
         """A table of cells as they are shown, and the remarks below it."""
         head, body = self.cells()
-        escaped = [[cell.replace("|", "\\|") for cell in row] for row in body]
-        table = tabulate(escaped, [h.replace("|", "\\|") for h in head], tablefmt="github", disable_numparse=True)
+        table = markdown_table(body, head)
         remarks = self.remarks()
         return table + ("\n\n" + "  \n".join(remarks) if remarks else "")
 
     def to_csv(self) -> str:
         """Full precision, in the columns of :meth:`to_frame`."""
         buffer = io.StringIO()
-        self.to_frame().to_csv(buffer)
+        write_csv(self.to_frame(), buffer)
         return buffer.getvalue().rstrip("\n")
 
     def to_latex(self) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
+from genbound.results.cells import markdown_table, write_csv
 from genbound.results.common_range import on_common_range
 from genbound.results.gap import UNITS, measured_gap
 from genbound.results.hyperparameters import Pairs
@@ -257,15 +257,15 @@ class Correlations:
         for data, group in self.table.groupby("data", sort=False) if len(self.table) else ():
             best_first = group.sort_values("kendall", ascending=False, kind="stable")
             body = [_cells(row, controlled) for row in best_first.to_dict("records")]
-            table = tabulate(body, head, tablefmt="github", disable_numparse=True)
+            table = markdown_table(body, head)
             lines += [f"Generalization gap in the {self.gap}, {data}:", "", table, ""]
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)]).rstrip()
 
     def save(self, directory: str | Path) -> list[Path]:
         """Write both tables, correlations.csv and points.csv; :mod:`genbound.figures.several_runs` draws them."""
         tables, points = Path(directory, "correlations.csv"), Path(directory, "points.csv")
-        write_atomically(tables, lambda path: self.table.to_csv(path, index=False))
-        write_atomically(points, lambda path: self.points.to_csv(path))
+        write_atomically(tables, lambda path: write_csv(self.table, path, index=False))
+        write_atomically(points, lambda path: write_csv(self.points, path))
         return [tables, points]
 
     def _repr_html_(self) -> str:

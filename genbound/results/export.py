@@ -10,13 +10,14 @@ import pandas as pd
 
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
+from genbound.results.cells import write_csv
 from genbound.results.observations import observe
 from genbound.results.results import Results
 from genbound.results.runs import as_results
 
 WRITERS = {
     ".parquet": lambda table, path: table.to_parquet(path, index=False),
-    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".csv": lambda table, path: write_csv(table, path, index=False),
     ".jsonl": lambda table, path: table.to_json(path, orient="records", lines=True),
 }
 COLUMNS = ["run", "kind", "measure", "where", "value", "sem", "data_sem", "lower", "upper", "log10", "note"]

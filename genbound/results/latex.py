@@ -23,7 +23,7 @@ def latex_text(text: str) -> str:
 
 def latex_number(text: str) -> str:
     r"""``8.28e+36`` as ``$8.28 \times 10^{36}$``; intervals likewise."""
-    if not re.search(r"\d", text):
+    if not re.search(r"\d", text) or re.search(r"[\\{}$&#_^~]", text):
         return latex_text(text)
     inner = re.sub(r"([\d.]+)e([+-]?)0*(\d[\d.]*)", lambda m: f"{m[1]} \\times 10^{{{m[2].strip('+')}{m[3]}}}", text)
     inner = re.sub(r" (?=\[)", r"\\ ", inner)  # mathematics drops plain spaces

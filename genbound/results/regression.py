@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pandas as pd
 from scipy.stats import norm
-from tabulate import tabulate
 
 from genbound.errors import GenboundError
 from genbound.files import write_json
+from genbound.results.cells import markdown_table
 from genbound.results.checksums import renew_checksum
 from genbound.results.judgement import Row, Terms, as_text, judge
 from genbound.results.likeness import conditions
@@ -96,7 +96,7 @@ class Check:
         head = ["measure", "where", "expected", "obtained", "difference", "why"]
         body = [[r.measure, r.where, r.expected, r.obtained, r.difference, r.note or r.status] for r in rows]
         left = ["", "--verbose shows every number."] if len(rows) < len(self.failures) else []
-        return [tabulate(body, head, tablefmt="github", disable_numparse=True), *left, ""]
+        return [markdown_table(body, head), *left, ""]
 
     def _improved(self) -> list[str]:
         better = _by_measure([row for row in self.rows if row.status == "improved"])

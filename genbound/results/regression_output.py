@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
+from genbound.errors import printable
 from genbound.files import write_atomically
 from genbound.results.judgement import Row
 from genbound.results.regression import Check
@@ -14,7 +15,7 @@ def write_junit(check: Check, path: str | Path) -> None:
     """One test case a measure; a failure lists what regressed, expected and obtained."""
     measures: dict[str, list[Row]] = {}
     for row in check.rows:
-        measures.setdefault(row.measure, []).append(row)
+        measures.setdefault(printable(row.measure), []).append(row)
     failed = sum(any(row.failed for row in rows) for rows in measures.values())
     suite = ElementTree.Element(
         "testsuite", name="genbound check", tests=str(len(measures)), failures=str(failed), errors="0"
@@ -26,7 +27,7 @@ def write_junit(check: Check, path: str | Path) -> None:
             failure = ElementTree.SubElement(case, "failure", message=_sentence(bad[0]), type="regression")
             failure.text = "\n".join(_sentence(row) for row in bad)
         elif all(row.status in ("skipped", "new") for row in rows):
-            ElementTree.SubElement(case, "skipped", message=rows[0].note or rows[0].status)
+            ElementTree.SubElement(case, "skipped", message=printable(rows[0].note or rows[0].status))
     root = ElementTree.Element("testsuites", name="genbound")
     root.append(suite)
     ElementTree.indent(root)
@@ -49,7 +50,9 @@ def github_annotations(check: Check, baseline: str, most: int = 10) -> list[str]
 def _sentence(row: Row) -> str:
     where = f" of {row.where}" if row.where else ""
     change = f" ({row.difference})" if row.difference else ""
-    return f"{row.measure}{where}: expected {row.expected}, obtained {row.obtained}{change}: {row.note or row.status}"
+    return printable(
+        f"{row.measure}{where}: expected {row.expected}, obtained {row.obtained}{change}: {row.note or row.status}"
+    )
 
 
 def _data(text: str) -> str:

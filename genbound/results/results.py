@@ -18,6 +18,7 @@ from genbound.files import write_atomically, write_json
 from genbound.formatting import digits, gap_text, value_text, yes_no
 from genbound.quantities.base import later
 from genbound.quantities.catalogue import reading_of, with_present_names
+from genbound.results.cells import markdown_table, write_csv
 from genbound.results.checksums import remove_checksums, tell_if_changed, write_checksums
 from genbound.results.network_files import save_network
 from genbound.results.rows import Row, bound_row
@@ -110,7 +111,7 @@ class Results:
         folder = self.path = Path(directory)
         remove_checksums(folder)
         write_json(folder / "results.json", to_plain(self.to_json()))
-        write_atomically(folder / "layers.csv", lambda path: self.layers().to_csv(path))
+        write_atomically(folder / "layers.csv", lambda path: write_csv(self.layers(), path))
         write_atomically(folder / "table.md", lambda path: path.write_text(self.to_markdown() + "\n", encoding="utf-8"))
         samples = self.samples
         if samples is None:
@@ -194,7 +195,7 @@ class Results:
             row = self.bounds[name]
             mark = f"[{notes.setdefault(row['note'], len(notes) + 1)}]" if row["note"] else ""
             rows.append([*_cells(name, row), mark])
-        table = [tabulate(rows, HEAD, tablefmt="github", disable_numparse=True)] if rows else []
+        table = [markdown_table(rows, HEAD)] if rows else []
         return [table, [f"[{number}] {note}  " for note, number in notes.items()]]
 
     def _below(self) -> list[str]:

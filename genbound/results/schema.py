@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genbound.errors import GenboundError, first_line
+from genbound.errors import GenboundError, first_line, printable
 
 LARGEST = 1e300  # of what is measured: sums and products of such numbers must be numbers
 MOST_DIGITS = 18  # of whole numbers
@@ -53,6 +54,8 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text, parse_constant=refuse, parse_float=number, parse_int=whole)
+        if "\\" in text or printable(text) != text:
+            content = _seen(content)
     except OSError as error:
         raise GenboundError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
     except RecursionError as error:
@@ -62,6 +65,15 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise GenboundError(f"{file} is not a results.json (it holds {type(content).__name__}): {MEND}")
     return content
+
+
+def _seen(value: Any) -> Any:
+    """Names and texts of somebody's file in one line each, with what cannot be seen written out."""
+    if isinstance(value, dict):
+        return {_seen(key): _seen(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_seen(item) for item in value]
+    return re.sub(r"[\t\n]", " ", printable(value)) if isinstance(value, str) else value
 
 
 def check_content(content: Mapping[str, Any], file: Path) -> None:
