@@ -188,6 +188,11 @@ def _one_line(error: Exception) -> str:
         return " ".join(error.format_message().split())
     if isinstance(error, GenboundError):
         return str(error)
+    from genbound.evaluation.out_of_memory import is_out_of_memory, wanted
+
+    if is_out_of_memory(error):
+        mend = "give a smaller --batch-size or --memory; what was finished is kept, the same command continues"
+        return f"out of memory{wanted(error)}: {mend}"
     # A user meets one line here too; --debug shows where it came from.
     text = " ".join(str(error).split())[:300]
     return f"unexpected {type(error).__name__}: {text} (run again with --debug and report the traceback)"

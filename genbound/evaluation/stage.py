@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from genbound.estimators.measured import Measured, Part
+from genbound.evaluation.out_of_memory import with_less_memory
 from genbound.evaluation.sealed import NOTHING, digest_of, digest_of_arrays
 from genbound.evaluation.store import DiskStore, MemoryStore
 from genbound.network.refusals import refusals
@@ -110,7 +111,10 @@ def measure_stages(problem: BaseProblem, context: StoredContext) -> tuple[Measur
         return stored
     begin = time.monotonic()
     with torch.random.fork_rng(devices=[]), refusals():
-        found = QUANTITIES[context.name].measure(problem, context)
+        # A context of its own for each attempt: what is finished comes from the store.
+        found = with_less_memory(
+            problem, context.name, lambda: QUANTITIES[context.name].measure(problem, replace(context))
+        )
     found, seconds = replace(found, summary=to_plain(found.summary)), time.monotonic() - begin
     context.store.save_measured(found, seconds)
     return found, seconds

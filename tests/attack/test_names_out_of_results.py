@@ -80,7 +80,7 @@ def test_correlate(runs, inside):
     drawn = [EVIL[0], EVIL[1], EVIL[5], "\\x00nul\\x1b[31mred\\x9b1m"]
     found = correlate(runs, measures=drawn, num_resamples=9)
     written = save_correlation_plots(found, "plots", "svg", over=EVIL[0])
-    assert len({path.name for path in written}) == len(written) == 2 * len(drawn) - 1
+    assert len({path.name for path in written}) == len(written) == 2 * (len(drawn) - 1)
     for picture in written:
         assert picture.parent == Path("plots")
         ElementTree.parse(picture)
