@@ -152,6 +152,9 @@ def _check(arguments: Mapping[str, Any], base: nn.Module, adapter: StateFile) ->
         if arguments.get(name):
             raise GenboundError(f"{str(file)!r} has {name}, which brings other code in; merge the model yourself")
     check_config(arguments, adapter.tensors, file)
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(arguments.get(name) or {}, dict):
+            raise GenboundError(f"{str(file)!r} has no names with numbers in {name}; restore it from the original")
     for name in ("rank_pattern", "alpha_pattern"):  # their keys are patterns: the numbers stand under those
         ranks = arguments.get(name)
         check_config({"r": list(ranks.values()) if isinstance(ranks, dict) else []}, adapter.tensors, file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from genbound.errors import GenboundError
 
 UNREADABLE = (
     OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, MemoryError,
-    RuntimeError, TypeError, SyntaxError, OverflowError,
+    RuntimeError, TypeError, SyntaxError, OverflowError, tokenize.TokenError,
 )  # fmt: skip
 
 
