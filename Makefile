@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study-small bench test test-slow lint types clean
+.PHONY: help setup demo study-small bench test test-slow fuzz lint types clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ test: $(STAMP)  ## Run the tests
 
 test-slow: $(STAMP)  ## Run the tests marked slow
 	$(BIN)/pytest -n 2 -m slow
+
+fuzz: $(STAMP)  ## Fuzz the readers for half an hour (atheris)
+	$(BIN)/pip install atheris
+	for kind in safetensors torch legacy sparse npz yaml; do \
+	  PYTHONPATH=. $(BIN)/python tests/attack/fuzz.py $$kind -max_total_time=300 -rss_limit_mb=4096 || exit 1; done
 
 lint: $(STAMP)  ## Check the style (ruff)
 	$(BIN)/ruff check .

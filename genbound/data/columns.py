@@ -143,6 +143,10 @@ def _token_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels)
             f"data {spec.text!r} does not say which column is the text (add text=COL), "
             f"and {table.where!r} holds no tokens in 'input_ids'; it has {', '.join(map(str, columns))}"
         )
+    for name, values in inputs.items():
+        odd = next((i for i, value in enumerate(values) if not isinstance(value, list)), None)
+        if odd is not None:
+            raise GenboundError(f"{table.where!r}: column {name!r} of sample {odd} holds no list of tokens")
     rows = [{name: inputs[name][i] for name in inputs} for i in range(len(inputs["input_ids"]))]
     for row in rows:
         row.setdefault("attention_mask", [1] * len(row["input_ids"]))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genbound.data.sample_parts import IGNORED
 from genbound.data.samples import Batch, Samples
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, first_line
 
 Tokens = dict[str, list[int]]
 AT_ONCE = 1024  # texts that are tokenised together for a digest
@@ -41,6 +41,9 @@ class TokenSamples(Samples):
     def _tokens(self, indices: list[int]) -> list[Tokens]:
         for i in indices:
             row, where = self._rows[i], f"sample {i} of {self.spec or 'the tokens'}"
+            odd = next((name for name, values in row.items() if not hasattr(values, "__len__")), None)
+            if odd is not None:
+                raise GenboundError(f"{where} has no list of tokens in {odd!r}; tokenise it again")
             lengths = {name: len(values) for name, values in row.items()}
             if len(set(lengths.values())) > 1:
                 raise GenboundError(f"{where} has inputs of different lengths {lengths}; tokenise it again")
@@ -85,7 +88,13 @@ class TokenSamples(Samples):
         width = max(len(row) for row in rows)
         fill = [[value] * (width - len(row)) for row in rows]
         left = self._side == "left"
-        return torch.tensor([blank + row if left else row + blank for blank, row in zip(fill, rows, strict=True)])
+        try:
+            return torch.tensor([blank + row if left else row + blank for blank, row in zip(fill, rows, strict=True)])
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+            raise GenboundError(
+                f"the tokens of {self.spec or 'the samples'} are no whole numbers ({first_line(error)[:200]}); "
+                "tokenise them again"
+            ) from error
 
     def digest(self) -> str:
         """SHA-256 of the tokens and the labels."""

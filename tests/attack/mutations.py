@@ -167,6 +167,16 @@ def in_text(data: bytes, stream: random.Random) -> bytes:
     return "\n".join(lines).encode()
 
 
+def in_lines(data: bytes, stream: random.Random) -> bytes:
+    """A line of JSON damaged, or the text."""
+    if stream.random() < 0.3:
+        return in_text(data, stream)
+    lines = data.splitlines()
+    at = stream.randrange(len(lines))
+    lines[at] = in_json(lines[at], stream)
+    return b"\n".join(lines)
+
+
 # -- good files --------------------------------------------------------------------------------------------------------
 
 
@@ -362,7 +372,7 @@ KINDS = {
     "sparse": Kind(_torch("sparse"), _weights("a.pt"), inside_archive),
     "npz": Kind(_npz, _data("npz:a.npz"), inside_archive),
     "csv": Kind(_table("csv"), _data("csv:a.csv?image=image&label=label"), in_text),
-    "jsonl": Kind(_table("jsonl"), _data("jsonl:a.jsonl?label=label"), in_text),
+    "jsonl": Kind(_table("jsonl"), _data("jsonl:a.jsonl?label=label"), in_lines),
     "parquet": Kind(_table("parquet"), _data("parquet:a.parquet?label=label"), any_bytes),
     "image": Kind(_image, _data("imagefolder:."), any_bytes),
     "yaml": Kind(_yaml, _read_yaml, in_text),

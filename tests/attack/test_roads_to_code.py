@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 import subprocess
 import sys
 import types
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import genbound
 from genbound.checkpoints import huggingface, vision
 from genbound.checkpoints.architecture import build_pair
 from genbound.cli.main import main
+from genbound.data import load_data
 from genbound.errors import GenboundError
 
 MARK = "open({!r}, 'w').close()\n"
@@ -181,3 +184,49 @@ def test_the_current_directory_is_not_imported_from(tmp_path):
     done = subprocess.run([sys.executable, "-m", "genbound", "list"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_script_beside_a_data_set_is_not_run(tmp_path):
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    script = (
+        MARK.format(str(tmp_path / "ran")) + "import datasets\nclass Set(datasets.GeneratorBasedBuilder):\n    pass\n"
+    )
+    for name in ("set.py", "dataset.py", "__init__.py"):
+        (folder / name).write_text(script)
+    rows = [{"input_ids": [1, 2], "label": 0}, {"input_ids": [3], "label": 1}]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "README.md").write_text("---\nbuilder_name: set\nconfigs:\n- config_name: default\n---\n")
+    try:
+        load_data(f"hf:{folder}?label=label")
+    except GenboundError as error:
+        assert "\n" not in str(error)
+    (folder / "train.jsonl").unlink()
+    with pytest.raises(GenboundError):
+        load_data(f"hf:{folder}?label=label")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_entry_point_is_loaded(tmp_path):
+    """A distribution that offers itself in every group that might be asked for, on the path of a process."""
+    groups = (
+        "genbound",
+        "genbound.plugins",
+        "genbound.quantities",
+        "genbound.bounds",
+        "genbound.data",
+        "console_scripts",
+    )
+    info = tmp_path / "evil-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("".join(f"[{group}]\nevil = evil:f\n" for group in groups))
+    (tmp_path / "evil.py").write_text(MARK.format(str(tmp_path / "ran")) + "def f(*_): pass\n")
+    code = "from genbound.cli.main import main; main(['list']); main(['list', 'options'])"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+    assert done.returncode == 0 and not (tmp_path / "ran").exists(), done.stderr
+    package = Path(genbound.__file__).parent
+    asks = [file for file in package.rglob("*.py") if "entry_points" in file.read_text(encoding="utf-8")]
+    assert not asks

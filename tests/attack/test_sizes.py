@@ -1,12 +1,17 @@
 """Texts of a few bytes that ask for gigabytes or hours: refused in one line, with little memory and in little time."""
 
 import json
+import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+
+from genbound.checkpoints.architecture import build_pair
+from genbound.checkpoints.state_file import read_state
 
 LIMIT = 1 << 30
 GUARD = """
@@ -95,3 +100,61 @@ def test_a_config_nested_without_end(tmp_path):
     for depth in (60, 100_000):
         (tmp_path / "d" / "config.json").write_text('{"model_type": "bert", "a": ' + "[" * depth + "]" * depth + "}")
         assert "config.json" in refused(tmp_path, "inspect", "d", "d")
+
+
+PICKLES = {
+    "bytearray": b"c__builtin__\nbytearray\n(I4294967296\ntR",
+    "bytes": b"c__builtin__\nbytes\n(I4294967296\ntR",
+    "list": b"(lp0\n" + b"g0\na" * 20_000,
+    "long": b"\x8b\xff\xff\xff\x7f",
+    "binary string": b"T\xff\xff\xff\x7fx",
+    "frame": b"\x95\xff\xff\xff\xff\x00\x00\x00\x00N",
+    "deep": b"(l" * 200_000 + b"a" * 199_999,
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_pickles(kind, archive, tmp_path):
+    content = b"\x80\x02" + PICKLES[kind] + b"."
+    if archive:
+        with zipfile.ZipFile(tmp_path / "a.pt", "w") as file:
+            for name, data in (("a/data.pkl", content), ("a/version", b"3\n"), ("a/byteorder", b"little")):
+                file.writestr(name, data)
+    else:
+        (tmp_path / "a.pt").write_bytes(content)
+    refused_here(lambda: read_state(tmp_path / "a.pt"))
+
+
+ADAPTERS = {
+    "rank": {"r": 10**9},
+    "rank by pattern": {"rank_pattern": {"query": 10**9}},
+    "backtracking": {"target_modules": r"(([a-z.]+)+)+!"},
+    "backtracking pattern of ranks": {"rank_pattern": {r"(([a-z.]+)+)+!": 2}},
+    "replication": {"layer_replication": [[0, 10**9]]},
+    "a name of a gigabyte": {"target_modules": ["x{1,1000000000}" * 20]},
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapters(kind, tmp_path, monkeypatch):
+    pytest.importorskip("peft", reason="peft is not installed")
+    import mutations
+
+    monkeypatch.setattr("genbound.checkpoints.config_limits.SECONDS", 2)
+    mutations.KINDS["adapter"].make(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | ADAPTERS[kind]))
+    refused_here(lambda: build_pair(tmp_path, tmp_path / "base"))
+
+
+def refused_here(read) -> None:
+    """In this process with little more memory than it has; in seconds."""
+    import mutations
+
+    previous = signal.signal(signal.SIGALRM, mutations._too_long)
+    try:
+        said = mutations.outcome(read)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert said and not said.startswith("!"), said
