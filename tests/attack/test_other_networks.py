@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import genbound
 from genbound.cli.main import main
+from genbound.data.texts import TextSamples, TokenSamples
 from genbound.evaluation.recognition import identities
 
 MEASURES = ["losses", "displacement_norm", "hessian_trace", "noise_stability"]
@@ -124,6 +125,28 @@ def test_answers_count_up_to_rounding(monkeypatch, tmp_path):
     first, answers = identities(one, tmp_path), one.answers()
     monkeypatch.setattr(one, "answers", lambda: {key: value * (1 + 1e-15) for key, value in answers.items()})
     assert identities(one, tmp_path) == first
+
+
+def test_texts_count_by_their_tokens():
+    """Another tokenizer beside the checkpoint changes no text and every pass."""
+
+    class Tokenizer:
+        eos_token_id, pad_token_id, pad_token_type_id, padding_side, model_max_length = 0, 0, 0, "right", 8
+
+        def __init__(self, step):
+            self.step = step
+
+        def __call__(self, texts, pairs, **options):
+            return {"input_ids": [[self.step * len(word) for word in text.split()] for text in texts]}
+
+    texts, labels = ["a bb", "ccc d e"], [0, 1]
+    one, other = (TextSamples(texts, None, labels, Tokenizer(step)) for step in (1, 2))
+    assert one.digest() == other.digest() and one.content_digest() != other.content_digest()
+    again = TextSamples(texts, None, labels, Tokenizer(1))
+    assert again.content_digest() == one.content_digest()
+    left = TokenSamples([{"input_ids": [1]}, {"input_ids": [1, 2]}], labels, side="left")
+    right = TokenSamples([{"input_ids": [1]}, {"input_ids": [1, 2]}], labels, side="right")
+    assert left.content_digest() != right.content_digest()
 
 
 def test_how_the_work_is_cut_voids_nothing(tmp_path):
