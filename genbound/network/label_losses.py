@@ -10,8 +10,10 @@ r"""Cross-entropy for other forms of labels than one class number for each row o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from torch.nn import functional as F
 
 from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
-from genbound.network.loss_functions import CROSS_ENTROPY, MULTI_LABEL, Factor, Loss
+from genbound.network.loss_functions import CROSS_ENTROPY, MULTI_LABEL, Factor, Loss, check_floor
 
 
 class BinaryLoss(Loss):
@@ -39,6 +41,17 @@ class BinaryLoss(Loss):
                 f"label {float(targets[wrong][0]):g} is neither 0 nor 1, and the model has one score for each label: "
                 "write 0 and 1 for two classes, say --loss squared_error for numbers, or check the checkpoint's head"
             )
+
+    def bounded(self, p_min: float, num_classes: int) -> Loss:
+        """Of two smoothed probabilities, see :func:`~genbound.network.loss_functions.bounded_cross_entropy`."""
+        check_floor(p_min, 2)
+
+        def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
+            targets, share = _per_position(outputs, targets)
+            picked = ((2 * targets - 1) * outputs).sigmoid()
+            return (-(p_min + (1 - 2 * p_min) * picked).log() * share).flatten(1).sum(1)
+
+        return replace(self, **_smoothed(self.name, p_min), per_sample=per_sample)
 
     def class_frequencies(self, targets: np.ndarray, num_classes: int) -> np.ndarray:
         """Of the classes 0 and 1 among labels ``[M]``, ``[2]``."""
@@ -59,9 +72,24 @@ class SoftLoss(Loss):
                 "squared_error for numbers, or give class numbers"
             )
 
+    def bounded(self, p_min: float, num_classes: int) -> Loss:
+        """The loss of smoothed probabilities, see :func:`~genbound.network.loss_functions.bounded_cross_entropy`."""
+        check_floor(p_min, num_classes)
+
+        def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
+            p = p_min + (1 - num_classes * p_min) * outputs.softmax(-1)
+            return _rows(-(targets.to(outputs.dtype) * p.log()).sum(-1))
+
+        return replace(self, **_smoothed(self.name, p_min), per_sample=per_sample)
+
     def class_frequencies(self, targets: np.ndarray, num_classes: int) -> np.ndarray:
         """The mean of labels ``[M * K]`` over the samples, ``[K]``."""
         return targets.reshape(-1, num_classes).mean(0)
+
+
+def _smoothed(name: str, p_min: float) -> dict[str, Any]:
+    """What a loss is once its probabilities are ``p_min`` at least: not convex, and of a known range."""
+    return {"name": f"bounded_{name}({p_min:g})", "convex": False, "factor": None, "range": -math.log(p_min)}
 
 
 def _per_position(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,6 +95,12 @@ class Loss:
         _, counts = np.unique(targets[targets != IGNORED], return_counts=True)
         return counts / counts.sum()
 
+    def bounded(self, p_min: float, num_classes: int) -> Loss:
+        """The loss of probabilities that are ``p_min`` at least, of ``num_classes`` classes."""
+        if not self.classes:
+            raise GenboundError(f"--loss-range bounded:{p_min:g} needs a classification loss, not {self.name}")
+        return bounded_cross_entropy(p_min, num_classes)
+
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse labels that the output has no class for."""
         if not self.classes:
@@ -262,16 +268,21 @@ MULTI_LABEL = Loss("multi_label", _multi_label, convex=True, factor=_multi_label
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (CROSS_ENTROPY, SQUARED_ERROR, MULTI_LABEL)}
 
 
+def check_floor(p_min: float, num_classes: int) -> None:
+    """Refuse a smallest probability that ``num_classes`` classes cannot all have."""
+    if not 0 < p_min < 1 / num_classes:
+        raise GenboundError(
+            f"--loss-range bounded:{p_min:g} needs 0 < PMIN < 1/K = {1 / num_classes:g} for {num_classes} classes"
+        )
+
+
 def bounded_cross_entropy(p_min: float, num_classes: int) -> Loss:
     r"""Cross-entropy of smoothed probabilities, :math:`-\ln(p_{\min} + (1 - K p_{\min})\,p_y)`.
 
     Its range is :math:`-\ln p_{\min}`. It is not convex in the output, so no block is positive semidefinite
     by structure alone.
     """
-    if not 0 < p_min < 1 / num_classes:
-        raise GenboundError(
-            f"--loss-range bounded:{p_min:g} needs 0 < PMIN < 1/K = {1 / num_classes:g} for {num_classes} classes"
-        )
+    check_floor(p_min, num_classes)
 
     def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
         picked = outputs.softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
@@ -328,9 +339,7 @@ def ranged(loss: Loss, spec: str, num_classes: int) -> Loss:
     if kind == "clip" and number == number:
         return clipped(loss, number)
     if kind == "bounded" and number == number:
-        if not loss.classes:
-            raise GenboundError(f"--loss-range {spec} needs a classification loss, not {loss.name}")
-        return bounded_cross_entropy(number, num_classes)
+        return loss.bounded(number, num_classes)
     raise GenboundError(f"loss range {spec!r} is not understood: use observed, clip:C or bounded:PMIN")
 
 

@@ -105,6 +105,30 @@ def test_one_score_is_the_network_of_two_scores_whose_first_is_zero():
     assert abs(traces[0].value - traces[1].value) <= 4 * (traces[0].sem ** 2 + traces[1].sem ** 2) ** 0.5 + 1e-10
 
 
+def test_bounded_losses_of_other_labels():
+    p_min, model = 0.05, mlp()
+    found = problem(model, X, ONES, loss_range="bounded:0.05")
+    two = lambda z: torch.stack([1 - z.sigmoid(), z.sigmoid()], 1)  # noqa: E731
+    checked(found, model, X, lambda z: -(p_min + 0.9 * two(z.view(6)).gather(1, ONES.view(6, 1)).view(6)).log())
+    assert found.loss.range == pytest.approx(-float(torch.tensor(p_min).log()))
+    model = mlp(3)
+    found = problem(model, X, Q, loss_range="bounded:0.05")
+    checked(found, model, X, lambda z: -(Q.double() * (p_min + 0.85 * z.softmax(-1)).log()).sum(-1))
+    with pytest.raises(GenboundError, match=r"needs 0 < PMIN < 1/K = 0\.5"):
+        problem(mlp(), X, ONES, loss_range="bounded:0.6")
+
+
+@pytest.mark.parametrize("targets", [ONES, Q])
+def test_clipped_losses_of_other_labels(targets):
+    model = mlp(1 if targets is ONES else 3)
+    found = problem(model, X, targets, loss_range="clip:0.7")
+    plain = problem(model, X, targets)
+    outputs = plain.forward(plain.params, plain.batch(range(6)).inputs)
+    wanted = plain.loss.per_sample(outputs, plain.batch(range(6)).targets).clamp(max=0.7).mean()
+    assert genbound.measure(found, "losses")["train_loss"] == pytest.approx(float(wanted))
+    assert genbound.evaluate(found, ["hessian_distance"]).config["loss_range"]["value"] == 0.7
+
+
 def test_a_users_loss_is_given_the_outputs_as_the_network_gives_them():
     def soft_margin(z, t):
         assert z.shape == t.shape

@@ -226,3 +226,32 @@ def test_a_classifier_that_answers_at_the_end_token_is_told_so(name):
         genbound.Problem(model, init, data)
     tokens[:, -1] = config.eos_token_id
     assert genbound.Problem(model, init, data).num_classes == 2
+
+
+class Picky(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(6, 3)
+
+    def forward(self, x):
+        if (x > 9).any():
+            raise ValueError("too large")
+        return self.net(x)
+
+
+def test_what_a_model_or_a_loss_raises_later_is_one_line():
+    """A few samples are tried before; a later one may be another case."""
+    x = torch.zeros(6, 6)
+    x[5] = 10
+    init, targets = {"net.weight": torch.zeros(3, 6), "net.bias": torch.zeros(3)}, torch.arange(6) % 3
+    with pytest.raises(GenboundError, match="the model raised ValueError on some of the samples: too large"):
+        genbound.evaluate(genbound.Problem(Picky(), init, (x.flip(0).roll(-1, 0), targets)), ["losses"])
+
+    def loss(outputs, targets):
+        if (targets > 5).any():
+            raise ValueError("no such label")
+        return outputs.square().sum(1)
+
+    found = genbound.Problem(Picky(), init, (torch.zeros(6, 6), torch.tensor([0, 1, 2, 3, 7, 4])), loss)
+    with pytest.raises(GenboundError, match="the loss raised ValueError on some of the samples: no such label"):
+        genbound.evaluate(found, ["losses"])
