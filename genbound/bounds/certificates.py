@@ -19,7 +19,7 @@ sample's tokens) have Chernoff's bound :math:`\mathrm{kl}^{-1}(\cdot, \ln(1/\del
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
@@ -27,6 +27,7 @@ from genbound.estimators.binomial_tail import binomial_upper, trials_for
 from genbound.estimators.kl_inverse import kl_inverse
 
 MONTE_CARLO = 0.1  # its part of delta
+DISAGREEMENT = 0.1  # the part of delta of the disagreement on unlabelled inputs, where that is asked for
 
 
 def pac_bayes_kl(mean: float, num_trials: int | None, nats: float, num_data: int, delta: float) -> float:
@@ -63,17 +64,20 @@ def _pac_bayes(evidence: Evidence) -> BoundValue:
     if value is None:
         return BoundValue(None, note="the loss has no 0-1 error: see the form bounded_loss", forms=forms)
     forms["main_term"] = {"log10": _log10(value)}
+    forms |= of_the_network(found, evidence.delta, lambda delta: _certified(evidence, found, "error", delta))
     losses = evidence.quantities["losses"]
     constant = losses.get("constant_error")
     return BoundValue(value, value, value, _log10(value), _said(evidence, found), forms, 0.0, constant)
 
 
-def _certified(evidence: Evidence, found: Mapping[str, Any], kind: str) -> float | None:
+def _certified(evidence: Evidence, found: Mapping[str, Any], kind: str, delta: float | None = None) -> float | None:
     if found[kind] is None:
         return None
     exact = kind == "error" and found["exact"]
     trials = None if exact else found["num_trials"]
-    return pac_bayes_kl(found[kind], trials, found["kl"] + found["log_union"], found["num_data"], evidence.delta)
+    return pac_bayes_kl(
+        found[kind], trials, found["kl"] + found["log_union"], found["num_data"], delta or evidence.delta
+    )
 
 
 def _said(evidence: Evidence, found: Mapping[str, Any]) -> str:
@@ -88,6 +92,30 @@ def _said(evidence: Evidence, found: Mapping[str, Any]) -> str:
         f"bounds the error of the noisy network; {spent}; KL {found['kl']:.3g} + {found['log_union']:.3g} nats for the "
         f"choice of {found['num_groups']} priors, {centred(found)}"
     )
+
+
+def of_the_network(
+    found: Mapping[str, Any], delta: float, certified: Callable[[float], float | None]
+) -> dict[str, Mapping[str, Any]]:
+    """The form that is about the fine-tuned network itself, where unlabelled inputs are there.
+
+    It errs where the certified network errs, or where the two disagree; both parts hold with 1 - delta together.
+
+    Args:
+        found: the summary, with ``disagreement`` and ``num_unlabelled``.
+        delta: in all.
+        certified: the certificate at a failure probability.
+    """
+    if "disagreement" not in found or (value := certified((1 - DISAGREEMENT) * delta)) is None:
+        return {}
+    num = found["num_unlabelled"]
+    apart = kl_inverse(found["disagreement"], -math.log(DISAGREEMENT * delta) / num)
+    parts = f"{(1 - DISAGREEMENT) * delta:.3g} + {DISAGREEMENT * delta:.3g}"
+    note = (
+        f"bounds the error of the fine-tuned network: {value:.3g} and {apart:.3g}, at most, of disagreement with the "
+        f"certified one on {num} unlabelled inputs; delta = {parts}"
+    )
+    return {"network": {"log10": _log10(min(1.0, value + apart)), "note": note}}
 
 
 def check_whole(found: Mapping[str, Any], num_data: int, what: str) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.bounds.certificates import centred, check_whole
+from genbound.bounds.certificates import centred, check_whole, of_the_network
 from genbound.estimators.binomial_tail import binomial_upper
 from genbound.estimators.kl_inverse import kl_inverse
 
@@ -56,6 +56,9 @@ def _compression(evidence: Evidence) -> BoundValue:
         return BoundValue(None, note="the loss has no 0-1 error: see the form bounded_loss", forms=forms)
     value = occam(found["error"], n, found["nats"], delta, found["right_or_wrong"])
     forms["main_term"] = {"log10": _log10(value)}
+    forms |= of_the_network(
+        found, delta, lambda part: occam(found["error"], n, found["nats"], part, found["right_or_wrong"])
+    )
     constant = evidence.quantities["losses"].get("constant_error")
     return BoundValue(value, value, value, _log10(value), _said(found, delta), forms, 0.0, constant)
 

@@ -72,6 +72,7 @@ PAIR_OPTIONS = [
     option("layers", str, "Layers to measure, e.g. '*.query.weight'.", metavar="PATTERN"),
     option("delta", float, "Failure probability of bounds.", default=0.05),
     option("prior", click.Path(), "Checkpoint that certificates are centred at in place of INIT.", metavar="CKPT"),
+    option("unlabelled", str, "Inputs that training never saw: certificates of the network itself.", metavar="SPEC"),
     option("prior-samples", click.Path(), "Training samples that the prior saw: a file with one number a line, from 0.",
            metavar="FILE"),
     *short_forms(),

@@ -42,6 +42,7 @@ class EvaluationSpec(PairSpec):
         confusion: file of the label confusion matrix.
         prior: checkpoint that certificates are centred at in place of INIT.
         prior_samples: the training samples that it saw: their places in the data, or a file of them.
+        unlabelled: inputs that training never saw, like ``data``.
     """
 
     data: Any = None
@@ -53,6 +54,7 @@ class EvaluationSpec(PairSpec):
     confusion: str | None = None
     prior: str | os.PathLike | None = None
     prior_samples: str | os.PathLike | Iterable[int] | None = None
+    unlabelled: Any = None
 
 
 def load(
@@ -73,6 +75,7 @@ def load(
     layers: str | Iterable[str] | None = None,
     prior: str | os.PathLike | None = None,
     prior_samples: str | os.PathLike | Iterable[int] | None = None,
+    unlabelled: Any = None,
     **options: Any,
 ) -> Problem | WeightProblem:
     """Load a fine-tuned checkpoint, the weights it started from, and the data to measure them on.
@@ -94,6 +97,7 @@ def load(
         num_data, loss_range, layers: see :class:`~genbound.network.problem.Problem`.
         prior, prior_samples: a checkpoint that certificates are centred at in place of ``init``, and the training
             samples that it saw (places in the data, or a file of them).
+        unlabelled: inputs that training never saw, like ``data``; their labels are not looked at.
         options: its further arguments (``dtype`` also by name).
 
     Returns:
@@ -105,6 +109,7 @@ def load(
     spec = EvaluationSpec(
         ckpt, init, model, head, head_weights, ignore, entry, trust_remote_code, data=data, test_data=test_data,
         loss=loss, num_data=num_data, loss_range=loss_range, layers=layers, prior=prior, prior_samples=prior_samples,
+        unlabelled=unlabelled,
     ).completed()  # fmt: skip
     return problem_of(load_pair(spec), spec, **options)
 
@@ -132,7 +137,7 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         reason = f"not measured: give {' and '.join(lacking)}"
         return WeightProblem(pair.params, pair.init, reason, provenance, pair.factors)
     loss = default_loss(pair.model, spec.loss)
-    samples, held_out = _samples(pair, pair.model, spec, loss)
+    samples, held_out, unlabelled = _samples(pair, pair.model, spec, loss)
     if loss == "squared_error" and spec.loss is None and _says_nothing(pair.model) and _are_binary(samples):
         loss = "cross_entropy"
     if (wanted := options.get("num_samples")) is not None and len(samples) <= ENOUGH * wanted:
@@ -140,7 +145,7 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
     said = {name: getattr(spec, name) for name in ("num_data", "loss_range", "layers")} | _prior(spec)
     problem = Problem(
         pair.model, pair.init, samples, loss, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,
-        provenance=provenance, init_buffers=pair.init_buffers, factors=pair.factors,
+        provenance=provenance, init_buffers=pair.init_buffers, factors=pair.factors, unlabelled=unlabelled,
         **{name: value for name, value in said.items() if value is not None}, **options,
     )  # fmt: skip
     problem.remarks += _about_images(pair, samples)
@@ -203,8 +208,10 @@ def default_loss(model: Any, loss: Any = None) -> Any:
     return loss
 
 
-def _samples(pair: Pair, model: nn.Module, spec: EvaluationSpec, loss: Any) -> tuple[Samples, Samples | None]:
-    """Training and held-out samples, read with the checkpoint's own tokenizer, image settings and class names."""
+def _samples(
+    pair: Pair, model: nn.Module, spec: EvaluationSpec, loss: Any
+) -> tuple[Samples, Samples | None, Samples | None]:
+    """Training, held-out and unlabelled samples, read with the checkpoint's tokenizer, image settings and classes."""
     tokenizer = images = None
     if isinstance(spec.data, str):
         tokenizer = None if pair.tokenizer_dir is None else load_tokenizer(pair.tokenizer_dir, spec.trust_remote_code)
@@ -220,6 +227,8 @@ def _samples(pair: Pair, model: nn.Module, spec: EvaluationSpec, loss: Any) -> t
         trust_remote_code=spec.trust_remote_code,
     )
     samples = load_data(spec.data, reader)
-    if spec.test_data is None:
-        return samples, None
-    return samples, load_data(spec.test_data, replace(reader, label2id=samples.label2id or names))
+    reader = replace(reader, label2id=samples.label2id or names)
+    held_out, unlabelled = (
+        None if said is None else load_data(said, reader) for said in (spec.test_data, spec.unlabelled)
+    )
+    return samples, held_out, unlabelled

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from genbound.network.problem import Problem
     from genbound.network.weights import BaseProblem
 
-COMPUTING = ("curvature", "data", "estimators", "network", "quantities", "structure")  # wings of the package
+COMPUTING = (
+    "curvature",
+    "data",
+    "estimators",
+    "network",
+    "posterior",
+    "quantities",
+    "structure",
+)  # wings of the package
 ASKED = 4  # samples
 SHOWN = 64  # numbers of an output
 # How far answers to the same question may lie apart, in the largest of them: of outputs in roundings, of gradients
@@ -60,6 +68,7 @@ def network_digest(problem: Problem, test_data: bool) -> str:
         weights_digest(problem), problem.data.content_digest(), held_out, list(problem.indices), problem.num_data,
         problem.loss_range_spec, problem.output, code_digest(problem.model, loss, counted=counted),
         None if problem.prior is None else problem.prior.digest(),
+        None if problem.unlabelled is None else problem.unlabelled.content_digest(),
     )  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 

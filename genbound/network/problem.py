@@ -59,6 +59,7 @@ class Problem(Network, BaseProblem):
         output: name or place of the scores, where the model returns several tensors (``logits``, ``1``).
         prior: what certificates are centred at in place of ``init``: parameters and buffers by name.
         prior_samples: places in the data of the training samples that ``prior`` saw.
+        unlabelled: inputs that training never saw, for certificates of the network itself; labels are not looked at.
 
     Attributes:
         prior: the centre of certificates, ``None`` where it is the start.
@@ -117,12 +118,16 @@ class Problem(Network, BaseProblem):
         output: str | int | None = None,
         prior: Mapping[str, Tensor] | None = None,
         prior_samples: Iterable[int] | None = None,
+        unlabelled: Any = None,
     ):
         super().__init__(
             model, init, data, loss, loss_range=loss_range, num_samples=num_samples, sample_seed=sample_seed,
             dtype=dtype, device=device, batch_size=batch_size, init_buffers=init_buffers, output=output,
         )  # fmt: skip
         self.test_data: Samples | None = None if test_data is None else as_samples(test_data)
+        self.unlabelled: Samples | None = None if unlabelled is None else as_samples(unlabelled)
+        if self.unlabelled is not None and self.unlabelled.digest() == self.data.digest():
+            raise GenboundError("the unlabelled samples are the training samples: give inputs that training never saw")
         self.num_data = len(self.data) if num_data is None else int(num_data)
         if other_samples and num_data is None:
             raise GenboundError("num_data is missing: of samples outside the training set, n is not their number")

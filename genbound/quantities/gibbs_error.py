@@ -32,9 +32,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genbound.data.samples import Batch
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
 from genbound.posterior.curvature import Curvature, measure_curvature
+from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.gaussian import LAMBDAS, best_width, log_union
 from genbound.posterior.groups import changed_groups, unseen, why_no_posterior
 from genbound.posterior.linear_head import LinearHead, find_linear_head
@@ -112,6 +114,7 @@ class _Gibbs:
             "loss_range": self.problem.loss.range if ranged else None,
             "num_trials": num,
             "num_data": self.num,
+            **self._disagreement(posterior),
             "num_prior": len(self.problem.data) - self.num,
             "kl": posterior.kl,
             "log_union": log_union(len(self.groups)),
@@ -219,6 +222,27 @@ class _Gibbs:
         if not self.network.vectorised:
             return 1
         return max(1, min(self.problem.batch_size, MOST_BYTES // (8 * posterior.size)))
+
+    def _disagreement(self, posterior: Posterior) -> dict[str, float]:
+        """How often the noisy network disagrees with the fine-tuned one, a draw for each unlabelled input."""
+        if why_no_disagreement(self.problem) is not None:
+            return {}
+        assert self.problem.unlabelled is not None
+        width = self.problem.batch_size if self.head is not None else self._width(posterior)
+
+        def probability(batch: Batch) -> Tensor:
+            if self.head is not None:
+                return self.head.error_probability(batch, posterior)
+            noisy = posterior.draw(self.context.seed, [("gibbs_error", "unlabelled", i) for i in batch.indices])
+            outputs = self.network.outputs(batch.inputs, noisy)
+            return torch.as_tensor(_worst((outputs.argmax(-1) != batch.targets).double(), outputs, 1.0))
+
+        shards = data_shards(len(self.problem.unlabelled))
+        parts = self.context.map(
+            "unlabelled", shards, lambda s: {"value": disagreement(self.problem, s, width, probability)}
+        )
+        found = stack(parts, "value")
+        return {"disagreement": float(found.mean()), "num_unlabelled": len(found)}
 
     # -- the closed form ----------------------------------------------------------------------------------------------
 

@@ -27,10 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genbound.data.samples import Batch
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
 from genbound.posterior.coded_tensor import Coded, TensorCode
 from genbound.posterior.curvature import Curvature, measure_curvature
+from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.groups import Group, centre, changed_groups, unseen, why_no_posterior
 from genbound.posterior.moved_network import MovedNetwork
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
@@ -68,6 +70,7 @@ def measure(problem: Problem, context: Context) -> Measured:
             "loss_range": problem.loss.range if loss is not None else None,
             "nats": length(choice),
             "num_data": search.num,
+            **_disagreement(problem, context, weights),
             "num_prior": len(problem.data) - search.num,
             "num_groups": len(search.groups),
             "num_coordinates": sum(group.size for group in search.groups),
@@ -181,8 +184,7 @@ def _moved(problem: Problem, group: Group) -> Tensor:
 
 def _errors(problem: Problem, weights: Mapping[str, Tensor], indices: Sequence[int]) -> Part:
     """Error, and loss over its range, of these samples with other weights, in any order."""
-    params = {**problem.params, **{name: t for name, t in weights.items() if name in problem.params}}
-    buffers = {**problem.buffers, **{name: t for name, t in weights.items() if name in problem.buffers}}
+    params, buffers = _all(problem, weights)
 
     def batches() -> Iterator[Part]:
         loss = problem.loss
@@ -200,6 +202,33 @@ def _errors(problem: Problem, weights: Mapping[str, Tensor], indices: Sequence[i
 
     parts = list(batches())
     return {key: stack(parts, key) for key in parts[0]}
+
+
+def _disagreement(problem: Problem, context: Context, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """How often the quantised network disagrees with the fine-tuned one on unlabelled inputs."""
+    if why_no_disagreement(problem) is not None:
+        return {}
+    assert problem.unlabelled is not None
+    params, buffers = _all(problem, weights)
+
+    def differs(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            outputs = problem.forward(params, batch.inputs, buffers)
+        wrong = (outputs.argmax(-1) != batch.targets).double()
+        return torch.as_tensor(worst_if_not_finite(wrong, outputs, 1.0))
+
+    shards = data_shards(len(problem.unlabelled))
+    parts = context.map(
+        "unlabelled", shards, lambda s: {"value": disagreement(problem, s, problem.batch_size, differs)}
+    )
+    found = stack(parts, "value")
+    return {"disagreement": float(found.mean()), "num_unlabelled": len(found)}
+
+
+def _all(problem: Problem, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and buffers with these tensors in place of the fine-tuned ones."""
+    params = {**problem.params, **{name: t for name, t in weights.items() if name in problem.params}}
+    return params, {**problem.buffers, **{name: t for name, t in weights.items() if name in problem.buffers}}
 
 
 def worst_if_not_finite(values: Tensor, outputs: Tensor, worst: float) -> np.ndarray:
