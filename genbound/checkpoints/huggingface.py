@@ -295,8 +295,13 @@ def image_folder(*folders: Path) -> Path | None:
 
 
 def load_image_processor(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The image processor of a directory."""
-    return _load("AutoImageProcessor", "image processor", folder, trust_remote_code)
+    """The image processor of a directory, resizing by Pillow.
+
+    Left to itself transformers resizes by torchvision where that is installed, to other pixels.
+    """
+    # transformers 4 understands the first of the two, and transformers 5 the second.
+    by_pillow = {"use_fast": False, "backend": "pil"}
+    return _load("AutoImageProcessor", "image processor", folder, trust_remote_code, **by_pillow)
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -304,14 +309,14 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     return _load("AutoTokenizer", "tokenizer", folder, trust_remote_code)
 
 
-def _load(auto: str, what: str, folder: Path, trust_remote_code: bool) -> Any:
+def _load(auto: str, what: str, folder: Path, trust_remote_code: bool, **more: Any) -> Any:
     transformers = import_transformers()
     if not trust_remote_code:
         _refuse_dictionaries(folder)
     try:
         with quiet():
             return getattr(transformers, auto).from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust_remote_code
+                folder, local_files_only=True, trust_remote_code=trust_remote_code, **more
             )
     except Exception as error:
         raise GenboundError(

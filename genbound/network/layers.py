@@ -7,7 +7,7 @@ tokens) is left out unless ``--layers`` names it; one that also acts as a linear
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -90,17 +90,20 @@ def _is_weight(node: Node, shape: torch.Size) -> bool:
     return joined or of_node(node).kind is Kind.LINEAR and result_shape(node) == shape
 
 
-def select_layers(network: Network, pattern: str | None = None, excluded: Sequence[str] = ()) -> tuple[Layer, ...]:
+def select_layers(
+    network: Network, pattern: str | Iterable[str] | None = None, excluded: Sequence[str] = ()
+) -> tuple[Layer, ...]:
     """Find the layers of a network from what a forward pass executes.
 
     Args:
         network: whose weights are looked through.
-        pattern: ``*`` wildcards, comma separated; only matching parameters, embeddings included.
+        pattern: ``*`` wildcards, comma separated or one after the other; only matching parameters, embeddings included.
         excluded: parameters that are not layers (an excluded head).
 
     Cost: a few forward and backward passes over at most three samples.
     """
-    wanted = [part.strip() for part in (pattern or "").split(",") if part.strip()]
+    parts = pattern.split(",") if isinstance(pattern, str) else pattern or ()
+    wanted = [part.strip() for part in parts if part.strip()]
     candidates = _candidates(network.params, wanted, excluded)
     run = network.shared_run(3)
     orders = _row_orders(network, run, candidates)

@@ -105,7 +105,7 @@ class Problem(Network, BaseProblem):
         test_data: Any = None,
         num_samples: int | None = None,
         sample_seed: int = 0,
-        layers: str | None = None,
+        layers: str | Iterable[str] | None = None,
         head: Sequence[str] = (),
         excluded: Sequence[str] = (),
         dtype: torch.dtype | None = None,
