@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision by name, with random weights: what genbound measures of them, against torch alone."""
+"""Networks of timm and torchvision by name, with random weights: what is measured of them, against torch alone."""
 
 import importlib
 import json
