@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from genbound.figures.bounds import GAP, LABELS, VACUOUS, axis_of, bounds_of, yardsticks
-from genbound.figures.broken_axis import NEAR
+from genbound.figures.broken_axis import NEAR, PowersOfTen
 from genbound.figures.interactive_landscape import loss_path_figure, loss_plane_figure
 from genbound.figures.interactive_spectrum import largest_eigenvalues_figure, spectrum_figure
 from genbound.figures.interactive_style import figure, shown, with_legend
@@ -61,21 +61,26 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
                 hovertemplate=f"{what}: {value:.3g}<extra>{title}</extra>",
             )  # fmt: skip
     fig.update_yaxes(categoryorder="array", categoryarray=shown(names))
+    _use_axis(fig, axis, f"bound on the gap ({LABELS.get(unit, unit)})")
+    return with_legend(fig)
+
+
+def _use_axis(fig: Any, axis: PowersOfTen, title: str) -> None:
+    """Ticks of powers of ten, and a mark where the scale changes; places on the axis are ``axis.to_axis``."""
     if axis.cut is not None:
         fig.add_vrect(x0=NEAR - 0.004, x1=NEAR + 0.004, fillcolor="grey", opacity=0.3, line_width=0,
                       annotation={"text": "the scale changes", "font": {"size": 10}})  # fmt: skip
     places, labels = zip(*axis.ticks(), strict=True)
     fig.update_xaxes(
-        title=f"bound on the gap ({LABELS.get(unit, unit)})",
+        title=title,
         range=[0, 1],
         tickvals=axis.to_axis(places).tolist(),
         ticktext=[label.replace("$10^{", "1e").replace("}$", "") for label in labels],
     )
-    return with_legend(fig)
 
 
 def spread_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
-    """How the bounds of one unit are spread over many runs, and the measured gap, as base-10 logarithms.
+    """How the bounds of one unit are spread over many runs, and the measured gap, on a log axis.
 
     Args, Returns: those of :func:`bounds_figure`.
     """
@@ -86,12 +91,14 @@ def spread_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
     gaps = [found[GAP] for found in (yardsticks(run, unit) for run in runs.values()) if GAP in found]
     values |= {GAP: [math.log10(gap) for gap in gaps]} if gaps else {}
     fig = figure(150 + 34 * len(values), title_text=f"Bounds on the gap in the {unit}, {len(runs)} runs")
-    ends = np.array([np.quantile(found, [0, 0.25, 0.5, 0.75, 1]) for found in values.values()]).T.round(4).tolist()
+    axis = axis_of(runs, unit)
+    ends = np.array([np.quantile(found, [0, 0.25, 0.5, 0.75, 1]) for found in values.values()]).T
+    ends = axis.to_axis(ends).round(5).tolist()
     places = ("lowerfence", "q1", "median", "q3", "upperfence")
     fig.add_box(y=shown(values), **dict(zip(places, ends, strict=True)), orientation="h", name="", fillcolor="white",
                 line={"color": BLUE}, showlegend=False)  # fmt: skip
     fig.update_yaxes(categoryorder="array", categoryarray=shown(values))
-    fig.update_xaxes(title="value, as a power of 10: all runs, and the middle half of them")
+    _use_axis(fig, axis, f"bound on the gap ({LABELS.get(unit, unit)}): all runs, and the middle half of them")
     return fig
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from genbound.estimators.curvature_kinds import CALLED
-from genbound.figures.interactive_style import figure, with_legend
+from genbound.figures.interactive_style import figure, shown, with_legend
 from genbound.figures.spectrum import LOWEST, curve_of, largest_of_layers
 from genbound.figures.style import BLUE, VERMILION
 from genbound.formatting import digits
@@ -33,7 +33,7 @@ def largest_eigenvalues_figure(results: Results) -> Any:
     """The largest eigenvalue of each layer's own block, largest first, with its sides."""
     summary = results.quantities["hessian_spectrum"]
     rows = largest_of_layers(summary)
-    names, values = list(rows), [row["value"] for row in rows.values()]
+    names, values = shown(rows), [row["value"] for row in rows.values()]
     above = [max(row["upper"] - row["value"], 0.0) for row in rows.values()]
     called = CALLED[summary["curvature"]]
     fig = figure(150 + 20 * len(rows), title_text=f"Largest eigenvalue of each layer's {called} block")
@@ -44,7 +44,7 @@ def largest_eigenvalues_figure(results: Results) -> Any:
         categoryorder="array",
         categoryarray=names[::-1],
         tickvals=names,
-        ticktext=[name.removesuffix(".weight")[-28:] for name in names],
+        ticktext=shown(name.removesuffix(".weight")[-28:] for name in rows),
         tickfont={"size": 10},
     )
     fig.update_xaxes(title="eigenvalue")

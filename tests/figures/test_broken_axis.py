@@ -58,3 +58,22 @@ def test_it_is_drawn():
     assert ax.get_xlim() == (WIDE.low, WIDE.high)
     assert [t.get_text() for t in ax.get_xticklabels()] == [label for _, label in WIDE.ticks()]
     assert [t.get_text() for t in ax.texts] == ["the scale changes"]
+
+
+def test_the_page_uses_the_same_axis():
+    pytest.importorskip("plotly")
+    from handmade import bound, run
+
+    from genbound.figures.bounds import axis_of
+    from genbound.figures.interactive import bounds_figure, spread_figure
+
+    runs = {f"run{i}": run({"small": bound(0.5 + i), "large": bound(1e37)}) for i in range(3)}
+    axis = axis_of(runs, "loss")
+    assert axis.cut is not None
+    fig = bounds_figure(runs, "loss")
+    np.testing.assert_allclose(axis.from_axis(np.array(fig.data[0].x)), [np.log10(0.5), 37])
+    np.testing.assert_allclose(
+        axis.from_axis(np.array(fig.layout.xaxis.tickvals)), [t for t, _ in axis.ticks()], atol=1e-12
+    )
+    box = spread_figure(runs, "loss").data[0]
+    np.testing.assert_allclose(axis.from_axis(np.array(box.median[:2])), [np.log10(1.5), 37], atol=1e-2)
