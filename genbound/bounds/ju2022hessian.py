@@ -126,12 +126,15 @@ def _trace_distance(evidence: Evidence) -> BoundValue:
 
 
 def _trace_bound(evidence: Evidence, loss: RangedLoss, factor: float) -> BoundValue:
-    """The bound with ``factor`` times Tr[H+] ||v||^2 of every layer, two standard errors to either side."""
+    """The bound with ``factor`` times Tr[H+] ||v||^2 of every layer.
+
+    A trace by probes has an interval that is certain of the probes; two of their standard errors come to either side.
+    """
     traces, norms = evidence.per_layer("max_positive_trace"), evidence.per_layer("displacement_norm")
     squares = {name: factor * norms[name]["value"] ** 2 for name in traces}
     lower, middle, upper = (
-        [max(0.0, row["value"] + errors * row["sem"]) * squares[name] for name, row in traces.items()]
-        for errors in (-SEMS, 0.0, SEMS)
+        [max(0.0, row.get(side, row["value"]) + errors * row["sem"]) * squares[name] for name, row in traces.items()]
+        for side, errors in (("lower", -SEMS), ("value", 0.0), ("upper", SEMS))
     )
     return from_maxima(evidence, loss, lower, middle, upper, evidence.quantities["max_positive_trace"].get("note", ""))
 

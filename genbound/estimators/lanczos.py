@@ -161,6 +161,17 @@ class Lanczos:
         allowance += 2 * torch.finfo(dtype).eps * square * scale
         return max(0.0, lower - allowance), upper + allowance
 
+    def ritz_pairs(self, row: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """What the row's Krylov space knows of the operator's eigenvalues.
+
+        Returns:
+            Ritz values ``[steps]``, norms of their residuals ``[steps]`` and orthonormal vectors ``[steps, d]``.
+        """
+        alpha, beta = self._steps(row)
+        values, vectors = eigh_tridiagonal(alpha, beta[:-1]) if len(alpha) > 1 else (alpha, np.ones((1, 1)))
+        basis = torch.cat([block[row] for block in self._blocks])[: len(alpha)]
+        return values, np.abs(beta[-1] * vectors[-1]), torch.as_tensor(vectors.T.copy()).to(basis) @ basis
+
     def positive_part(self, row: int) -> float:
         r"""Gauss quadrature of :math:`v^\top H^+ v`: accurate, not one-sided."""
         alpha, beta = self._steps(row)

@@ -124,9 +124,10 @@ def as_values(summary: Mapping[str, Any]) -> dict[Any, Any]:
 
 
 def _as_value(row: Mapping[str, Any]) -> Estimate | Interval:
-    if "lower" in row:
+    if "lower" in row and "sem" not in row:
         return Interval(row["value"], row["lower"], row["upper"], row.get("sample"))
-    return Estimate(row["value"], row.get("sem", 0.0), row.get("num_samples", 0), row.get("data_sem", 0.0))
+    sides = row.get("lower"), row.get("upper")
+    return Estimate(row["value"], row.get("sem", 0.0), row.get("num_samples", 0), row.get("data_sem", 0.0), *sides)
 
 
 # -- the steps of an evaluation ---------------------------------------------------------------------------------------

@@ -4,29 +4,31 @@ r"""The largest :math:`\mathrm{Tr}\,H_i^+[\ell(f_W(x), y)]` over the samples, pe
 * A small block, or that of few samples, is formed densely in the basis of the sample's own inputs, and decomposed:
   exact.
 * A larger one is an **estimate**, and labelled so. The *candidates* are the samples with the largest traces and the
-  largest spread of the trace's probes. Stochastic Lanczos quadrature of one probe each leaves the *finalists*, and
-  fresh probes choose among these. Fresh probes again measure the chosen sample: the maximum of noisy estimates would
-  be biased upward. ``sem`` covers the last probes. A sample that was not a candidate may be larger, so the value is a
-  lower estimate of the maximum.
+  largest spread of the trace's probes. Quadratures of one probe each leave the *finalists*, and fresh probes choose
+  among these. Fresh probes again measure the chosen sample: the maximum of noisy estimates would be biased upward. A
+  sample that was not a candidate may be larger, so the value is a lower estimate of the maximum.
 
-For the chosen sample the trace of :math:`f(H) = H^+` is taken as in Hutch++: exactly on a random subspace that captures
-the large eigenvalues, and by probes outside it. Every quadratic form :math:`z^\top f(H) z` is a Gauss quadrature.
+The chosen sample is measured by :mod:`genbound.estimators.positive_trace`: every probe z has a certified bracket of
+:math:`z^\top H^+ z`, and the large eigenvalues are taken out of the probes. ``lower`` and ``upper`` are the means of
+the brackets' ends. They are certain of these probes alone: ``sem`` is what the draw of the probes adds, to either
+side. ``value`` is the middle.
 
 Cost:
     Exact blocks: nothing beyond ``hessian_trace``, or one double backward pass for each dimension of the block.
-    Estimates: about 500 double backward passes of one sample for each layer.
+    Estimates: 600 double backward passes of one sample for each layer at most, fewer where the brackets close sooner.
 Variance:
-    ``sem`` is the standard error over the last probes; 0 where the trace is exact.
+    ``sem`` is the standard error over the last probes, widened as Student's law asks for so few; 0 where the trace is
+    exact.
 
 References:
     Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIAM J. Matrix Anal. Appl., 2017.
-    Meyer, Musco, Musco & Woodruff, Hutch++: optimal stochastic trace estimation, SOSA 2021.
+    Meyer, Musco, Musco & Woodruff, Hutch++: optimal stochastic trace estimation, SOSA 2021 (the large eigenvalues).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, cycle
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ import torch
 from genbound.curvature.layer_block import LayerBlock, dense_blocks
 from genbound.curvature.traces import gauss_newton_trace
 from genbound.estimators.lanczos import Lanczos
+from genbound.estimators.positive_trace import TraceBracket, positive_trace
 from genbound.estimators.random import rademacher
 from genbound.network.layers import Layer
 from genbound.network.problem import Problem
@@ -42,6 +45,8 @@ from genbound.quantities.catalogue.max_positive_trace import MaxPositiveTraceOpt
 
 NAME = "max_positive_trace"
 FRESH = 4  # probes of each finalist
+SCREENING = 10  # Lanczos steps of the quadratures that choose the sample
+ROOM = 2**28  # bytes of the Krylov bases that are held at a time
 
 
 def _probes(operator: LayerBlock, shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
@@ -51,10 +56,10 @@ def _probes(operator: LayerBlock, shape: tuple[int, ...], source: torch.Generato
     return operator.start(rademacher((num, *shape), source, like)).reshape(num, -1).double()
 
 
-def _quadratures(operator: LayerBlock, starts: torch.Tensor, steps: int) -> np.ndarray:
-    """``z^T H^+ z`` for each row z of ``starts [N, d]``, by Gauss quadrature; ``[N]``."""
+def _quadratures(operator: LayerBlock, starts: torch.Tensor) -> np.ndarray:
+    """About ``z^T H^+ z`` for each row z of ``starts [N, d]``, by Gauss quadrature; ``[N]``."""
     run = Lanczos(operator.product, starts)
-    for _ in range(min(steps, operator.dimension)):
+    for _ in range(min(SCREENING, operator.dimension)):
         run.step(operator.precision)
     return np.array([run.positive_part(i) for i in range(len(starts))])
 
@@ -66,47 +71,37 @@ class _SampleBlock:
         problem: what is measured.
         layer: whose block.
         position: of the sample.
-        num: copies, in as many passes as they need.
     """
 
-    def __init__(self, problem: Problem, layer: Layer, position: int, num: int):
-        self._shape = layer.shape
-        size = problem.batch_size if layer.by_batch else 1
-        runs = [[position] * min(size, num - start) for start in range(0, num, size)]
-        self._operators = [LayerBlock(problem.tape(run, [layer.name]), layer.name) for run in runs]
+    def __init__(self, problem: Problem, layer: Layer, position: int):
+        self._problem, self._layer, self._position = problem, layer, position
+        self._single = LayerBlock(problem.tape([position], [layer.name]), layer.name)
 
-    @property
-    def dimension(self) -> int:
-        return self._operators[0].dimension
+    def operators(self, num: int, steps: int) -> list[LayerBlock]:
+        """Passes with room for ``num`` vectors in all and a Krylov basis of ``steps`` for each, all in one basis."""
+        most = min(self._problem.batch_size if self._layer.by_batch else 1, num)
+        most = max(1, min(most, ROOM // (8 * steps * self._single.dimension)))
+        passes = -(-num // most)
+        return [self._copies(size) for size in ((num + i) // passes for i in range(passes))]
 
-    def probes(self, num: int, source: torch.Generator) -> torch.Tensor:
-        """``[num, d]``, drawn a pass at a time."""
-        drawn, left = [], num
-        operators = cycle(self._operators)
-        while left:
-            drawn.append(_probes(next(operators), self._shape, source)[:left])
-            left -= len(drawn[-1])
-        return torch.cat(drawn)
+    def _copies(self, num: int) -> LayerBlock:
+        if num == 1:
+            return self._single
+        tape = self._problem.tape([self._position] * num, [self._layer.name])
+        return self._single.narrowed(tape, [0] * num)
 
-    def apply(self, vectors: torch.Tensor) -> torch.Tensor:
-        """``H z`` for each row z, ``[n, d]``."""
-        return torch.cat([op.product(v).double()[:n] for op, v, n in self._passes(vectors)])
+    def quadratures(self, num: int, source: torch.Generator) -> np.ndarray:
+        """``z^T H^+ z`` for that many probes, ``[num]``."""
+        operators = self.operators(num, SCREENING)
+        return np.concatenate([_quadratures(op, _probes(op, self._layer.shape, source)) for op in operators])
 
-    def quadratures(self, vectors: torch.Tensor, steps: int) -> np.ndarray:
-        """``z^T H^+ z`` for each row z of ``[n, d]``; ``[n]``."""
-        return np.concatenate([_quadratures(op, v, steps)[:n] for op, v, n in self._passes(vectors)])
-
-    def _passes(self, vectors: torch.Tensor) -> Iterator[tuple[LayerBlock, torch.Tensor, int]]:
-        """``(operator, rows for its pass, how many of them are vectors)``: the last pass is filled up with zeros."""
-        start, operators = 0, cycle(self._operators)
-        while start < len(vectors):
-            operator = next(operators)
-            size = len(operator.tape)
-            rows = vectors[start : start + size]
-            padded = torch.zeros(size, vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
-            padded[: len(rows)] = rows
-            yield operator, padded, len(rows)
-            start += size
+    def trace(self, options: MaxPositiveTraceOptions, source: torch.Generator) -> TraceBracket:
+        """The trace of ``H^+``."""
+        steps = min(options.num_steps, self._single.dimension)
+        operators = [self._single, *self.operators(options.num_probes, steps)]
+        precision = self._single.precision
+        starts = [(op.product, _probes(op, self._layer.shape, source)) for op in operators]
+        return positive_trace(starts[0], starts[1:], steps, precision, self._single.tape.outputs.dtype)
 
 
 def measure(problem: Problem, context: Context) -> Measured:
@@ -115,8 +110,7 @@ def measure(problem: Problem, context: Context) -> Measured:
     parts = context.map("layers", list(range(len(layers))), lambda i: _Search(problem, context, i).run())
     rows = {
         layer.name: {
-            "value": float(part["value"]),
-            "sem": float(part["sem"]),
+            **{key: float(part[key]) for key in ("value", "lower", "upper", "sem")},
             "num_samples": problem.num_samples,
             "sample": problem.indices[int(part["position"])],
             "method": str(part["method"]),
@@ -151,7 +145,7 @@ class _Search:
         if self._layer.positive_semidefinite:
             return self._gauss_newton()
         if self._layer.kind == "unused":
-            return _part(0.0, 0.0, 0, "unused", True)
+            return _part(TraceBracket(0.0, 0.0, 0.0), 0, "unused", True)
         if self._affordable(every):
             return _largest(self._dense(every), every, "dense", True)
         # A probe's spread is about the Frobenius norm of the remainder: no bound of its trace, but it grows with it.
@@ -159,9 +153,8 @@ class _Search:
         if self._affordable(likely):
             return _largest(self._dense(likely), likely, "dense for candidates", False)
         chosen = self._choose(self._screen(likely))
-        block = _SampleBlock(self._problem, self._layer, chosen, self._options.subspace)
-        estimate, sem = _hutch_plus_plus(block, self._options, self._stream("measure", chosen))
-        return _part(estimate, sem, chosen, "stochastic Lanczos quadrature", False)
+        found = _SampleBlock(self._problem, self._layer, chosen).trace(self._options, self._stream("measure", chosen))
+        return _part(found, chosen, "stochastic Lanczos quadrature", False)
 
     def _gauss_newton(self) -> Part:
         """Exact traces. Where the output is large they were probed, and only the largest few are computed."""
@@ -196,7 +189,7 @@ class _Search:
         source = self._stream("screen")
         for operator in self._operators(positions):
             starts = _probes(operator, self._layer.shape, source)
-            values = _quadratures(operator, starts, self._options.num_steps)
+            values = _quadratures(operator, starts)
             found += zip(operator.tape.positions, values, strict=True)
         return [p for p, _ in sorted(found, key=lambda pair: -pair[1])[: self._options.finalists]]
 
@@ -204,9 +197,8 @@ class _Search:
         """The finalist with the largest mean of fresh quadratures."""
 
         def mean(position: int) -> float:
-            block = _SampleBlock(self._problem, self._layer, position, FRESH)
-            probes = block.probes(FRESH, self._stream("choose", position))
-            return block.quadratures(probes, self._options.num_steps).mean()
+            block = _SampleBlock(self._problem, self._layer, position)
+            return block.quadratures(FRESH, self._stream("choose", position)).mean()
 
         return max(finalists, key=mean) if len(finalists) > 1 else finalists[0]
 
@@ -219,27 +211,12 @@ class _Search:
 
 def _largest(values: np.ndarray, positions: Sequence[int], method: str, exact: bool) -> Part:
     best = int(values.argmax())
-    return _part(values[best], 0.0, positions[best], method, exact)
+    return _part(TraceBracket(float(values[best]), float(values[best]), 0.0), positions[best], method, exact)
 
 
-def _hutch_plus_plus(
-    block: _SampleBlock, options: MaxPositiveTraceOptions, source: torch.Generator
-) -> tuple[float, float]:
-    """``(estimate, standard error)`` of the trace of the positive part of one sample's block."""
-    sketch = block.apply(block.probes(min(options.subspace, block.dimension), source))
-    basis, r = torch.linalg.qr(sketch.T)  # [d, s]
-    diagonal = r.diagonal().abs()
-    basis = basis[:, diagonal > 1e-6 * diagonal.max()] if float(diagonal.max()) > 0 else basis[:, :0]
-    inside = float(block.quadratures(basis.T.contiguous(), options.num_steps).sum()) if basis.shape[1] else 0.0
-    probes = block.probes(options.num_probes, source)
-    probes = probes - (probes @ basis) @ basis.T
-    outside = block.quadratures(probes, options.num_steps)
-    return inside + float(outside.mean()), float(outside.std(ddof=1) / np.sqrt(len(outside)))
-
-
-def _part(value: float, sem: float, position: int, method: str, exact: bool) -> Part:
-    return {
-        "value": np.array(float(value)), "sem": np.array(float(sem)), "position": np.array(position),
+def _part(found: TraceBracket, position: int, method: str, exact: bool) -> Part:
+    numbers = {"value": found.value, "lower": found.lower, "upper": found.upper, "sem": found.sem, "position": position}
+    return {key: np.array(number) for key, number in numbers.items()} | {
         "method": np.array(method), "exact": np.array(exact),
     }  # fmt: skip
 
@@ -251,5 +228,5 @@ def forecast(problem: Problem, options: MaxPositiveTraceOptions) -> float:
     cost up to ``dense_products`` instead.
     """
     curved = sum(not layer.positive_semidefinite for layer in problem.layers)
-    chains = options.candidates + FRESH * options.finalists + options.subspace + options.num_probes
-    return curved * (options.subspace + chains * options.num_steps) / problem.num_samples
+    screening = SCREENING * (options.candidates + FRESH * options.finalists)
+    return curved * (screening + (1 + options.num_probes) * options.num_steps) / problem.num_samples

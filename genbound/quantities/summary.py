@@ -3,7 +3,8 @@
 A summary is what results.json has of a quantity: ``layers`` (layer -> row), ``sigmas`` (rows with a ``sigma``) and
 named entries. In a row ``value`` is its number. Any number ``x`` may have its error beside it: ``x_sem`` over the
 draws, ``x_data_sem`` from the choice of the samples (``sem`` and ``data_sem`` for ``value``). ``lower`` and ``upper``
-are a certain interval.
+are a certain interval, unless a ``sem`` beside them says that they are certain of the draws alone: then the truth lies
+between them up to a few of it.
 """
 
 from __future__ import annotations
@@ -98,8 +99,7 @@ def every_number(summary: Summary, reading: Reading) -> Iterator[Number]:
 def _numbers(where: str, row: Mapping[str, Any], reading: Reading) -> Iterator[Number]:
     if "lower" in row and "upper" in row:
         if row["upper"] is not None:
-            data = 0.0 if reading.fixed else None
-            yield Number(where, row.get("value", row["upper"]), 0.0, data, row["lower"], row["upper"])
+            yield _interval(where, row, reading)
         row = {k: v for k, v in row.items() if k not in ("value", "lower", "upper")}
     for key, value in row.items():
         if _named(key, (*HOW, *reading.how)):
@@ -110,6 +110,15 @@ def _numbers(where: str, row: Mapping[str, Any], reading: Reading) -> Iterator[N
         elif isinstance(value, int | float) and not isinstance(value, bool):
             extreme = (_named(key, reading.extremes) and not row.get("exact", False)) or not row.get("reliable", True)
             yield Number(place, float(value), *_errors(key, row, reading), extreme=extreme)
+
+
+def _interval(where: str, row: Mapping[str, Any], reading: Reading) -> Number:
+    """A certain interval, or the number in the middle of one that random draws move."""
+    lower, upper, data = row["lower"], row["upper"], 0.0 if reading.fixed else None
+    extreme = _named("value", reading.extremes) and not row.get("exact", False)
+    if row.get("sem"):
+        return Number(where, row["value"], row["sem"] + 0.5 * (upper - lower), data, extreme=extreme)
+    return Number(where, row.get("value", upper), 0.0, data, lower, upper, extreme)
 
 
 def _errors(key: str, row: Mapping[str, Any], reading: Reading) -> tuple[float, float | None]:

@@ -5,6 +5,9 @@ import torch
 from cases import D
 from shared_problems import CHOSEN
 from torch import nn
+from torch.func import functional_call, hessian
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
 
 import genbound
 from genbound.data.samples import ListSamples
@@ -18,14 +21,15 @@ def test_max_positive_trace_exact(name, problems, truths):
         values = truths(name).positive_traces(layer)
         assert rows[layer]["value"] == pytest.approx(float(values.max()), rel=1e-8, abs=1e-10)
         assert rows[layer]["sem"] == 0.0 and rows[layer]["exact"]
+        assert rows[layer]["lower"] == rows[layer]["value"] == rows[layer]["upper"]
         if float(values.max()) > 1e-9:
             assert float(values[rows[layer]["sample"]]) == pytest.approx(float(values.max()), rel=1e-8)
 
 
 @pytest.mark.parametrize("name", ["mlp_gelu", "conv_silu", "twice", "siamese", "custom_loss", "bounded"])
 def test_max_positive_trace_estimated(name, problems, truths):
-    """Stochastic Lanczos quadrature: of the sample it names, within its error; never above the maximum by more."""
-    options = {"dense_products": 0, "candidates": 12, "num_steps": 40, "subspace": 6, "num_probes": 60}
+    """Stochastic Lanczos quadrature: of the sample it names, within its interval; never above the maximum by more."""
+    options = {"dense_products": 0, "candidates": 12, "num_steps": 40, "num_probes": 60}
     results = genbound.evaluate(
         problems(name), ["max_positive_trace"],
         options={"max_positive_trace": options, "hessian_trace": {"exact_products": 0}},
@@ -36,7 +40,9 @@ def test_max_positive_trace_estimated(name, problems, truths):
         values = truths(name).positive_traces(layer)
         assert row["exact"] == (layer in psd)
         truth = float(values[row["sample"]])
-        assert abs(row["value"] - truth) <= 4 * row["sem"] + 1e-6 * max(1.0, truth), layer
+        error = 4 * row["sem"] + 1e-9 * truth
+        assert row["lower"] - error <= truth <= row["upper"] + error, layer
+        assert row["lower"] <= row["value"] <= row["upper"]
         assert row["value"] <= float(values.max()) + 4 * row["sem"] + 1e-6 * max(1.0, truth)
     assert ("lower estimates" in summary["note"]) == (len(psd) < len(summary["layers"]))
 
@@ -80,3 +86,93 @@ def test_max_positive_trace_counts_the_products_of_long_samples():
         options = {"max_positive_trace": {"dense_products": products}}
         found = genbound.evaluate(problem, ["max_positive_trace"], options=options)
         assert found.quantities["max_positive_trace"]["layers"]["inner.weight"]["method"] == method
+
+
+class Encoder(nn.Module):
+    """A transformer's layer on sequences: blocks of some hundred dimensions, with many small negative eigenvalues."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 12)
+        self.inner = nn.TransformerEncoderLayer(12, 2, 20, 0.0, "gelu", batch_first=True)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.head(self.inner(self.first(x)).mean(1))
+
+
+class Recurrent(nn.Module):
+    """A weight that acts at every step: a block in weight space."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.RNN(8, 14, batch_first=True), nn.Linear(14, 3)
+
+    def forward(self, x):
+        return self.head(self.inner(x)[0][:, -1])
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv1d(8, 10, 3), nn.Conv1d(10, 10, 3), nn.Linear(10, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.two(torch.nn.functional.softplus(self.one(x.mT)))).mean(2))
+
+
+def trained(kind, loss=0.2):
+    torch.manual_seed(0)
+    model, x, y = kind().to(D), torch.randn(16, 6, 8, dtype=D), torch.randint(0, 3, (16,))
+    init = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    while (found := cross_entropy(model(x), y)) > loss:
+        optimizer.zero_grad()
+        found.backward()
+        optimizer.step()
+    return Problem(model.eval(), init, (x, y), batch_size=16, dtype=D), model, x, y
+
+
+def eigenvalues(model, x, y, layer, sample):
+    """Of one sample's dense block."""
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    weight = params[layer]
+
+    def loss(w):
+        outputs = functional_call(model, {**params, layer: w.view_as(weight)}, (x[[sample]],))
+        return cross_entropy(outputs, y[[sample]])
+
+    with sdpa_kernel(SDPBackend.MATH):
+        h = hessian(loss)(weight.flatten())
+    return torch.linalg.eigvalsh(0.5 * (h + h.mT))
+
+
+def forced(problem, seed, **options):
+    options = {"max_positive_trace": {"dense_products": 0, **options}, "hessian_trace": {"exact_products": 0}}
+    found = genbound.evaluate(problem, ["max_positive_trace"], seed, options=options)
+    rows = found.quantities["max_positive_trace"]["layers"]
+    return {layer: row for layer, row in rows.items() if row["method"] == "stochastic Lanczos quadrature"}
+
+
+@pytest.mark.parametrize("steps", [4, 40])
+def test_an_estimate_of_few_steps_is_wide_and_not_wrong(steps):
+    problem, *parts = trained(Encoder)
+    for layer, row in forced(problem, 0, num_steps=steps).items():
+        truth = float(eigenvalues(*parts, layer, row["sample"]).clamp(min=0).sum())
+        assert row["lower"] - 3 * row["sem"] <= truth <= row["upper"] + 3 * row["sem"], layer
+        assert (row["upper"] - row["lower"]) / truth <= (2 if steps == 4 else 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Encoder, Recurrent, Convolutions])
+def test_coverage_of_the_estimates(kind):
+    """Interval and 1.96 standard errors of its probes, over seeds and all layers that are curved."""
+    (problem, *parts), truths, inside = trained(kind), {}, []
+    for seed in range(40):
+        for layer, row in forced(problem, seed).items():
+            key = layer, row["sample"]
+            if key not in truths:
+                truths[key] = float(eigenvalues(*parts, *key).clamp(min=0).sum())
+            inside.append(row["lower"] - 1.96 * row["sem"] <= truths[key] <= row["upper"] + 1.96 * row["sem"])
+    print(f"{kind.__name__}: {100 * sum(inside) / len(inside):.1f} % of {len(inside)}")
+    assert len(inside) >= 80 and sum(inside) >= 0.93 * len(inside)

@@ -18,12 +18,11 @@ class MaxPositiveTraceOptions:
     )
     candidates: int = option(8, "samples that are looked at in the first round of an estimate")
     finalists: int = option(2, "samples that the second round chooses among")
-    num_steps: int = option(10, "Lanczos steps of each quadrature")
-    subspace: int = option(16, "dimension of the subspace that is treated exactly")
-    num_probes: int = option(10, "probes outside that subspace")
+    num_steps: int = option(40, "most Lanczos steps of each probe of an estimate")
+    num_probes: int = option(10, "probes of an estimate")
 
     def __post_init__(self) -> None:
-        check_options(self, candidates=1, finalists=1, num_steps=1, subspace=1, num_probes=2)
+        check_options(self, candidates=1, finalists=1, num_steps=1, num_probes=2)
 
 
 QUANTITY = Quantity(
@@ -35,6 +34,6 @@ QUANTITY = Quantity(
     gradients=later("genbound.quantities.max_positive_trace:forecast"),
     reference="Ju, Li & Zhang 2022; Ubaru, Chen & Saad 2017; Meyer et al. 2021",
     # The largest of noisy estimates: which samples become candidates is itself a draw, and moves the value by tens of
-    # per cent, which the sem does not cover.
+    # per cent, which neither the interval nor the sem covers.
     reading=Reading(extremes=("value",), by_layer=True),
 )
