@@ -34,7 +34,9 @@ def value_text(row: Mapping[str, Any]) -> str:
         return "/" if row["log10"] is None else f"1e{row['log10']:.1f}"
     if row.get("at_least"):
         least = row["value"] if row["lower"] is None else row["lower"]
-        return f"≥ {rounded_down(least)} ({row['num_samples']} of {row['num_data']})"
+        return f"≥ {rounded_down(least)}" + (
+            f" ({row['num_samples']} of {row['num_data']})" if "num_data" in row else ""
+        )
     lower, upper = row["lower"], row["upper"]
     if lower is None or upper is None or upper - lower <= 5e-4 * abs(row["value"]):
         return digits(row["value"])

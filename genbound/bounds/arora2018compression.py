@@ -14,12 +14,16 @@ one; it says nothing of the original network's own error. For dense layers β an
 parameters after compression as the paper plots it. There is no ``paper`` form: the theorem's constants and logarithms
 are not given.
 
+``lower`` and ``upper`` are two standard errors of the interlayer cushions and of β to either side. The layers' errors
+are added up: probes into one later layer are shared.
+
 A measure: γ and the cushions are those of the samples. The theorem needs an interlayer smoothness of at least 3d and
 lets a fraction ζ of the samples be dropped, which adds ζ.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
@@ -28,6 +32,7 @@ from genbound.bounds.logs import add, log
 from genbound.bounds.reading import depth, outside, positive_margin, unverified
 
 REFERENCE = "Arora, Ge, Neyshabur & Zhang 2018"
+SEMS = 2.0  # standard errors to either side
 
 
 Row = tuple[float, float, float, float]  # of a layer: a, β, μ, μ→
@@ -36,6 +41,17 @@ Row = tuple[float, float, float, float]  # of a layer: a, β, μ, μ→
 def cushion_sum(rows: list[Row]) -> float:
     r"""Log10 of :math:`\sum_i a_i^2\beta_i^2/(\mu_i^2\mu_{i\to}^2)` over (a, β, μ, μ→) of every layer."""
     return add(*(2 * (log(a) + log(beta) - log(mu) - log(across)) for a, beta, mu, across in rows))
+
+
+def relative_error(rows: list[Row], errors: list[float]) -> float:
+    r"""Standard error of the root of the cushion sum, relative to it: every layer's, weighed by its share of the sum.
+
+    Args:
+        rows: (a, β, μ, μ→) of every layer.
+        errors: of every layer, that of β / μ→ relative to it.
+    """
+    whole = cushion_sum(rows)
+    return sum(10 ** (cushion_sum([row]) - whole) * error for row, error in zip(rows, errors, strict=True))
 
 
 def _applies(evidence: Evidence) -> str | None:
@@ -99,7 +115,20 @@ def _arora(evidence: Evidence) -> BoundValue:
         "effective_parameters": effective_parameters,
     }
     found = bound_value(main, forms, _conditions(evidence, layers), evidence.number("margin", "margin_loss"))
-    return replace(found, added=evidence.quantities["compression"].get("zeta") or 0.0)
+    found = replace(found, added=evidence.quantities["compression"].get("zeta") or 0.0)
+    error = SEMS * relative_error([*cushions.values()], _errors(evidence))
+    if found.value is None or not error:
+        return found
+    return replace(found, lower=found.value * max(0.0, 1 - error), upper=found.value * (1 + error))
+
+
+def _errors(evidence: Evidence) -> list[float]:
+    """Relative standard error of β / μ→ of every layer."""
+    found = []
+    for row in evidence.per_layer("compression").values():
+        parts = [(row.get(f"{key}_sem") or 0.0) / (row.get(key) or 1.0) for key in ("beta", "interlayer_cushion")]
+        found.append(math.hypot(*parts))
+    return found
 
 
 ARORA2018 = Bound(
@@ -111,4 +140,5 @@ ARORA2018 = Bound(
     _applies,
     bounds="error",
     maximum_over="compression",
+    interval_sems=SEMS,
 )

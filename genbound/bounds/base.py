@@ -88,6 +88,7 @@ class BoundValue:
             reason.
         empirical: what the value is to be added to where that is not the training loss or error: the margin loss.
         constant: what the best constant predictor reaches, where that is not the loss or error of the training labels.
+        at_least: what it grows with was searched for and not proved: a lower estimate, whatever its interval.
         added: what the theorem adds to the value and the empirical term: a rise of the error, a fraction left out.
         gap: what the value is held against, where that is not the measured gap in its unit.
     """
@@ -102,6 +103,7 @@ class BoundValue:
     constant: float | None = None
     gap: float | None = None
     added: float = 0.0
+    at_least: bool = False
 
     @classmethod
     def missing(cls, note: str) -> BoundValue:
@@ -179,16 +181,22 @@ class Bound:
         }
 
     def _of_some(self, found: BoundValue, evidence: Evidence) -> dict[str, Any]:
-        """What holds of a value that grows with the samples, from some of them; its upper side is not known then."""
-        if self.maximum_over is None or found.value is None:
+        """What holds of a value that grows with what was not looked at; its upper side is not known then."""
+        sizes = self._sizes(evidence)
+        if found.value is None or not (sizes or found.at_least):
+            return {}
+        interval = {"lower": found.lower, "upper": found.upper}
+        return {"at_least": True, "upper": None, "over_samples": interval, **sizes}
+
+    def _sizes(self, evidence: Evidence) -> dict[str, int]:
+        """Of how many of the samples it has the maximum, where that is not all of them."""
+        if self.maximum_over is None or self.maximum_over not in evidence.quantities:
             return {}
         summary = evidence.quantities[self.maximum_over]
         measured = summary.get("num_samples") or evidence.num_samples
         if measured is None or measured >= evidence.num_data or summary.get("split") == "test":
             return {}
-        interval = {"lower": found.lower, "upper": found.upper}
-        sizes = {"num_samples": measured, "num_data": evidence.num_data}
-        return {"at_least": True, "upper": None, "over_samples": interval, **sizes}
+        return {"num_samples": measured, "num_data": evidence.num_data}
 
 
 def against_gap(value: float | None, gap: float | None) -> dict[str, Any]:

@@ -53,7 +53,9 @@ Both are derived here; ``paper`` is null, since the paper's constants could not 
         off at the box, α rounded down to :math:`2^{-j/4}`.
     quoted (sharpness only): the first term as it is remembered, :math:`\|v\|^2\ln(2\omega)/(4\alpha^2)`, unverified.
 
-The α that ascent finds is an upper estimate of the true one, so that these values are lower estimates.
+The α that ascent finds is an upper estimate of the true one, so that these values are lower estimates, printed with
+"≥". What is certain on the samples searched is the value at ``alpha_above``, where ascent did find a perturbation that
+is too bad: ``lower``.
 """
 
 from __future__ import annotations
@@ -192,8 +194,8 @@ def _sharpness(evidence: Evidence) -> BoundValue:
     alpha, size, n = (*(evidence.number("sharpness", key) for key in ("alpha", "num_parameters")), evidence.num_data)
     moved, weights = (2 * log(evidence.number("sharpness", f"norm_{key}")) for key in ("displacement", "weights"))
 
-    def leading(square: float, constant: float) -> float:
-        return 0.5 * (square + log(math.log(2 * size)) - log(constant * alpha**2) - log(n))
+    def leading(square: float, constant: float, most: float = alpha) -> float:
+        return 0.5 * (square + log(math.log(2 * size)) - log(constant * most**2) - log(n))
 
     forms: dict[str, Form] = {
         "paper": absent(UNCONFIRMED),
@@ -204,7 +206,14 @@ def _sharpness(evidence: Evidence) -> BoundValue:
             "as remembered, unverified: half of what the derivation has under the root",
         ),
     }
-    return replace(bound_value(lambda side: leading(moved, 2), forms, f"{NOTE}; {LOWER}"), added=_rise(evidence))
+    above = evidence.quantities["sharpness"].get("alpha_above") or alpha
+    ends = {"lower": above, "upper": alpha}
+    return _ascended(bound_value(lambda side: leading(moved, 2, ends[side]), forms, f"{NOTE}; {LOWER}"), evidence)
+
+
+def _ascended(found: BoundValue, evidence: Evidence) -> BoundValue:
+    """With the rise that the theorem adds. A perturbation worse than those found makes it larger; not so if it is 0."""
+    return replace(found, added=_rise(evidence), at_least=bool(found.value))
 
 
 def _sharpness_magnitude(evidence: Evidence) -> BoundValue:
@@ -212,7 +221,9 @@ def _sharpness_magnitude(evidence: Evidence) -> BoundValue:
         return 0.5 * (log(evidence.number("sharpness", f"log_sum_{which}") / 4) - log(evidence.num_data))
 
     forms: dict[str, Form] = {"paper": absent(UNCONFIRMED), "main_term_origin": lambda: leading("origin")}
-    return replace(bound_value(lambda side: leading("init"), forms, f"{NOTE}; {LOWER}"), added=_rise(evidence))
+    above = "init_above" if evidence.quantities["sharpness"].get("log_sum_init_above") is not None else "init"
+    ends = {"lower": above, "upper": "init"}
+    return _ascended(bound_value(lambda side: leading(ends[side]), forms, f"{NOTE}; {LOWER}"), evidence)
 
 
 JIANG2020_FLATNESS = Bound(
@@ -242,6 +253,7 @@ JIANG2020_SHARPNESS = Bound(
     ("sharpness", "losses"),
     _sharpness,
     bounds="error",
+    maximum_over="sharpness",
 )
 JIANG2020_SHARPNESS_MAGNITUDE = Bound(
     "jiang2020_sharpness_magnitude",
@@ -250,4 +262,5 @@ JIANG2020_SHARPNESS_MAGNITUDE = Bound(
     ("sharpness", "losses"),
     _sharpness_magnitude,
     bounds="error",
+    maximum_over="sharpness",
 )

@@ -25,6 +25,7 @@ measured at the observed labels. F = I leaves C as it is where the observed labe
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,17 +127,33 @@ def _trace_distance(evidence: Evidence) -> BoundValue:
 
 
 def _trace_bound(evidence: Evidence, loss: RangedLoss, factor: float) -> BoundValue:
-    """The bound with ``factor`` times Tr[H+] ||v||^2 of every layer.
+    """The bound with ``factor`` times Tr[H+] ||v||^2 of every layer."""
+    norms = evidence.per_layer("displacement_norm")
+    maxima = (
+        [factor * trace * norms[name]["value"] ** 2 for name, trace in side.items()] for side in trace_sides(evidence)
+    )
+    return from_traces(evidence, loss, *maxima)
+
+
+def trace_sides(evidence: Evidence) -> Iterator[dict[str, float]]:
+    """The largest trace of every layer: lower side, value and upper side.
 
     A trace by probes has an interval that is certain of the probes; two of their standard errors come to either side.
     """
-    traces, norms = evidence.per_layer("max_positive_trace"), evidence.per_layer("displacement_norm")
-    squares = {name: factor * norms[name]["value"] ** 2 for name in traces}
-    lower, middle, upper = (
-        [max(0.0, row.get(side, row["value"]) + errors * row["sem"]) * squares[name] for name, row in traces.items()]
-        for side, errors in (("lower", -SEMS), ("value", 0.0), ("upper", SEMS))
-    )
-    return from_maxima(evidence, loss, lower, middle, upper, evidence.quantities["max_positive_trace"].get("note", ""))
+    for side, errors in (("lower", -SEMS), ("value", 0.0), ("upper", SEMS)):
+        yield {
+            name: max(0.0, row.get(side, row["value"]) + errors * row["sem"])
+            for name, row in evidence.per_layer("max_positive_trace").items()
+        }
+
+
+def from_traces(
+    evidence: Evidence, loss: RangedLoss, lower: list[float], value: list[float], upper: list[float]
+) -> BoundValue:
+    """As :func:`from_maxima`, of numbers made of the largest traces: at least that, where one was not proved to be."""
+    found = from_maxima(evidence, loss, lower, value, upper, evidence.quantities["max_positive_trace"].get("note", ""))
+    rows = evidence.per_layer("max_positive_trace").values()
+    return replace(found, at_least=bool(found.value) and not all(row.get("exact", True) for row in rows))
 
 
 def _noisy_label_distance(evidence: Evidence) -> BoundValue:

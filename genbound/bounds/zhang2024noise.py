@@ -22,20 +22,16 @@ memory and from the abstract; the form of the leading term is derived the same w
 from __future__ import annotations
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.ju2022hessian import SEMS, RangedLoss, from_maxima
+from genbound.bounds.ju2022hessian import SEMS, RangedLoss, from_traces, trace_sides
 
 REFERENCE = "Zhang, Li & Ju 2024"
 
 
 def _zhang2024(evidence: Evidence) -> BoundValue:
-    traces, norms = evidence.per_layer("max_positive_trace"), evidence.per_layer("displacement_norm")
-    square = sum(norms[name]["value"] ** 2 for name in traces)
-    lower, middle, upper = (
-        [sum(max(0.0, row["value"] + errors * row["sem"]) for row in traces.values()) * square]
-        for errors in (-SEMS, 0.0, SEMS)
-    )
-    note = evidence.quantities["max_positive_trace"].get("note", "")
-    return from_maxima(evidence, RangedLoss.plain(evidence), lower, middle, upper, note)
+    norms = evidence.per_layer("displacement_norm")
+    square = sum(norms[name]["value"] ** 2 for name in evidence.per_layer("max_positive_trace"))
+    maxima = ([sum(side.values()) * square] for side in trace_sides(evidence))
+    return from_traces(evidence, RangedLoss.plain(evidence), *maxima)
 
 
 ZHANG2024 = Bound(

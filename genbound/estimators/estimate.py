@@ -55,17 +55,28 @@ class Sampled:
         sem: its standard error over the noise ``[...]``; the choice of the samples is not in it.
         samples: the values ``[N, ...]``, all in one unit.
         noise: variance of each of them ``[N, ...]``, in the unit's square.
+        freedom: degrees of freedom of the squared standard error ``[...]``; infinite where it is known.
     """
 
     value: np.ndarray
     sem: np.ndarray
     samples: np.ndarray
     noise: np.ndarray
+    freedom: np.ndarray
 
     @classmethod
-    def of(cls, samples: np.ndarray, noise: np.ndarray) -> Sampled:
-        """From the samples' values and the variances of their independent noises, both ``[N, ...]``."""
-        return cls(samples.mean(0), np.sqrt(noise.sum(0)) / len(samples), samples, noise)
+    def of(cls, samples: np.ndarray, noise: np.ndarray, spread: np.ndarray | float = 0.0) -> Sampled:
+        """From the samples' values and the variances of their independent noises, both ``[N, ...]``.
+
+        ``spread`` is the sum over the samples of the squared variances, each over its degrees of freedom ``[...]``.
+        """
+        freedom = _freedom(noise.sum(0), spread)
+        return cls(samples.mean(0), np.sqrt(noise.sum(0)) / len(samples), samples, noise, freedom)
+
+    @property
+    def widened(self) -> np.ndarray:
+        """The standard error ``[...]``, wider where it is known from few draws: :func:`student`."""
+        return self.sem * student(self.freedom)
 
     def __add__(self, other: Sampled) -> Sampled:
         """The sum of two measurements of the same samples that are independent of each other."""
@@ -74,7 +85,19 @@ class Sampled:
             np.hypot(self.sem, other.sem),
             self.samples + other.samples,
             self.noise + other.noise,
+            _freedom(self.sem**2 + other.sem**2, self.sem**4 / self.freedom + other.sem**4 / other.freedom),
         )
+
+
+def _freedom(variance: np.ndarray, spread: np.ndarray | float) -> np.ndarray:
+    r"""Satterthwaite's degrees of freedom of a sum of variances, :math:`(\sum_s v_s)^2 / \sum_s v_s^2/\nu_s`.
+
+    Args:
+        variance: the sum ``[...]``.
+        spread: the sum below ``[...]``; 0 of variances that are known.
+    """
+    square = np.asarray(variance, float) ** 2
+    return np.divide(square, spread, out=np.full_like(square, np.inf), where=(spread > 0) & (square > 0))
 
 
 def stratum_variances(counts: np.ndarray, squares: np.ndarray, doubles: np.ndarray | None = None) -> np.ndarray:
@@ -133,19 +156,20 @@ def data_sem(values: np.ndarray, noise: np.ndarray, num_data: int) -> np.ndarray
     return np.sqrt(spread / num * (1 - num / num_data))
 
 
-def student(freedom: float) -> float:
+def student(freedom: np.ndarray | float) -> np.ndarray:
     """What widens a standard error that itself is known from few draws.
 
     1.96 of the widened errors cover 95 %, as for a normal mean with a known error.
 
     Args:
-        freedom: degrees of freedom of the variance, draws less means taken.
+        freedom: degrees of freedom of the variance, draws less means taken ``[...]``; one at least.
 
     Returns:
-        A factor of at least 1, without unit.
+        ``[...]``, factors of at least 1, without unit.
 
     Example:
-        >>> round(student(9), 3)
-        1.154
+        >>> student(9).round(3), student(np.inf)
+        (np.float64(1.154), np.float64(1.0))
     """
-    return float(stdtrit(freedom, 0.975) / ndtri(0.975))
+    few = np.minimum(np.asarray(freedom, float), 1e6)
+    return np.where(np.isinf(freedom), 1.0, stdtrit(few, 0.975) / ndtri(0.975))[()]

@@ -72,7 +72,7 @@ def positive_trace(
     ])  # fmt: skip
     sem = outside.mean(1).std(ddof=1) / np.sqrt(len(outside))
     lower, upper = inside + outside.mean(0)
-    return TraceBracket(float(lower), float(upper), float(sem) * student(len(outside) - 1))
+    return TraceBracket(float(lower), float(upper), float(sem * student(len(outside) - 1)))
 
 
 def _large(first: Start, steps: int, precision: float, dtype: torch.dtype) -> tuple[Tensor, np.ndarray]:

@@ -28,6 +28,7 @@ import numpy as np
 
 from genbound.estimators.allocation import allocate
 from genbound.estimators.draws import Moments
+from genbound.estimators.estimate import Sampled
 
 # Time of a probe, in forward passes: a double backward one and a joint sweep.
 BACKWARD, JOINT = 3.5, 1.3
@@ -92,7 +93,7 @@ class Plan:
         weight = self.weight[samples].reshape(-1, *[1] * (draws.ndim - 1))
         return with_total(draws - weight * self.shares * draws.sum(-1, keepdims=True))
 
-    def combine(self, own: Moments, joint_mean: np.ndarray, joint_squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def combine(self, own: Moments, joint_mean: np.ndarray, joint_squares: np.ndarray) -> Sampled:
         r"""Every sample's traces from all draws, with :math:`w\,b_i\,T` put back.
 
         Args:
@@ -101,14 +102,15 @@ class Plan:
             joint_squares: sum of their squared deviations from it ``[S]``.
 
         Returns:
-            ``(values, variances)``, both ``[S, L + 1]`` with the total in the last column.
+            Of ``[S, L + 1]``, with the total in the last column.
         """
         shares = np.append(self.shares, 1.0)
         values = own.mean + (self.weight * joint_mean)[:, None] * shares
-        variances = own.squares / (own.count * (own.count - 1))[:, None]
-        pairs = np.maximum(self.joint * (self.joint - 1), 1)
-        variances += (self.weight**2 * joint_squares / pairs)[:, None] * shares**2
-        return values, variances
+        free, joint_free = own.count - 1, np.maximum(self.joint - 1, 1)
+        variances = own.squares / (own.count * free)[:, None]
+        together = (self.weight**2 * joint_squares / np.maximum(self.joint * joint_free, 1))[:, None] * shares**2
+        spread = variances**2 / free[:, None] + together**2 / joint_free[:, None]
+        return Sampled.of(values, variances + together, spread.sum(0))
 
 
 class LayerProbes(NamedTuple):

@@ -18,7 +18,8 @@ Variance:
     neighbours in size, not by its own, and by the pilot, whose draws are not used again. What all first probes decide
     together is the scale of the counts and the layers' shares. It biases the value by less than their relative error
     over the number of samples: nothing for a hundred samples, but a reason to take more first probes where there are
-    few.
+    few. The spread itself is known from few draws of the few samples that rule it: ``sem`` is widened by Student's law
+    with Satterthwaite's degrees of freedom, so that 1.96 of it cover 95 %.
 
 References:
     Hutchinson, A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines,
@@ -87,8 +88,10 @@ def _first_look(problem: Problem, context: Context) -> _FirstLook:
     parts = context.map("gauss_newton", problem.shards(), lambda shard: _look_at(problem, context, shard))
     counts = np.full(problem.num_samples, context.options.num_factors)
     variances = stratum_variances(counts, stack(parts, "squares"))
+    noise = variances / counts[:, None]
+    spread = (noise**2).sum(0) / (context.options.num_factors - 1)
     return _FirstLook(
-        Sampled.of(stack(parts, "mean"), variances / counts[:, None]),
+        Sampled.of(stack(parts, "mean"), noise, spread),
         np.logical_or.reduce([part["curved"] for part in parts]),
         sum(int(part["products"]) for part in parts),
         stack(parts, "sizes"),
@@ -153,7 +156,7 @@ def _report(problem: Problem, trace: Sampled, plan: Plan | None) -> Measured:
     num_probes = np.zeros(num, dtype=int) if plan is None else plan.counts + plan.joint
     deviation = np.zeros((num, layers)) if plan is None else plan.deviation
     spread = data_sem(trace.samples, trace.noise, problem.num_data)
-    summary = {"value": trace.value, "sem": trace.sem, "data_sem": spread}
+    summary = {"value": trace.value, "sem": trace.widened, "data_sem": spread}
     entries = {name: row | {"num_samples": num} for name, row in per_layer(problem, summary).items()}
     total = {key: float(array[-1]) for key, array in summary.items()} | {"num_samples": num}
     return Measured(

@@ -228,4 +228,4 @@ def draw_remainder(problem: Problem, context: Context, probes: Probes, plan: Pla
     samples = np.flatnonzero(~plan.separate)
     for i in range(num_first):
         own.add(samples, plan.less_joint(first[samples, i], samples))
-    return Sampled.of(*plan.combine(own, stack(parts, "joint_mean"), stack(parts, "joint_squares")))
+    return plan.combine(own, stack(parts, "joint_mean"), stack(parts, "joint_squares"))

@@ -20,8 +20,9 @@ The magnitude-aware bounds also need, with :math:`v = w - w^0` and :math:`c = 2 
 .. math:: \texttt{log\_sum\_init} = \sum_i \ln \frac{\tfrac1\omega\|b\|^2 + c \|v\|^2/\omega}{b_i^2}
 
 (twice the KL divergence of noise of standard deviation :math:`b_i/\sqrt c` and the isotropic prior that is optimal),
-and ``log_sum_origin``, the same with w in the place of v. An alpha that does not exist is null with the reason: no
-corner raises the error by enough, or the box :math:`|u_i| \le \epsilon` alone does.
+and ``log_sum_origin``, the same with w in the place of v; ``…_above`` are both at the upper end of the bracket. An
+alpha that does not exist is null with the reason: no corner raises the error by enough, or the box
+:math:`|u_i| \le \epsilon` alone does.
 
 Alpha is in the unit of the weights, the magnitude-aware one relative to them.
 
@@ -77,10 +78,11 @@ def measure(problem: Problem, context: Context) -> Measured:
     summary: dict[str, Any] = {}
     for kind in START:
         summary |= _search(kind, ascent.rises(kind), options)
-    alpha = summary["magnitude_alpha"]
-    sizes = None if alpha is None else box(weights, "magnitude_alpha", alpha, options.epsilon)
     for name, reference in (("log_sum_init", displacement), ("log_sum_origin", weights)):
-        summary[name] = None if sizes is None else log_sum(sizes, reference)
+        for end in ("", "_above"):
+            alpha = summary[f"magnitude_alpha{end}"]
+            sizes = None if alpha is None else box(weights, "magnitude_alpha", alpha, options.epsilon)
+            summary[f"{name}{end}"] = None if sizes is None else log_sum(sizes, reference)
         summary[f"{name}_reason"] = summary["magnitude_alpha_reason"]
     return Measured(
         summary

@@ -149,7 +149,11 @@ def _rests_on(results: Results, name: str) -> str:
     if row["lower"] is not None and row["upper"] is not None and row["value"]:
         width = (row["upper"] - row["lower"]) / abs(row["value"])
         said += f"; what was measured is known to {100 * width:.2g} %" if width > 5e-4 else ""
-    return said + (", so over all samples it may be larger." if row.get("at_least") else ".")
+    if not row.get("at_least"):
+        return said + "."
+    return said + (
+        ", so over all samples it may be larger." if "num_data" in row else "; it may be larger: see its note."
+    )
 
 
 def _sharper(results: Results, name: str | None) -> str:
@@ -164,7 +168,7 @@ def _steps(results: Results, name: str | None) -> Iterator[str]:
         yield "--data, and --model where the checkpoint does not say which network it is"
     if results.quantities.get("losses", {}).get("num_test") in (None, 0) and config["num_samples"]:
         yield "--test-data for the gap"
-    if row.get("at_least"):
+    if row.get("at_least") and "num_data" in row:
         yield f"--samples {row['num_data']} for the maximum over all samples"
     if config["loss_range"]["kind"] == "observed" and row.get("vacuous") is not None:
         yield "--loss-range bounded:PMIN or clip:C for a C that does not hang on the samples seen"

@@ -12,6 +12,7 @@ from genbound.bounds import gouk2021distance as gouk
 from genbound.bounds import jiang2020fantastic as jiang
 from genbound.bounds import li2021improved as li
 from genbound.bounds import neyshabur2018pacbayes as neyshabur
+from genbound.formatting import value_text
 
 
 def test_arora():
@@ -30,6 +31,17 @@ def test_arora_without_a_contraction_of_its_own():
     given = net(compression={"contraction": 3.0})
     given.quantities["compression"]["layers"]["1"]["contraction"] = None
     assert number(arora.ARORA2018, "effective_parameters", given) == pytest.approx(25 * 64 * 13, rel=1e-12)
+
+
+def test_arora_knows_the_errors_of_its_cushions():
+    """Layer 1: 4 % of its cushion and 3 % of beta, 5 % of beta over it; layer 2 none: half of the sum each, 2.5 %."""
+    given = net()
+    given.quantities["compression"]["layers"]["1"] |= {"interlayer_cushion_sem": 0.01, "beta_sem": 0.03}
+    row = arora.ARORA2018.evaluate(given)
+    assert (row["lower"], row["upper"]) == pytest.approx((0.95 * row["value"], 1.05 * row["value"]), rel=1e-12)
+    assert arora.ARORA2018.interval_sems == 2
+    known = arora.ARORA2018.evaluate(net())
+    assert known["lower"] == known["upper"] == known["value"]
 
 
 def test_arora_needs_cushions():
@@ -106,6 +118,19 @@ def test_jiang_sharpness_says_what_it_is():
         bound = jiang.JIANG2020_SHARPNESS if key == "alpha" else jiang.JIANG2020_SHARPNESS_MAGNITUDE
         row = bound.evaluate(given)
         assert row["value"] is None and row["note"].endswith(": no box is small enough")
+
+
+def test_jiang_sharpness_is_at_least_its_value():
+    """A worse perturbation may exist: certain is the value at the upper end of the search, 10 % above."""
+    for bound, ratio in ((jiang.JIANG2020_SHARPNESS, 1.1), (jiang.JIANG2020_SHARPNESS_MAGNITUDE, 2.0)):
+        given = net()
+        given.quantities["sharpness"]["log_sum_init_above"] = given.quantities["sharpness"]["log_sum_init"] / 4
+        row = bound.evaluate(given)
+        assert row["at_least"] and row["upper"] is None and row["lower"] == pytest.approx(row["value"] / ratio)
+        assert value_text(row).startswith("≥ ") and "of" not in value_text(row)
+        some = net()
+        some.quantities["sharpness"]["num_samples"] = 64
+        assert value_text(bound.evaluate(some)).endswith("(64 of 100)")
 
 
 def test_noise_stays_in_the_box_half_of_the_time():

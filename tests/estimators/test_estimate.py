@@ -5,7 +5,7 @@ import pytest
 from seeded import rng
 
 from genbound.estimators.allocation import choose_doubles
-from genbound.estimators.estimate import Sampled, data_sem, stratified_mean, stratum_variances
+from genbound.estimators.estimate import Sampled, data_sem, stratified_mean, stratum_variances, student
 
 
 def test_stratified_mean_by_hand():
@@ -80,3 +80,26 @@ def test_independent_measurements_of_the_same_samples_add_up():
     assert np.array_equal(both.samples, together.samples) and np.array_equal(both.noise, together.noise)
     assert together.value == pytest.approx((a.samples + b.samples).mean(0))
     assert together.sem == pytest.approx(np.sqrt((a.noise + b.noise).sum(0)) / 6)
+
+
+def test_the_freedom_of_a_sum_of_variances():
+    """Noises 3 and 1 with 2 and 4 degrees of freedom: 4^2 / (9 / 2 + 1 / 4); known ones add none of their own."""
+    samples, noise = np.zeros((2, 1)), np.array([[3.0], [1.0]])
+    unsure = Sampled.of(samples, noise, np.array([9 / 2 + 1 / 4]))
+    assert unsure.freedom == pytest.approx(16 / 4.75)
+    assert unsure.widened == pytest.approx(unsure.sem * student(16 / 4.75)) and unsure.widened > 1.5 * unsure.sem
+    known = Sampled.of(samples, noise)
+    assert np.isinf(known.freedom) and known.widened == known.sem
+    assert (unsure + known).freedom == pytest.approx(64 / 4.75)
+    assert (unsure + unsure).freedom == pytest.approx(2 * 16 / 4.75)
+    nothing = Sampled.of(samples, np.zeros_like(samples))
+    assert nothing.widened == 0 and (nothing + unsure).freedom == pytest.approx(unsure.freedom)
+
+
+def test_widened_errors_cover_as_they_say():
+    """Means of four normal numbers: 1.96 plain errors cover 86 %, 1.96 widened ones 95 %."""
+    draws = rng(4).normal(size=(20000, 4))
+    sem = draws.std(1, ddof=1) / 2
+    inside = [np.mean(np.abs(draws.mean(1)) <= 1.96 * factor * sem) for factor in (1.0, student(3))]
+    assert inside[0] < 0.88 and inside[1] == pytest.approx(0.95, abs=0.006)
+    assert student(np.array([3.0, np.inf]))[1] == 1 and student(1e9) == pytest.approx(1, abs=1e-5)

@@ -82,10 +82,10 @@ def test_the_joint_draws_correct_the_layers_without_a_bias_and_their_errors_are_
             own.add(rows, plan.less_joint(traces[rows] + source.normal(size=(len(rows), 3)), rows))
         for _ in range(4):
             together.add(np.array([0]), traces[:1].sum(1, keepdims=True) + 0.2 * source.normal(size=(1, 1)))
-        values, variances = plan.combine(own, together.mean[:, 0], together.squares[:, 0])
-        assert values[:, :-1].sum(1) == pytest.approx(values[:, -1])  # the layers add up to the total
-        found.append(values)
-        said.append(variances)
+        one = plan.combine(own, together.mean[:, 0], together.squares[:, 0])
+        assert one.samples[:, :-1].sum(1) == pytest.approx(one.samples[:, -1])  # the layers add up to the total
+        found.append(one.samples)
+        said.append(one.noise)
     mean, variance = np.mean(found, 0), np.var(found, 0, ddof=1)
     assert (np.abs(mean - with_total(traces)) <= 4 * np.sqrt(variance / len(found))).all()
     assert np.mean(said, 0) == pytest.approx(variance, rel=0.1)
