@@ -13,7 +13,7 @@ from genbound.evaluation.selection import resolve
 STOCHASTIC = {
     "hessian_trace": {"exact_products": 0, "layer_sem": 5.0, "total_sem": 5.0},
     "noise_stability": {"sigmas": (0.01, 0.1), "relative_sem": 5.0},
-    "max_positive_trace": {"dense_products": 0, "num_steps": 6, "subspace": 4, "num_probes": 4},
+    "max_positive_trace": {"dense_products": 0, "num_steps": 6, "num_probes": 4},
 }
 MEASURES = [
     "losses",

@@ -29,7 +29,7 @@ from genbound.estimators.lanczos import Lanczos, rounding
 
 SETTLED = 0.1  # residual of a Ritz value, relative to it
 CLOSED = 0.02  # width of a probe's bracket, relative to the trace, at which its steps end
-EVERY = 5  # steps after which the brackets are looked at
+FIRST_LOOK = 5  # steps after which the brackets are looked at; then whenever they have doubled
 
 Start = tuple[Callable[[Tensor], Tensor], Tensor]  # products with H and probes, side by side: [N, d] -> [N, d], [N, d]
 
@@ -91,15 +91,17 @@ def _large(first: Start, steps: int, precision: float, dtype: torch.dtype) -> tu
 
 
 def _brackets(start: Start, known: float, steps: int, precision: float, dtype: torch.dtype) -> np.ndarray:
-    """The bracket of every probe ``[N, 2]``, until all are narrow against the trace, ``known`` of it beforehand."""
-    run = Lanczos(*start)
+    """The bracket of every probe ``[N, 2]``, where it first is narrow against the trace, ``known`` of it beforehand.
+
+    Each probe's steps are its own affair, so that it does not matter which ones run side by side.
+    """
+    run, found, open_rows = Lanczos(*start), np.zeros((len(start[1]), 2)), list(range(len(start[1])))
+    looks = {FIRST_LOOK * 2**i for i in range(steps)} | {steps}
     for step in range(1, steps + 1):
         run.step(precision)
-        # The first row that is still open ends the look.
-        if step % EVERY == 0 and all(_closed(run.certified(row, dtype), known) for row in range(len(start[1]))):
-            break
-    return np.array([run.certified(row, dtype) for row in range(len(start[1]))])
-
-
-def _closed(bracket: tuple[float, float], known: float) -> bool:
-    return bracket[1] - bracket[0] <= CLOSED * (known + bracket[1])
+        if step in looks:
+            found[open_rows] = [run.certified(row, dtype) for row in open_rows]
+            open_rows = [row for row in open_rows if found[row, 1] - found[row, 0] > CLOSED * (known + found[row, 1])]
+            if not open_rows:
+                break
+    return found
