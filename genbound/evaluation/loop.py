@@ -80,7 +80,10 @@ def evaluate(
         quantities=found.summaries,
         bounds=to_plain(bounds),
         notes=found.notes,
-        cost={"seconds": {**found.seconds, "total": time.monotonic() - started}, "peak_memory_bytes": peak_memory()},
+        cost={
+            "seconds": {**found.seconds, "total": found.earlier + time.monotonic() - started},
+            "peak_memory_bytes": peak_memory(),
+        },
         genbound=__version__,
         samples=_samples(problem, found),
         networks=_networks(problem, found),
@@ -141,11 +144,13 @@ class Found:
         measured: quantity -> what it found.
         seconds: quantity -> the time that took.
         notes: quantity -> why it was not measured.
+        earlier: seconds of all that were spent in earlier calls on the same directory.
     """
 
     measured: dict[str, Measured] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    earlier: float = 0.0
 
     @property
     def summaries(self) -> dict[str, dict[str, Any]]:
@@ -179,13 +184,20 @@ def _measure(
         )  # fmt: skip
         store = open_store(out, name, *depends)
         context = StoredContext(name, seed, options, found.measured, store, progress, deadline, given)
+        begin = time.monotonic()
         try:
             found.measured[name], found.seconds[name] = measure_stages(problem, context)
+            found.earlier += max(0.0, found.seconds[name] - (time.monotonic() - begin))
         except TimeBudgetSpent:
             found.notes[name] = (
                 f"the time budget of {time_budget:g} s was spent; run again to continue from its finished parts"
             )
     return found
+
+
+def _cost(found: Found, seconds: float) -> dict[str, Any]:
+    """The results' ``cost``; ``seconds`` are those of this call."""
+    return {"seconds": {**found.seconds, "total": found.earlier + seconds}, "peak_memory_bytes": peak_memory()}
 
 
 def _evidence(problem: BaseProblem, found: Found, confusion: np.ndarray | None, delta: float) -> Evidence:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class StoredContext(Context):
         progress: show a bar on standard error.
         deadline: time on the monotonic clock, in seconds, after which no further part is started.
         confusion: label noise ``F[y, z] = P(observed z | true y)``, of a quantity that reads it.
+        earlier: seconds that calls before this one spent on what is not finished.
+        begun: when this one began, on the monotonic clock.
     """
 
     name: str
@@ -51,6 +53,8 @@ class StoredContext(Context):
     progress: bool = False
     deadline: float | None = None
     confusion: np.ndarray | None = None
+    earlier: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
     _behind: str = NOTHING
 
     def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
@@ -73,6 +77,7 @@ class StoredContext(Context):
                 raise TimeBudgetSpent
             found[index] = function(items[index])
             self.store.save_part(f"{stage}-{index}", found[index], self._behind)
+            self.store.spend(self.earlier + time.monotonic() - self.begun)
         parts = [found[index] for index in range(len(items))]
         if self.store.keeps:  # later stages are planned by these parts
             self._behind = digest_of(self._behind, stage, [digest_of_arrays(part) for part in parts])
@@ -105,16 +110,16 @@ def why_not(problem: BaseProblem, name: str, measured: Mapping[str, Measured]) -
 
 
 def measure_stages(problem: BaseProblem, context: StoredContext) -> tuple[Measured, float]:
-    """What a quantity finds, and the seconds that took when it was measured."""
+    """What a quantity finds, and the seconds that took, those of earlier calls that did not finish it with them."""
     stored = context.store.measured()
     if stored is not None:
         return stored
-    begin = time.monotonic()
+    context.earlier, context.begun = context.store.spent(), time.monotonic()
     with torch.random.fork_rng(devices=[]), refusals():
         # A context of its own for each attempt: what is finished comes from the store.
         found = with_less_memory(
             problem, context.name, lambda: QUANTITIES[context.name].measure(problem, replace(context))
         )
-    found, seconds = replace(found, summary=to_plain(found.summary)), time.monotonic() - begin
+    found, seconds = replace(found, summary=to_plain(found.summary)), context.earlier + time.monotonic() - context.begun
     context.store.save_measured(found, seconds)
     return found, seconds

@@ -9,6 +9,7 @@ other findings it is not read.
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from genbound.errors import tell
@@ -25,6 +26,7 @@ from genbound.evaluation.sealed import (
 from genbound.files import is_being_written, write_atomically, write_json
 
 ARRAYS = ("samples", "data", "weights")  # of what was measured, each a file
+SPENT = "seconds"
 FINISHED = ("summary.json", *(f"{name}.npz" for name in ARRAYS))
 
 
@@ -47,6 +49,14 @@ class MemoryStore:
 
     def save_measured(self, measured: Measured, seconds: float) -> None:
         """Store what the quantity found."""
+        pass
+
+    def spent(self) -> float:
+        """Seconds that unfinished calls before this one took."""
+        return 0.0
+
+    def spend(self, seconds: float) -> None:
+        """Note what all calls took so far."""
         pass
 
 
@@ -89,6 +99,18 @@ class DiskStore(MemoryStore):
             tell(f"{error}: it is measured again")
             return None
         return Measured(content["summary"], *arrays), content["seconds"]
+
+    def spent(self) -> float:
+        """Seconds that unfinished calls before this one took, up to their last part; 0 where nothing can be read."""
+        try:
+            return max(0.0, float((self.folder / SPENT).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return 0.0
+
+    def spend(self, seconds: float) -> None:
+        """Note what all calls took so far. It is no result: a note that is lost makes the cost too small."""
+        with suppress(OSError):
+            (self.folder / SPENT).write_text(f"{seconds:.3f}", encoding="utf-8")
 
     def _finished(self, name: str, digest: str) -> Part:
         """Arrays that belong to a summary."""

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -174,3 +175,26 @@ def test_a_time_budget_keeps_what_is_finished(folder, capsys):
     assert main(arguments(folder, folder / "whole")) == 0
     assert stored(out) == stored(folder / "whole")
     capsys.readouterr()
+
+
+def test_the_cost_counts_all_calls(folder, capsys):
+    """A run with no time left, the one that goes on, and one that finds everything: the total never falls."""
+    out = folder / "run"
+    assert main(arguments(folder, out, "--measures", "losses,hessian_trace")) == 0
+    first = json.loads((out / "results.json").read_text())["cost"]["seconds"]
+    assert main(arguments(folder, out, "--measures", "losses,hessian_trace")) == 0
+    again = json.loads((out / "results.json").read_text())["cost"]["seconds"]
+    assert again["hessian_trace"] == first["hessian_trace"] and again["total"] > first["hessian_trace"]
+    capsys.readouterr()
+
+
+def test_parts_of_a_killed_run_count(folder, capsys):
+    """What the store was told of earlier calls is added to what this one takes."""
+    from genbound.evaluation.store import DiskStore
+
+    store = DiskStore(folder / "run", "hessian_trace", "a" * 64)
+    store.save_part("pilot-0", {"x": np.zeros(1)})
+    store.spend(5.25)
+    assert DiskStore(folder / "run", "hessian_trace", "a" * 64).spent() == 5.25
+    (store.folder / "seconds").write_text("not a number")
+    assert store.spent() == 0.0
