@@ -130,7 +130,7 @@ def in_json(data: bytes, stream: random.Random) -> bytes:
             other, place = stream.choice(places)
             node[key] = copy.deepcopy(other[place])
         else:
-            node[key] = stream.choice(VALUES)
+            node[key] = copy.deepcopy(stream.choice(VALUES))
     return json.dumps(content).encode()
 
 
