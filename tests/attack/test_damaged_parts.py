@@ -42,7 +42,7 @@ def flipped(raw: bytes, rng: random.Random) -> bytes:
 
 DAMAGES = {
     "a flipped bit": flipped,
-    "cut": lambda raw, rng: raw[: rng.randrange(len(raw))],
+    "cut": lambda raw, rng: raw[: rng.randrange(len(raw) - 1)],  # by two bytes or more: the last may be a line's end
     "empty": lambda raw, rng: b"",
     "zeros in the middle": lambda raw, rng: raw[: len(raw) // 3] + bytes(len(raw) // 3) + raw[len(raw) // 3 * 2 :],
     "longer": lambda raw, rng: raw + raw[-20:],
