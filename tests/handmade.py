@@ -20,7 +20,7 @@ def bound(value, lower=None, upper=None, log10=None, unit="loss", vacuous=False,
 def losses(train=0.1, test=0.3, train_error=0.02, test_error=0.07):
     return {
         "train_loss": train, "train_loss_sem": 0.0, "train_error": train_error, "largest_loss": 2.0, "num_train": 1000,
-        "test_loss": test, "test_loss_sem": 0.01, "test_error": test_error, "num_test": 500,
+        "test_loss": test, "test_loss_sem": 0.01, "test_error": test_error, "num_test": 500, "num_test_wrong": None,
         "generalization_gap": test - train, "error_gap": test_error - train_error,
         "constant_loss": 1.6, "constant_error": 0.8,
     }  # fmt: skip

@@ -3,7 +3,8 @@
 from genbound.bounds.arora2018compression import ARORA2018
 from genbound.bounds.bartlett2017spectral import BARTLETT2017
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.certificates import PAC_BAYES_CERTIFICATE, TEST_SET_BOUND
+from genbound.bounds.certificates import PAC_BAYES_CERTIFICATE
+from genbound.bounds.clopper1934heldout import TEST_SET_BOUND
 from genbound.bounds.distance import (
     DISTANCE_FROBENIUS,
     DISTANCE_MARS,

@@ -10,10 +10,6 @@ Choosing each of G priors from a fixed grid of K widths adds :math:`G \ln K` to 
 :math:`\mathrm{kl}^{-1}(k/M, \ln(1/\delta_M)/M)`. A tenth of δ is :math:`\delta_M`, the rest :math:`\delta_B`; where the
 Gibbs error is known exactly, all of δ is :math:`\delta_B`. No constant is dropped. R(Q) is the error of the *noisy*
 network, drawn anew for every input.
-
-``test_set_bound``, the yardstick: of m held-out samples the network got k wrong, so that with probability 1 - δ its
-error is at most :math:`\max\{p : P[\mathrm{Bin}(m, p) \le k] \ge \delta\}`. Errors that are fractions (a part of a
-sample's tokens) have Chernoff's bound :math:`\mathrm{kl}^{-1}(\cdot, \ln(1/\delta)/m)` in its place.
 """
 
 from __future__ import annotations
@@ -23,7 +19,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
-from genbound.estimators.binomial_tail import binomial_upper, trials_for
 from genbound.estimators.kl_inverse import kl_inverse
 
 MONTE_CARLO = 0.1  # its part of delta
@@ -135,53 +130,6 @@ def centred(found: Mapping[str, Any]) -> str:
     )
 
 
-def _test_set(evidence: Evidence) -> BoundValue:
-    losses, delta = evidence.quantities["losses"], evidence.delta
-    num, error = losses.get("num_test") or 0, losses.get("test_error")
-    if not num:
-        raise NotAvailable("needs test data: give --test-data")
-    if error is None:
-        raise NotAvailable("the loss has no 0-1 error")
-    value = limit_of_mean(error, num, math.log(delta))
-    note = f"bounds the error of the network itself; delta = {delta:g} for one checkpoint on {num} samples"
-    forms: dict[str, Mapping[str, Any]] = {"main_term": {"log10": _log10(value)}}
-    for many in (10, 1000):
-        form = limit_of_mean(error, num, math.log(delta / many))
-        forms[f"best_of_{many}"] = {
-            "log10": _log10(form),
-            "note": f"delta / {many}, for the best of {many} checkpoints",
-        }
-    return BoundValue(value, value, value, _log10(value), note + _equivalent(evidence, error), forms, 0.0)
-
-
-def limit_of_mean(mean: float, num: int, log_level: float) -> float:
-    """Upper limit of an error from its mean over held-out samples: exact where every sample was right or wrong.
-
-    Args:
-        mean: of numbers in [0, 1].
-        num: samples.
-        log_level: logarithm of the failure probability.
-    """
-    wrong = round(mean * num)
-    if abs(wrong - mean * num) < 1e-6 * max(1.0, mean * num):
-        return binomial_upper(wrong, num, log_level)
-    return kl_inverse(mean, -log_level / num)
-
-
-def _equivalent(evidence: Evidence, error: float) -> str:
-    """How many test samples would give what the certificate from the training set does."""
-    try:
-        certified = PAC_BAYES_CERTIFICATE.evaluate(evidence)["value"]
-    except KeyError:
-        certified = None
-    if certified is None:
-        return ""
-    enough = trials_for(certified, error, math.log(evidence.delta))
-    if enough is None:
-        return "; the training set's certificate is below the test error"
-    return f"; {enough} test samples with this error would give the training set's certificate of {certified:.3g}"
-
-
 def _log10(value: float) -> float | None:
     return math.log10(value) if value > 0 else None
 
@@ -192,15 +140,6 @@ PAC_BAYES_CERTIFICATE = Bound(
     "Maurer 2004; Langford & Caruana 2002",
     ("gibbs_error", "losses"),
     _pac_bayes,
-    bounds="error",
-    kind="certificate",
-)
-TEST_SET_BOUND = Bound(
-    "test_set_bound",
-    "exact binomial limit of the error from the test samples, the yardstick of certificates",
-    "Clopper & Pearson 1934; Langford 2005",
-    ("losses",),
-    _test_set,
     bounds="error",
     kind="certificate",
 )

@@ -194,7 +194,13 @@ def _compare(train: _Losses, test: _Losses | None) -> dict[str, float | int | No
     """What the test samples say; ``None`` and no samples where there are none."""
     names = ("test_loss", "test_loss_per_token", "test_loss_sem", "test_error")
     if test is None:
-        return {**dict.fromkeys(names), "num_test": 0, "generalization_gap": None, "error_gap": None}
+        return {
+            **dict.fromkeys(names),
+            "num_test": 0,
+            "num_test_wrong": None,
+            "generalization_gap": None,
+            "error_gap": None,
+        }
     num, error, train_error = len(test.loss), test.mean_error(), train.mean_error()
     values = (
         float(test.loss.mean()),
@@ -205,6 +211,7 @@ def _compare(train: _Losses, test: _Losses | None) -> dict[str, float | int | No
     return {
         **dict(zip(names, values, strict=True)),
         "num_test": num,
+        "num_test_wrong": int(test.error.sum()) if np.isin(test.error, (0.0, 1.0)).all() else None,
         "generalization_gap": float(test.loss.mean() - train.loss.mean()),
         "error_gap": None if error is None or train_error is None else error - train_error,
     }

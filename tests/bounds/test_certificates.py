@@ -5,7 +5,8 @@ import math
 import pytest
 
 from genbound.bounds import BOUNDS, Evidence
-from genbound.bounds.certificates import limit_of_mean, pac_bayes_kl
+from genbound.bounds.certificates import pac_bayes_kl
+from genbound.bounds.clopper1934heldout import held_out_limit
 from genbound.estimators.binomial_tail import binomial_upper
 from genbound.estimators.kl_inverse import binary_kl, kl_inverse
 
@@ -13,7 +14,14 @@ GIBBS = {
     "error": 0.2, "exact": False, "loss": None, "loss_range": None, "num_trials": 5000, "num_data": 1000, "kl": 30.0,
     "log_union": 2 * math.log(51), "num_groups": 2, "error_sem": 0.006,
 }  # fmt: skip
-LOSSES = {"train_error": 0.1, "constant_error": 0.5, "test_error": 0.15, "num_test": 200, "error_gap": 0.05}
+LOSSES = {
+    "train_error": 0.1,
+    "constant_error": 0.5,
+    "test_error": 0.15,
+    "num_test": 200,
+    "num_test_wrong": 30,
+    "error_gap": 0.05,
+}
 
 
 def evidence(gibbs=(), losses=(), **changes):
@@ -94,5 +102,20 @@ def test_how_many_test_samples_the_certificate_is_worth():
 
 
 def test_errors_that_are_fractions_have_chernoff():
-    assert limit_of_mean(0.123456, 50, math.log(0.05)) == kl_inverse(0.123456, math.log(20) / 50)
-    assert limit_of_mean(0.2, 50, math.log(0.05)) == binomial_upper(10, 50, math.log(0.05))
+    """Two halves are no count of one: a mean that is a whole number of samples may be of fractions."""
+    assert held_out_limit(0.2, None, 50, math.log(0.05)) == kl_inverse(0.2, math.log(20) / 50)
+    assert held_out_limit(0.2, 10, 50, math.log(0.05)) == binomial_upper(10, 50, math.log(0.05))
+    halves = row("test_set_bound", losses={"num_test_wrong": None})["value"]
+    assert halves == kl_inverse(0.15, math.log(20) / 200) > row("test_set_bound")["value"]
+
+
+def test_the_best_certificate_is_the_one_compared():
+    quantized = {
+        "error": 0.11, "right_or_wrong": True, "loss": None, "loss_range": None, "nats": 10.0, "num_data": 1000,
+        "num_groups": 2,
+    }  # fmt: skip
+    given = evidence()
+    given.quantities["quantized_error"] = quantized
+    best = BOUNDS["compression_certificate"].evaluate(given)["value"]
+    assert best < row()["value"]
+    assert f"certificate of {best:.3g}" in BOUNDS["test_set_bound"].evaluate(given)["note"]
