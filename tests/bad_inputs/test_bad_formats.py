@@ -229,7 +229,11 @@ def test_missing_libraries(library, spec, folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     given = ["evaluate", "good.safetensors", "good.safetensors", "--model", "nets.py:net", "--measures", "losses"]
     refused(
-        capsys, *given, "--data", spec, words=[rf"pip install genbound\[{'images' if library == 'PIL' else library}\]"]
+        capsys,
+        *given,
+        "--data",
+        spec,
+        words=[rf"pip install 'genbound\[{'images' if library == 'PIL' else library}\]'"],
     )
 
 

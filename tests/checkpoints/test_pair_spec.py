@@ -37,7 +37,8 @@ def folder(tmp_path):
 
 def test_every_setting_of_a_sidecar_is_a_field_and_an_option():
     names = {field.name for field in dataclasses.fields(EvaluationSpec)}
-    assert names == {*SETTINGS, "ckpt", "trust_remote_code", "beside"}
+    users_own = {"prior", "prior_samples", "unlabelled"}  # a certificate rests on them: no checkpoint says them itself
+    assert names == {*SETTINGS, "ckpt", "trust_remote_code", "beside", *users_own}
     for command in (evaluate, inspect):
         assert names - {"beside"} <= {option.name for option in command.params}
 

@@ -67,8 +67,8 @@ def test_percentiles_outside_the_range_are_refused(percentile):
 def test_where_there_is_no_margin_the_results_say_why():
     regression = problem(SCORES, SCORES, loss="squared_error")
     assert "class scores" in evaluate(regression, ["margin"]).notes["margin"]
-    single = problem(SCORES[:, :1], torch.zeros(5).long())
-    assert "two classes" in evaluate(single, ["margin"]).notes["margin"]
+    single = problem(SCORES[:, :1], torch.zeros(5).long())  # one score is binary cross-entropy
+    assert "class scores" in evaluate(single, ["margin"]).notes["margin"]
 
     class Tokens(nn.Module):
         def __init__(self):
