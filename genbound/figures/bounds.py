@@ -56,9 +56,16 @@ def plot_bounds(runs: Mapping[str, Results], unit: str = "loss", ax: Any = None)
 
 
 def bounds_of(runs: Mapping[str, Results], unit: str) -> tuple[list[str], dict[str, dict[str, Mapping[str, Any]]]]:
-    """``(names, run -> bound -> row)`` of the bounds of one unit that have a value; the smallest come first."""
+    """``(names, run -> bound -> row)`` of the bounds of one unit that have a value; the smallest come first.
+
+    Certificates are left out: they bound the whole error, and what is drawn is held against the gap.
+    """
     rows = {
-        name: {b: r for b, r in run.bounds.items() if r["bounds"] == unit and r["log10"] is not None}
+        name: {
+            b: r
+            for b, r in run.bounds.items()
+            if r["bounds"] == unit and r["log10"] is not None and r["kind"] != "certificate"
+        }
         for name, run in runs.items()
     }
     largest = {b: max(row[b]["log10"] for row in rows.values() if b in row) for row in rows.values() for b in row}

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from handmade import bound, run
 
+from genbound.figures.bounds import bounds_of
 from genbound.figures.broken_axis import APART, NEAR, PowersOfTen
 from genbound.figures.style import new_axes
 
@@ -77,3 +79,9 @@ def test_the_page_uses_the_same_axis():
     )
     box = spread_figure(runs, "loss").data[0]
     np.testing.assert_allclose(axis.from_axis(np.array(box.median[:2])), [np.log10(1.5), 37], atol=1e-2)
+
+
+def test_certificates_are_not_held_against_the_gap():
+    """They bound the whole error: beside the gap they would be read as bounds of it."""
+    found = run({"measure": bound(0.5, unit="error"), "safe": bound(0.1, unit="error") | {"kind": "certificate"}})
+    assert bounds_of({"one": found}, "error")[0] == ["measure"]
