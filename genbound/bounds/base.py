@@ -199,6 +199,11 @@ class Bound:
         return {"num_samples": measured, "num_data": evidence.num_data}
 
 
+def log10_of(value: float) -> float | None:
+    """Base-10 logarithm of a value; ``None`` where it is not positive."""
+    return math.log10(value) if value > 0 else None
+
+
 def against_gap(value: float | None, gap: float | None) -> dict[str, Any]:
     """``gap_ratio`` and ``below_gap`` of a value, in the unit of the gap that was measured; ``None`` without a gap.
 

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
+from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable, log10_of
 from genbound.estimators.kl_inverse import kl_inverse
 
 MONTE_CARLO = 0.1  # its part of delta
@@ -54,15 +54,15 @@ def _pac_bayes(evidence: Evidence) -> BoundValue:
     forms: dict[str, Mapping[str, Any]] = {}
     if values["loss"] is not None:
         note = f"of the loss divided by its range {found['loss_range']:.3g}"
-        forms["bounded_loss"] = {"log10": _log10(values["loss"]), "note": note}
+        forms["bounded_loss"] = {"log10": log10_of(values["loss"]), "note": note}
     value = values["error"]
     if value is None:
         return BoundValue(None, note="the loss has no 0-1 error: see the form bounded_loss", forms=forms)
-    forms["main_term"] = {"log10": _log10(value)}
+    forms["main_term"] = {"log10": log10_of(value)}
     forms |= of_the_network(found, evidence.delta, lambda delta: _certified(evidence, found, "error", delta))
     losses = evidence.quantities["losses"]
     constant = losses.get("constant_error")
-    return BoundValue(value, value, value, _log10(value), _said(evidence, found), forms, 0.0, constant)
+    return BoundValue(value, value, value, log10_of(value), _said(evidence, found), forms, 0.0, constant)
 
 
 def _certified(evidence: Evidence, found: Mapping[str, Any], kind: str, delta: float | None = None) -> float | None:
@@ -110,7 +110,7 @@ def of_the_network(
         f"bounds the error of the fine-tuned network: {value:.3g} and {apart:.3g}, at most, of disagreement with the "
         f"certified one on {num} unlabelled inputs; delta = {parts}"
     )
-    return {"network": {"log10": _log10(min(1.0, value + apart)), "note": note}}
+    return {"network": {"log10": log10_of(min(1.0, value + apart)), "note": note}}
 
 
 def check_whole(found: Mapping[str, Any], num_data: int, what: str) -> None:
@@ -128,10 +128,6 @@ def centred(found: Mapping[str, Any]) -> str:
         f"centred at a prior that saw {found['num_prior']} other samples; n = {found['num_data']}; if the samples are "
         "independent and neither the start nor the prior saw these"
     )
-
-
-def _log10(value: float) -> float | None:
-    return math.log10(value) if value > 0 else None
 
 
 PAC_BAYES_CERTIFICATE = Bound(

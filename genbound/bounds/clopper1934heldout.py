@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
+from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable, log10_of
 from genbound.bounds.certificates import PAC_BAYES_CERTIFICATE
 from genbound.bounds.langford2005occam import COMPRESSION_CERTIFICATE
 from genbound.estimators.binomial_tail import binomial_upper, trials_for
@@ -28,14 +28,14 @@ def _test_set(evidence: Evidence) -> BoundValue:
     wrong = losses.get("num_test_wrong")
     value = held_out_limit(error, wrong, num, math.log(delta))
     note = f"bounds the error of the network itself; delta = {delta:g} for one checkpoint on {num} samples"
-    forms: dict[str, Mapping[str, Any]] = {"main_term": {"log10": _log10(value)}}
+    forms: dict[str, Mapping[str, Any]] = {"main_term": {"log10": log10_of(value)}}
     for many in (10, 1000):
         form = held_out_limit(error, wrong, num, math.log(delta / many))
         forms[f"best_of_{many}"] = {
-            "log10": _log10(form),
+            "log10": log10_of(form),
             "note": f"delta / {many}, for the best of {many} checkpoints",
         }
-    return BoundValue(value, value, value, _log10(value), note + _equivalent(evidence, error), forms, 0.0)
+    return BoundValue(value, value, value, log10_of(value), note + _equivalent(evidence, error), forms, 0.0)
 
 
 def held_out_limit(mean: float, wrong: int | None, num: int, log_level: float) -> float:
@@ -66,10 +66,6 @@ def _equivalent(evidence: Evidence, error: float) -> str:
 
 def _is_measured(bound: Bound, evidence: Evidence) -> bool:
     return all(name in evidence.quantities for name in bound.requires)
-
-
-def _log10(value: float) -> float | None:
-    return math.log10(value) if value > 0 else None
 
 
 TEST_SET_BOUND = Bound(

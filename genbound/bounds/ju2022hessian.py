@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
+from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable, log10_of
 
 REFERENCE = "Ju, Li & Zhang 2022"
 EPSILONS = (0.1, 1.0)
@@ -75,10 +75,6 @@ def label_noise_factor(confusion: np.ndarray) -> float:
     return float(np.abs(np.linalg.inv(confusion)).sum(1).max())
 
 
-def _log10(value: float) -> float | None:
-    return math.log10(value) if value > 0 else None
-
-
 @dataclass(frozen=True)
 class RangedLoss:
     """What the bound says of a loss: its range C, and its mean over the training samples, if that is known.
@@ -106,11 +102,11 @@ def from_maxima(
 ) -> BoundValue:
     """The bound from :math:`m_i` of every layer and its two sides."""
     least, middle, most = (main_term(maxima, loss.range, evidence.num_data) for maxima in (lower, value, upper))
-    forms = {"main_term": {"log10": _log10(middle)}}
+    forms = {"main_term": {"log10": log10_of(middle)}}
     empirical = loss.empirical
     if empirical is not None:
-        forms |= {f"epsilon_{e:g}": {"log10": _log10(explicit(middle, e, empirical))} for e in EPSILONS}
-    return BoundValue(middle, least, most, _log10(middle), note, forms)
+        forms |= {f"epsilon_{e:g}": {"log10": log10_of(explicit(middle, e, empirical))} for e in EPSILONS}
+    return BoundValue(middle, least, most, log10_of(middle), note, forms)
 
 
 def _hessian_distance(evidence: Evidence) -> BoundValue:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable
+from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable, log10_of
 from genbound.bounds.certificates import centred, check_whole, of_the_network
 from genbound.estimators.binomial_tail import binomial_upper
 from genbound.estimators.kl_inverse import kl_inverse
@@ -51,16 +51,16 @@ def _compression(evidence: Evidence) -> BoundValue:
     if found["loss"] is not None:
         note = f"of the loss divided by its range {found['loss_range']:.3g}"
         limit = occam(found["loss"], n, found["nats"], delta, counted=False)
-        forms["bounded_loss"] = {"log10": _log10(limit), "note": note}
+        forms["bounded_loss"] = {"log10": log10_of(limit), "note": note}
     if found["error"] is None:
         return BoundValue(None, note="the loss has no 0-1 error: see the form bounded_loss", forms=forms)
     value = occam(found["error"], n, found["nats"], delta, found["right_or_wrong"])
-    forms["main_term"] = {"log10": _log10(value)}
+    forms["main_term"] = {"log10": log10_of(value)}
     forms |= of_the_network(
         found, delta, lambda part: occam(found["error"], n, found["nats"], part, found["right_or_wrong"])
     )
     constant = evidence.quantities["losses"].get("constant_error")
-    return BoundValue(value, value, value, _log10(value), _said(found, delta), forms, 0.0, constant)
+    return BoundValue(value, value, value, log10_of(value), _said(found, delta), forms, 0.0, constant)
 
 
 def _said(found: Mapping[str, Any], delta: float) -> str:
@@ -70,10 +70,6 @@ def _said(found: Mapping[str, Any], delta: float) -> str:
         f"{delta:g}; training error {found['error']:.3g}; {found['nats']:.3g} nats describe {found['num_groups']} "
         f"tensors, {centred(found)}"
     )
-
-
-def _log10(value: float) -> float | None:
-    return math.log10(value) if value > 0 else None
 
 
 COMPRESSION_CERTIFICATE = Bound(

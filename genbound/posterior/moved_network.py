@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
@@ -140,3 +141,9 @@ class MovedNetwork:
             return False
         close = 1e-4 if problem.dtype == torch.float32 else 1e-8
         return torch.allclose(alone, together, rtol=close, atol=close * float(alone.abs().max() + 1e-30))
+
+
+def worst_if_not_finite(values: Tensor, outputs: Tensor, worst: float) -> np.ndarray:
+    """The values of every sample ``[N]``; the worst there can be where the network gave no finite number."""
+    finite = outputs.isfinite().flatten(1).all(1)
+    return torch.where(finite, values.double(), worst).clamp(0.0, worst).cpu().numpy()

@@ -40,7 +40,7 @@ from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.gaussian import LAMBDAS, best_width, log_union
 from genbound.posterior.groups import changed_groups, unseen, why_no_posterior
 from genbound.posterior.linear_head import LinearHead, find_linear_head
-from genbound.posterior.moved_network import MovedNetwork
+from genbound.posterior.moved_network import MovedNetwork, worst_if_not_finite
 from genbound.posterior.noise import Posterior
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
 
@@ -213,9 +213,11 @@ class _Gibbs:
             outputs = self.network.outputs(moved.inputs, noisy)
             found = {}
             if loss.error is not None:
-                found["error"] = _worst(loss.error(outputs, moved.targets), outputs, 1.0)
+                found["error"] = worst_if_not_finite(loss.error(outputs, moved.targets), outputs, 1.0)
             if math.isfinite(loss.range):
-                found["loss"] = _worst(loss.per_sample(outputs, moved.targets), outputs, loss.range) / loss.range
+                found["loss"] = (
+                    worst_if_not_finite(loss.per_sample(outputs, moved.targets), outputs, loss.range) / loss.range
+                )
             yield found
 
     def _width(self, posterior: Posterior) -> int:
@@ -235,7 +237,7 @@ class _Gibbs:
                 return self.head.error_probability(batch, posterior)
             noisy = posterior.draw(self.context.seed, [("gibbs_error", "unlabelled", i) for i in batch.indices])
             outputs = self.network.outputs(batch.inputs, noisy)
-            return torch.as_tensor(_worst((outputs.argmax(-1) != batch.targets).double(), outputs, 1.0))
+            return torch.as_tensor(worst_if_not_finite((outputs.argmax(-1) != batch.targets).double(), outputs, 1.0))
 
         shards = data_shards(len(self.problem.unlabelled))
         parts = self.context.map(
@@ -261,9 +263,3 @@ class _Gibbs:
 
 def _shuffled(indices: Sequence[int], source: torch.Generator) -> list[int]:
     return [indices[i] for i in torch.randperm(len(indices), generator=source).tolist()]
-
-
-def _worst(values: Tensor, outputs: Tensor, worst: float) -> np.ndarray:
-    """The values of every sample ``[N]``; the worst there can be where the network gave no finite number."""
-    finite = outputs.isfinite().flatten(1).all(1)
-    return torch.where(finite, values.double(), worst).clamp(0.0, worst).cpu().numpy()

@@ -34,7 +34,7 @@ from genbound.posterior.coded_tensor import Coded, TensorCode
 from genbound.posterior.curvature import Curvature, measure_curvature
 from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.groups import Group, centre, changed_groups, unseen, why_no_posterior
-from genbound.posterior.moved_network import MovedNetwork
+from genbound.posterior.moved_network import MovedNetwork, worst_if_not_finite
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
 
 USELESS = 4.0  # nats a sample: the certificate of a network without errors is 0.98 there
@@ -229,9 +229,3 @@ def _all(problem: Problem, weights: Mapping[str, Tensor]) -> tuple[dict[str, Ten
     """Parameters and buffers with these tensors in place of the fine-tuned ones."""
     params = {**problem.params, **{name: t for name, t in weights.items() if name in problem.params}}
     return params, {**problem.buffers, **{name: t for name, t in weights.items() if name in problem.buffers}}
-
-
-def worst_if_not_finite(values: Tensor, outputs: Tensor, worst: float) -> np.ndarray:
-    """The values of every sample ``[N]``; the worst there can be where the network gave no finite number."""
-    finite = outputs.isfinite().flatten(1).all(1)
-    return torch.where(finite, values.double(), worst).clamp(0.0, worst).cpu().numpy()

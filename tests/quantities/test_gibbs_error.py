@@ -8,6 +8,7 @@ from torch import nn
 
 import genbound
 from genbound.errors import GenboundError
+from genbound.posterior.moved_network import worst_if_not_finite
 from genbound.quantities import gibbs_error
 
 
@@ -96,7 +97,7 @@ def test_a_bounded_loss_has_a_gibbs_loss_too():
 def test_a_noisy_network_without_a_number_counts_as_wrong():
     """A running variance whose noise takes it below zero gives NaN."""
     outputs = torch.tensor([[0.1, 0.9], [float("nan"), 0.0], [float("inf"), 0.0]])
-    assert gibbs_error._worst(torch.zeros(3), outputs, 1.0).tolist() == [0, 1, 1]
+    assert worst_if_not_finite(torch.zeros(3), outputs, 1.0).tolist() == [0, 1, 1]
 
 
 def test_regression_without_a_range_has_none():
