@@ -94,6 +94,15 @@ def test_with_a_prior_at_the_tuned_weights_it_fails(monkeypatch):
 # -- a linear head whose true Gibbs error is known --------------------------------------------------------------------
 
 
+def learn(net, x, y, steps=80):
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net
+
+
 class Population:
     """64 inputs, each equally likely, with labels of a linear teacher that are flipped with probability 0.1."""
 
@@ -109,16 +118,28 @@ class Population:
         return self.x[places], torch.where(flipped, 1 - self.right[places], self.right[places])
 
     def problem(self, seed, num=200):
+        net, init, x, y = self.trained(seed, num)
+        return genbound.Problem(net, init, (x, y), test_data=self.sample(seed + 10**6, 60), dtype=torch.float64)
+
+    def problem_with_a_prior(self, seed, num=200):
+        """The prior is the network after it saw half of the samples; unlabelled inputs lead to the network itself."""
+        net, init, x, y = self.trained(seed, num)
+        whole = copy.deepcopy(net.state_dict())
+        net.load_state_dict(init)
+        prior = copy.deepcopy(learn(net, x[: num // 2], y[: num // 2]).state_dict())
+        net.load_state_dict(whole)
+        inputs = self.sample(seed + 2 * 10**6, 120)[0]
+        return genbound.Problem(
+            net, init, (x, y), dtype=torch.float64, prior=prior, prior_samples=range(num // 2),
+            unlabelled=(inputs, torch.zeros(120, dtype=torch.long)),
+        )  # fmt: skip
+
+    def trained(self, seed, num):
         torch.manual_seed(seed)
         net = nn.Linear(3, 2)
         init = copy.deepcopy(net.state_dict())
         x, y = self.sample(seed, num)
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
-        for _ in range(80):
-            optimizer.zero_grad()
-            F.cross_entropy(net(x), y).backward()
-            optimizer.step()
-        return genbound.Problem(net, init, (x, y), test_data=self.sample(seed + 10**6, 60), dtype=torch.float64)
+        return learn(net, x, y), init, x, y
 
     def gibbs(self, problem, seed):
         """The true Gibbs error of the posterior that was measured: the closed form over the population."""
@@ -165,6 +186,43 @@ def test_certificates_hold_over_a_thousand_samples():
     assert missed["pac_bayes_certificate"] <= 50
     # At a level of 0.05 a count of 72 or more has probability 0.001.
     assert missed["test_set_bound"] <= 71
+
+
+def misses_with_a_prior(seeds):
+    """How often the certificate on the samples that the prior did not see is below the truth, in both forms."""
+    population, missed = Population(), {"noisy": 0, "network": 0}
+    for seed in seeds:
+        problem = population.problem_with_a_prior(seed)
+        results = genbound.evaluate(problem, ["pac_bayes_certificate"], seed)
+        row, found = results.bounds["pac_bayes_certificate"], results.quantities["gibbs_error"]
+        assert (found["num_data"], found["num_prior"], found["num_unlabelled"]) == (100, 100, 120)
+        assert row.value < 0.5
+        missed["noisy"] += row.value < population.gibbs(problem, seed)
+        problem.model.float()
+        missed["network"] += 10 ** row.forms["network"]["log10"] < population.error(problem)
+    return missed
+
+
+def test_with_a_prior_and_unlabelled_inputs_they_hold_on_a_few_samples():
+    assert misses_with_a_prior(range(3)) == {"noisy": 0, "network": 0}
+
+
+@pytest.mark.slow
+def test_with_a_prior_and_unlabelled_inputs_they_hold_over_a_thousand_samples():
+    missed = misses_with_a_prior(range(1000))
+    assert max(missed.values()) <= 50
+
+
+def test_with_samples_counted_that_the_prior_saw_it_fails(monkeypatch):
+    """A prior that learned the coin flips of half the samples by heart, and is measured on that half."""
+    net, init, x, y = memorised(0)
+    prior = copy.deepcopy(net.state_dict())
+    with torch.no_grad():
+        net[2].bias += 0.01
+    problem = genbound.Problem(net, init, (x, y), prior=prior, prior_samples=range(100))
+    monkeypatch.setattr(gibbs_error, "unseen", lambda problem: list(range(100)))
+    row = genbound.evaluate(problem, ["pac_bayes_certificate"], 0, options=OPTIONS).bounds["pac_bayes_certificate"]
+    assert row.value < 0.5
 
 
 @pytest.mark.slow
