@@ -29,9 +29,14 @@ def with_error(value: float, sem: float) -> str:
 
 
 def value_text(row: Mapping[str, Any]) -> str:
-    """A bound's value, with its interval where that is wide enough to be seen; ``/`` where it does not exist."""
+    """A bound's value, with its interval where that is wide enough to be seen; ``/`` where it does not exist.
+
+    That of a certificate is a guarantee: ``≤``, and never less than it is.
+    """
     if row["value"] is None:
         return "/" if row["log10"] is None else f"1e{row['log10']:.1f}"
+    if row.get("kind") == "certificate":
+        return f"≤ {rounded_up(row['value'])}"
     if row.get("at_least"):
         least = row["value"] if row["lower"] is None else row["lower"]
         return f"≥ {rounded_down(least)}" + (
@@ -51,6 +56,15 @@ def rounded_down(value: float, significant: int = 3) -> str:
     unit = 10.0 ** (math.floor(math.log10(value)) - significant + 1)
     text = digits(value, significant)
     return text if float(text) <= value else digits(float(text) - unit, significant)
+
+
+def rounded_up(value: float, significant: int = 3) -> str:
+    """An upper limit, with few digits: never below the value."""
+    if not value > 0:
+        return digits(value)
+    unit = 10.0 ** (math.floor(math.log10(value)) - significant + 1)
+    text = digits(value, significant)
+    return text if float(text) >= value else digits(float(text) + unit, significant)
 
 
 def gap_text(row: Mapping[str, Any]) -> str:

@@ -55,15 +55,18 @@ def file_entry(problem: BaseProblem, name: str) -> dict[str, Any]:
 def data_entry(problem: BaseProblem, measured: Mapping[str, Measured]) -> dict[str, Any]:
     """The results' ``data``: the SPEC of the training samples, their digest, and what the most extreme ones look like.
 
+    ``test_sha256`` is the digest of the test samples, where there are any: so runs that share them know of each other.
+
     ``shown`` has the samples at which a layer takes its maximum: number -> ``label``, and ``text`` (or the file).
     """
     data = problem.data
     if data is None:
         return {"spec": None, "sha256": None}
+    held_out = {} if problem.test_data is None else {"test_sha256": problem.test_data.digest()}
     layers = [row for found in measured.values() for row in found.summary.get("layers", {}).values()]
     places = sorted({row["sample"] for row in layers if row.get("sample") is not None})
     shown = {str(i): {"label": data.label(i), "text": data.shown(i)[:LONGEST_TEXT]} for i in places}
-    return {"spec": data.spec, "sha256": data.digest(), "shown": to_plain(shown)}
+    return {"spec": data.spec, "sha256": data.digest(), "shown": to_plain(shown), **held_out}
 
 
 def layer_rows(problem: BaseProblem) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from genbound.results.latex import latex_number, latex_text
 from genbound.results.likeness import culprits, few, refuse_unlike, unlike
 from genbound.results.results import Results
 from genbound.results.runs import as_results
+from genbound.results.shared_test_set import best_of_each_test_set
 
 FORMATS = ("md", "csv", "latex", "html")
 
@@ -147,7 +148,7 @@ class Comparison:
     def remarks(self) -> list[str]:
         """What holds for the table as a whole."""
         mixed = [f"Compared although not alike: {text}." for text in (self.mixed or {}).values()]
-        return [*mixed, *self._ranges(), *self._options(), *self._versions()]
+        return [*mixed, *self._ranges(), *self._options(), *self._versions(), *best_of_each_test_set(self.runs)]
 
     def _ranges(self) -> list[str]:
         if self.rescaled:

@@ -119,9 +119,16 @@ def _moved(
     if abs(beyond) - allowed <= k * sem:  # never of what is not a number
         return difference, "ok", "", 0.0
     severity = abs(beyond) / (sem or terms.allowed(expected, obtained) or 1e-300)
-    if beyond < 0 and rule is None and expected.falls_when_better and not terms.same_weights:
+    if beyond < 0 and _is_better(expected, rule, terms):
         return difference, "improved", "", severity
     return difference, "regression", _limit(rule, sem, k), severity
+
+
+def _is_better(expected: Observation, rule: Tolerance | None, terms: Terms) -> bool:
+    """Whether a number that fell is a better one, and not another number for the same network."""
+    if expected.is_guarantee:
+        return rule is None or rule.sign != "-"
+    return rule is None and expected.falls_when_better and not terms.same_weights
 
 
 def _beyond(expected: Observation, obtained: Observation) -> float:

@@ -26,5 +26,6 @@ def latex_number(text: str) -> str:
     if not re.search(r"\d", text) or re.search(r"[\\{}$&#_^~]", text):
         return latex_text(text)
     inner = re.sub(r"([\d.]+)e([+-]?)0*(\d[\d.]*)", lambda m: f"{m[1]} \\times 10^{{{m[2].strip('+')}{m[3]}}}", text)
+    inner = inner.replace("≤ ", r"\le ").replace("≥ ", r"\ge ")
     inner = re.sub(r" (?=\[)", r"\\ ", inner)  # mathematics drops plain spaces
     return f"${inner.replace('%', chr(92) + '%')}$"

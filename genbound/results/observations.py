@@ -17,6 +17,9 @@ from genbound.quantities.summary import Number
 from genbound.results.results import Results
 
 TINY = 1e-12  # of a logarithm: rounding
+# What another seed may do to a certificate that rests on draws: its Monte Carlo is planned to cost so much, and a pilot
+# chooses its noise.
+DRAWN = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,7 @@ class Observation(Number):
         is_bound: computed, not measured.
         reason: why there is no value.
         falls_when_better: of another network a smaller number is no regression: a bound, a loss, an error, a gap.
+        is_guarantee: of any network a smaller number is no regression: it holds, whichever way it was found.
     """
 
     measure: str
@@ -38,6 +42,7 @@ class Observation(Number):
     is_bound: bool = False
     reason: str = ""
     falls_when_better: bool = False
+    is_guarantee: bool = False
 
     @property
     def number(self) -> float:
@@ -56,7 +61,7 @@ def observe(results: Results) -> dict[str, Observation]:
     """All numbers of a run by name."""
     measured = {o.name: o for name, summary in results.quantities.items() for o in _measured(name, summary)}
     computed = (
-        replace(o, falls_when_better=row["kind"] != "norm")
+        replace(o, falls_when_better=row["kind"] != "norm", is_guarantee=row["kind"] == "certificate")
         for name, row in results.bounds.items()
         for o in _bound(name, row, results, measured)
     )
@@ -98,23 +103,31 @@ def _bound(
 ) -> Iterator[Observation]:
     """The value of a bound and its other forms, as logarithms; zero has none and stays what it is."""
     errors = _errors(name, row, results, measured)
+    drawn = row["kind"] == "certificate" and "gibbs_error" in getattr(BOUNDS.get(name), "requires", ())
     if row["value"] is not None and row["log10"] is None:
         yield Observation(measure=name, where="", value=row["value"], data_sem=errors.data_sem, is_bound=True)
     else:
-        yield _logarithm(name, "", row["log10"], errors, row["note"])
+        yield _logarithm(name, "", row["log10"], errors, row["note"], drawn)
     for form, entry in row["forms"].items():
         if form != "main_term" and entry.get("log10") is not None:
-            yield _logarithm(name, form, entry["log10"], errors, row["note"])
+            yield _logarithm(name, form, entry["log10"], errors, row["note"], drawn)
 
 
-def _logarithm(measure: str, form: str, log10: float | None, errors: _Errors, note: str) -> Observation:
+def _logarithm(
+    measure: str, form: str, log10: float | None, errors: _Errors, note: str, drawn: bool = False
+) -> Observation:
     lower, upper = (math.log10(s) if s and s > 0 and not form else None for s in (errors.lower, errors.upper))
     return Observation(
         measure=measure, where=form, value=log10, sem=errors.sem, data_sem=errors.data_sem, lower=lower, upper=upper,
         extreme=errors.extreme, logarithm=True, is_bound=True, reason="" if log10 is not None else note,
         # A form that has no interval of its own shares the relative width of the value's.
-        slack=errors.width if form and log10 else 0.0,
+        slack=_drawn(log10) if drawn else errors.width if form and log10 else 0.0,
     )  # fmt: skip
+
+
+def _drawn(log10: float | None) -> float:
+    """By how many decades another seed may move a certificate that rests on draws."""
+    return 0.0 if log10 is None else math.log10(1 + DRAWN / 10**log10)
 
 
 def _errors(name: str, row: Mapping[str, Any], results: Results, measured: Mapping[str, Observation]) -> _Errors:
@@ -123,7 +136,8 @@ def _errors(name: str, row: Mapping[str, Any], results: Results, measured: Mappi
     lower, upper = (row.get("over_samples", row)[side] for side in ("lower", "upper"))
     if bound is None:
         return _Errors(0.0, None, False, lower, upper)
-    data = 0.0 if all(reading_of(quantity).fixed for quantity in bound.requires) else None
+    whole = row["kind"] == "certificate" or all(reading_of(quantity).fixed for quantity in bound.requires)
+    data = 0.0 if whole else None  # a certificate is of all training (or test) samples
     extreme = any(reading_of(q).takes_extremes(results.quantities.get(q, {})) for q in bound.requires)
     if bound.interval_sems and row["value"] and upper is not None and (upper > lower or not bound.shares_error_of):
         sem = (upper - lower) / (2 * bound.interval_sems) / row["value"]

@@ -286,7 +286,11 @@ RESULTS = entries(
     {
         "schema_version": whole(1), "genbound": text, "config": CONFIG, "checkpoint": FILE, "init": FILE,
         "data": entries(
-            {}, {"spec": or_null(text), "sha256": or_null(text), "shown": or_null(mapping(mapping(plain)))}
+            {},
+            {
+                "spec": or_null(text), "sha256": or_null(text), "test_sha256": or_null(text),
+                "shown": or_null(mapping(mapping(plain))),
+            },
         ),
         "layers": listing(LAYER), "quantities": mapping(row), "bounds": mapping(BOUND),
         "cost": entries({}, {"seconds": mapping(number(0, LARGEST)), "peak_memory_bytes": whole(0)}),

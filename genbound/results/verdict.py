@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from genbound.formatting import digits, value_text
+from genbound.formatting import digits, rounded_up, value_text
 from genbound.results.gap import UNITS, measured_gap
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def _guarantee(results: Results) -> str:
     if certified:
         best = min(certified, key=lambda name: certified[name]["value"])
         if certified[best]["vacuous"]:
-            value = digits(certified[best]["value"])
+            value = rounded_up(certified[best]["value"])
             return f"No guarantee that says anything: {best} is {value}, no better than the best constant prediction."
-        said = f"Guaranteed: {best}, at most {digits(certified[best]['value'])} ({certified[best]['bounds']})"
+        said = f"Guaranteed: {best}, at most {rounded_up(certified[best]['value'])} ({certified[best]['bounds']})"
         return said + _how_surely(results, len(certified)) + "."
     stated = [n for n, row in results.bounds.items() if row["kind"] == "bound" and row["value"] is not None]
     if stated:
