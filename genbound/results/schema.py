@@ -1,7 +1,8 @@
 """What results.json looks like: a table of its entries, checked when a file is read.
 
 Entries that the table does not name may hold any plain value, so that a newer quantity needs no line here; those that
-it names with ``maybe`` may be missing, as they are in files of older versions. Every number is finite.
+it names with ``maybe`` may be missing, as they are in files of older versions. Every number is finite. The table is
+published as a JSON Schema too: :func:`json_schema`, in ``results.schema.json`` beside this file.
 """
 
 from __future__ import annotations
@@ -9,29 +10,36 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from genbound.errors import GenboundError, first_line, printable
+from genbound.results.entry_kinds import (
+    LARGEST,
+    PLAIN,
+    Kind,
+    Misshapen,
+    Schema,
+    anything,
+    entries,
+    inside,
+    listing,
+    mapping,
+    number,
+    or_null,
+    plain,
+    text,
+    truth,
+    whole,
+)
 
-LARGEST = 1e300  # of what is measured: sums and products of such numbers must be numbers
 MOST_DIGITS = 18  # of whole numbers
 MEND = "restore the file, or measure again (for a baseline: check --update)"
 
 # What arithmetic and formatting raise over values that no run has.
 UNREADABLE = (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, IndexError, RecursionError)
-
-Check = Callable[[Any, str], None]
-
-
-class Misshapen(Exception):
-    """An entry is not what it must be."""
-
-    def __init__(self, where: str, value: Any, wanted: str):
-        shown = repr(value)
-        super().__init__(f"{where} is {shown if len(shown) <= 60 else shown[:57] + '…'}, not {wanted}")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -104,155 +112,49 @@ def readable(what: str) -> Iterator[None]:
         raise GenboundError(f"{what}: an entry is missing or makes no sense ({reason}); {MEND}") from error
 
 
-# -- kinds of entries -------------------------------------------------------------------------------------------------
-
-
-def text(value: Any, where: str) -> None:
-    """A string that can be printed."""
-    if not isinstance(value, str):
-        raise Misshapen(where, value, "a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Misshapen(where, value, "a text that can be written") from None
-
-
-def truth(value: Any, where: str) -> None:
-    """True or false."""
-    if not isinstance(value, bool):
-        raise Misshapen(where, value, "true or false")
-
-
-def number(least: float = -math.inf, most: float = math.inf) -> Check:
-    """A finite number between two limits, these included."""
-
-    def check(value: Any, where: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise Misshapen(where, value, "a number")
-        if not least <= value <= most:
-            raise Misshapen(where, value, f"between {least:g} and {most:g}")
-
-    return check
-
-
-def whole(least: int | None = None) -> Check:
-    """A whole number, at least this one."""
-
-    def check(value: Any, where: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise Misshapen(where, value, "a whole number")
-        if least is not None and value < least:
-            raise Misshapen(where, value, f"at least {least}")
-
-    return check
-
-
-def or_null(kind: Check) -> Check:
-    """That, or null where it does not exist."""
-    return lambda value, where: None if value is None else kind(value, where)
-
-
-def listing(kind: Check) -> Check:
-    """A list of such."""
-
-    def check(value: Any, where: str) -> None:
-        if not isinstance(value, list):
-            raise Misshapen(where, value, "a list")
-        for index, item in enumerate(value):
-            kind(item, f"{where}[{index}]")
-
-    return check
-
-
-def mapping(kind: Check) -> Check:
-    """Names with such."""
-
-    def check(value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise Misshapen(where, value, "a group of entries")
-        for key, item in value.items():
-            text(key, f"a name in {where}")
-            kind(item, _inside(where, key))
-
-    return check
-
-
-def plain(value: Any, where: str) -> None:
-    """Whatever JSON has, with texts that can be written and numbers of a size that can be measured."""
-    if isinstance(value, dict):
-        mapping(plain)(value, where)
-    elif isinstance(value, list):
-        listing(plain)(value, where)
-    elif isinstance(value, str):
-        text(value, where)
-    elif value is not None and not isinstance(value, bool):
-        number(-LARGEST, LARGEST)(value, where)
-
-
-def entries(always: Mapping[str, Check], maybe: Mapping[str, Check], rest: Check = plain) -> Check:
-    """Entries of which some are always there, and others of any kind."""
-    known = {**always, **maybe}
-
-    def check(value: Any, where: str) -> None:
-        mapping(lambda *_: None)(value, where)
-        for key in always:
-            if key not in value:
-                raise Misshapen(where or "it", sorted(value), f"complete: it lacks the entry {key}")
-        for key, item in value.items():
-            known.get(key, rest)(item, _inside(where, key))
-
-    return check
-
-
-def _inside(where: str, key: str) -> str:
-    return f"{where}.{key[:80]}" if where else key[:80]
-
-
 # -- the table --------------------------------------------------------------------------------------------------------
 
 MEASURED = number(-LARGEST, LARGEST)
 ERROR = or_null(number(0, LARGEST))
 BOUND_SIDE = or_null(number())
-NUMBERS: dict[str, Check] = {
+SIGMA = number(0, LARGEST)
+NUMBERS: dict[str, Kind] = {
     "value": or_null(MEASURED), "lower": or_null(MEASURED), "upper": or_null(MEASURED), "sample": or_null(whole(0)),
     "exact": or_null(truth), "reliable": or_null(truth), "reason": or_null(text),
 }  # fmt: skip
 
 
-def measured(value: Any, where: str) -> None:
-    """What a quantity found, or a part of it; numbers have their errors beside them."""
+def _measured(value: Any, where: str) -> None:
     if not isinstance(value, dict):
         plain(value, where)
         return
     for key, item in value.items():
         text(key, f"a name in {where}")
-        _kind(key)(item, _inside(where, key))
+        _kind(key)(item, inside(where, key))
 
 
-def _kind(key: str) -> Check:
+def _row(value: Any, where: str) -> None:
+    anything(value, where)
+    measured(value, where)
+
+
+def _sigma_row(value: Any, where: str) -> None:
+    entries({"sigma": SIGMA}, {}, Kind(lambda *_: None))(value, where)
+    measured(value, where)
+
+
+def _kind(key: str) -> Kind:
     """What an entry of a quantity must be, by its name."""
     if key in NUMBERS:
         return NUMBERS[key]
-    if key == "sem" or key.endswith("_sem"):
-        return ERROR
-    if key.startswith("num_"):
-        return or_null(number(0, LARGEST))
-    return measured
+    return next((kind for pattern, kind in PATTERNS.items() if re.search(pattern, key)), measured)
 
 
-def row(value: Any, where: str) -> None:
-    """The numbers of a layer."""
-    mapping(lambda *_: None)(value, where)
-    measured(value, where)
-
-
-def sigma_row(value: Any, where: str) -> None:
-    """The numbers of a sigma."""
-    entries({"sigma": number(0, LARGEST)}, {}, lambda *_: None)(value, where)
-    measured(value, where)
-
-
-NUMBERS |= {"layers": or_null(mapping(row)), "sigmas": or_null(listing(sigma_row))}
+PATTERNS = {"^sem$|_sem$": ERROR, "^num_": or_null(number(0, LARGEST))}
+measured = Kind(_measured, {"$ref": "#/$defs/measured"})  # what a quantity found, or a part of it
+row = Kind(_row, {"$ref": "#/$defs/row"})  # the numbers of a layer
+with_sigma = Kind(_sigma_row, row.schema | {"required": ["sigma"], "properties": {"sigma": SIGMA.schema}})
+NUMBERS |= {"layers": or_null(mapping(row)), "sigmas": or_null(listing(with_sigma))}
 FORM = entries({"log10": BOUND_SIDE}, {"note": text}, BOUND_SIDE)
 BOUND = entries(
     {
@@ -297,3 +199,24 @@ RESULTS = entries(
     },
     {"notes": mapping(text)},
 )  # fmt: skip
+
+
+def json_schema() -> Schema:
+    """The table as a JSON Schema (2020-12), for readers in other languages.
+
+    It says less than :func:`check_content` in one point: JSON Schema knows no infinity and no NaN, which are no JSON.
+    """
+    group = {
+        "type": "object",
+        "properties": {name: kind.schema for name, kind in NUMBERS.items()},
+        "patternProperties": {pattern: kind.schema for pattern, kind in PATTERNS.items()},
+        "additionalProperties": measured.schema,
+    }
+    no_group = {"anyOf": [kind for kind in PLAIN["anyOf"] if kind.get("type") != "object"]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "https://github.com/genbound/genbound/blob/main/genbound/results/results.schema.json",
+        "title": "results.json of genbound, schema version 1",
+        **RESULTS.schema,
+        "$defs": {"plain": PLAIN, "row": group, "measured": {"anyOf": [group, no_group]}},
+    }
