@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 Decorator = Callable[[Any], Any]
 
@@ -25,6 +26,19 @@ class Names(click.ParamType):
             return tuple(self.kind(item.strip() if isinstance(item, str) else item) for item in items)
         except ValueError:
             self.fail(f"{value!r} is not a comma-separated list of {self.kind.__name__} values")
+
+
+class Measures(Names):
+    """Comma-separated names of quantities and bounds; the shell completes the last of them."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """What the name that is being typed may become."""
+        from genbound.bounds import BOUNDS
+        from genbound.quantities import QUANTITIES
+
+        before, comma, begun = incomplete.rpartition(",")
+        known = [name for name in (*QUANTITIES, *BOUNDS) if name not in before.split(",")]
+        return [CompletionItem(before + comma + name) for name in known if name.startswith(begun)]
 
 
 def option(name: str, kind: Any, help: str, **more: Any) -> Decorator:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from genbound.cli.click_options import DEBUG, Names, option
+from genbound.cli.click_options import DEBUG, Measures, Names, option
 from genbound.cli.quantity_options import CONFIG, read_config_entry, short_forms
 from genbound.errors import GenboundError, did_you_mean
 from genbound.files import read_yaml
@@ -47,7 +47,7 @@ PAIR_OPTIONS = [
            metavar="SPEC"),
     option("test-data", str, "Held-out data, for the generalization gap.", metavar="SPEC"),
     option("out", str, "Where results go; an earlier run there is continued.", metavar="DIR"),
-    option("measures", Names(),
+    option("measures", Measures(),
            "Quantities and bounds, with wildcards (default: all but those on request; `default,NAME` adds one)."),
     option("samples", int, "Training samples to measure on.", default=256),
     option("num-data", int, "Size n of the training set, if the data are a part."),
