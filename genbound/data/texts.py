@@ -47,6 +47,10 @@ class TokenSamples(Samples):
             lengths = {name: len(values) for name, values in row.items()}
             if len(set(lengths.values())) > 1:
                 raise GenboundError(f"{where} has inputs of different lengths {lengths}; tokenise it again")
+            if not all(lengths.values()):
+                raise GenboundError(
+                    f"{where} has no token (an empty text?): the network has nothing to read; remove it"
+                )
         return [self._rows[i] for i in indices]
 
     def size(self, i: int) -> int:

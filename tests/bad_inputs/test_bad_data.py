@@ -42,6 +42,9 @@ DATA = {
         "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1, 2], "attention_mask": [1], "label": 0}'),
         ["different lengths", "tokenise"],
     ),
+    "no token": (
+        "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [], "label": 0}'), ["sample 0", "no token", "remove"],
+    ),
     "word labels": (
         "jsonl:t.jsonl", lambda: make("t.jsonl", '{"input_ids": [1, 2], "labels": [0]}'),
         ["2 tokens and 1 labels", "one label a token"],
