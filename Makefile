@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study-small bench test test-slow fuzz lint types clean
+.PHONY: help setup demo study-small bench test test-slow fuzz docs dist lint types clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,15 @@ fuzz: $(STAMP)  ## Fuzz the readers for half an hour (atheris)
 	for kind in safetensors torch legacy sparse npz yaml; do \
 	  PYTHONPATH=. $(BIN)/python tests/attack/fuzz.py $$kind -max_total_time=300 -rss_limit_mb=4096 || exit 1; done
 
+docs: $(STAMP)  ## Build the documentation site strictly and run its tutorials; in build/site
+	$(BIN)/pip install -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+	$(BIN)/pytest -m slow tests/test_tutorials.py
+
+dist: $(STAMP)  ## Build the source distribution and the wheel; in dist
+	$(BIN)/pip install -c constraints.txt build
+	$(BIN)/python -m build
+
 lint: $(STAMP)  ## Check the style (ruff)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,5 +67,5 @@ types: $(STAMP)  ## Check the types of the public surface (mypy)
 	$(BIN)/mypy
 
 clean:  ## Remove the environment, the caches and the demo's results
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache runs/demo runs/study-small
+	rm -rf $(VENV) build dist docs/gallery *.egg-info .pytest_cache .ruff_cache .mypy_cache runs/demo runs/study-small
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
