@@ -22,6 +22,9 @@ ROLE = re.compile(r":(?:mod|class|func|meth|attr|data|exc):`~?([\w.]+)`")
 FILE = re.compile(r"(?<![\w/.-])(?:genbound|tests|benchmarks|examples|tools|docs)/[\w./*-]*[\w*/]")
 NAME = re.compile(r"(?<![\w/.-])(?:genbound|benchmarks)(?:\.[a-zA-Z_]\w*)+")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+HOME = re.compile(
+    r"https://(?:github\.com/genbound/genbound/(?:blob|tree)|raw\.githubusercontent\.com/genbound/genbound)/main/"
+)
 NOT_NAMES = ("genbound.yaml",)  # files that genbound writes
 
 
@@ -120,6 +123,13 @@ def test_every_name_of_a_page_is_there(path):
     assert not bare - {p.name for p in [*SOURCES, *SCRIPTS]}
 
 
+def test_readme_is_a_front_page():
+    """Short, and readable where only its text is: every link is whole."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 120
+    assert not [link for link in LINK.findall(text) if not link.startswith("https://")]
+
+
 def anchors(path):
     """The headings of a page as GitHub links to them."""
     titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
@@ -130,10 +140,11 @@ def anchors(path):
 def test_every_link_of_a_page_leads_somewhere(path):
     broken = []
     for link in LINK.findall(path.read_text(encoding="utf-8")):
-        if link.startswith(("http://", "https://", "mailto:")):
-            continue
         file, _, anchor = link.partition("#")
-        target = (path.parent / file).resolve() if file else path
+        own = HOME.sub("", file)  # README's links are whole, so that they lead somewhere on a package's page too
+        if own == file and link.startswith(("http://", "https://", "mailto:")):
+            continue
+        target = (ROOT / own if own != file else path.parent / file).resolve() if file else path
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
