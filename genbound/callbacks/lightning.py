@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genbound.callbacks.first_epoch import FOLDER as PRIOR
 from genbound.callbacks.record import Record
 from genbound.errors import GenboundError
 
@@ -39,22 +40,26 @@ class GenboundCallback(Callback):
             go to ``folder/genbound``. ``None`` measures nothing.
         loss: as on the command line, cross-entropy by default.
         num_samples: how many training samples to measure on.
+        prior: a share of the first epoch, such as 0.5: the weights at that step go to ``folder/genbound_prior``, and
+            certificates are centred there and made of the samples that come later. ``None`` keeps none.
         settings: further settings of :func:`genbound.save_spec`; the measuring keeps to them.
 
     Attributes:
         results: what was measured, ``None`` until training ends.
 
     Raises:
-        GenboundError: the data are to be measured and are of a kind that cannot be read.
+        GenboundError: the data are to be measured and are of a kind that cannot be read; a prior is wanted and the
+            samples are not shuffled at random, or several processes train.
     """
 
     def __init__(
         self, folder: str | os.PathLike | None = None, model: str | None = None, data: str | None = None,
         test_data: str | None = None, measure: Sequence[str] | None = None, loss: str | None = None,
-        num_samples: int = 256, **settings: Any,
+        num_samples: int = 256, prior: float | None = None, **settings: Any,
     ):  # fmt: skip
         self.folder, self.model = folder, model
-        self.record = Record({**settings, "data": data, "test_data": test_data, "loss": loss}, measure, num_samples)
+        said = {**settings, "data": data, "test_data": test_data, "loss": loss}
+        self.record = Record(said, measure, num_samples, prior)
         self.results: Results | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,7 +68,19 @@ class GenboundCallback(Callback):
             self.record.begin(pl_module)
         if trainer.is_global_zero:
             self.record.settings["model"] = self.model or _source(type(pl_module))
-            self.record.write(self._folder(trainer))
+            self.record.write(self._folder(trainer), continued=_is_continued(trainer))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen which samples are handed out, where a prior is wanted."""
+        if not _is_continued(trainer):
+            self.record.listen(trainer.train_dataloader, trainer.world_size, trainer.accumulate_grad_batches)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Keep the weights as a certificate's prior, where it is time for that."""
+        if self.record.is_prior(trainer.global_step):
+            folder = self._folder(trainer)
+            trainer.save_checkpoint(folder / PRIOR / "weights.ckpt", weights_only=True)
+            self.record.keep_prior(pl_module, folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure what was asked for, on the batches of the training loader."""
@@ -76,6 +93,11 @@ class GenboundCallback(Callback):
             return Path(self.folder)
         checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
         return Path(checkpoints or trainer.default_root_dir)
+
+
+def _is_continued(trainer: Trainer) -> bool:
+    """What a continued run has seen is not known."""
+    return trainer.global_step > 0 or trainer.ckpt_path is not None
 
 
 def _source(cls: type) -> str | None:

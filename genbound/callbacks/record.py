@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from genbound.callbacks.adapted import base_at_start, is_adapted, merged, save_base
-from genbound.checkpoints.sidecar import read_sidecar, save_spec
+from genbound.callbacks.first_epoch import SETTINGS as PRIOR_SETTINGS
+from genbound.callbacks.first_epoch import FirstEpoch, check_share, keep_prior
+from genbound.checkpoints.sidecar import drop_settings, read_sidecar, save_spec
 from genbound.checkpoints.trust import check_code
 from genbound.errors import GenboundError
 
@@ -27,6 +29,7 @@ class Record:
         settings: for ``genbound.yaml``, see :func:`genbound.save_spec`; the measuring at the end keeps to them.
         measure: quantities and bounds to evaluate when training ends; ``None`` measures nothing.
         num_samples: training samples to measure on.
+        prior: share of the first epoch after which the weights are kept as a certificate's prior; ``None`` for none.
 
     Attributes:
         start: name -> weight before training, ``None`` until that begins; of a model with an adapter its base's.
@@ -36,7 +39,10 @@ class Record:
         GenboundError: what is measured at the end is measured from the head's own start, and ``head`` says otherwise.
     """
 
-    def __init__(self, settings: dict[str, Any], measure: Sequence[str] | None, num_samples: int):
+    def __init__(
+        self, settings: dict[str, Any], measure: Sequence[str] | None, num_samples: int, prior: float | None = None
+    ):
+        check_share(prior)
         if measure is not None and settings.get("head") not in (None, "init"):
             raise GenboundError(
                 f"a callback measures the head from its start, not by head={settings['head']!r}: leave measure out and "
@@ -45,6 +51,9 @@ class Record:
         self.settings, self.measures, self.num_samples = settings, measure, num_samples
         self.start: dict[str, Tensor] | None = None
         self.base: nn.Module | None = None
+        self.share = prior
+        self.first_epoch: FirstEpoch | None = None
+        self._centre: dict[str, Any] = {}
 
     def begin(self, model: nn.Module) -> None:
         """Keep a copy of the weights, head included: nothing else keeps the head's random initialisation."""
@@ -53,18 +62,50 @@ class Record:
             model = self.base
         self.start = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
-    def write(self, folder: str | Path) -> Path:
+    def write(self, folder: str | Path, continued: bool = False) -> Path:
         """Write the sidecar and the weights before training into ``folder``.
+
+        Args:
+            folder: of the checkpoints.
+            continued: the run was begun before; a prior that it has left behind is its own.
 
         Raises:
             GenboundError: a sidecar that lay there before names a loss that is code, and it is to be measured with.
         """
         folder = Path(folder)
+        if not continued:
+            drop_settings(folder, PRIOR_SETTINGS)
         init = None if self.base is None else save_base(self.base, folder)
         file = save_spec(folder, init=init or self.start, **self.settings)
         if self.measures is not None:
             _settings(folder)  # before the training, not after it
         return file
+
+    def listen(self, loader: Any, num_processes: int, accumulation: int = 1) -> None:
+        """Before the first epoch: find out which samples are handed out, where a prior is wanted.
+
+        Raises:
+            GenboundError: several processes train, or the order of the samples is not random.
+        """
+        if self.share is None:
+            return
+        if num_processes > 1:
+            raise GenboundError(f"prior={self.share:g} is for training in one process: leave it out")
+        self.first_epoch = FirstEpoch(loader, self.share, accumulation)
+
+    def is_prior(self, step: int) -> bool:
+        """Whether the weights after this optimizer step are to be kept."""
+        return self.first_epoch is not None and step == self.first_epoch.step
+
+    def keep_prior(self, model: nn.Module, folder: str | Path) -> None:
+        """Name the weights, which lie in the folder already, as the prior of the samples that come later."""
+        assert self.first_epoch is not None
+        if self.measures is not None:
+            network = merged(model)[0] if is_adapted(model) else model
+            state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+            self._centre = {"prior": state, "prior_samples": self.first_epoch.seen()}
+        keep_prior(Path(folder), self.first_epoch)
+        self.first_epoch = None
 
     def evaluate(self, model: nn.Module, samples: Any, test_samples: Any, folder: str | Path) -> Results:
         """Measure a network as it is, with the loss and the settings that the sidecar in ``folder`` gives.
@@ -85,7 +126,7 @@ class Record:
         problem = Problem(
             copied, self.start or {}, samples, default_loss(copied, said.get("loss")), test_data=test_samples,
             num_samples=self.num_samples, provenance={"rule": "measured at the end of training"}, factors=factors,
-            **{name: said[name] for name in OF_THE_PROBLEM if name in said},
+            **{name: said[name] for name in OF_THE_PROBLEM if name in said}, **self._centre,
         )  # fmt: skip
         out = Path(folder) / "genbound"
         results = evaluate(problem, self.measures, out=out)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genbound.callbacks.first_epoch import FOLDER as PRIOR
 from genbound.callbacks.record import Record
 from genbound.checkpoints.huggingface import predicts_next_token
 from genbound.checkpoints.sidecar import copy_sidecar
@@ -38,21 +39,24 @@ class GenboundCallback(TrainerCallback):
         measure: quantities and bounds to measure at the end of training, e.g. ``["hessian_distance"]``; the results go
             to ``OUTPUT/genbound``. ``None`` measures nothing.
         num_samples: how many training samples to measure on.
+        prior: a share of the first epoch, such as 0.5: the weights at that step go to ``OUTPUT/genbound_prior``, and
+            certificates are centred there and made of the samples that come later. ``None`` keeps none.
         settings: further settings of :func:`genbound.save_spec`; the measuring keeps to them.
 
     Attributes:
         results: what was measured, ``None`` until training ends.
 
     Raises:
-        GenboundError: the data are to be measured and are of a kind that cannot be read.
+        GenboundError: the data are to be measured and are of a kind that cannot be read; a prior is wanted and the
+            samples are not shuffled at random, or several processes train.
     """
 
     def __init__(
         self, data: str | None = None, test_data: str | None = None, measure: Sequence[str] | None = None,
-        num_samples: int = 256, **settings: Any,
+        num_samples: int = 256, prior: float | None = None, **settings: Any,
     ):  # fmt: skip
         self.data, self.test_data = data, test_data
-        self.record = Record(settings, measure, num_samples)
+        self.record = Record(settings, measure, num_samples, prior)
         self.results: Results | None = None
 
     def on_train_begin(
@@ -62,6 +66,8 @@ class GenboundCallback(TrainerCallback):
         """Keep the weights before training, and write the sidecar into the output directory."""
         if self.record.start is None:
             self.record.begin(model)
+        if state.global_step == 0:  # what a continued run has seen is not known
+            self.record.listen(train_dataloader, args.world_size, args.gradient_accumulation_steps)
         if not state.is_world_process_zero:
             return
         folder = Path(str(args.output_dir))
@@ -70,7 +76,16 @@ class GenboundCallback(TrainerCallback):
             found = spec or _write_rows(getattr(loader, "dataset", None), folder, part)
             if found is not None:
                 self.record.settings[name] = found
-        self.record.write(folder)
+        self.record.write(folder, continued=state.global_step > 0)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Keep the weights as a certificate's prior, where it is time for that."""
+        if self.record.is_prior(state.global_step):
+            folder = Path(str(args.output_dir))
+            _save_weights(model, folder / PRIOR)
+            self.record.keep_prior(model, folder)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the sidecar into the new checkpoint, with paths that count from there."""
@@ -90,6 +105,20 @@ class GenboundCallback(TrainerCallback):
         datasets = [getattr(loader, "dataset", None) for loader in (train_dataloader, eval_dataloader)]
         samples, held_out = (None if data is None else _samples(data, model, kwargs) for data in datasets)
         self.results = self.record.evaluate(model, samples, held_out, str(args.output_dir))
+
+
+def _save_weights(model: Any, folder: Path) -> None:
+    """A checkpoint as ``genbound evaluate`` reads it."""
+    from safetensors.torch import save_file
+
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # Cloned: safetensors refuses tied weights.
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
 
 
 def _write_rows(rows: Any, folder: Path, part: str) -> str | None:

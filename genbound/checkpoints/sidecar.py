@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "model": (str,), "init": (str,), "data": (str,), "test_data": (str,), "loss": (str,), "num_data": (int,),
     "head": (str,),
     "loss_range": (str,), "head_weights": (str,), "ignore": (str,), "entry": (str,), "layers": (str,),
-    "confusion": (str,),
+    "confusion": (str,), "prior": (str,), "prior_samples": (str,),
 }  # fmt: skip
-PATHS = ("init", "confusion")
+PATHS = ("init", "confusion", "prior", "prior_samples")
 SPECS = ("model", "data", "test_data", "loss")
 
 
@@ -32,8 +32,8 @@ def save_spec(checkpoint: str | os.PathLike, *, init: Any = None, **settings: An
         init: the weights that training started from: a path, or the module or state dict itself *before training*,
             which is then saved beside the checkpoint (with the head's random initialisation, which nothing else keeps).
         settings: ``model`` (``FILE.py:factory``, ``hf:AutoModelFor…``), ``data``, ``test_data``, ``loss``,
-            ``num_data``, ``head``, ``loss_range``, ``head_weights``, ``ignore``, ``entry``, ``layers``, ``confusion``:
-            as on the command line. Relative paths count from the checkpoint's directory.
+            ``num_data``, ``head``, ``loss_range``, ``head_weights``, ``ignore``, ``entry``, ``layers``, ``confusion``,
+            ``prior``, ``prior_samples``: as on the command line. Relative paths count from the checkpoint's directory.
 
     Code that is named here may be run later without ``--trust-remote-code``, on this machine and as long as neither the
     checkpoint moves nor the code's file changes: a digest is kept in the user's cache (``GENBOUND_CACHE``).
@@ -63,6 +63,16 @@ def write_sidecar(checkpoint: str | os.PathLike, *, init: Any = None, **settings
     Code that is named here may be run in this process; another one wants ``--trust-remote-code``.
     """
     return _write(checkpoint, init, settings, lasting=False)
+
+
+def drop_settings(folder: Path, names: Iterable[str]) -> None:
+    """Forget what an earlier run has said here."""
+    import yaml
+
+    said = _load(folder / SIDECAR)
+    if left_out := [name for name in names if name in said]:
+        kept = {name: value for name, value in said.items() if name not in left_out}
+        (folder / SIDECAR).write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def copy_sidecar(source: Path, target: Path) -> None:

@@ -43,6 +43,7 @@ class EvaluationSpec(PairSpec):
         prior: checkpoint that certificates are centred at in place of INIT.
         prior_samples: the training samples that it saw: their places in the data, or a file of them.
         unlabelled: inputs that training never saw, like ``data``.
+        prior_unused: ``genbound.yaml`` names a prior that is not heeded, for something else was said of it or the data.
     """
 
     data: Any = None
@@ -55,6 +56,21 @@ class EvaluationSpec(PairSpec):
     prior: str | os.PathLike | None = None
     prior_samples: str | os.PathLike | Iterable[int] | None = None
     unlabelled: Any = None
+    prior_unused: bool = False
+
+    def completed(self) -> EvaluationSpec:
+        """As of any pair; a prior is heeded with its samples and the data that they are counted in, or not at all."""
+        said = super().completed()
+        beside = said.beside
+        if said.prior_is_beside or not beside & {"prior", "prior_samples"}:
+            return said
+        left_open = {name: None for name in ("prior", "prior_samples") if name in beside}
+        return replace(said, **left_open, beside=beside - set(left_open), prior_unused=True)
+
+    @property
+    def prior_is_beside(self) -> bool:
+        """Prior, samples and data are all as ``genbound.yaml`` says."""
+        return {"prior", "prior_samples", "data"} <= self.beside
 
 
 def load(
@@ -142,13 +158,13 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         loss = "cross_entropy"
     if (wanted := options.get("num_samples")) is not None and len(samples) <= ENOUGH * wanted:
         options["num_samples"] = None
-    said = {name: getattr(spec, name) for name in ("num_data", "loss_range", "layers")} | _prior(spec)
+    said = {name: getattr(spec, name) for name in ("num_data", "loss_range", "layers")} | _prior(spec, samples)
     problem = Problem(
         pair.model, pair.init, samples, loss, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,
         provenance=provenance, init_buffers=pair.init_buffers, factors=pair.factors, unlabelled=unlabelled,
         **{name: value for name, value in said.items() if value is not None}, **options,
     )  # fmt: skip
-    problem.remarks += _about_images(pair, samples)
+    problem.remarks += (*_about_images(pair, samples), *_about_prior(spec))
     return problem
 
 
@@ -175,7 +191,18 @@ def _are_binary(samples: Samples) -> bool:
     return all(set(batch.targets.flatten().tolist()) <= {0, 1} for batch in samples.batches(first, len(first)))
 
 
-def _prior(spec: EvaluationSpec) -> dict[str, Any]:
+def _about_prior(spec: EvaluationSpec) -> tuple[str, ...]:
+    """Who says what the prior saw, where the user does not."""
+    if spec.prior_is_beside:
+        return ("certificates are centred at the prior that genbound.yaml beside the checkpoint names",)
+    if spec.prior_unused:
+        return (
+            "the prior that genbound.yaml names is not used: it goes with the samples and the data that stand there",
+        )
+    return ()
+
+
+def _prior(spec: EvaluationSpec, samples: Samples) -> dict[str, Any]:
     """The centre of certificates as arguments of a problem: the prior's weights, read as the fine-tuned ones are."""
     if spec.prior is None:
         if spec.prior_samples is not None:
@@ -185,7 +212,7 @@ def _prior(spec: EvaluationSpec) -> dict[str, Any]:
     pair = load_pair(PairSpec(**(read | {"ckpt": spec.prior})))
     seen = spec.prior_samples
     if isinstance(seen, str | os.PathLike):
-        seen = read_numbers(seen)
+        seen = read_numbers(seen, samples)
     buffers = {} if pair.model is None else dict(pair.model.named_buffers())
     return {"prior": {**pair.params, **buffers}, "prior_samples": seen}
 

@@ -37,10 +37,10 @@ def folder(tmp_path):
 
 def test_every_setting_of_a_sidecar_is_a_field_and_an_option():
     names = {field.name for field in dataclasses.fields(EvaluationSpec)}
-    users_own = {"prior", "prior_samples", "unlabelled"}  # a certificate rests on them: no checkpoint says them itself
-    assert names == {*SETTINGS, "ckpt", "trust_remote_code", "beside", *users_own}
+    users_own = {"unlabelled"}  # no checkpoint says which inputs its training has not seen
+    assert names == {*SETTINGS, "ckpt", "trust_remote_code", "beside", "prior_unused", *users_own}
     for command in (evaluate, inspect):
-        assert names - {"beside"} <= {option.name for option in command.params}
+        assert names - {"beside", "prior_unused"} <= {option.name for option in command.params}
 
 
 def test_what_the_user_leaves_open_is_as_the_sidecar_says(folder):
