@@ -40,18 +40,18 @@ class FirstEpoch:
     """
 
     def __init__(self, loader: Any, share: float, accumulation: int = 1):
-        self._batches: Any = getattr(loader, "batch_sampler", None)
-        plain = getattr(self._batches, "sampler", None)
+        batches: Any = getattr(loader, "batch_sampler", None)
+        plain: Any = getattr(batches, "sampler", None)
         name = type(plain).__name__
         if name not in SHUFFLING or not isinstance(getattr(loader, "dataset", None), Sized):
             raise GenboundError(
                 f"prior={share:g} needs samples that are shuffled at random and counted, and their order comes from "
                 f"{name if plain is not None else type(loader).__name__}: shuffle them, or leave prior out"
             )
-        self._dataset, self._plain = loader.dataset, plain
+        self._dataset, self._batches, self._plain = loader.dataset, batches, plain
         self._heard = _Heard(plain)
         self._batches.sampler = self._heard
-        self.step = max(1, math.floor(share * len(self._batches) / accumulation))
+        self.step = max(1, math.floor(share * len(batches) / accumulation))
 
     def seen(self) -> list[int]:
         """The samples handed out so far, in order; from now on nobody listens.
@@ -111,6 +111,7 @@ class _Heard:
 
 def _label(row: Any) -> int | None:
     """The class of a row of a data set, where it is one whole number."""
+    found: Any
     if isinstance(row, dict):
         found = row.get("labels", row.get("label"))
     else:

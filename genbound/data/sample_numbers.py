@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def write_seen(file: Path, samples: Iterable[int], num_data: int, labels: Mappin
         num_data: how many samples the data have.
         labels: of some of the data's samples, by place.
     """
-    arrays = {
+    arrays: dict[str, Any] = {
         "samples": np.array(list(samples), dtype=np.int64), "num_data": np.array(num_data),
         "places": np.array(list(labels), dtype=np.int64), "labels": np.array(list(labels.values()), dtype=np.int64),
     }  # fmt: skip

@@ -64,8 +64,9 @@ class EvaluationSpec(PairSpec):
         beside = said.beside
         if said.prior_is_beside or not beside & {"prior", "prior_samples"}:
             return said
-        left_open = {name: None for name in ("prior", "prior_samples") if name in beside}
-        return replace(said, **left_open, beside=beside - set(left_open), prior_unused=True)
+        own = replace(said, beside=beside - {"prior", "prior_samples"}, prior_unused=True)
+        own = replace(own, prior=None) if "prior" in beside else own
+        return replace(own, prior_samples=None) if "prior_samples" in beside else own
 
     @property
     def prior_is_beside(self) -> bool:
