@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
 
 
 class PlotFigure(Figure):
-    """A figure that no window system knows of and that a notebook shows by itself."""
+    """A figure that no window system knows of and that a notebook shows by itself, with a text for who cannot see it."""
 
-    def _repr_png_(self) -> bytes:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, bytes], dict[str, dict[str, str]]]:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=110)
-        return buffer.getvalue()
+        return {"image/png": buffer.getvalue()}, {"image/png": {"alt": alternative_text(self)}}
 
 
 def new_axes(width: float = 5.5, height: float = 3.6) -> Any:
@@ -42,6 +43,23 @@ def legend_below(ax: Any) -> None:
     under = ax.transAxes + ScaledTranslation(0, -34 / 72, ax.figure.dpi_scale_trans)
     ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0.0, 0.0), bbox_transform=under,
               ncols=3, borderaxespad=0.0, columnspacing=1.4, handlelength=1.6)  # fmt: skip
+
+
+def alternative_text(figure: Figure) -> str:
+    """What a figure shows, from what is written on it: titles, axes and the legend's entries, without formulas."""
+    said = []
+    for ax in figure.axes:
+        title, x, y = (_spoken(text) for text in (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()))
+        axes = " over ".join(part for part in (y, x) if part)
+        entries = [_spoken(entry) for entry in ax.get_legend_handles_labels()[1]]
+        shown = f", with {', '.join(entries)}" if entries else ""
+        if title or axes:
+            said.append(": ".join(part for part in (title, axes) if part) + shown)
+    return "Plot of " + "; ".join(said) if said else "Plot"
+
+
+def _spoken(text: str) -> str:
+    return " ".join(re.sub(r"\$[^$]*\$", " ", text).split())
 
 
 def save_figure(figure: Figure, path: Path) -> Path:

@@ -121,7 +121,9 @@ def test_plots_draw_on_the_axes_they_are_given(results):
 
 
 def test_a_notebook_shows_a_figure_by_itself(results):
-    assert plot_layers(results).figure._repr_png_().startswith(b"\x89PNG")
+    shown, about = plot_layers(results).figure._repr_mimebundle_()
+    assert shown["image/png"].startswith(b"\x89PNG")
+    assert "share" in about["image/png"]["alt"] and "$" not in about["image/png"]["alt"]
 
 
 def test_save_plots(results, tmp_path):
