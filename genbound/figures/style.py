@@ -24,7 +24,7 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
 
 
 class PlotFigure(Figure):
-    """A figure that no window system knows of and that a notebook shows by itself, with a text for who cannot see it."""
+    """A figure that no window system knows of; a notebook shows it by itself, with a text for who cannot see it."""
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, bytes], dict[str, dict[str, str]]]:
         buffer = io.BytesIO()
