@@ -36,14 +36,16 @@ def _without_recomputation() -> Iterator[None]:
     and in the re-entrant mode no derivative but that of ``backward()`` exists. What a pass keeps counts in the memory
     that decides the batch size.
     """
-    apply, generate = checkpoint.CheckpointFunction.apply, checkpoint._checkpoint_without_reentrant_generator
+    apply = checkpoint.CheckpointFunction.apply
+    # From torch 2.14 on, the function of this name is kept for others, and torch itself calls the one named *_impl.
+    generators = {n: f for n, f in vars(checkpoint).items() if n.startswith("_checkpoint_without_reentrant_generator")}
     checkpoint.CheckpointFunction.apply = staticmethod(_called)  # type: ignore[method-assign]
-    checkpoint._checkpoint_without_reentrant_generator = _nothing_kept
+    vars(checkpoint).update(dict.fromkeys(generators, _nothing_kept))
     try:
         yield
     finally:
         checkpoint.CheckpointFunction.apply = apply  # type: ignore[method-assign]
-        checkpoint._checkpoint_without_reentrant_generator = generate
+        vars(checkpoint).update(generators)
 
 
 def _called(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:

@@ -50,6 +50,7 @@ from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
 from genbound.quantities.remainder_probes import PILOT, Probes, draw_remainder, plan_remainder, tapes_by_column
 
 NAME = "hessian_trace"
+SMALL_NETWORK = 2**16  # weights of a network that takes well below a millisecond for a product
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,19 @@ def measure(problem: Problem, context: Context) -> Measured:
     """The exact Gauss-Newton part, and the remainder: exact where that is cheap, else probed."""
     look, plan = _first_look(problem, context), None
     trace = look.gauss_newton
-    if look.curved.any() and look.products <= context.options.exact_products:
+    if look.curved.any() and look.products <= _affordable_products(problem, context.options):
         trace += _exact_remainder(problem, context)
     elif look.curved.any():
         probes = Probes(problem, context.seed, look.curved)
         plan = plan_remainder(problem, context, probes, trace, look.sizes, look.probes)
         trace += draw_remainder(problem, context, probes, plan, look.probes)
     return _report(problem, trace, plan)
+
+
+def _affordable_products(problem: Problem, options: HessianTraceOptions) -> float:
+    """Most Hessian products on single samples that an exact remainder may take; each costs about a pass."""
+    weights = sum(p.numel() for p in problem.params.values())
+    return options.exact_products * min(1.0, SMALL_NETWORK / weights)
 
 
 def _first_look(problem: Problem, context: Context) -> _FirstLook:

@@ -29,7 +29,9 @@ class HessianTraceOptions:
     exact_outputs: int = option(64, "most output coordinates for which the Gauss-Newton part is computed exactly")
     num_factors: int = option(16, "random combinations of output coordinates per sample, where there are more")
     exact_products: int = option(
-        2**15, "the remainder too is computed exactly if that takes no more Hessian products on single samples"
+        2**15,
+        "the remainder too is computed exactly if that takes no more Hessian products on single samples, or in a network"
+        " of more than 65536 weights as many fewer as it has more weights",
     )
 
     def __post_init__(self) -> None:
