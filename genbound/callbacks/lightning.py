@@ -54,7 +54,7 @@ class GenboundCallback(Callback):
 
     def __init__(
         self, folder: str | os.PathLike | None = None, model: str | None = None, data: str | None = None,
-        test_data: str | None = None, measure: Sequence[str] | None = None, loss: str | None = None,
+        test_data: str | None = None, measure: str | Sequence[str] | None = None, loss: str | None = None,
         num_samples: int = 256, prior: float | None = None, **settings: Any,
     ):  # fmt: skip
         self.folder, self.model = folder, model

@@ -40,7 +40,11 @@ class Record:
     """
 
     def __init__(
-        self, settings: dict[str, Any], measure: Sequence[str] | None, num_samples: int, prior: float | None = None
+        self,
+        settings: dict[str, Any],
+        measure: str | Sequence[str] | None,
+        num_samples: int,
+        prior: float | None = None,
     ):
         check_share(prior)
         if measure is not None and settings.get("head") not in (None, "init"):

@@ -52,7 +52,7 @@ class GenboundCallback(TrainerCallback):
     """
 
     def __init__(
-        self, data: str | None = None, test_data: str | None = None, measure: Sequence[str] | None = None,
+        self, data: str | None = None, test_data: str | None = None, measure: str | Sequence[str] | None = None,
         num_samples: int = 256, prior: float | None = None, **settings: Any,
     ):  # fmt: skip
         self.data, self.test_data = data, test_data

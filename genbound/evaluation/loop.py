@@ -32,7 +32,7 @@ from genbound.version import __version__
 
 def evaluate(
     problem: BaseProblem,
-    measures: Iterable[str] | None = None,
+    measures: str | Iterable[str] | None = None,
     seed: int = 0,
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -47,7 +47,7 @@ def evaluate(
 
     Args:
         problem: a :class:`~genbound.network.problem.Problem`, or two sets of weights without a network.
-        measures: names of quantities and bounds; ``None`` means everything that applies.
+        measures: names of quantities and bounds, one by itself or several; ``None`` means everything that applies.
         seed: of all randomness.
         options: quantity name -> its options.
         out: directory where finished parts are kept and continued from; ``None`` keeps nothing.

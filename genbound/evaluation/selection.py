@@ -35,12 +35,12 @@ class Selection:
         return found
 
 
-def select(measures: Iterable[str] | None, options: Mapping[str, Mapping[str, Any]]) -> Selection:
+def select(measures: str | Iterable[str] | None, options: Mapping[str, Mapping[str, Any]]) -> Selection:
     """The quantities and bounds that are named and all they need.
 
     Args:
         measures: names of either, also with wildcards (``trace*``), and ``default`` for all but the quantities on
-            request; ``None`` means ``default``.
+            request; several in one text have commas between them; ``None`` means ``default``.
         options: quantity -> its options, where they are not the defaults; also of quantities that are not measured,
             but for those on request: who says something of one must ask for it.
 
@@ -72,8 +72,10 @@ def _check_requested(names: Iterable[str], options: Mapping[str, Mapping[str, An
         )
 
 
-def resolve(measures: Iterable[str] | None) -> tuple[list[str], list[str]]:
+def resolve(measures: str | Iterable[str] | None) -> tuple[list[str], list[str]]:
     """``(quantities in the order they are measured, bounds)`` that a selection of either needs."""
+    if isinstance(measures, str):  # which would be read letter by letter
+        measures = [name.strip() for name in measures.split(",") if name.strip()]
     items = [DEFAULT] if measures is None else measures
     wanted = list(dict.fromkeys(name for item in items for name in _named(item)))
     if not wanted:

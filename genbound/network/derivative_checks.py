@@ -160,6 +160,7 @@ def check_derivatives(network: Network, names: Sequence[str]) -> tuple[str, ...]
     Raises:
         GenboundError: a derivative is cut or wrong; the message names the layer and what may hide it.
     """
+    _check_unwritten(network, names)
     check_loss_derivatives(network.loss, *_sample_outputs(network))
     with torch.no_grad():
         trial = _trial(network, names)
@@ -189,6 +190,16 @@ def check_derivatives(network: Network, names: Sequence[str]) -> tuple[str, ...]
                     f"{_culprits(trial.gradients(trial.weights)[0], trial)}; let it be differentiated twice"
                 )
     return ()
+
+
+def _check_unwritten(network: Network, names: Sequence[str]) -> None:
+    """Refuse layers that a pass writes into: the passes so far have counted up the version of the network's copy."""
+    written = [name for name in names if network.params[name]._version]
+    if written:
+        raise GenboundError(
+            f"the network's own pass changes layer {written[0]} in place (as max_norm of an embedding does), so what "
+            "is measured would not be what moves: build the model without that, or leave the layer out with --layers"
+        )
 
 
 def check_loss_derivatives(loss: Loss, outputs: Tensor, targets: Tensor) -> None:

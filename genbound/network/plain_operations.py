@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
@@ -18,11 +21,12 @@ def plain_operations() -> Iterator[None]:
 
     Torch has fused forms that it takes without gradients only. They have no second derivative and hide the products
     with weights. The encoder layer's sets padded positions to zero, which the plain one does not: another network.
+    Embeddings have the derivative of what they compute, not the one that training is given in its place.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _without_recomputation(), _without_compilation():
+        with sdpa_kernel(SDPBackend.MATH), _without_recomputation(), _without_compilation(), _true_derivatives():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -54,6 +58,34 @@ def _called(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
 
 def _nothing_kept(*args: Any, **kwargs: Any) -> Iterator[None]:
     yield
+
+
+@contextlib.contextmanager
+def _true_derivatives() -> Iterator[None]:
+    """Let embeddings be differentiated as what they are.
+
+    ``padding_idx`` holds a row's gradient at zero and ``scale_grad_by_freq`` divides each by how often its row is met.
+    The values are the same without.
+    """
+    embedding = F.embedding
+    F.embedding = functools.partial(_plain_embedding, embedding)
+    try:
+        yield
+    finally:
+        F.embedding = embedding
+
+
+def _plain_embedding(
+    embedding: Callable[..., Tensor],
+    input: Tensor,  # by torch's own names: callers may use them
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    return embedding(input, weight, max_norm=max_norm, norm_type=norm_type)
 
 
 def _without_compilation() -> contextlib.AbstractContextManager:

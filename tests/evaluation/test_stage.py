@@ -88,6 +88,13 @@ def test_what_a_selection_needs_comes_before_it():
     assert behind["hessian_trace"]["layer_sem"] == 0.5 and "noise_stability" in behind
 
 
+def test_one_name_is_no_list_of_letters():
+    assert resolve("losses") == resolve(["losses"])
+    assert resolve("pitas2017, noise_stability") == resolve(["pitas2017", "noise_stability"])
+    with pytest.raises(GenboundError, match="unknown measure 'loses'.*did you mean losses"):
+        resolve("loses")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

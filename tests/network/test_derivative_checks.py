@@ -202,3 +202,13 @@ def test_a_loss_that_is_fitted_to_any_degree_is_not_refused(name, margin):
     rows = F.one_hot(targets, 3).double()
     outputs = margin * rows + 0.1 * torch.tensor([[0.3, -1.0, 0.2], [2.0, 0.1, -0.7]])
     check_loss_derivatives(get_loss(name), outputs, targets if name == "cross_entropy" else rows)
+
+
+def test_a_layer_that_the_pass_itself_changes_is_refused():
+    """``max_norm`` writes into the weight: noise would be clipped, and derivatives would not know."""
+    model = nn.Sequential(nn.Embedding(9, 4, max_norm=0.5), nn.Flatten(), nn.Linear(8, 3))
+    init = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    data = (torch.arange(8).view(4, 2), torch.arange(4) % 3)
+    with pytest.raises(GenboundError, match=r"changes layer 0\.weight in place \(as max_norm.*--layers"):
+        genbound.Problem(model, init, data, layers="*")
+    assert [layer.name for layer in genbound.Problem(model, init, data).layers] == ["2.weight"]

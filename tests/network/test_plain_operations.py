@@ -49,6 +49,19 @@ class Bag(nn.Module):
         return self.head(bag.tanh())
 
 
+class Words(nn.Module):
+    """An embedding, with what it is given for training alone."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+        for name, value in settings.items():
+            setattr(self.table, name, value)
+
+    def forward(self, x):
+        return self.head(self.table(x).mean(1).tanh())
+
+
 class Sparse(nn.Module):
     """A sparse input times a weight, and a fixed sparse matrix times what comes of it."""
 
@@ -97,6 +110,8 @@ PAIRS = {
     "flash": (lambda: Attention(SDPBackend.FLASH_ATTENTION), Attention, {"x": FEATURES}),
     "bag": (Bag, lambda: Bag(True), {"x": TOKENS}),
     "bag_as_a_layer": (Bag, lambda: Bag(True), {"x": TOKENS, "layers": "*"}),
+    "padding": (lambda: Words(padding_idx=2), Words, {"x": TOKENS, "layers": "*"}),
+    "gradients_by_frequency": (lambda: Words(scale_grad_by_freq=True), Words, {"x": TOKENS, "layers": "*"}),
     "sparse_coo": (lambda: Sparse(torch.sparse_coo), Sparse, {}),
     "sparse_csr": (lambda: Sparse(torch.sparse_csr), Sparse, {}),
 }

@@ -8,6 +8,7 @@ import torch
 from cases import CASES, D
 from shared_problems import CHOSEN, linear
 from small_nets import MLP_LAYERS
+from torch import nn
 
 import genbound
 
@@ -108,3 +109,20 @@ def test_data_sem_of_the_trace(problems, truths):
         assert found[layer].value == pytest.approx(values.mean(), rel=1e-10)
         expected = values.std(ddof=1) / 2 * math.sqrt(1 - 4 / 70)
         assert found[layer].data_sem == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_exact_remainder_costs_no_more_products_where_each_costs_more():
+    """300 products: below the limit, but not below that of a network of 91,203 weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(300, 300), nn.GELU(), nn.Linear(300, 3)).double()
+        data = (torch.randn(1, 300, dtype=torch.float64), torch.tensor([1]))
+    init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    problem = genbound.Problem(model, init, data, dtype=torch.float64)
+    few, many = (
+        genbound.evaluate(problem, "hessian_trace", options={"hessian_trace": {"exact_products": limit}})
+        .quantities["hessian_trace"]
+        for limit in (400, 430)
+    )  # fmt: skip
+    assert few["num_probes"] > 0 and many["num_probes"] == 0 and many["total"]["sem"] == 0
+    assert abs(few["total"]["value"] - many["total"]["value"]) <= 4 * few["total"]["sem"] + 1e-10

@@ -30,8 +30,8 @@ class HessianTraceOptions:
     num_factors: int = option(16, "random combinations of output coordinates per sample, where there are more")
     exact_products: int = option(
         2**15,
-        "the remainder too is computed exactly if that takes no more Hessian products on single samples, or in a network"
-        " of more than 65536 weights as many fewer as it has more weights",
+        "the remainder too is computed exactly if that takes no more Hessian products on single samples (fewer in"
+        " proportion, in networks of more than 65536 weights)",
     )
 
     def __post_init__(self) -> None:
