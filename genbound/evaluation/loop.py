@@ -168,12 +168,7 @@ def _measure(
     confusion: np.ndarray | None,
 ) -> Found:
     deadline = None if time_budget is None else time.monotonic() + time_budget
-<<<<<<< Updated upstream
     known = {} if out is None else identities(problem, Path(out))
-=======
-    # To hash all samples is the work of one; the others take its word.
-    known = engine.settle(lambda: {} if out is None else identities(problem, Path(out)))
->>>>>>> Stashed changes
     found = Found()
     for name, options in selection.options.items():
         reason = why_not(problem, name, found.measured)
@@ -187,15 +182,8 @@ def _measure(
             None if given is None else given.tolist(),
             [digest_of_measured(found.measured[required]) for required in quantity.requires if out is not None],
         )  # fmt: skip
-<<<<<<< Updated upstream
         store = open_store(out, name, *depends)
         context = StoredContext(name, seed, options, found.measured, store, progress, deadline, given)
-=======
-        store = open_store(out if engine.stores else None, name, *depends)
-        context = StoredContext(
-            name, seed, options, found.measured, store, progress and engine.leads, deadline, given, engine=engine
-        )
->>>>>>> Stashed changes
         begin = time.monotonic()
         try:
             found.measured[name], found.seconds[name] = measure_stages(problem, context)

@@ -111,17 +111,9 @@ def why_not(problem: BaseProblem, name: str, measured: Mapping[str, Measured]) -
 
 def measure_stages(problem: BaseProblem, context: StoredContext) -> tuple[Measured, float]:
     """What a quantity finds, and the seconds that took, those of earlier calls that did not finish it with them."""
-<<<<<<< Updated upstream
     stored = context.store.measured()
     if stored is not None:
         return stored
-=======
-    return context.engine.once(context.store.measured, lambda: _measured(problem, context))
-
-
-def _measured(problem: BaseProblem, context: StoredContext) -> tuple[Measured, float]:
-    engine = context.engine
->>>>>>> Stashed changes
     context.earlier, context.begun = context.store.spent(), time.monotonic()
     with torch.random.fork_rng(devices=[]), refusals():
         # A context of its own for each attempt: what is finished comes from the store.
