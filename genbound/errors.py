@@ -29,9 +29,19 @@ class GenboundError(Exception):
         super().__init__(text if len(text) <= 1000 else f"{text[:600]} … {text[-300:]}")
 
 
+_follows = False
+
+
+def let_another_tell() -> None:
+    """From here on this process says nothing: it is one of several, and another one speaks for all."""
+    global _follows
+    _follows = True
+
+
 def tell(message: str) -> None:
     """Say on standard error what a user should know and what stops nothing, in one line."""
-    print(f"genbound: {' '.join(message.split())}", file=sys.stderr)
+    if not _follows:
+        print(f"genbound: {' '.join(message.split())}", file=sys.stderr)
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
+import socket
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from genbound.errors import GenboundError, first_line
 # What settings need at most. Reading YAML takes milliseconds a line.
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 1 << 17, 5000, 20
 LONGEST_NAME = 120  # of a file, in characters: file systems take 255 bytes
+FORGOTTEN = 3600  # seconds after which another machine's temporary file belongs to nobody
+_HOST = re.sub(r"\W", "_", socket.gethostname(), flags=re.ASCII)[:32] or "host"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -28,7 +33,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         GenboundError: the disk is full, or nothing can be written there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -52,14 +57,25 @@ def cannot_write(path: Path, error: OSError) -> GenboundError:
     )
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside a file that nobody else takes, on no machine that shares the disk: it ends in host and process."""
+    return path.with_name(f".{path.name}.{_HOST}-{secrets.token_hex(4)}.{os.getpid()}")
+
+
 def is_being_written(path: Path) -> bool:
-    """Whether this is the temporary file of a process that lives, and of another one."""
+    """Whether this is the temporary file of a process that lives, and of another one.
+
+    Processes of other machines cannot be looked for: theirs live as long as their file was written to in the last hour.
+    """
     writer = _writer(path)
-    if writer in (None, os.getpid()):
+    if writer in (None, (_HOST, os.getpid())):
         return False
+    host, process = writer
     try:
-        os.kill(writer, 0)
-    except (ProcessLookupError, OverflowError):
+        if host != _HOST:
+            return time.time() - path.stat().st_mtime < FORGOTTEN
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError, FileNotFoundError):
         return False
     except PermissionError:  # it lives, and is somebody else's
         return True
@@ -74,10 +90,10 @@ def remove_left_over(folder: Path, *names: str) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _writer(path: Path) -> int | None:
-    """The process whose temporary file this is; ``None`` where it is no such file."""
-    name, _, writer = path.name.rpartition(".")
-    return int(writer) if name.startswith(".") and writer.isdecimal() else None
+def _writer(path: Path) -> tuple[str, int] | None:
+    """Host and process whose temporary file this is; ``None`` where it is no such file."""
+    found = re.fullmatch(r"\..+?(?:\.(\w+)-[0-9a-f]{8})?\.([0-9]+)", path.name)
+    return (found[1] or _HOST, int(found[2])) if found else None
 
 
 def file_name(name: str) -> str:

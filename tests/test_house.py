@@ -27,7 +27,7 @@ FLOORS = (
     ("network",),
     ("curvature", "posterior", "structure"),
     ("quantities", "bounds"),
-    ("results",),
+    ("engines", "results"),
     ("evaluation", "figures", "finetune"),
     ("callbacks", "cli", "pytest_plugin", "__init__"),
     ("__main__",),

@@ -15,11 +15,13 @@ from genbound.cli.finetune import finetune
 from genbound.cli.options import PAIR_OPTIONS, PRINTED
 from genbound.cli.quantity_options import list_options, quantity_options
 from genbound.cli.tables import COMMANDS, read_tags
+from genbound.engines.failures import speaks
 from genbound.errors import GenboundError
 from genbound.version import __version__
 
 if TYPE_CHECKING:
     from genbound.checkpoints.pair import Pair
+    from genbound.engines.base import Engine
     from genbound.evaluation.loading import EvaluationSpec
     from genbound.network.problem import Problem
     from genbound.network.weights import WeightProblem
@@ -65,30 +67,40 @@ def evaluate(**given: Any) -> None:
     Finished parts are kept in DIR as they come; the same command continues from them. Without --out the table is only
     printed.
     """
+    from genbound.engines.open_engine import open_engine
     from genbound.evaluation.run_directory import writing_to
     from genbound.evaluation.selection import select
 
     options, given["tags"] = quantity_options(click.get_current_context()), read_tags(given["tags"])
     select(given["measures"], options)  # a misspelt name fails before anything is loaded
-    with writing_to(given["out"]):  # and so does a directory that cannot be written
-        _evaluate(given, options)
+    with open_engine(given["engine"]) as (engine, launch):
+        given["device"] = given["device"] if launch is None else launch.device(given["device"])
+        with writing_to(given["out"], engine):  # and so does a directory that cannot be written
+            _evaluate(given, options, engine)
 
 
-def _evaluate(given: dict[str, Any], options: dict[str, dict[str, Any]]) -> None:
+def _evaluate(given: dict[str, Any], options: dict[str, dict[str, Any]], engine: Engine) -> None:
     from genbound.checkpoints.architecture import load_pair
     from genbound.data.label_confusion import read_matrix
     from genbound.evaluation.loop import evaluate as run
 
-    spec = _spec(given)
-    confusion = None if spec.confusion is None else read_matrix(spec.confusion)
-    pair = load_pair(spec)
-    problem = _problem(pair, spec, given)
-    _remark(f"architecture: {pair.rule}; {len(problem.layers)} layers", given)
+    def load() -> tuple[Problem | WeightProblem, Any]:
+        spec = _spec(given)
+        confusion = None if spec.confusion is None else read_matrix(spec.confusion)
+        pair = load_pair(spec)
+        problem = _problem(pair, spec, given)
+        if engine.leads:
+            _remark(f"architecture: {pair.rule}; {len(problem.layers)} layers", given)
+        return problem, confusion
+
+    problem, confusion = engine.together(load)
     results = run(
         problem, given["measures"], given["seed"], options=options, out=given["out"],
         confusion=confusion, delta=given["delta"], progress=not given["quiet"], time_budget=given["time_budget"],
-        config={"hyperparameters": given["tags"]} if given["tags"] else None,
+        config={"hyperparameters": given["tags"]} if given["tags"] else None, engine=engine,
     )  # fmt: skip
+    if not engine.leads:
+        return
     try:
         if given["out"] is not None:
             from genbound.figures.one_run import save_plots
@@ -179,7 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
-        click.echo(f"genbound: error: {_one_line(error)}", err=True)
+        if speaks(error):  # of several processes one does
+            click.echo(f"genbound: error: {_one_line(error)}", err=True)
         return 2
 
 

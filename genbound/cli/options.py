@@ -87,8 +87,14 @@ PAIR_OPTIONS = [
     DEBUG,
 ]  # fmt: skip
 
-# What evaluate prints.
+# What evaluate alone has: where it computes, and what it prints.
 PRINTED = [
+    option(
+        "engine",
+        str,
+        "What computes: process (this one), distributed (torchrun, accelerate launch, srun).",
+        default="auto",
+    ),
     click.option("--all", is_flag=True, help="Print all rows of the table and not its short form."),
     click.option("--json", is_flag=True, help="Print results.json and not the table."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on standard error, errors alone."),

@@ -13,15 +13,18 @@ import torch
 
 from genbound.bounds import BOUNDS, Evidence
 from genbound.data.label_confusion import check_confusion
+from genbound.engines.base import Engine, TimeBudgetSpent
+from genbound.engines.in_process import InProcess
 from genbound.errors import GenboundError, did_you_mean
 from genbound.estimators import Estimate, Interval
 from genbound.estimators.measured import Measured
+from genbound.evaluation.agreement import agree_on
 from genbound.evaluation.provenance import config_entries, data_entry, file_entry, layer_rows, loss_range, peak_memory
 from genbound.evaluation.recognition import identities
 from genbound.evaluation.run_directory import writing_to
 from genbound.evaluation.sealed import digest_of_measured
 from genbound.evaluation.selection import Selection, select
-from genbound.evaluation.stage import StoredContext, TimeBudgetSpent, measure_stages, open_store, why_not
+from genbound.evaluation.stage import StoredContext, measure_stages, open_store, why_not
 from genbound.network.network import Network
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
@@ -42,6 +45,7 @@ def evaluate(
     progress: bool = False,
     time_budget: float | None = None,
     config: Mapping[str, Any] | None = None,
+    engine: Engine | None = None,
 ) -> Results:
     """Measure quantities and compute bounds.
 
@@ -56,6 +60,7 @@ def evaluate(
         progress: show progress bars on standard error.
         time_budget: seconds after which no further part is started.
         config: more entries for the results' ``config``.
+        engine: what computes the parts (:func:`genbound.engines.open_engine.open_engine`); ``None`` means this process.
 
     Returns:
         :class:`~genbound.results.results.Results`. Quantities that could not be measured are named in ``notes`` with
@@ -67,8 +72,10 @@ def evaluate(
     started, selection = time.monotonic(), select(measures, options or {})
     _check(delta, time_budget)
     confusion = None if confusion is None else check_confusion(confusion, problem.num_classes)
-    with writing_to(out):
-        found = _measure(problem, selection, seed, out, progress, time_budget, confusion)
+    engine = engine or InProcess()
+    with writing_to(out, engine):
+        agree_on(problem, engine)
+        found = _measure(problem, selection, seed, out, progress, time_budget, confusion, engine)
     evidence = _evidence(problem, found, confusion, delta)
     bounds = {name: BOUNDS[name].evaluate(evidence) for name in selection.bounds}
     return Results(
@@ -166,9 +173,11 @@ def _measure(
     progress: bool,
     time_budget: float | None,
     confusion: np.ndarray | None,
+    engine: Engine,
 ) -> Found:
     deadline = None if time_budget is None else time.monotonic() + time_budget
-    known = {} if out is None else identities(problem, Path(out))
+    # To hash all samples is the work of one; the others take its word.
+    known = {} if out is None else engine.settle(lambda: identities(problem, Path(out)))
     found = Found()
     for name, options in selection.options.items():
         reason = why_not(problem, name, found.measured)
@@ -183,7 +192,9 @@ def _measure(
             [digest_of_measured(found.measured[required]) for required in quantity.requires if out is not None],
         )  # fmt: skip
         store = open_store(out, name, *depends)
-        context = StoredContext(name, seed, options, found.measured, store, progress, deadline, given)
+        context = StoredContext(
+            name, seed, options, found.measured, store, progress and engine.leads, deadline, given, engine=engine
+        )
         begin = time.monotonic()
         try:
             found.measured[name], found.seconds[name] = measure_stages(problem, context)

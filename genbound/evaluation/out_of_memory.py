@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gc
 import re
-import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, tell
 from genbound.network.network import Network
 from genbound.network.weights import BaseProblem
 
@@ -74,8 +73,7 @@ def _halve(problem: BaseProblem, name: str, error: BaseException) -> None:
             "continues"
         ) from error
     problem.batch_size = size // 2
-    print(
-        f"genbound: {name}: out of memory in batches of {size}{wanted(error)}: going on in batches of {size // 2} "
-        "(--batch-size or --memory say so from the start)",
-        file=sys.stderr,
+    tell(
+        f"{name}: out of memory in batches of {size}{wanted(error)}: going on in batches of {size // 2} "
+        "(--batch-size or --memory say so from the start)"
     )

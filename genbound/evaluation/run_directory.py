@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
+from genbound.engines.base import Engine
+from genbound.engines.in_process import InProcess
 from genbound.errors import GenboundError, tell
-from genbound.files import cannot_write, remove_left_over
+from genbound.files import cannot_write, remove_left_over, temporary_name
 
 try:
     import fcntl
@@ -29,15 +31,23 @@ _held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
 
 
 @contextlib.contextmanager
-def writing_to(folder: str | os.PathLike | None) -> Iterator[None]:
+def writing_to(folder: str | os.PathLike | None, engine: Engine | None = None) -> Iterator[None]:
     """Nobody else writes results to this directory meanwhile; it is made if it is not there.
 
     Args:
         folder: the directory; ``None`` asks for none. Asked for again inside, it is held already.
+        engine: that of a run in several processes: the first of them holds the directory for all.
 
     Raises:
         GenboundError: it cannot be written, the disk is full, or another run is writing there.
     """
+    with contextlib.ExitStack() as held:
+        (engine or InProcess()).settle(lambda: held.enter_context(_holding(folder)))
+        yield
+
+
+@contextlib.contextmanager
+def _holding(folder: str | os.PathLike | None) -> Iterator[None]:
     place = None if folder is None else Path(folder).absolute()
     if place is None or place in _held.get():
         yield
@@ -66,7 +76,7 @@ def writing_to(folder: str | os.PathLike | None) -> Iterator[None]:
 def _probe(place: Path) -> None:
     """Write what results need and take it away: better now than when they have been measured."""
     parts = place / "parts"
-    probe = parts / f".probe.{os.getpid()}"
+    probe = temporary_name(parts / "probe")
     try:
         parts.mkdir(parents=True, exist_ok=True)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from genbound.engines.base import Engine, Stage
+from genbound.engines.in_process import InProcess
 from genbound.estimators.measured import Measured, Part
 from genbound.evaluation.out_of_memory import with_less_memory
 from genbound.evaluation.sealed import NOTHING, digest_of, digest_of_arrays
@@ -22,10 +22,6 @@ from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
 from genbound.quantities.base import Context
 from genbound.results.results import to_plain
-
-
-class TimeBudgetSpent(Exception):
-    """The time budget ran out between two parts; what is finished is stored."""
 
 
 @dataclass
@@ -43,6 +39,7 @@ class StoredContext(Context):
         confusion: label noise ``F[y, z] = P(observed z | true y)``, of a quantity that reads it.
         earlier: seconds that calls before this one spent on what is not finished.
         begun: when this one began, on the monotonic clock.
+        engine: what computes the parts.
     """
 
     name: str
@@ -55,33 +52,38 @@ class StoredContext(Context):
     confusion: np.ndarray | None = None
     earlier: float = 0.0
     begun: float = field(default_factory=time.monotonic)
+    engine: Engine = field(default_factory=InProcess)
     _behind: str = NOTHING
 
     def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
         """The parts of all items, in their order.
 
-        What is not stored is computed here, one part after the other; each is stored as soon as it is there.
+        What is not stored is computed by the engine; each part is stored as soon as it is there.
 
         Raises:
             TimeBudgetSpent: the deadline is over and a part is missing.
         """
-        stored = [self.store.part(f"{stage}-{index}", self._behind) for index in range(len(items))]
-        missing = [index for index, part in enumerate(stored) if part is None]
-        found = {index: part for index, part in enumerate(stored) if part is not None}
-        bar = tqdm(
-            missing, desc=f"{self.name}: {stage}", unit="part", total=len(items), initial=len(found), delay=2,
-            leave=False, file=sys.stderr, disable=not self.progress, dynamic_ncols=True,
-        )  # fmt: skip
-        for index in bar:
-            if self.deadline is not None and time.monotonic() > self.deadline:
-                raise TimeBudgetSpent
-            found[index] = function(items[index])
-            self.store.save_part(f"{stage}-{index}", found[index], self._behind)
-            self.store.spend(self.earlier + time.monotonic() - self.begun)
-        parts = [found[index] for index in range(len(items))]
+        parts = self.engine.map(self._stage(stage, len(items)), items, function)
         if self.store.keeps:  # later stages are planned by these parts
             self._behind = digest_of(self._behind, stage, [digest_of_arrays(part) for part in parts])
         return parts
+
+    def _stage(self, stage: str, num: int) -> Stage:
+        """What the engine knows of a stage; its parts belong to what the stages before it found."""
+        behind = self._behind
+
+        def keep(index: int, part: Part) -> None:
+            self.store.save_part(f"{stage}-{index}", part, behind)
+            if self.engine.leads:
+                self.store.spend(self.earlier + time.monotonic() - self.begun)
+
+        return Stage(
+            f"{self.name}: {stage}", lambda index: self.store.part(f"{stage}-{index}", behind), keep,
+            self._seconds_left, self.progress, f"stage {stage} of {self.name}, {num} parts",
+        )  # fmt: skip
+
+    def _seconds_left(self) -> float:
+        return float("inf") if self.deadline is None else self.deadline - time.monotonic()
 
 
 def open_store(out: str | Path | None, name: str, *depends_on: Any) -> MemoryStore:
@@ -111,15 +113,17 @@ def why_not(problem: BaseProblem, name: str, measured: Mapping[str, Measured]) -
 
 def measure_stages(problem: BaseProblem, context: StoredContext) -> tuple[Measured, float]:
     """What a quantity finds, and the seconds that took, those of earlier calls that did not finish it with them."""
-    stored = context.store.measured()
+    engine = context.engine
+    stored = engine.settle(context.store.measured)
     if stored is not None:
         return stored
     context.earlier, context.begun = context.store.spent(), time.monotonic()
     with torch.random.fork_rng(devices=[]), refusals():
         # A context of its own for each attempt: what is finished comes from the store.
         found = with_less_memory(
-            problem, context.name, lambda: QUANTITIES[context.name].measure(problem, replace(context))
-        )
+            problem, context.name,
+            lambda: engine.together(lambda: QUANTITIES[context.name].measure(problem, replace(context))),
+        )  # fmt: skip
     found, seconds = replace(found, summary=to_plain(found.summary)), context.earlier + time.monotonic() - context.begun
-    context.store.save_measured(found, seconds)
+    engine.settle(lambda: context.store.save_measured(found, seconds))
     return found, seconds

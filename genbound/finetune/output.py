@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from genbound.checkpoints import huggingface
 from genbound.checkpoints.sidecar import located, write_sidecar
+from genbound.files import temporary_name
 from genbound.finetune.start import Start
 
 DATA_FILE = '''"""The training samples of this run, with the labels that it saw."""
@@ -30,8 +31,7 @@ def save_network(model: Any, folder: Path, start: Start) -> None:
 
     The folder appears whole or not at all.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_name(folder)
     temporary.mkdir(parents=True)
     if hasattr(model, "save_pretrained"):
         with huggingface.quiet():

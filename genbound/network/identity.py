@@ -52,11 +52,17 @@ def weights_digest(problem: BaseProblem) -> str:
         state.update(_tensors({name: pair[side] for name, pair in factors.items()}))
     files = [problem.provenance.get(name, {}).get("sha256") for name in ("checkpoint", "init")]
     facts = (
-        files, [layer.name for layer in problem.layers], problem.head, str(problem.dtype), str(problem.device),
+        files, [layer.name for layer in problem.layers], problem.head, str(problem.dtype), kind_of(problem.device),
         torch.get_num_threads(), code_digest(), *_switches(),
     )  # fmt: skip
     state.update(repr(facts).encode())
     return state.hexdigest()
+
+
+def kind_of(device: torch.device | str) -> str:
+    """What computes: equal on all accelerators of one model, whatever their numbers are."""
+    kind = torch.device(device).type
+    return f"{kind} {torch.cuda.get_device_name(device)}" if kind == "cuda" else kind
 
 
 def network_digest(problem: Problem, test_data: bool) -> str:

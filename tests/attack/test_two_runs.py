@@ -198,3 +198,19 @@ def test_results_that_cannot_be_written_are_shown(folder, capsys, monkeypatch):
     monkeypatch.undo()
     assert main(arguments(folder, folder / "run")) == 0
     capsys.readouterr()
+
+
+def test_temporary_files_of_other_machines_live_for_an_hour(tmp_path):
+    """Whether their processes live cannot be seen; nobody takes away what somebody may be writing."""
+    from genbound.files import is_being_written, remove_left_over, temporary_name
+
+    mine, again = temporary_name(tmp_path / "results.json"), temporary_name(tmp_path / "results.json")
+    theirs = tmp_path / ".results.json.node7-0123abcd.12"
+    for path in (mine, theirs):
+        path.touch()
+    assert mine != again and is_being_written(theirs) and not is_being_written(mine)
+    remove_left_over(tmp_path, "results.json")
+    assert theirs.exists() and not mine.exists()
+    os.utime(theirs, (0, 0))
+    remove_left_over(tmp_path, "results.json")
+    assert not theirs.exists() and not is_being_written(theirs)

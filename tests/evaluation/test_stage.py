@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import genbound
+from genbound.engines.base import TimeBudgetSpent
 from genbound.errors import GenboundError
 from genbound.evaluation.selection import resolve, select
-from genbound.evaluation.stage import StoredContext, TimeBudgetSpent, open_store
+from genbound.evaluation.stage import StoredContext, open_store
 from genbound.quantities import QUANTITIES
 
 

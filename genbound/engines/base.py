@@ -1,0 +1,95 @@
+"""What an engine is: it computes the parts of a stage, wherever that may be, and hands all of them back.
+
+A quantity is a driver around ``context.map(stage, items, function)``; the rest is arithmetic on *all* parts. So every
+process runs the whole driver, and an engine splits the parts alone. Random numbers are named by seed, quantity, stage
+and draw, passes never reach across a part, and what is decided is decided from all parts: the numbers are the same,
+whoever computes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from genbound.estimators.measured import Part
+
+T = TypeVar("T")
+
+
+class TimeBudgetSpent(Exception):
+    """The time budget ran out between two parts; what is finished is stored."""
+
+
+def _nothing(index: int) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a measurement: what an engine knows of it beside its items.
+
+    Attributes:
+        title: of the progress bar.
+        stored: the item's number -> its part, if an earlier run has stored it.
+        keep: ``(number, part)``: stores a part as soon as it is there.
+        seconds_left: of the time budget; infinite where there is none.
+        progress: show a bar on standard error.
+        key: names the work; processes that are at different keys have lost step with each other.
+    """
+
+    title: str
+    stored: Callable[[int], Part | None] = _nothing
+    keep: Callable[[int, Part], None] = lambda index, part: None
+    seconds_left: Callable[[], float] = lambda: float("inf")
+    progress: bool = False
+    key: str = ""
+
+    def read(self, indices: Iterable[int]) -> dict[int, Part]:
+        """Those of these items' parts that are stored."""
+        found = ((index, self.stored(index)) for index in indices)
+        return {index: part for index, part in found if part is not None}
+
+    def bar(self, total: int, done: int) -> tqdm:
+        """A progress bar over the items, of which some are done."""
+        import sys
+
+        return tqdm(
+            desc=self.title, unit="part", total=total, initial=done, delay=2, leave=False, file=sys.stderr,
+            disable=not self.progress, dynamic_ncols=True,
+        )  # fmt: skip
+
+
+class Engine(Protocol):
+    """Computes the parts of stages, in one process or in several that all run the same driver.
+
+    Attributes:
+        ranks: how many processes compute.
+        leads: this is the process that decides, writes results and speaks; the others follow it.
+    """
+
+    ranks: int
+    leads: bool
+
+    def map(self, stage: Stage, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
+        """The parts of all items, in their order, in every process.
+
+        Raises:
+            TimeBudgetSpent: the time budget is over and a part is missing; in every process.
+            Exception: what the function raised in one of the processes, in every one of them.
+        """
+        ...
+
+    def settle(self, decide: Callable[[], T]) -> T:
+        """What the leading process decides, in every process; what fails there fails everywhere."""
+        ...
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What every process finds for itself; what fails in one fails everywhere."""
+        ...
+
+    def gather(self, fact: T) -> list[T]:
+        """What each process says, in the order of their ranks, in every process."""
+        ...

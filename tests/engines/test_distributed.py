@@ -1,0 +1,176 @@
+"""Ranks: every part once, all parts everywhere, one failure for all, and the same bytes for any number of ranks."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from ranks import in_ranks
+
+from genbound.cli.main import main
+from genbound.engines.base import Stage, TimeBudgetSpent
+from genbound.engines.failures import is_shared, speaks
+from genbound.engines.launch import launched
+from genbound.errors import GenboundError
+from genbound.evaluation.agreement import agree_on
+from genbound.evaluation.stage import open_store
+from tests.attack.stored_run import arguments, write_files
+
+
+def engine():
+    from genbound.engines.distributed import Distributed
+
+    return Distributed(launched())
+
+
+def values(parts):
+    return [int(part["square"]) for part in parts]
+
+
+def square(item):
+    return {"square": np.array(item**2)}
+
+
+def test_each_part_is_computed_once_and_comes_to_all(tmp_path):
+    store = open_store(tmp_path, "losses", "digest")
+    store.save_part("train-4", square(4))
+
+    def work(rank):
+        mine, computed = engine(), []
+
+        def function(item):
+            computed.append(item)
+            time.sleep(0.01)
+            return square(item)
+
+        stage = Stage("", lambda i: store.part(f"train-{i}"), lambda i, part: store.save_part(f"train-{i}", part))
+        first = values(mine.map(stage, range(7), function))
+        again = values(mine.map(stage, range(7), function))
+        nothing = mine.map(stage, [], function)
+        told = mine.settle(lambda: f"of {rank}"), mine.gather(rank)
+        mine.close()
+        return first, again, nothing, computed, told
+
+    found = in_ranks(3, work, tmp_path)
+    squares = [i**2 for i in range(7)]
+    assert all(f[:3] == (squares, squares, []) for f in found)
+    assert sorted(sum((f[3] for f in found), [])) == [0, 1, 2, 3, 5, 6]
+    assert all(f[4] == ("of 0", [0, 1, 2]) for f in found)
+
+
+def test_what_fails_in_one_fails_in_all(tmp_path):
+    def outcome(work):
+        try:
+            return work()
+        except Exception as error:
+            return type(error), str(error), is_shared(error), speaks(error)
+
+    def work(rank):
+        mine, stage = engine(), Stage("")
+
+        def fails(item):
+            if item == 5:
+                raise GenboundError("five is refused")
+            return square(item)
+
+        def runs_out(item):
+            raise torch.OutOfMemoryError("out of memory") from ValueError("a cause")
+
+        def only_here():
+            if rank == 1:
+                raise GenboundError("the disk of this one is full")
+
+        over = Stage("", seconds_left=lambda: -1.0 if rank == 0 else 99.0)
+        attempts = [
+            lambda: mine.map(stage, range(9), fails), lambda: mine.map(stage, [1], runs_out),
+            lambda: mine.together(only_here), lambda: mine.together(lambda: mine.together(only_here)),
+            lambda: mine.map(over, [1, 2], square), lambda: mine.map(Stage("", key=f"of {rank}"), [1], square),
+            lambda: values(mine.map(stage, [3], square)),
+        ]  # fmt: skip
+        return [outcome(attempt) for attempt in attempts]
+
+    one, two = in_ranks(2, work, tmp_path)
+    assert all(found[0] is GenboundError and "five is refused" in found[1] and found[2] for found in (one[0], two[0]))
+    assert one[1][0] is two[1][0] is torch.OutOfMemoryError
+    for found in (one[2], one[3]):
+        assert found[1].startswith("rank 1 on ") and "the disk of this one is full" in found[1]
+    assert one[4][0] is two[4][0] is TimeBudgetSpent  # the clock of the first counts
+    assert "out of step" in one[5][1] and "out of step" in two[5][1]
+    assert [found[3] for found in one[:4]] == [True] * 4 and [found[3] for found in two[:4]] == [False] * 4
+    assert one[6] == two[6] == [9]  # and they go on
+
+
+def test_a_rank_that_stands_still_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENBOUND_PATIENCE", "0.5")
+
+    def work(rank):
+        mine = engine()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            mine.gather(1)
+        except GenboundError as error:
+            os.kill(int((tmp_path / "second").read_text()), signal.SIGKILL)
+            return str(error), speaks(error)
+
+    def with_number(rank):
+        if rank == 1:
+            (tmp_path / "second").write_text(str(os.getpid()))
+        return work(rank)
+
+    (words, said), second = in_ranks(2, with_number, tmp_path)
+    assert "rank 1 has given no sign" in words and "the same command continues" in words and said
+    assert second == signal.SIGKILL
+
+
+def test_ranks_agree_before_they_measure(tmp_path):
+    import genbound
+
+    def problem(weight=0.0, size=16):
+        model = torch.nn.Linear(4, 3)
+        stream = torch.Generator().manual_seed(0)
+        model.load_state_dict({"weight": torch.randn(3, 4, generator=stream) + weight, "bias": torch.zeros(3)})
+        init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        x = torch.randn(5, 4, generator=stream)
+        return genbound.Problem(model, init, (x, torch.arange(5) % 3), batch_size=size)
+
+    def work(rank):
+        mine, alike, words = engine(), problem(size=4 + rank), []
+        agree_on(alike, mine)
+        try:
+            agree_on(problem(weight=0.1 * rank), mine)
+        except GenboundError as error:
+            words = str(error)
+        return alike.batch_size, words
+
+    problem()  # what it imports, the forks then have
+    one, two = in_ranks(2, work, tmp_path)
+    assert one[0] == two[0] == 4 and one[1] == two[1] and "ranks 0 and 1 have different weights" in one[1]
+
+
+def stored(out):
+    content = json.loads((out / "results.json").read_text())
+    return {key: value for key, value in content.items() if key != "cost"}, (out / "samples.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+def test_the_same_bytes_for_any_number_of_ranks(tmp_path, capfd, ranks):
+    write_files(tmp_path)
+    torch.set_num_threads(1)
+    assert main(arguments(tmp_path, tmp_path / "one")) == 0
+    once = capfd.readouterr().out
+    assert in_ranks(ranks, lambda rank: main(arguments(tmp_path, tmp_path / "all")), tmp_path) == [0] * ranks
+    assert stored(tmp_path / "one") == stored(tmp_path / "all")
+    shown = capfd.readouterr()
+    assert shown.out == once and len(shown.err.splitlines()) == 2
+    assert not list((tmp_path / "all").glob("**/.*"))
+
+
+def test_a_command_that_is_refused_is_refused_once(tmp_path, capfd):
+    write_files(tmp_path)
+    (tmp_path / "init.safetensors").unlink()
+    assert in_ranks(2, lambda rank: main(arguments(tmp_path, tmp_path / "all")), tmp_path) == [2, 2]
+    assert capfd.readouterr().err.count("genbound: error:") == 1 and not (tmp_path / "all").exists()
