@@ -92,7 +92,7 @@ PRINTED = [
     option(
         "engine",
         str,
-        "What computes: process (this one), distributed (torchrun, accelerate launch, srun).",
+        "What computes: local (this process), torchrun (all that torchrun, accelerate launch or srun has started).",
         default="auto",
     ),
     click.option("--all", is_flag=True, help="Print all rows of the table and not its short form."),

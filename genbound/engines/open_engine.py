@@ -10,7 +10,7 @@ from genbound.engines.in_process import InProcess
 from genbound.engines.launch import Launch, launched
 from genbound.errors import GenboundError, let_another_tell
 
-ENGINES = ("auto", "process", "distributed")
+ENGINES = ("auto", "local", "torchrun")
 
 
 @contextlib.contextmanager
@@ -18,17 +18,18 @@ def open_engine(name: str = "auto") -> Iterator[tuple[Engine, Launch | None]]:
     """The engine, and how this process was started.
 
     Args:
-        name: ``auto`` means ``distributed`` where several processes were started together, else ``process``.
+        name: ``local`` is this process; ``torchrun`` are the processes that torchrun, accelerate launch or srun has
+            started together; ``auto`` means these where there are any, else this one.
 
     Raises:
         GenboundError: there is no such engine, or no companions for it.
     """
     if name not in ENGINES:
         raise GenboundError(f"engine {name!r} is unknown: use one of {', '.join(ENGINES)}")
-    launch = None if name == "process" else launched()
+    launch = None if name == "local" else launched()
     if launch is None:
-        if name == "distributed":
-            raise GenboundError("--engine distributed has no companions: start it by torchrun, accelerate or srun")
+        if name == "torchrun":
+            raise GenboundError("--engine torchrun has no companions: start it by torchrun, accelerate or srun")
         yield InProcess(), None
         return
     from genbound.engines.distributed import Distributed

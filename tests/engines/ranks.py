@@ -16,10 +16,11 @@ def free_port():
         return found.getsockname()[1]
 
 
-def in_ranks(num, work, folder):
+def in_ranks(num, work, folder, meanwhile=lambda children: None):
     """What ``work(rank)`` gives in each of so many processes that know of each other as torchrun's do.
 
-    An exception is given in place of a value; of a process that was killed, the signal.
+    An exception is given in place of a value; of a process that was killed, the signal. ``meanwhile`` is called with
+    the processes' numbers.
     """
     port, children = free_port(), []
     for rank in range(num):
@@ -27,6 +28,7 @@ def in_ranks(num, work, folder):
         if child == 0:
             _run(rank, num, work, folder / f"rank{rank}.pkl", port)
         children.append(child)
+    meanwhile(children)
     found = []
     for rank, child in enumerate(children):
         status = os.waitpid(child, 0)[1]

@@ -1,6 +1,5 @@
 """Ranks: every part once, all parts everywhere, one failure for all, and the same bytes for any number of ranks."""
 
-import json
 import os
 import signal
 import time
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import in_ranks
+from stored_bytes import stored
 
 from genbound.cli.main import main
 from genbound.engines.base import Stage, TimeBudgetSpent
@@ -149,11 +149,6 @@ def test_ranks_agree_before_they_measure(tmp_path):
     problem()  # what it imports, the forks then have
     one, two = in_ranks(2, work, tmp_path)
     assert one[0] == two[0] == 4 and one[1] == two[1] and "ranks 0 and 1 have different weights" in one[1]
-
-
-def stored(out):
-    content = json.loads((out / "results.json").read_text())
-    return {key: value for key, value in content.items() if key != "cost"}, (out / "samples.parquet").read_bytes()
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])

@@ -46,7 +46,7 @@ def test_a_device_of_its_own():
 def test_an_engine_that_is_not_there_is_refused(monkeypatch):
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    for name, words in (("dask", "use one of auto"), ("distributed", "torchrun")):
+    for name, words in (("dask", "use one of auto"), ("torchrun", "srun")):
         with pytest.raises(GenboundError, match=words), open_engine(name):
             pass
     with open_engine() as (engine, launch):
