@@ -80,12 +80,16 @@ class Results:
         """One row a layer, one column (with its error) a quantity."""
         table = pd.DataFrame(self.layer_rows).set_index("name")
         table["shape"] = [" x ".join(map(str, shape)) for shape in table["shape"]]
+        columns: dict[str, dict[str, float]] = {}
         for quantity, summary in self.quantities.items():
             for name, row in summary.get("layers", {}).items():
                 for key, value in row.items():
                     if isinstance(value, int | float) and key not in ("num_samples", "data_sem"):
                         column = quantity if key == "value" else f"{quantity}_{key}"
-                        table.loc[name, column] = value
+                        columns.setdefault(column, {})[name] = value
+        for column, values in columns.items():
+            words = any(isinstance(value, bool) for value in values.values())  # True and False stay what they are
+            table[column] = pd.Series(values, dtype=object if words else float)
         return table
 
     # -- files ------------------------------------------------------------------------------------------------
