@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import DataLoader, IterableDataset
+
 from genbound.callbacks.first_epoch import FOLDER as PRIOR
-from genbound.callbacks.record import Record
+from genbound.callbacks.record import Record, numbers
 from genbound.errors import GenboundError
 
 try:
@@ -38,6 +40,10 @@ class GenboundCallback(Callback):
         test_data: held-out samples, likewise.
         measure: quantities and bounds to measure when training ends, on the batches of the training loader; the results
             go to ``folder/genbound``. ``None`` measures nothing.
+        every: measure after each so many epochs too; the results go to ``folder/genbound/epoch-N``, and each number is
+            logged as ``genbound_NAME``: loggers, ``EarlyStopping`` and ``ModelCheckpoint`` find it, where these look at
+            the end of the training epoch (``check_on_train_epoch_end=True``, ``save_on_train_epoch_end=True``).
+        on: ``train`` measures on the batches of the training loader, ``test`` on those of the first validation loader.
         loss: as on the command line, cross-entropy by default.
         num_samples: how many training samples to measure on.
         prior: a share of the first epoch, such as 0.5: the weights at that step go to ``folder/genbound_prior``, and
@@ -45,7 +51,7 @@ class GenboundCallback(Callback):
         settings: further settings of :func:`genbound.save_spec`; the measuring keeps to them.
 
     Attributes:
-        results: what was measured, ``None`` until training ends.
+        results: what was measured last, ``None`` until then.
 
     Raises:
         GenboundError: the data are to be measured and are of a kind that cannot be read; a prior is wanted and the
@@ -55,11 +61,12 @@ class GenboundCallback(Callback):
     def __init__(
         self, folder: str | os.PathLike | None = None, model: str | None = None, data: str | None = None,
         test_data: str | None = None, measure: str | Sequence[str] | None = None, loss: str | None = None,
-        num_samples: int = 256, prior: float | None = None, **settings: Any,
+        num_samples: int = 256, prior: float | None = None, every: int | None = None, on: str = "train",
+        **settings: Any,
     ):  # fmt: skip
         self.folder, self.model = folder, model
         said = {**settings, "data": data, "test_data": test_data, "loss": loss}
-        self.record = Record(said, measure, num_samples, prior)
+        self.record = Record(said, measure, num_samples, prior, every, on)
         self.results: Results | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,17 +89,38 @@ class GenboundCallback(Callback):
             trainer.save_checkpoint(folder / PRIOR / "weights.ckpt", weights_only=True)
             self.record.keep_prior(pl_module, folder)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure and log, where it is time for that."""
+        epoch = trainer.current_epoch + 1
+        if self.record.is_due(epoch):
+            if trainer.is_global_zero:
+                self.results = self._evaluate(trainer, pl_module, epoch)
+            found = numbers(self.results) if self.results is not None else {}
+            pl_module.log_dict(found, rank_zero_only=trainer.world_size > 1)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure what was asked for, on the batches of the training loader."""
-        if self.record.measures is None or not trainer.is_global_zero:
-            return
-        self.results = self.record.evaluate(pl_module, trainer.train_dataloader, None, self._folder(trainer))
+        if self.record.measures is not None and trainer.is_global_zero:
+            self.results = self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, epoch: int | None = None) -> Results:
+        held_out = trainer.val_dataloaders
+        held_out = held_out[0] if isinstance(held_out, list | tuple) else held_out
+        data = _in_order(trainer.train_dataloader), _in_order(held_out)
+        return self.record.evaluate(pl_module, *data, self._folder(trainer), epoch)
 
     def _folder(self, trainer: Trainer) -> Path:
         if self.folder is not None:
             return Path(self.folder)
         checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
         return Path(checkpoints or trainer.default_root_dir)
+
+
+def _in_order(loader: Any) -> Any:
+    """The batches of a loader in the order of its data set, so that every epoch measures the same samples."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    return DataLoader(loader.dataset, batch_size=loader.batch_size or 1, collate_fn=loader.collate_fn)
 
 
 def _is_continued(trainer: Trainer) -> bool:

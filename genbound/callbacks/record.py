@@ -1,4 +1,4 @@
-"""What both callbacks do: keep the weights before training, write the sidecar, measure at the end."""
+"""What both callbacks do: keep the weights before training, write the sidecar, measure as often as asked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from genbound.callbacks.adapted import base_at_start, is_adapted, merged, save_base
@@ -14,7 +15,9 @@ from genbound.callbacks.first_epoch import SETTINGS as PRIOR_SETTINGS
 from genbound.callbacks.first_epoch import FirstEpoch, check_share, keep_prior
 from genbound.checkpoints.sidecar import drop_settings, read_sidecar, save_spec
 from genbound.checkpoints.trust import check_code
+from genbound.data.samples import as_samples
 from genbound.errors import GenboundError
+from genbound.results.loggers import metrics
 
 if TYPE_CHECKING:
     from genbound.results.results import Results
@@ -30,23 +33,27 @@ class Record:
         measure: quantities and bounds to evaluate when training ends; ``None`` measures nothing.
         num_samples: training samples to measure on.
         prior: share of the first epoch after which the weights are kept as a certificate's prior; ``None`` for none.
+        every: epochs between two measurings during training; ``None`` measures at the end alone.
+        on: ``train`` measures on the training samples, ``test`` on the held-out ones.
 
     Attributes:
         start: name -> weight before training, ``None`` until that begins; of a model with an adapter its base's.
         base: the network that an adapter was put on, ``None`` where there is none.
 
     Raises:
-        GenboundError: what is measured at the end is measured from the head's own start, and ``head`` says otherwise.
+        GenboundError: what is measured at the end is measured from the head's own start, and ``head`` says otherwise;
+            ``every`` or ``on`` make no sense.
     """
 
     def __init__(
-        self,
-        settings: dict[str, Any],
-        measure: str | Sequence[str] | None,
-        num_samples: int,
-        prior: float | None = None,
-    ):
+        self, settings: dict[str, Any], measure: str | Sequence[str] | None, num_samples: int, prior: float | None = None,
+        every: int | None = None, on: str = "train",
+    ):  # fmt: skip
         check_share(prior)
+        if every is not None and (every < 1 or measure is None):
+            raise GenboundError(f"every={every}: give a number of epochs from 1, and measure=[…] what to measure then")
+        if on not in ("train", "test"):
+            raise GenboundError(f"on={on!r} is unknown: measure on 'train' or on 'test' samples")
         if measure is not None and settings.get("head") not in (None, "init"):
             raise GenboundError(
                 f"a callback measures the head from its start, not by head={settings['head']!r}: leave measure out and "
@@ -55,7 +62,7 @@ class Record:
         self.settings, self.measures, self.num_samples = settings, measure, num_samples
         self.start: dict[str, Tensor] | None = None
         self.base: nn.Module | None = None
-        self.share = prior
+        self.share, self.every, self.on = prior, every, on
         self.first_epoch: FirstEpoch | None = None
         self._centre: dict[str, Any] = {}
 
@@ -111,7 +118,13 @@ class Record:
         keep_prior(Path(folder), self.first_epoch)
         self.first_epoch = None
 
-    def evaluate(self, model: nn.Module, samples: Any, test_samples: Any, folder: str | Path) -> Results:
+    def is_due(self, epoch: int) -> bool:
+        """Whether to measure after so many epochs."""
+        return self.every is not None and epoch % self.every == 0
+
+    def evaluate(
+        self, model: nn.Module, samples: Any, test_samples: Any, folder: str | Path, epoch: int | None = None
+    ) -> Results:
         """Measure a network as it is, with the loss and the settings that the sidecar in ``folder`` gives.
 
         Args:
@@ -119,23 +132,47 @@ class Record:
             samples: training samples, in any form that :class:`~genbound.network.problem.Problem` takes.
             test_samples: held-out samples, likewise; ``None`` where there are none.
             folder: that of the sidecar; the results go into its ``genbound``.
+            epoch: how many epochs are over, where training goes on: the results go into ``genbound/epoch-N``.
         """
         from genbound.evaluation.loading import default_loss
         from genbound.evaluation.loop import evaluate
         from genbound.network.problem import Problem
 
         said = _settings(folder)
-        # A copy, so that devices, modes and hooks of the trained model stay as they are.
+        # A copy, so that devices, modes and hooks of the trained model stay as they are; and no random number that the
+        # training would have drawn next is used up by reading its data.
         copied, factors = merged(model) if is_adapted(model) else (copy.deepcopy(model).cpu().eval(), None)
-        problem = Problem(
-            copied, self.start or {}, samples, default_loss(copied, said.get("loss")), test_data=test_samples,
-            num_samples=self.num_samples, provenance={"rule": "measured at the end of training"}, factors=factors,
-            **{name: said[name] for name in OF_THE_PROBLEM if name in said}, **self._centre,
-        )  # fmt: skip
-        out = Path(folder) / "genbound"
-        results = evaluate(problem, self.measures, out=out)
+        when = "at the end of training" if epoch is None else f"after epoch {epoch}"
+        out = Path(folder) / "genbound" / ("" if epoch is None else f"epoch-{epoch}")
+        with torch.random.fork_rng(devices=[]):
+            problem = Problem(
+                copied, self.start or {}, loss=default_loss(copied, said.get("loss")), num_samples=self.num_samples,
+                provenance={"rule": f"measured {when}"}, factors=factors,
+                **{name: said[name] for name in OF_THE_PROBLEM if name in said}
+                | self._data(samples, test_samples, said),
+            )  # fmt: skip
+            results = evaluate(problem, self.measures, out=out if epoch is None else None)
         results.save(out)
         return results
+
+    def _data(self, samples: Any, test_samples: Any, said: dict[str, Any]) -> dict[str, Any]:
+        """The problem's data: the training samples beside the held-out ones, or these alone."""
+        if self.on == "train":
+            return {"data": samples, "test_data": test_samples, **self._centre}
+        if test_samples is None:
+            raise GenboundError(
+                "on='test' measures held-out samples, and none reached the callback: turn evaluation on"
+            )
+        num = said.get("num_data", len(as_samples(samples)))
+        return {"data": test_samples, "num_data": num, "other_samples": True}
+
+
+def numbers(results: Results) -> dict[str, float]:
+    """What a training log plots: ``genbound_NAME`` for every bound, every total and every loss."""
+    return {
+        "genbound_" + name.removeprefix("bounds/").removeprefix("losses/").replace("/", "_"): value
+        for name, value in metrics(results).items()
+    }
 
 
 def _settings(folder: str | Path) -> dict[str, Any]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genbound.callbacks.first_epoch import FOLDER as PRIOR
-from genbound.callbacks.record import Record
+from genbound.callbacks.record import Record, numbers
 from genbound.checkpoints.huggingface import predicts_next_token
 from genbound.checkpoints.sidecar import copy_sidecar
 from genbound.data.samples import Samples, as_samples
 from genbound.data.texts import TokenSamples, shifted
-from genbound.errors import GenboundError
+from genbound.errors import GenboundError, tell
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -38,13 +38,19 @@ class GenboundCallback(TrainerCallback):
         test_data: held-out samples, likewise.
         measure: quantities and bounds to measure at the end of training, e.g. ``["hessian_distance"]``; the results go
             to ``OUTPUT/genbound``. ``None`` measures nothing.
+        every: measure after each so many epochs too; the results go to ``OUTPUT/genbound/epoch-N``. Each number is
+            ``genbound_NAME`` in the Trainer's history and ``eval_genbound_NAME`` among the metrics of that epoch's
+            evaluation, where ``metric_for_best_model`` finds it, and ``EarlyStoppingCallback`` if it comes later.
+        on: ``train`` measures on the training samples, ``test`` on those of the Trainer's evaluation.
         num_samples: how many training samples to measure on.
         prior: a share of the first epoch, such as 0.5: the weights at that step go to ``OUTPUT/genbound_prior``, and
             certificates are centred there and made of the samples that come later. ``None`` keeps none.
         settings: further settings of :func:`genbound.save_spec`; the measuring keeps to them.
 
     Attributes:
-        results: what was measured, ``None`` until training ends.
+        results: what was measured last, ``None`` until then.
+        log: what takes the numbers of an epoch; the Trainer's history by default. ``callback.log = trainer.log`` hands
+            them to W&B, MLflow, TensorBoard and whatever else the Trainer reports to.
 
     Raises:
         GenboundError: the data are to be measured and are of a kind that cannot be read; a prior is wanted and the
@@ -53,11 +59,14 @@ class GenboundCallback(TrainerCallback):
 
     def __init__(
         self, data: str | None = None, test_data: str | None = None, measure: str | Sequence[str] | None = None,
-        num_samples: int = 256, prior: float | None = None, **settings: Any,
+        num_samples: int = 256, prior: float | None = None, every: int | None = None, on: str = "train",
+        **settings: Any,
     ):  # fmt: skip
         self.data, self.test_data = data, test_data
-        self.record = Record(settings, measure, num_samples, prior)
+        self.record = Record(settings, measure, num_samples, prior, every, on)
         self.results: Results | None = None
+        self.log: Callable[[dict[str, float]], None] | None = None
+        self._due = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None,
@@ -87,6 +96,36 @@ class GenboundCallback(TrainerCallback):
             _save_weights(model, folder / PRIOR)
             self.record.keep_prior(model, folder)
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure and log, where it is time for that."""
+        self._due = self.record.is_due(round(state.epoch or 0))
+        if self._due and not control.should_evaluate:  # an evaluation brings the held-out samples with it
+            self._measure(args, state, kwargs)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        """The same, with the numbers among the evaluation's, by which checkpoints are chosen and training stops."""
+        if self._due:
+            found = self._measure(args, state, kwargs)
+            (metrics if metrics is not None else {}).update({f"eval_{name}": value for name, value in found.items()})
+
+    def _measure(self, args: TrainingArguments, state: TrainerState, kwargs: dict[str, Any]) -> dict[str, float]:
+        self._due = False
+        if not state.is_world_process_zero:
+            return {}
+        model = kwargs["model"]
+        data = _of_loaders(kwargs["train_dataloader"], kwargs["eval_dataloader"], model, kwargs)
+        self.results = self.record.evaluate(model, *data, str(args.output_dir), round(state.epoch or 0))
+        found = numbers(self.results)
+        if self.log is not None:
+            self.log(dict(found))
+        else:
+            state.log_history.append({**found, "epoch": state.epoch, "step": state.global_step})
+        return found
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the sidecar into the new checkpoint, with paths that count from there."""
         if state.is_world_process_zero:
@@ -102,9 +141,17 @@ class GenboundCallback(TrainerCallback):
         """Measure what was asked for, on the Trainer's own data sets."""
         if self.record.measures is None or not state.is_world_process_zero:
             return
-        datasets = [getattr(loader, "dataset", None) for loader in (train_dataloader, eval_dataloader)]
-        samples, held_out = (None if data is None else _samples(data, model, kwargs) for data in datasets)
-        self.results = self.record.evaluate(model, samples, held_out, str(args.output_dir))
+        if eval_dataloader is None:
+            tell("the Trainer evaluates nothing (eval_strategy is 'no'), so there is no test loss and no gap")
+        data = _of_loaders(train_dataloader, eval_dataloader, model, kwargs)
+        self.results = self.record.evaluate(model, *data, str(args.output_dir))
+
+
+def _of_loaders(train: Any, test: Any, model: Any, kwargs: dict[str, Any]) -> tuple[Samples | None, Samples | None]:
+    """The Trainer's own data sets as samples."""
+    datasets = [getattr(loader, "dataset", None) for loader in (train, test)]
+    samples, held_out = (None if data is None else _samples(data, model, kwargs) for data in datasets)
+    return samples, held_out
 
 
 def _save_weights(model: Any, folder: Path) -> None:

@@ -27,6 +27,13 @@ from genbound.network.weights import BaseProblem, complex_remark
 SHARD = 64  # samples whose statistics are stored together
 
 
+# A remark of results.
+OTHER_SAMPLES = (
+    "the samples given are not of the training set: what is called training loss and training error is theirs, and so "
+    "are all maxima and means"
+)
+
+
 class Problem(Network, BaseProblem):
     r"""A fine-tuned network, its initialisation and the data it is measured on.
 
@@ -143,7 +150,8 @@ class Problem(Network, BaseProblem):
         self.layers: tuple[Layer, ...] = select_layers(self, layers, excluded)
         self.samples_first = {layer.name: layer.samples_first for layer in self.layers}
         names = [layer.name for layer in self.layers]
-        said = (*check_derivatives(self, names), self.arrangement_remark, complex_remark(self.params, self.init))
+        whose = OTHER_SAMPLES if other_samples else ""
+        said = (*check_derivatives(self, names), self.arrangement_remark, complex_remark(self.params, self.init), whose)
         self.remarks = tuple(remark for remark in said if remark)
         self._by_batch = {layer.name: layer.by_batch for layer in self.layers}
         self.displacement = Displacement.between(self.params, self.init, self.samples_first, factors)
