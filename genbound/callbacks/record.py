@@ -46,8 +46,8 @@ class Record:
     """
 
     def __init__(
-        self, settings: dict[str, Any], measure: str | Sequence[str] | None, num_samples: int, prior: float | None = None,
-        every: int | None = None, on: str = "train",
+        self, settings: dict[str, Any], measure: str | Sequence[str] | None, num_samples: int,
+        prior: float | None = None, every: int | None = None, on: str = "train",
     ):  # fmt: skip
         check_share(prior)
         if every is not None and (every < 1 or measure is None):
