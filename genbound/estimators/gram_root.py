@@ -28,11 +28,28 @@ def gram_root(x: Tensor) -> Tensor:
     Returns:
         ``[..., T, T]`` in the type and unit of ``x``.
     """
-    dtype, x = x.dtype, _factored(x)
+    return torch.linalg.cholesky_ex(_gram(_factored(x)))[0].to(x.dtype)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """``X X^T`` with as much added to its diagonal as a factorisation needs."""
     gram, limits = x @ x.mT, torch.finfo(x.dtype)
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     diagonal.mul_(1 + JITTER * limits.eps * x.shape[-2]).add_(limits.tiny)
-    return torch.linalg.cholesky_ex(gram)[0].to(dtype)
+    return gram
+
+
+def checked_gram_root(x: Tensor) -> Tensor:
+    """:func:`gram_root`, not a number where the factorisation did not go through.
+
+    Args:
+        x: ``[..., T, in]``.
+
+    Returns:
+        ``[..., T, T]`` in the type and unit of ``x``.
+    """
+    root, failed = torch.linalg.cholesky_ex(_gram(_factored(x)))
+    return torch.where(failed[..., None, None] == 0, root, torch.nan).to(x.dtype)
 
 
 def gram_root_derivative(root: Tensor, x: Tensor, moved: Tensor) -> Tensor:

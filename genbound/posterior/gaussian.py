@@ -44,9 +44,9 @@ class Spectrum:
         return cls(np.array([max(0.0, trace) / size]), np.array([size]))
 
     @classmethod
-    def of(cls, eigenvalues: np.ndarray) -> Spectrum:
-        """One axis for each eigenvalue; negative ones are rounding and count as zero."""
-        return cls(np.maximum(eigenvalues, 0.0), np.ones(len(eigenvalues)))
+    def of(cls, eigenvalues: np.ndarray, copies: int = 1) -> Spectrum:
+        """So many axes for each eigenvalue ``[J]``; negative ones are rounding and count as zero."""
+        return cls(np.maximum(eigenvalues, 0.0), np.full(len(eigenvalues), float(copies)))
 
 
 @dataclass(frozen=True)

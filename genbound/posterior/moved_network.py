@@ -1,5 +1,8 @@
 """The network's outputs where every sample has its own weights, and its derivative in those weights.
 
+Of some large weights a sample does not have its own copy, only what noise on them does to it
+(:mod:`genbound.posterior.acting_noise`).
+
 By default all samples of a batch go through one vectorised pass (``torch.func.vmap``). A network that cannot be
 vectorised, or gives other outputs so, is run sample by sample: slower, and the same.
 """
@@ -7,7 +10,7 @@ vectorised, or gives other outputs so, is run sample by sample: slower, and the 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from genbound.data.sample_parts import map_tensors
+from genbound.posterior.acting_noise import ActingNoise, Action, NudgedResults, Roots, WeightCalls
 
 if TYPE_CHECKING:
     from genbound.data.samples import Batch
@@ -58,53 +62,105 @@ class MovedNetwork:
     Args:
         problem: what is run.
         groups: the tensors that each sample has its own of; the others are the fine-tuned ones.
+        may_act: groups that may be moved by standard normals of what noise does to a sample, where that takes less
+            than half as many numbers as the tensor has.
 
     Attributes:
         vectorised: several samples share a pass.
+        acting: groups for which it does -> how they act on the longest sample.
+        numbers: that move the longest sample, of all groups.
     """
 
-    def __init__(self, problem: Problem, groups: Sequence[Group]):
+    def __init__(self, problem: Problem, groups: Sequence[Group], may_act: Collection[str] = ()):
         self._problem = problem
         self._buffers = {group.name for group in groups if group.is_buffer}
+        self._known: dict[Hashable, dict[str, Action]] = {}
+        actions: dict[str, Action] = {}
+        candidates = {g.name: problem.params[g.name] for g in groups if g.name in may_act and not g.is_buffer}
+        if candidates:
+            longest = max(range(len(problem.data)), key=problem.data.size)
+            inputs = problem.to_device(problem.data.batch([longest])).inputs
+            actions = self._watched(candidates, inputs)
+            actions = {name: act for name, act in actions.items() if 2 * act.size <= candidates[name].numel()}
+        self.acting = actions
+        self.numbers = sum(group.size for group in groups if group.name not in actions)
+        self.numbers += sum(act.size for act in actions.values())
         self.vectorised = self._agrees(groups)
 
-    def outputs(self, inputs: Any, moved: Moved) -> Tensor:
+    def actions(self, inputs: Any) -> dict[str, Action]:
+        """How every acting group acts on a sample of a batch."""
+        if not self.acting:
+            return {}
+        shapes: list[tuple[int, ...]] = []
+        one = map_tensors(inputs, lambda t: (shapes.append(tuple(t.shape[1:])), t[:1])[1])
+        if tuple(shapes) not in self._known:
+            self._known[tuple(shapes)] = self._watched(self._weights, one)
+        return self._known[tuple(shapes)]
+
+    def outputs(self, inputs: Any, moved: Moved, roots: Roots | None = None) -> Tensor:
         """Scores ``[N, ...]`` of N samples.
 
         Args:
             inputs: of a batch.
-            moved: name -> ``[N, *shape]``, the tensors of each sample.
+            moved: name -> ``[N, *shape]``, the tensors of each sample; of an acting group its normals ``[N, T, out]``.
+            roots: acting group -> root of the covariance of a row of its noise.
         """
-        with torch.no_grad():
-            return self._each(self._one, inputs, moved)
 
-    def pulled_back(self, inputs: Any, tuned: Moved, cotangents: Tensor) -> dict[str, Tensor]:
+        def one(sample: Any, own: Moved) -> Tensor:
+            return self._one(sample, own, ActingNoise(self._weights, own, roots or {}))
+
+        with torch.no_grad():
+            return self._each(one, inputs, moved)
+
+    def pulled_back(self, inputs: Any, tuned: Moved, cotangents: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Derivatives of the outputs in the groups' tensors, every sample for itself.
 
         Args:
             inputs: of a batch of N samples.
-            tuned: name -> ``[*shape]``, where they are taken.
+            tuned: name -> ``[*shape]``, where they are taken, of the groups that are not acting.
             cotangents: ``[N, R, *output]``, R directions in the output.
 
         Returns:
-            Name -> ``[N, R, *shape]``.
+            Name -> ``[N, R, *shape]``; of an acting group the derivative in its results, ``[N, R, T, out]``. And acting
+            group -> what its weight is applied to, ``[N, T, in]`` (of an embedding numbers ``[N, T]``).
 
         Cost: a forward pass, and R backward passes to the groups' tensors.
         """
+        acts = self.actions(inputs).items()
+        results = {name: self._problem.params[name].new_zeros(act.positions, act.width) for name, act in acts}
 
-        def one(sample: Any, directions: Tensor) -> dict[str, Tensor]:
-            _, pull = vjp(lambda weights: self._one(sample, weights), dict(tuned))
-            return vmap(lambda direction: pull(direction)[0])(directions)
+        def one(sample: Any, directions: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            def outputs(own: Moved) -> tuple[Tensor, dict[str, Tensor]]:
+                nudged = NudgedResults(self._weights, own)
+                return self._one(sample, own, nudged), nudged.rows
+
+            _, pull, rows = vjp(outputs, {**tuned, **results}, has_aux=True)
+            return vmap(lambda direction: pull(direction)[0])(directions), rows
 
         return self._each(one, inputs, cotangents)
 
-    def _one(self, sample: Any, moved: Moved) -> Tensor:
-        """Scores of one sample, without the batch axis."""
+    @property
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: self._problem.params[name] for name in self.acting}
+
+    def _one(self, sample: Any, moved: Moved, watch: WeightCalls) -> Tensor:
+        """Scores of one sample, without the batch axis; the watch sees to the acting groups."""
         problem = self._problem
-        params = {**problem.params, **{n: t for n, t in moved.items() if n not in self._buffers}}
-        buffers = {**problem.buffers, **{n: t for n, t in moved.items() if n in self._buffers}}
+        own = {name: tensor for name, tensor in moved.items() if name not in self.acting}
+        params = {**problem.params, **{n: t for n, t in own.items() if n not in self._buffers}}
+        buffers = {**problem.buffers, **{n: t for n, t in own.items() if n in self._buffers}}
         with PlainBatchNorm() if self._buffers else contextlib.nullcontext():
-            return problem.forward(params, map_tensors(sample, lambda t: t.unsqueeze(0)), buffers).squeeze(0)
+            with watch if self.acting else contextlib.nullcontext():
+                found = problem.forward(params, map_tensors(sample, lambda t: t.unsqueeze(0)), buffers)
+        watch.check()
+        return found.squeeze(0)
+
+    def _watched(self, weights: Mapping[str, Tensor], inputs: Any) -> dict[str, Action]:
+        """Of those of these weights that are applied once and in a way that noise can be added to."""
+        calls = WeightCalls(weights)
+        with torch.no_grad(), calls:
+            self._problem.forward(self._problem.params, inputs)
+        return {name: act for name, act in calls.actions.items() if calls.calls[name] == 1 and name not in calls.unread}
 
     def _each(self, function: Callable[[Any, Any], Any], inputs: Any, other: Any) -> Any:
         if self.vectorised:
@@ -117,9 +173,7 @@ class MovedNetwork:
             )
             for i in range(num)
         ]
-        if isinstance(found[0], Tensor):
-            return torch.stack(found)
-        return {name: torch.stack([row[name] for row in found]) for name in found[0]}
+        return _stacked(found)
 
     def _agrees(self, groups: Sequence[Group]) -> bool:
         """Whether a vectorised pass gives what samples alone give, tried with other weights for each of two."""
@@ -131,16 +185,30 @@ class MovedNetwork:
             noise = torch.randn(len(batch), *tensor.shape, generator=stream).to(tensor)
             return tensor + 1e-3 * tensor.abs().mean() * noise
 
-        moved = {group.name: nearby(group.tuned) for group in groups}
+        moved = {group.name: nearby(group.tuned) for group in groups if group.name not in self.acting}
+        roots = {}
+        for name, act in self.actions(batch.inputs).items():
+            weight = problem.params[name]
+            moved[name] = torch.randn(len(batch), act.positions, act.width, generator=stream).to(weight)
+            roots[name] = 1e-3 * weight.abs().mean()
         self.vectorised = False
-        alone = self.outputs(batch.inputs, moved)
+        alone = self.outputs(batch.inputs, moved, roots)
         self.vectorised = True
         try:
-            together = self.outputs(batch.inputs, moved)
+            together = self.outputs(batch.inputs, moved, roots)
         except Exception:  # an operation without a vectorised form raises whatever it does
             return False
         close = 1e-4 if problem.dtype == torch.float32 else 1e-8
         return torch.allclose(alone, together, rtol=close, atol=close * float(alone.abs().max() + 1e-30))
+
+
+def _stacked(found: Sequence[Any]) -> Any:
+    """Tensors, or tuples and dicts of them, one for each sample, with a first axis in place of the list."""
+    if isinstance(found[0], Tensor):
+        return torch.stack(list(found))
+    if isinstance(found[0], tuple):
+        return tuple(_stacked(parts) for parts in zip(*found, strict=True))
+    return {name: torch.stack([row[name] for row in found]) for name in found[0]}
 
 
 def worst_if_not_finite(values: Tensor, outputs: Tensor, worst: float) -> np.ndarray:

@@ -5,7 +5,8 @@ r"""The training error of a noisy network, and how far its noise is from a prior
 for Gaussian noise on *every* coordinate that training changed: weights, biases, norm layers, running statistics
 (:mod:`genbound.posterior.groups`). Prior and noise of every tensor come from its Gauss-Newton curvature and from how
 far it moved (:mod:`genbound.posterior.gaussian`); τ, which weighs the divergence against the rise of the loss, is
-tried on a pilot. All of that is free: the posterior may depend on the training sample in any way.
+tried on a pilot. All of that is free: the posterior may depend on the training sample in any way. Noise on a large
+weight is drawn as what it does to each sample (:mod:`genbound.posterior.acting_noise`).
 
 What the certificate rests on is the final Monte Carlo alone: fresh draws, every sample the same number of times, an
 independent draw for every trial, none weighted and none left out. How many is decided before. Where a linear head with
@@ -47,6 +48,7 @@ from genbound.quantities.base import Context, Measured, Part, data_shards, stack
 # The failure probability that the number of passes is planned with; the bound is told its own.
 PLANNED_BOUND, PLANNED_MONTE_CARLO = 0.045, 0.005
 MOST_BYTES = 1 << 28  # of the tensors of one batch of draws
+MANY, FEW_SAMPLES = 100_000, 1024  # coordinates above which the curvature is that of fewer samples
 
 
 def applies_to(problem: Problem) -> str | None:
@@ -66,8 +68,8 @@ def measure(problem: Problem, context: Context) -> Measured:
     gibbs = _Gibbs(problem, context)
     if problem.loss.error is None and not math.isfinite(problem.loss.range):
         return Measured({"error": None, "loss": None, "reason": "the loss has neither a 0-1 error nor a range"})
-    normals = sum(group.size for group in gibbs.groups) * gibbs.num
-    if gibbs.head is None and normals > context.options.most_normals:
+    normals = 0 if gibbs.head is not None else gibbs.network.numbers * gibbs.num
+    if normals > context.options.most_normals:
         return Measured(
             {
                 "error": None, "loss": None,
@@ -94,8 +96,17 @@ class _Gibbs:
 
     @cached_property
     def network(self) -> MovedNetwork:
-        """As a function of the groups."""
-        return MovedNetwork(self.problem, self.groups)
+        """As a function of the groups; noise on those without a whole covariance acts on results where it can."""
+        large = [group.name for group in self.groups if group.name not in self._full and self.head is None]
+        return MovedNetwork(self.problem, self.groups, large)
+
+    @cached_property
+    def _full(self) -> frozenset[str]:
+        """Groups whose noise has a covariance of its own between all coordinates."""
+        options = self.context.options
+        if options.covariance != "full":
+            return frozenset()
+        return frozenset(group.name for group in self.groups if group.size <= options.most_full)
 
     def summary(self) -> dict:
         """What is stored: the trials, the divergence, and what they belong to."""
@@ -129,7 +140,7 @@ class _Gibbs:
                     "prior": posterior.widths[group.name].prior,
                     "deviation": posterior.deviation(group),
                     "kl": posterior.widths[group.name].kl,
-                    "full": group.name in posterior.axes,
+                    "full": group.name in self._full,
                 }
                 for group in self.groups
             },
@@ -139,25 +150,29 @@ class _Gibbs:
 
     def _best(self) -> tuple[float, Posterior, float]:
         """``(tau, posterior, its error in the pilot)`` of the least certificate that the pilot promises."""
-        curvatures, found = self._curvature(), []
-        for tau in self.context.options.taus:
+        curvatures = self._curvature()
+        found: list[tuple[float, float, Posterior, float]] = []
+        # The shortest divergence first: a longer one that promises nothing even without errors need not be tried.
+        for tau in sorted(self.context.options.taus, reverse=True):
             scale = self.num / tau
             widths = {
                 group.name: best_width(group.square, curvatures[group.name].spectrum, scale) for group in self.groups
             }
-            posterior = Posterior.of(self.groups, curvatures, widths)
+            posterior = Posterior.of(self.groups, curvatures, widths, self.network.acting)
+            if found and self._promised(posterior, 0.0) >= min(found, key=lambda entry: entry[0])[0]:
+                continue
             pilot = self._pilot(posterior, tau)
             found.append((self._promised(posterior, pilot), tau, posterior, pilot))
         _, tau, posterior, pilot = min(found, key=lambda entry: entry[:2])
         return tau, posterior, pilot
 
     def _curvature(self) -> dict[str, Curvature]:
-        options = self.context.options
-        full = [g.name for g in self.groups if options.covariance == "full" and g.size <= options.most_full]
+        most = self.context.options.num_curvature
+        if sum(group.size for group in self.groups) > MANY:
+            most = min(most, FEW_SAMPLES)
         order = _shuffled(self.indices, stream(self.context, "gibbs_error", "curvature"))
-        indices = order[: options.num_curvature if full else min(512, options.num_curvature)]
-        columns = stream(self.context, "gibbs_error", "columns")
-        return measure_curvature(self.problem, self.network, self.groups, indices, full, columns)
+        columns, by_row = stream(self.context, "gibbs_error", "columns"), self.context.options.covariance == "full"
+        return measure_curvature(self.problem, self.network, self.groups, order[:most], self._full, columns, by_row)
 
     def _pilot(self, posterior: Posterior, tau: float) -> float:
         """The error (or the loss over its range) on a few samples, one draw each."""
@@ -206,11 +221,11 @@ class _Gibbs:
 
     def _draw(self, posterior: Posterior, indices: Sequence[int], key: tuple[str | int, ...]) -> Iterator[Part]:
         """Error and loss of every sample at its own draw, batch by batch."""
-        loss, width = self.problem.loss, self._width(posterior)
+        loss, width = self.problem.loss, self._width()
         for batch in self.problem.data.batches(sorted(indices, key=self.problem.data.size), width):
             moved = self.problem.to_device(batch)
-            noisy = posterior.draw(self.context.seed, [("gibbs_error", *key, index) for index in batch.indices])
-            outputs = self.network.outputs(moved.inputs, noisy)
+            keys = [("gibbs_error", *key, index) for index in batch.indices]
+            outputs = self._noisy(posterior, moved, keys)
             found = {}
             if loss.error is not None:
                 found["error"] = worst_if_not_finite(loss.error(outputs, moved.targets), outputs, 1.0)
@@ -220,23 +235,29 @@ class _Gibbs:
                 )
             yield found
 
-    def _width(self, posterior: Posterior) -> int:
+    def _noisy(self, posterior: Posterior, batch: Batch, keys: Sequence[tuple[str | int, ...]]) -> Tensor:
+        """Scores of a batch on the device, each sample with the draw of its own key."""
+        seed = self.context.seed
+        noise = posterior.draw(seed, keys) | posterior.normals(seed, keys, self.network.actions(batch.inputs))
+        return self.network.outputs(batch.inputs, noise, posterior.roots)
+
+    def _width(self) -> int:
         if not self.network.vectorised:
             return 1
-        return max(1, min(self.problem.batch_size, MOST_BYTES // (8 * posterior.size)))
+        return max(1, min(self.problem.batch_size, MOST_BYTES // (8 * self.network.numbers)))
 
     def _disagreement(self, posterior: Posterior) -> dict[str, float]:
         """How often the noisy network disagrees with the fine-tuned one, a draw for each unlabelled input."""
         if why_no_disagreement(self.problem) is not None:
             return {}
         assert self.problem.unlabelled is not None
-        width = self.problem.batch_size if self.head is not None else self._width(posterior)
+        width = self.problem.batch_size if self.head is not None else self._width()
 
         def probability(batch: Batch) -> Tensor:
             if self.head is not None:
                 return self.head.error_probability(batch, posterior)
-            noisy = posterior.draw(self.context.seed, [("gibbs_error", "unlabelled", i) for i in batch.indices])
-            outputs = self.network.outputs(batch.inputs, noisy)
+            keys = [("gibbs_error", "unlabelled", i) for i in batch.indices]
+            outputs = self._noisy(posterior, batch, keys)
             return torch.as_tensor(worst_if_not_finite((outputs.argmax(-1) != batch.targets).double(), outputs, 1.0))
 
         shards = data_shards(len(self.problem.unlabelled))

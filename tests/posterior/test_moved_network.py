@@ -46,7 +46,7 @@ def test_derivatives_in_every_group(vectorised):
     network.vectorised = vectorised
     tuned = {g.name: g.tuned for g in groups}
     cotangents = torch.randn(4, 2, 3, dtype=torch.float64)
-    found = network.pulled_back(batch.inputs, tuned, cotangents)
+    found, _ = network.pulled_back(batch.inputs, tuned, cotangents)
     for i in range(4):
         outputs = lambda own, i=i: problem.forward({**problem.params, **own}, batch.inputs[i : i + 1])[0]  # noqa: E731
         for name, jacobian in jacrev(outputs)(tuned).items():

@@ -19,13 +19,16 @@ class GibbsErrorOptions:
 
     covariance: str = option(
         "full",
-        "of the noise: one variance a tensor, or the whole curvature of each tensor that is small enough",
+        "of the noise: one variance a tensor; or that of each tensor's curvature, of a large one on its input side",
         flag="--covariance",
         choices=COVARIANCES,
     )
-    most_full: int = option(2048, "coordinates of a tensor, above which its noise has one variance")
+    most_full: int = option(2048, "coordinates of a tensor, above which the noise on each output is alike")
     num_curvature: int = option(8192, "most samples that the curvature is measured on")
-    taus: tuple[float, ...] = option((0.3, 1.0, 3.0, 10.0), "weights of the divergence to try; more of it, more noise")
+    taus: tuple[float, ...] = option(
+        (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+        "weights of the divergence to try; more of it, more noise",
+    )
     num_pilot: int = option(512, "samples on which they are tried")
     cost: float = option(0.01, "what the Monte Carlo error may add to the certificate, if that takes no more passes")
     max_passes: int = option(20, "most draws a sample")
