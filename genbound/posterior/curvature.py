@@ -23,6 +23,7 @@ from torch import Tensor
 from genbound.data.samples import Batch
 from genbound.network.loss_functions import CROSS_ENTROPY, Loss
 from genbound.posterior.gaussian import Spectrum
+from genbound.posterior.moved_network import batches_of_one_size
 
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
@@ -162,7 +163,7 @@ def _rows(
     columns = min(problem.num_outputs, MOST_COLUMNS)
     size = columns * network.numbers
     width = max(1, min(problem.batch_size, MOST_NUMBERS // size)) if network.vectorised else 1
-    for batch in problem.data.batches(sorted(indices, key=problem.data.size), width):
+    for batch in batches_of_one_size(problem.data, indices, width):
         moved = problem.to_device(batch)
         yield network.pulled_back(moved.inputs, tuned, _cotangents(problem, loss, moved, stream))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genbound.data.samples import Batch
+from genbound.posterior.moved_network import batches_of_one_size
 
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
@@ -43,7 +44,7 @@ def disagreement(
     """
     samples, found = problem.unlabelled, []
     assert samples is not None
-    for batch in samples.batches(sorted(indices, key=samples.size), width):
+    for batch in batches_of_one_size(samples, indices, width):
         moved = problem.to_device(batch)
         with torch.no_grad():
             own = problem.forward(problem.params, moved.inputs).argmax(-1)

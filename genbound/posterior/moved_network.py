@@ -3,14 +3,15 @@
 Of some large weights a sample does not have its own copy, only what noise on them does to it
 (:mod:`genbound.posterior.acting_noise`).
 
-By default all samples of a batch go through one vectorised pass (``torch.func.vmap``). A network that cannot be
-vectorised, or gives other outputs so, is run sample by sample: slower, and the same.
+By default all samples of a batch, which are of one size, go through one vectorised pass (``torch.func.vmap``). A
+network that cannot be vectorised, or gives other outputs so, is run sample by sample: slower, and the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +25,12 @@ from genbound.data.sample_parts import map_tensors
 from genbound.posterior.acting_noise import ActingNoise, Action, NudgedResults, Roots, WeightCalls
 
 if TYPE_CHECKING:
-    from genbound.data.samples import Batch
+    from genbound.data.samples import Batch, Samples
     from genbound.network.problem import Problem
     from genbound.posterior.groups import Group
 
 Moved = Mapping[str, Tensor]
+TRIED = 256  # samples among which two of one size are looked for, to try them together
 
 
 class PlainBatchNorm(TorchFunctionMode):
@@ -91,11 +93,10 @@ class MovedNetwork:
         """How every acting group acts on a sample of a batch."""
         if not self.acting:
             return {}
-        shapes: list[tuple[int, ...]] = []
-        one = map_tensors(inputs, lambda t: (shapes.append(tuple(t.shape[1:])), t[:1])[1])
-        if tuple(shapes) not in self._known:
-            self._known[tuple(shapes)] = self._watched(self._weights, one)
-        return self._known[tuple(shapes)]
+        shapes = tuple(t.shape[1:] for t in _tensors(inputs))
+        if shapes not in self._known:
+            self._known[shapes] = self._watched(self._weights, map_tensors(inputs, lambda t: t[:1]))
+        return self._known[shapes]
 
     def outputs(self, inputs: Any, moved: Moved, roots: Roots | None = None) -> Tensor:
         """Scores ``[N, ...]`` of N samples.
@@ -164,7 +165,12 @@ class MovedNetwork:
 
     def _each(self, function: Callable[[Any, Any], Any], inputs: Any, other: Any) -> Any:
         if self.vectorised:
-            return vmap(function)(inputs, other)
+            with contextlib.suppress(Exception):  # samples that are asked otherwise than those it was tried with
+                return self._together(function, inputs, other)
+        return self._apart(function, inputs, other)
+
+    def _apart(self, function: Callable[[Any, Any], Any], inputs: Any, other: Any) -> Any:
+        """Sample by sample."""
         num = len(other) if isinstance(other, Tensor) else len(next(iter(other.values())))
         found = [
             function(
@@ -175,10 +181,22 @@ class MovedNetwork:
         ]
         return _stacked(found)
 
+    def _together(self, function: Callable[[Any, Any], Any], inputs: Any, other: Any) -> Any:
+        """In one vectorised pass.
+
+        A tensor that is the same for all samples belongs to none of them: models ask a mask whether it masks anything,
+        which has no vectorised form.
+        """
+        same = [bool((t == t[:1]).all()) for t in _tensors(inputs)]
+        dims, ones = iter(same), iter(same)
+        shared = map_tensors(inputs, lambda _: None if next(dims) else 0)
+        return vmap(function, in_dims=(shared, 0))(map_tensors(inputs, lambda t: t[0] if next(ones) else t), other)
+
     def _agrees(self, groups: Sequence[Group]) -> bool:
         """Whether a vectorised pass gives what samples alone give, tried with other weights for each of two."""
         problem = self._problem
-        batch: Batch = problem.batch(problem.shared_run(2))
+        tried = batches_of_one_size(problem.data, problem.indices[:TRIED], 2)
+        batch = problem.to_device(max(tried, key=len))
         stream = torch.Generator().manual_seed(0)
 
         def nearby(tensor: Tensor) -> Tensor:
@@ -191,15 +209,36 @@ class MovedNetwork:
             weight = problem.params[name]
             moved[name] = torch.randn(len(batch), act.positions, act.width, generator=stream).to(weight)
             roots[name] = 1e-3 * weight.abs().mean()
-        self.vectorised = False
-        alone = self.outputs(batch.inputs, moved, roots)
-        self.vectorised = True
-        try:
-            together = self.outputs(batch.inputs, moved, roots)
-        except Exception:  # an operation without a vectorised form raises whatever it does
-            return False
+
+        def one(sample: Any, own: Moved) -> Tensor:
+            return self._one(sample, own, ActingNoise(self._weights, own, roots))
+
+        with torch.no_grad():
+            alone = self._apart(one, batch.inputs, moved)
+            try:
+                together = self._together(one, batch.inputs, moved)
+            except Exception:  # an operation without a vectorised form raises whatever it does
+                return False
         close = 1e-4 if problem.dtype == torch.float32 else 1e-8
         return torch.allclose(alone, together, rtol=close, atol=close * float(alone.abs().max() + 1e-30))
+
+
+def batches_of_one_size(samples: Samples, indices: Iterable[int], width: int) -> Iterator[Batch]:
+    """Batches of samples that need no padding, which would give each of them a mask of its own.
+
+    Args:
+        samples: all of them.
+        indices: the places of those that are wanted.
+        width: most of them in a batch.
+    """
+    for _, run in groupby(sorted(indices, key=samples.size), key=samples.size):
+        yield from samples.batches(list(run), width)
+
+
+def _tensors(inputs: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(inputs, lambda t: (found.append(t), t)[1])
+    return found
 
 
 def _stacked(found: Sequence[Any]) -> Any:

@@ -41,7 +41,7 @@ from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.gaussian import LAMBDAS, best_width, log_union
 from genbound.posterior.groups import changed_groups, unseen, why_no_posterior
 from genbound.posterior.linear_head import LinearHead, find_linear_head
-from genbound.posterior.moved_network import MovedNetwork, worst_if_not_finite
+from genbound.posterior.moved_network import MovedNetwork, batches_of_one_size, worst_if_not_finite
 from genbound.posterior.noise import Posterior
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
 
@@ -222,7 +222,7 @@ class _Gibbs:
     def _draw(self, posterior: Posterior, indices: Sequence[int], key: tuple[str | int, ...]) -> Iterator[Part]:
         """Error and loss of every sample at its own draw, batch by batch."""
         loss, width = self.problem.loss, self._width()
-        for batch in self.problem.data.batches(sorted(indices, key=self.problem.data.size), width):
+        for batch in batches_of_one_size(self.problem.data, indices, width):
             moved = self.problem.to_device(batch)
             keys = [("gibbs_error", *key, index) for index in batch.indices]
             outputs = self._noisy(posterior, moved, keys)

@@ -100,3 +100,34 @@ def test_curvature_is_the_dense_gauss_newton_block():
         assert torch.allclose(rebuilt, block, rtol=1e-5, atol=1e-6 * float(block.norm()))
         trace = flat[group.name].spectrum.values @ flat[group.name].spectrum.counts
         assert trace == pytest.approx(float(block.trace()), rel=1e-10)
+
+
+class Masked(nn.Module):
+    """Asks its mask whether it masks anything, as models of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x, mask):
+        return self.linear(x if mask.all() else x * mask[..., None]).sum(1)
+
+
+def test_what_is_the_same_for_all_samples_belongs_to_none():
+    """A mask that masks nothing leaves the pass vectorised; with others the same samples run one by one."""
+    torch.manual_seed(0)
+    net = Masked()
+    init = {name: torch.zeros_like(p) for name, p in net.state_dict().items()}
+    x, mask = torch.randn(12, 3, 4, dtype=torch.float64), torch.ones(12, 3, dtype=torch.bool)
+    mask[8:, 2] = False
+    data = [({"x": x, "mask": mask}, torch.arange(12) % 2)]
+    problem = genbound.Problem(net, init, data, dtype=torch.float64)
+    groups = changed_groups(problem)
+    network = MovedNetwork(problem, groups)
+    assert network.vectorised
+    problem.model.double()
+    for places in (range(5), range(6, 11), range(8, 12)):
+        batch, weights = problem.to_device(problem.data.batch(places)), noisy(groups, len(places))
+        own = [{**problem.params, **{name: tensor[i] for name, tensor in weights.items()}} for i in range(len(places))]
+        rows = [functional_call(net, p, (x[[i]], mask[[i]]))[0] for p, i in zip(own, places, strict=True)]
+        assert torch.allclose(network.outputs(batch.inputs, weights), torch.stack(rows), rtol=1e-12)
