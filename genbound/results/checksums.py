@@ -15,9 +15,15 @@ from genbound.files import write_atomically
 NAME = "SHA256SUMS"
 
 
-def remove_checksums(folder: Path) -> None:
-    """Before files are written anew: a run that is killed meanwhile must leave none that are wrong."""
+def remove_checksums(folder: Path) -> set[str]:
+    """Before files are written anew: a run that is killed meanwhile must leave none that are wrong.
+
+    Returns:
+        What there were digests of.
+    """
+    names = set(_read(folder))
     (folder / NAME).unlink(missing_ok=True)
+    return names
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,41 @@ BESIDE = (
 ADAPTER = "adapter_config.json"
 
 
-def save_network(folder: Path, tensors: Mapping[str, np.ndarray], source: str | Path | None) -> None:
+def save_network(folder: Path, tensors: Mapping[str, np.ndarray], source: str | Path | None) -> list[str]:
     """Write ``model.safetensors``, and what describes the model where its checkpoint does.
 
     Args:
         folder: the checkpoint to be.
         tensors: the whole state of the network, by name ``[*shape]``.
         source: the checkpoint that was measured.
+
+    Returns:
+        The names of the files in the folder.
     """
     whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     write_atomically(folder / "model.safetensors", lambda path: save_file(whole, path, metadata={"format": "pt"}))
     described = None if source is None else Path(source)
     # The weights of an adapter are merged here: its own config would describe other ones.
     if described is None or not (described / "config.json").is_file() or (described / ADAPTER).is_file():
-        return
+        return ["model.safetensors"]
     write_json(folder / "config.json", _config(described / "config.json", whole))
-    for name in BESIDE:
-        if (described / name).is_file():
-            write_atomically(folder / name, partial(shutil.copyfile, described / name))
+    beside = [name for name in BESIDE if (described / name).is_file()]
+    for name in beside:
+        write_atomically(folder / name, partial(shutil.copyfile, described / name))
+    return ["model.safetensors", "config.json", *beside]
+
+
+def remove_networks(folder: Path, names: Iterable[str]) -> None:
+    """Remove networks of earlier results: what lies beside results must be what they are about.
+
+    Args:
+        folder: of the results.
+        names: files below it that genbound wrote then; those that are no part of a network are left.
+    """
+    for name in names:
+        parts = name.split("/")
+        if len(parts) == 2 and parts[0].isidentifier() and parts[1] in ("model.safetensors", "config.json", *BESIDE):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _config(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

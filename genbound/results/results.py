@@ -20,7 +20,7 @@ from genbound.quantities.base import later
 from genbound.quantities.catalogue import reading_of, with_present_names
 from genbound.results.cells import markdown_table, write_csv
 from genbound.results.checksums import remove_checksums, tell_if_changed, write_checksums
-from genbound.results.network_files import save_network
+from genbound.results.network_files import remove_networks, save_network
 from genbound.results.rows import Row, bound_row
 from genbound.results.sample_table import read_sample_table
 from genbound.results.schema import MEND, check_content, read_json, readable
@@ -113,7 +113,7 @@ class Results:
     def save(self, directory: str | Path) -> Path:
         """Write results.json, layers.csv, samples.parquet, table.md and networks that were made into a directory."""
         folder = self.path = Path(directory)
-        remove_checksums(folder)
+        earlier = remove_checksums(folder)
         write_json(folder / "results.json", to_plain(self.to_json()))
         write_atomically(folder / "layers.csv", lambda path: write_csv(self.layers(), path))
         write_atomically(folder / "table.md", lambda path: path.write_text(self.to_markdown() + "\n", encoding="utf-8"))
@@ -122,9 +122,14 @@ class Results:
             (folder / "samples.parquet").unlink(missing_ok=True)  # of an earlier run
         else:
             write_atomically(folder / "samples.parquet", lambda path: samples.to_parquet(path, index=False))
-        for name, tensors in self.networks.items():
-            save_network(folder / name, tensors, self.checkpoint.get("path"))
-        write_checksums(folder, ["results.json", "layers.csv", "table.md", *["samples.parquet"][: samples is not None]])
+        networks = [
+            f"{name}/{file}"
+            for name, tensors in self.networks.items()
+            for file in save_network(folder / name, tensors, self.checkpoint.get("path"))
+        ]
+        remove_networks(folder, earlier.difference(networks))
+        tables = ["results.json", "layers.csv", "table.md", *["samples.parquet"][: samples is not None]]
+        write_checksums(folder, [*tables, *networks])
         return folder
 
     # -- plots ------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The quantised network: its error is that of the checkpoint that is written, and its length is that of its parts."""
 
+import hashlib
 import json
 import math
 
@@ -44,6 +45,22 @@ def test_the_error_is_that_of_the_checkpoint_beside_the_results(tmp_path):
     assert {"1.running_mean", "1.running_var"} < set(summary["groups"])
     assert results.bounds["compression_certificate"].value < 0.5
     assert not any(torch.equal(problem.params[name], p) for name, p in problem.model.named_parameters() if p.dim() > 1)
+
+
+def test_the_checkpoint_has_its_digest_and_goes_when_the_results_are_of_something_else(tmp_path):
+    problem, _, _ = fitted()
+    results = genbound.evaluate(problem, ["compression_certificate"])
+    results.save(tmp_path)
+    written = tmp_path / NAME / "model.safetensors"
+    sums = dict(reversed(line.split("  ")) for line in (tmp_path / "SHA256SUMS").read_text().splitlines())
+    assert sums[f"{NAME}/model.safetensors"] == hashlib.sha256(written.read_bytes()).hexdigest()
+    own = tmp_path / "mine" / "notes.txt"
+    own.parent.mkdir()
+    own.write_text("kept")
+    with open(tmp_path / "SHA256SUMS", "a") as file:
+        file.write("0  mine/notes.txt\n")
+    genbound.evaluate(problem, ["displacement_norm"]).save(tmp_path)
+    assert not written.exists() and own.exists()
 
 
 def test_it_measures_the_same_again_from_what_is_stored(tmp_path):
