@@ -215,7 +215,7 @@ def _prior(spec: EvaluationSpec, samples: Samples) -> dict[str, Any]:
     if isinstance(seen, str | os.PathLike):
         seen = read_numbers(seen, samples)
     buffers = {} if pair.model is None else dict(pair.model.named_buffers())
-    return {"prior": {**pair.params, **buffers}, "prior_samples": seen}
+    return {"prior": {**pair.params, **buffers}, "prior_samples": seen, "prior_factors": pair.factors}
 
 
 def default_loss(model: Any, loss: Any = None) -> Any:

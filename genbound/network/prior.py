@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,8 @@ from genbound.errors import GenboundError
 if TYPE_CHECKING:
     from genbound.network.network import Network
 
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True)
 class Prior:
@@ -23,20 +25,26 @@ class Prior:
     Attributes:
         params, buffers: name -> value at the centre.
         samples: places in the data of the samples that it saw; ``None`` if nobody said which.
+        factors: weight -> the two factors of its displacement from the start ``[out, r]``, ``[r, in]``, of an adapter.
     """
 
     params: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     samples: frozenset[int] | None
+    factors: Factors = field(default_factory=dict)
 
     @classmethod
-    def of(cls, network: Network, tensors: Mapping[str, Tensor], samples: Iterable[int] | None) -> Prior:
+    def of(
+        cls, network: Network, tensors: Mapping[str, Tensor], samples: Iterable[int] | None,
+        factors: Factors | None = None,
+    ) -> Prior:  # fmt: skip
         """From a state of the same network.
 
         Args:
             network: whose weights it is a centre for.
             tensors: name -> parameter and buffer. A buffer that is not there has the value of the start.
             samples: places in the data.
+            factors: of an adapter.
 
         Raises:
             GenboundError: a weight is absent or does not fit, or a sample is not in the data.
@@ -53,12 +61,18 @@ class Prior:
             name: _fitting(name, b, tensors.get(name, network.init_buffers[name]))
             for name, b in network.buffers.items()
         }
-        return cls(params, buffers, known)
+        pairs = {
+            name: (left.detach().to(params[name], copy=True), right.detach().to(params[name], copy=True))
+            for name, (left, right) in (factors or {}).items()
+            if name in params
+        }
+        return cls(params, buffers, known, pairs)
 
     def digest(self) -> str:
         """SHA-256 of everything that a measurement depends on."""
         state = hashlib.sha256(repr(None if self.samples is None else sorted(self.samples)).encode())
-        for name, tensor in sorted({**self.params, **self.buffers}.items()):
+        factors = {f"{name} {side}": f for name, pair in self.factors.items() for side, f in enumerate(pair)}
+        for name, tensor in sorted({**self.params, **self.buffers, **factors}.items()):
             state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             state.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return state.hexdigest()

@@ -2,10 +2,16 @@
 
 A coordinate that moved and is in no group would be a choice that the training sample made and that nobody paid for. So
 a group is every parameter, of any shape, and every floating-point buffer that differs from its value at the start.
+
+What an adapter adds to a weight is known as a product of two factors, ``W = init + left right``. Then these are what is
+noisy: far fewer coordinates. The prior of each is centred at its value in the adapter that is the prior, and a factor
+that is still there is a constant. Without one nothing is known of their start, and both are centred at zero; of all
+factors with this product those that are balanced are taken then, which are nearest to it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +20,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
+
+
+SIDES = ("left", "right")
 
 
 @dataclass(frozen=True)
@@ -25,12 +34,16 @@ class Group:
         tuned: its fine-tuned value, ``[*shape]``.
         square: squared length of its displacement from the prior's centre, the value at the start.
         is_buffer: running statistics and the like.
+        weight: the parameter that it is a factor of, empty where it is none.
+        factors: of that parameter's displacement, ``left [out, r]`` and ``right [r, in]``, fine-tuned.
     """
 
     name: str
     tuned: Tensor
     square: float
     is_buffer: bool = False
+    weight: str = ""
+    factors: tuple[Tensor, Tensor] | None = None
 
     @property
     def size(self) -> int:
@@ -61,6 +74,33 @@ def changed_groups(problem: Problem) -> list[Group]:
                 square = float((tensor.double() - before.double()).square().sum())
                 found.append(Group(name, tensor, square, bool(is_buffer)))
     return found
+
+
+def factor_groups(problem: Problem, groups: Sequence[Group]) -> list[Group]:
+    """The same with those that an adapter moved as their two factors, where the prior has them too."""
+    known, found = problem.displacement.factors, []
+    before = None if problem.prior is None else problem.prior.factors
+    for group in groups:
+        if group.name not in known or before is not None and group.name not in before:
+            found.append(group)
+            continue
+        factors = known[group.name] if before is not None else _balanced(*known[group.name])
+        centres = [torch.zeros_like(f) for f in factors] if before is None else before[group.name]
+        for side, factor, start in zip(SIDES, factors, centres, strict=True):
+            if not torch.equal(factor, start):
+                square = float((factor.double() - start.double()).square().sum())
+                name = f"{group.name}.{side}"
+                found.append(Group(name, factor, square, weight=group.name, factors=(factors[0], factors[1])))
+    return found
+
+
+def _balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors ``[out, r]`` and ``[r, in]`` of the same product whose squared lengths add up to least."""
+    q, a = torch.linalg.qr(left.double())
+    p, b = torch.linalg.qr(right.double().T)
+    u, values, v = torch.linalg.svd(a @ b.T)
+    root = values.sqrt()
+    return (q @ u * root).to(left), ((p @ v.T * root).T).to(right)
 
 
 def why_no_posterior(problem: Problem) -> str | None:

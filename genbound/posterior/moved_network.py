@@ -70,7 +70,7 @@ class MovedNetwork:
     Attributes:
         vectorised: several samples share a pass.
         acting: groups for which it does -> how they act on the longest sample.
-        numbers: that move the longest sample, of all groups.
+        numbers: that move the longest sample, of all groups; products of factors are counted as well.
     """
 
     def __init__(self, problem: Problem, groups: Sequence[Group], may_act: Collection[str] = ()):
@@ -78,7 +78,9 @@ class MovedNetwork:
         self._buffers = {group.name for group in groups if group.is_buffer}
         self._known: dict[Hashable, dict[str, Action]] = {}
         actions: dict[str, Action] = {}
-        candidates = {g.name: problem.params[g.name] for g in groups if g.name in may_act and not g.is_buffer}
+        self._factors = {group.weight: group.factors for group in groups if group.factors is not None}
+        params = problem.params
+        candidates = {g.name: params[g.name] for g in groups if g.name in may_act and g.name in params}
         if candidates:
             longest = max(range(len(problem.data)), key=problem.data.size)
             inputs = problem.to_device(problem.data.batch([longest])).inputs
@@ -86,7 +88,7 @@ class MovedNetwork:
             actions = {name: act for name, act in actions.items() if 2 * act.size <= candidates[name].numel()}
         self.acting = actions
         self.numbers = sum(group.size for group in groups if group.name not in actions)
-        self.numbers += sum(act.size for act in actions.values())
+        self.numbers += sum(act.size for act in actions.values()) + sum(params[name].numel() for name in self._factors)
         self.vectorised = self._agrees(groups)
 
     def actions(self, inputs: Any) -> dict[str, Action]:
@@ -148,7 +150,10 @@ class MovedNetwork:
         """Scores of one sample, without the batch axis; the watch sees to the acting groups."""
         problem = self._problem
         own = {name: tensor for name, tensor in moved.items() if name not in self.acting}
-        params = {**problem.params, **{n: t for n, t in own.items() if n not in self._buffers}}
+        params = {**problem.params, **{n: t for n, t in own.items() if n in problem.params}}
+        for name, (left, right) in self._factors.items():
+            product = own.get(f"{name}.left", left) @ own.get(f"{name}.right", right)
+            params[name] = problem.init[name] + product
         buffers = {**problem.buffers, **{n: t for n, t in own.items() if n in self._buffers}}
         with PlainBatchNorm() if self._buffers else contextlib.nullcontext():
             with watch if self.acting else contextlib.nullcontext():

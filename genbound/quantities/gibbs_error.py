@@ -39,7 +39,7 @@ from genbound.network.problem import Problem
 from genbound.posterior.curvature import Curvature, measure_curvature
 from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.gaussian import LAMBDAS, best_width, log_union
-from genbound.posterior.groups import changed_groups, unseen, why_no_posterior
+from genbound.posterior.groups import changed_groups, factor_groups, unseen, why_no_posterior
 from genbound.posterior.linear_head import LinearHead, find_linear_head
 from genbound.posterior.moved_network import MovedNetwork, batches_of_one_size, worst_if_not_finite
 from genbound.posterior.noise import Posterior
@@ -88,7 +88,8 @@ class _Gibbs:
     context: Context
 
     def __post_init__(self) -> None:
-        self.groups, self.indices = changed_groups(self.problem), unseen(self.problem)
+        self.groups = factor_groups(self.problem, changed_groups(self.problem))
+        self.indices = unseen(self.problem)
         self.num = len(self.indices)
         self.head: LinearHead | None = find_linear_head(self.problem, self.groups)
         if self.problem.num_outputs != 2 or not self.problem.loss.classes:
