@@ -56,6 +56,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "download_all_examples": False,
     "show_memory": False,
+    "capture_repr": ("_repr_html_",),
     "abort_on_example_error": True,
     "plot_gallery": "True",
 }

@@ -7,9 +7,10 @@ line from the pretrained weights (0) to the fine-tuned ones (1) and beyond, one 
 that the curvature along the displacement predicts.
 """
 
+import matplotlib.pyplot as plt
 from demo_pair import load
 
 import genbound
 
 results = genbound.evaluate(load(), ["loss_path"], seed=0)
-results.plot("loss_path")
+results.plot("loss_path", ax=plt.subplots(layout="constrained")[1])

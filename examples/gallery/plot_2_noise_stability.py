@@ -6,12 +6,13 @@ Gaussian noise on the weights raises the loss; for small noise by half of sigma 
 The shaded part is where both agree within their errors: only there does the trace say what noise does.
 """
 
+import matplotlib.pyplot as plt
 from demo_pair import load
 
 import genbound
 
 results = genbound.evaluate(load(), ["noise_stability"], seed=0)
-results.plot("noise_stability")
+results.plot("noise_stability", ax=plt.subplots(layout="constrained")[1])
 
 # %%
 # The same as numbers: ``sem`` is the standard error over the draws.
