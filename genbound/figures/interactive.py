@@ -16,13 +16,14 @@ from genbound.figures.bounds import GAP, LABELS, VACUOUS, axis_of, bounds_of, ya
 from genbound.figures.broken_axis import NEAR, PowersOfTen
 from genbound.figures.interactive_landscape import loss_path_figure, loss_plane_figure
 from genbound.figures.interactive_spectrum import largest_eigenvalues_figure, spectrum_figure
-from genbound.figures.interactive_style import figure, shown, with_legend
+from genbound.figures.interactive_style import described, figure, shown, with_legend
 from genbound.figures.one_run import kinds_of, layer_shares
-from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, VERMILION
-from genbound.formatting import value_text, with_error
+from genbound.figures.style import BLUE, COLOURS, GREEN, GREY, ORANGE, VERMILION
+from genbound.formatting import digits, value_text, with_error
 from genbound.results.results import Results
 
 FEW = 30  # runs whose names stand beside their points
+DASHES = {GAP: "dash", VACUOUS: "dot"}
 SYMBOLS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "pentagon", "star")
 
 
@@ -41,11 +42,12 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
         return None
     fig = figure(190 + 34 * len(names), title_text=f"Bounds on the gap in the {unit}")
     axis = axis_of(runs, unit)
+    lines: dict[str, list[float]] = {}
     for index, ((name, run), title) in enumerate(zip(runs.items(), shown(runs), strict=True)):
         colour, found = COLOURS[index % len(COLOURS)], [b for b in names if b in rows[name]]
         fig.add_scatter(
             x=axis.to_axis([rows[name][b]["log10"] for b in found]).tolist(), y=shown(found), mode="markers",
-            name=title,
+            name=title, legendgroup=title,
             marker={"color": colour, "size": 10, "symbol": SYMBOLS[index % len(SYMBOLS)]},
             text=[
                 value_text(row) + (", below the gap" if row.get("below_gap") else "")
@@ -54,15 +56,36 @@ def bounds_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
             hovertemplate="%{y}: %{text}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
         for what, value in yardsticks(run, unit).items():
-            dash = {GAP: "dash", VACUOUS: "dot"}[what]
+            lines.setdefault(what, []).append(value)
             fig.add_scatter(
                 x=[float(axis.to_axis(math.log10(value)))] * 2, y=shown([names[0], names[-1]]), mode="lines",
-                name=f"{what}, {title}", line={"color": colour, "dash": dash, "width": 1.5},
+                name=f"{what}, {title}", legendgroup=title, showlegend=False,
+                line={"color": colour if len(runs) > 1 else GREY, "dash": DASHES[what], "width": 1.5},
                 hovertemplate=f"{what}: {value:.3g}<extra>{title}</extra>",
             )  # fmt: skip
+    for what in lines:  # each once: of which run a line is, its colour says
+        fig.add_scatter(x=[None], y=[None], mode="lines", name=what, line={"color": GREY, "dash": DASHES[what]})
     fig.update_yaxes(categoryorder="array", categoryarray=shown(names))
     _use_axis(fig, axis, f"bound on the gap ({LABELS.get(unit, unit)})")
-    return with_legend(fig)
+    caption = "Each mark is a row of the table, the smallest at the bottom" + (
+        f"; lines: {' and '.join(_ranged(what, values) for what, values in lines.items())}." if lines else "."
+    )
+    return described(with_legend(fig), caption, _ends(names, rows))
+
+
+def _ranged(what: str, values: Sequence[float]) -> str:
+    """A yardstick with its value, or with the least and the largest one of several runs."""
+    ends = list(dict.fromkeys(map(digits, (min(values), max(values)))))
+    return f"{what} ({' to '.join(ends)})"
+
+
+def _ends(names: Sequence[str], rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The smallest and the largest bound of a picture, in words."""
+    said = []
+    for word, name in (("smallest", names[0]), ("largest", names[-1])):
+        values = [value_text(found[name]) for found in rows.values() if name in found]
+        said.append(f"{word}: {name} with {', '.join(values[:3])}{' …' if len(values) > 3 else ''}")
+    return f"{len(names)} bounds; {'; '.join(said)}."
 
 
 def _use_axis(fig: Any, axis: PowersOfTen, title: str) -> None:
@@ -95,11 +118,12 @@ def spread_figure(runs: Mapping[str, Results], unit: str) -> Any | None:
     ends = np.array([np.quantile(found, [0, 0.25, 0.5, 0.75, 1]) for found in values.values()]).T
     ends = axis.to_axis(ends).round(5).tolist()
     places = ("lowerfence", "q1", "median", "q3", "upperfence")
-    fig.add_box(y=shown(values), **dict(zip(places, ends, strict=True)), orientation="h", name="", fillcolor="white",
-                line={"color": BLUE}, showlegend=False)  # fmt: skip
+    fig.add_box(y=shown(values), **dict(zip(places, ends, strict=True)), orientation="h", name="",
+                fillcolor="rgba(0,0,0,0)", line={"color": BLUE}, showlegend=False)  # fmt: skip
     fig.update_yaxes(categoryorder="array", categoryarray=shown(values))
-    _use_axis(fig, axis, f"bound on the gap ({LABELS.get(unit, unit)}): all runs, and the middle half of them")
-    return fig
+    _use_axis(fig, axis, f"bound on the gap ({LABELS.get(unit, unit)})")
+    caption = "Whiskers reach over all runs, a box over the middle half of them; the line in it is the median."
+    return described(fig, caption, _ends(names, rows))
 
 
 def noise_figure(results: Results) -> Any:
@@ -135,17 +159,28 @@ def noise_figure(results: Results) -> Any:
     positive = all(row["value"] > 0 and row["hessian_approximation"] > 0 for row in rows)
     fig.update_xaxes(type="log", title="noise standard deviation σ", tickvals=sigma, ticktext=[f"{s:g}" for s in sigma])
     fig.update_yaxes(type="log" if positive else "linear", title="rise of the loss", exponentformat="power")
-    return with_legend(fig)
+    caption = "Points: measured by noise on the weights. Line: what the Hessian's trace predicts. They agree where the "
+    caption += "loss is quadratic (shaded)."
+    said = [f"At σ = {row['sigma']:g}: {with_error(row['value'], row['sem'])}" for row in (rows[0], rows[-1])]
+    return described(with_legend(fig), caption, f"{'; '.join(said)}.")
 
 
-def layers_figure(results: Results) -> Any:
-    """Share of each layer in the Hessian distance bound in per cent, largest first, coloured by its kind."""
-    shares, kinds = layer_shares(results), kinds_of(results)
+def layers_figure(results: Results, most: int = 30) -> Any:
+    """Share of each layer in the Hessian distance bound in per cent, largest first, coloured by its kind.
+
+    Args:
+        results: a run that has ``max_quadratic_form``.
+        most: layers to show; what the others add is said below.
+    """
+    every, kinds = layer_shares(results), kinds_of(results)
+    shares = dict(list(every.items())[:most])
     fig = figure(170 + 20 * len(shares), title_text="Which layers the bound comes from")
-    for kind, colour in dict(kinds.values()).items():
+    for kind, colour in dict(kinds[name] for name in shares).items():
         names = [name for name in shares if kinds[name][0] == kind]
         fig.add_bar(x=[shares[n][1] for n in names], y=shown(names), orientation="h", name=shown([kind])[0],
-                    marker={"color": colour}, hovertemplate="%{y}: %{x:.3g} %<extra></extra>")  # fmt: skip
+                    marker={"color": colour}, hovertemplate="%{y}: %{x:.3g} %<extra></extra>", showlegend=True,
+                    text=[f"{digits(shares[n][1], 2)} %" for n in names], textposition="outside",
+                    cliponaxis=False)  # fmt: skip
     fig.update_yaxes(
         categoryorder="array",
         categoryarray=shown(shares)[::-1],
@@ -153,8 +188,13 @@ def layers_figure(results: Results) -> Any:
         ticktext=shown(name.removesuffix(".weight")[-28:] for name in shares),
         tickfont={"size": 10},
     )
-    fig.update_xaxes(title="share of Σ √max vᵀH⁺v (%)")
-    return with_legend(fig)
+    largest = max((share for _, share in shares.values()), default=1.0)
+    fig.update_xaxes(title="share of Σ √max vᵀH⁺v (%)", range=[0, 1.15 * largest])
+    left = [share for _, share in list(every.values())[most:]]
+    rest = f" {len(left)} of {len(every)} layers are left out, with {digits(sum(left))} %." if left else ""
+    caption = f"What each layer adds to the Hessian distance, in per cent of the sum, coloured by its kind.{rest}"
+    first = [f"{name}: {digits(share)} %" for name, (_, share) in list(shares.items())[:3]]
+    return described(with_legend(fig), caption, f"The largest of {len(every)}: {', '.join(first)}.")
 
 
 def samples_figure(results: Results) -> Any:
@@ -172,7 +212,10 @@ def samples_figure(results: Results) -> Any:
     fig.update_xaxes(type="log", title="samples, largest first", dtick=1)
     positive = (table["max_quadratic_form_upper"] > 0).all()
     fig.update_yaxes(type="log" if positive else "linear", title="Σ vᵀH⁺v", exponentformat="power")
-    return with_legend(fig)
+    caption = "Each sample's own vᵀH⁺v, added up over the layers; the bound takes the largest of each layer."
+    column = table["max_quadratic_form_upper"]
+    said = f"The largest of {len(column)} is sample {column.index[0]} with {digits(column.iloc[0])}; "
+    return described(with_legend(fig), caption, f"{said}the median is {digits(column.median())}.")
 
 
 # The plots that quantities name, as :data:`genbound.figures.one_run.PLOTS` has them.
@@ -210,7 +253,8 @@ def correlation_figure(table: pd.DataFrame, measures: Sequence[str], data: str) 
     fig.update_layout(updatemenus=[_menu(measures, columns)], showlegend=False)
     fig.update_xaxes(title=shown(measures)[0])
     fig.update_yaxes(title="generalization gap")
-    return fig
+    caption = "Each point is a run: a measure, chosen from the menu, against the gap. The table has the coefficients."
+    return described(fig, caption, f"{len(table)} runs, {len(measures)} measures.")
 
 
 def _menu(measures: Sequence[str], columns: Sequence[Sequence[float | None]]) -> dict[str, Any]:

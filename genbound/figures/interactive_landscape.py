@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from genbound.figures.interactive_style import figure, with_legend
+from genbound.figures.interactive_style import described, figure, with_legend
 from genbound.figures.landscape import parabola_at, path_columns, plane_values
 from genbound.figures.style import BLUE, ORANGE, VERMILION
 from genbound.results.results import Results
@@ -32,7 +32,11 @@ def loss_path_figure(results: Results) -> Any:
     room = 0.25 * (float(np.ptp(seen)) or 1e-12)
     fig.update_xaxes(title="place t on the line W⁰ + t v")
     fig.update_yaxes(title="loss", range=[float(seen.min()) - room, float(seen.max()) + room])
-    return with_legend(fig)
+    caption = (
+        "The loss on the straight line between the weights and beyond it, and the parabola that slope and curvature "
+    )
+    caption += "at the fine-tuned weights predict. Where they part, the Hessian says little."
+    return described(with_legend(fig), caption, f"Loss {ends[0]:.3g} at t = 0, {ends[1]:.3g} at t = 1.")
 
 
 def loss_plane_figure(results: Results) -> Any:
@@ -45,4 +49,9 @@ def loss_plane_figure(results: Results) -> Any:
                     marker={"color": VERMILION, "size": 10}, line={"color": "white"}, hoverinfo="skip")  # fmt: skip
     fig.update_xaxes(title="place t along the displacement")
     fig.update_yaxes(title="random direction")
-    return with_legend(fig)
+    values = plane_values(summary)
+    caption = (
+        "The loss on the plane of the displacement and a random direction, one unit of which is as long as each filter."
+    )
+    said = f"From {np.nanmin(values):.3g} to {np.nanmax(values):.3g} on the plane."
+    return described(with_legend(fig), caption, said)

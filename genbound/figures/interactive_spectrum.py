@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from genbound.estimators.curvature_kinds import CALLED
-from genbound.figures.interactive_style import figure, shown, with_legend
-from genbound.figures.spectrum import LOWEST, curve_of, largest_of_layers
+from genbound.figures.interactive_style import described, figure, shown, with_legend
+from genbound.figures.spectrum import LOWEST, MOST, curve_of, largest_of_layers
 from genbound.figures.style import BLUE, VERMILION
 from genbound.formatting import digits
 from genbound.results.results import Results
@@ -26,13 +26,16 @@ def spectrum_figure(results: Results) -> Any:
                         name=f"{name}: {digits(end['value'])}", hovertemplate="%{x:.6g}<extra></extra>")  # fmt: skip
     fig.update_xaxes(title="eigenvalue")
     fig.update_yaxes(type="log", title="share of the eigenvalues per unit", exponentformat="power")
-    return with_legend(fig)
+    caption = "How the eigenvalues of all layers are spread, with the smallest and the largest one."
+    said = f"From {digits(row['smallest']['value'])} to {digits(row['value'])}."
+    return described(with_legend(fig), caption, said)
 
 
 def largest_eigenvalues_figure(results: Results) -> Any:
     """The largest eigenvalue of each layer's own block, largest first, with its sides."""
     summary = results.quantities["hessian_spectrum"]
-    rows = largest_of_layers(summary)
+    every = largest_of_layers(summary)
+    rows = dict(list(every.items())[:MOST])
     names, values = shown(rows), [row["value"] for row in rows.values()]
     above = [max(row["upper"] - row["value"], 0.0) for row in rows.values()]
     called = CALLED[summary["curvature"]]
@@ -48,4 +51,7 @@ def largest_eigenvalues_figure(results: Results) -> Any:
         tickfont={"size": 10},
     )
     fig.update_xaxes(title="eigenvalue")
-    return fig
+    caption = "The largest eigenvalue of each layer's own block; the thin line reaches to its upper side."
+    caption += f" {len(every) - len(rows)} smaller ones are left out." if len(rows) < len(every) else ""
+    said = f"The largest of {len(every)}: {next(iter(rows))} with {digits(values[0])}." if rows else ""
+    return described(fig, caption, said)

@@ -40,3 +40,15 @@ def with_legend(fig: Any) -> Any:
     entries = sum(trace.showlegend is not False for trace in fig.data)
     fig.update_layout(height=fig.layout.height + 20 * entries, margin_b=fig.layout.margin.b + 20 * entries)
     return fig
+
+
+def described(fig: Any, caption: str, alt: str) -> Any:
+    """The figure with what the report writes beside it.
+
+    Args:
+        fig: a figure.
+        caption: how it is read.
+        alt: what it says, to those who do not see it.
+    """
+    fig.update_layout(meta={"caption": caption, "alt": alt})
+    return fig

@@ -1,6 +1,6 @@
 """One self-contained HTML page of stored runs.
 
-It has their bounds, plots, correlations, assumptions, configuration and provenance.
+It opens on the verdict; then come bounds, plots, correlations, assumptions, configuration and provenance.
 """
 
 from __future__ import annotations
@@ -18,19 +18,25 @@ from genbound.errors import GenboundError
 from genbound.figures.interactive import FIGURES, bounds_figure, correlation_figure, spread_figure
 from genbound.figures.interactive_style import figure
 from genbound.figures.one_run import plots_of
-from genbound.figures.report_page import figures, on_demand, page, table
+from genbound.figures.report_page import cards, figures, folded, on_demand, page, table
 from genbound.files import write_atomically
 from genbound.formatting import digits, with_error
 from genbound.quantities.catalogue import reading_of
 from genbound.results.comparison import Comparison, compare
 from genbound.results.correlation import CONTROLLED, FEWEST, correlate, points
 from genbound.results.gap import UNITS, measured_gap
+from genbound.results.glance import change, in_short
 from genbound.results.likeness import few
 from genbound.results.rank_statistics import STATISTICS
 from genbound.results.results import Results, read_samples
+from genbound.results.verdict import DRIVER, GAP, GUARANTEE, answers, leading, short_rows, verdict
 
 MANY = 24  # runs, from which on a page shows how they are spread
 FOLDED_BYTES = 2_000_000  # of what belongs to one run alone: a page of many runs stays below 5 MB
+UNFOLDED = 3  # runs that stand open
+UNFOLDED_LAYERS = 12  # rows of a table of layers that stands open
+WORSE, ASKED = "Did it get worse?", (GUARANTEE, GAP, DRIVER)
+ONE_RUN = "One run alone does not say. A report of the earlier run and this one, in this order, does."
 MOST_LINES = 400  # of what is said of measures: notes may hold numbers of their run
 
 
@@ -51,41 +57,78 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
     named = comparison.runs
     many = len(named) > MANY
     sections = [
+        ("answer", "The answer", _answer(named)),
         ("bounds", "Bounds", _bounds(comparison, many)),
-        ("runs", "Layers, noise and samples", (_folded if many else _runs)(named)),
-        ("assumptions", "Assumptions and notes", _assumptions(comparison)),
-        ("provenance", "Configuration and provenance", (_common if many else _provenance)(named)),
+        ("runs", "Layers and samples", (_folded if many else _runs)(named)),
+        ("assumptions", "Assumptions", _assumptions(comparison)),
+        ("provenance", "Configuration", (_common if many else _provenance)(named)),
     ]
     correlations = _correlations(named)
     if correlations:
-        sections.insert(1, ("correlations", "Correlation with the generalization gap", correlations))
+        sections.insert(2, ("correlations", "Correlation with the gap", correlations))
     title = f"genbound: {', '.join(list(named)[:3])}" + (f" and {len(named) - 3} more" if len(named) > 3 else "")
     versions = ", ".join(sorted({results.genbound for results in named.values()}))
-    text = page(title, sections, f"Measured with genbound {versions}.")
+    lede = next(iter(named.values())).headline()[:2] if len(named) == 1 else [f"{len(named)} runs, each measured once."]
+    text = page(title, lede, sections, f"Measured with genbound {versions}.")
     path = Path(out)
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
 
 
+def _answer(named: Mapping[str, Results]) -> str:
+    """The verdict of one run as cards, or that of each of several in a row; first, whether the last one is worse."""
+    (first, before), (last, after) = (list(named.items())[place] for place in (0, -1))
+    if len(named) == 1:
+        short = in_short(after)
+        said = [(question, short.get(question, ""), text) for question, text in answers(after).items()]
+        return cards([*said, (WORSE, "", ONE_RUN)])
+    found = cards([(f"{WORSE} {last} against {first}, the first given", *change(after, before))])
+    if len(named) > MANY:
+        return found
+    rows = []
+    for name, results in named.items():
+        short = in_short(results)
+        rows.append([name, leading(results) or "/", *(short.get(question, "/") for question in ASKED)])
+    head = ["run", "measure", "guarantee", "against the gap", "layer that carries most"]
+    return found + table(head, rows, "The verdict on each run")
+
+
 def _bounds(comparison: Comparison, many: bool) -> str:
     head, body = comparison.cells()
+    drawn = figures([(spread_figure if many else bounds_figure)(comparison.runs, unit) for unit in UNITS])
+    remarks = "".join(f'<p class="warning">{html.escape(remark)}</p>' for remark in comparison.remarks())
     if many:  # a row for each run: a table grows downwards
         head, body = (
             ["run", *(row[0] for row in body)],
             [[name, *(row[place] for row in body)] for place, name in enumerate(comparison.runs, start=2)],
         )
-    drawn = [(spread_figure if many else bounds_figure)(comparison.runs, unit) for unit in UNITS]
-    remarks = "".join(f'<p class="warning">{html.escape(remark)}</p>' for remark in comparison.remarks())
-    return remarks + table(head, body) + figures(drawn)
+        return remarks + table(head, body, "Bounds, one row a run") + drawn
+    kept = {name for results in comparison.runs.values() for name in short_rows(results)}
+    few_rows = [row for row in body if row[0] in kept or row[0].startswith("measured ")]
+    whole = table(head, body, "All bounds, with what they are held against")
+    if not kept or len(few_rows) == len(body):
+        return remarks + whole + drawn
+    short = table(head, few_rows, "The leading measure, certificates, the smallest competitor, and what was measured")
+    return remarks + short + folded(f"All {len(body)} rows", whole) + drawn
 
 
 def _runs(named: Mapping[str, Results]) -> str:
-    return "".join(_run(name, read_samples(results)) for name, results in named.items())
+    if len(named) == 1:
+        return "".join(_run(read_samples(results), name) for name, results in named.items())
+    parts = []
+    for name, results in named.items():
+        said = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(results))
+        parts.append(
+            folded(name, said + _run(read_samples(results), name), heading=True, unfolded=len(named) <= UNFOLDED)
+        )
+    return "".join(parts)
 
 
-def _run(name: str, results: Results) -> str:
-    drawn = [FIGURES[name](results) for name in plots_of(results)]
-    return f"<h3>{html.escape(name)}</h3>{figures(drawn)}{_layers(results)}"
+def _run(results: Results, name: str) -> str:
+    layers = _layers(results, name)
+    few_layers = len(results.layer_rows) <= UNFOLDED_LAYERS
+    drawn = figures(FIGURES[name](results) for name in plots_of(results))
+    return drawn + (layers if few_layers else folded(f"All {len(results.layer_rows)} layers", layers))
 
 
 def _folded(named: Mapping[str, Results]) -> str:
@@ -94,12 +137,12 @@ def _folded(named: Mapping[str, Results]) -> str:
     parts = []
     for name, results in named.items():
         own = [[key, text] for key, text in _entries(results).items() if key not in shared]
-        parts.append((name, _layers(results) + f'<div class="provenance">{table(["entry", "value"], own)}</div>'))
+        parts.append((name, _layers(results, name) + table(["entry", "value"], own, f"What {name} does not share")))
     text = "<p>Plots of a run, and its samples: <code>genbound report</code> of this run alone.</p>"
     return text + on_demand(parts, FOLDED_BYTES)
 
 
-def _layers(results: Results) -> str:
+def _layers(results: Results, name: str) -> str:
     """One row a layer: what a reader asks of a layer first; layers.csv has everything."""
     chosen = [name for name in results.quantities if reading_of(name).by_layer]
     rows = []
@@ -114,7 +157,7 @@ def _layers(results: Results) -> str:
             row = results.quantities[quantity]["layers"].get(layer["name"])
             cells.append("/" if row is None or row["value"] is None else with_error(row["value"], row.get("sem", 0.0)))
         rows.append(cells)
-    return table(["layer", "kind", "shape", "PSD", *chosen], rows)
+    return table(["layer", "kind", "shape", "PSD", *chosen], rows, f"Layers of {name}, with standard errors")
 
 
 def _correlations(named: Mapping[str, Results]) -> str:
@@ -145,7 +188,7 @@ def _coefficients(group: pd.DataFrame) -> str:
             interval = f"[{row[f'{title}_lower']:.2f}, {row[f'{title}_upper']:.2f}]"
             cells += [f"{row[title]:.2f} {interval}", digits(row[f"{title}_p"], 2)]
         rows.append(cells + ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in controlled])
-    return table([*head, *(column.replace("_", " ") for column in controlled)], rows)
+    return table([*head, *(column.replace("_", " ") for column in controlled)], rows, "Rank correlations with the gap")
 
 
 def _assumptions(comparison: Comparison) -> str:
@@ -163,7 +206,7 @@ def _assumptions(comparison: Comparison) -> str:
             lines.setdefault((quantity, "quantity", "", "", note), []).append(name)
     alone = len(comparison.runs) == 1
     rows = [
-        ["all" if len(names) == len(comparison.runs) and not alone else few(names), *line]
+        [line[0], "all" if len(names) == len(comparison.runs) and not alone else few(names), *line[1:]]
         for line, names in list(lines.items())[:MOST_LINES]
     ]
     left = len(lines) - len(rows)
@@ -176,14 +219,16 @@ def _assumptions(comparison: Comparison) -> str:
         "what the best constant prediction reaches. Bounds of different units (loss, error, distance) "
         "are not to be ranked against each other.</p>"
     )
-    return text + table(["run", "measure", "kind", "of", "reference", "note"], rows) + more
+    head = ["measure", "run", "kind", "of", "reference", "note"]
+    return text + folded(f"{len(rows)} lines", table(head, rows, "What is said of each measure")) + more
 
 
 def _provenance(named: Mapping[str, Results]) -> str:
+    """Folded up: of interest where two runs disagree, and long."""
     parts = []
     for name, results in named.items():
         rows = [[key, text] for key, text in _entries(results).items()]
-        parts.append(f'<h3>{html.escape(name)}</h3><div class="provenance">{table(["entry", "value"], rows)}</div>')
+        parts.append(folded(name, table(["entry", "value"], rows, f"Configuration and provenance of {name}")))
     return "".join(parts)
 
 
@@ -191,7 +236,7 @@ def _common(named: Mapping[str, Results]) -> str:
     """What all of many runs have in common; the rest stands with each run."""
     rows = [[key, text] for key, text in _shared(named).items()]
     text = "<p>The same in all runs; what differs stands with each of them.</p>"
-    return f'{text}<div class="provenance">{table(["entry", "value"], rows)}</div>'
+    return text + table(["entry", "value"], rows, "The same in all runs")
 
 
 def _shared(named: Mapping[str, Results]) -> dict[str, str]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # The project's own rows, the one that says most first.
 OURS = ("noisy_label_distance", "hessian_distance", "trace_distance", "zhang2024")
+GUARANTEE, GAP, DRIVER = "Is it a guarantee?", "How does it stand to the gap?", "Which layer drives it?"
+RESTS, SHARPER = "What does it rest on?", "What would sharpen it?"
 LONGEST = 90  # characters of a sample that are shown
 
 
@@ -27,13 +29,18 @@ def verdict(results: Results) -> list[str]:
         Whether there is a guarantee; how the leading measure stands to the measured gap; the layer and the sample that
         carry most of it; what it rests on; what would sharpen it.
     """
+    return list(answers(results).values())
+
+
+def answers(results: Results) -> dict[str, str]:
+    """The verdict by the questions that it answers; a question without an answer is left out."""
     if not results.bounds:
-        return []
+        return {}
     name = leading(results)
-    said = [_guarantee(results)]
+    said = {GUARANTEE: _guarantee(results)}
     if name is not None:
-        said += [_against_gap(results, name), _driver(results), _rests_on(results, name)]
-    return [line for line in [*said, _sharper(results, name)] if line]
+        said |= {GAP: _against_gap(results, name), DRIVER: _driver(results), RESTS: _rests_on(results, name)}
+    return {question: line for question, line in {**said, SHARPER: _sharper(results, name)}.items() if line}
 
 
 def leading(results: Results) -> str | None:
@@ -66,9 +73,7 @@ def short_rows(results: Results) -> list[str]:
 
 
 def _guarantee(results: Results) -> str:
-    certified = {
-        n: row for n, row in results.bounds.items() if row["kind"] == "certificate" and row["value"] is not None
-    }
+    certified = _certified(results)
     if certified:
         best = min(certified, key=lambda name: certified[name]["value"])
         if certified[best]["vacuous"]:
@@ -80,6 +85,10 @@ def _guarantee(results: Results) -> str:
     if stated:
         return f"No certificate. Under the assumptions that their notes state, these are bounds: {', '.join(stated)}."
     return "No guarantee: none of the rows is a certificate, each is a measure or a norm."
+
+
+def _certified(results: Results) -> dict[str, Mapping[str, Any]]:
+    return {n: row for n, row in results.bounds.items() if row["kind"] == "certificate" and row["value"] is not None}
 
 
 def _how_surely(results: Results, num: int) -> str:
@@ -115,18 +124,27 @@ def _number(gap: float | None) -> str:
 
 
 def _driver(results: Results) -> str:
-    """The layer with the largest term of the Hessian distance, and its largest sample."""
-    rows = results.quantities.get("max_quadratic_form", {}).get("layers", {})
-    terms = {name: math.sqrt(max(row["upper"] or 0.0, 0.0)) for name, row in rows.items()}
-    total = sum(terms.values())
-    if not total > 0 or not math.isfinite(total):
+    found = driving_layer(results)
+    if found is None:
         return ""
-    layer = max(terms, key=lambda name: terms[name])
-    said = f"Layer {layer} carries {100 * terms[layer] / total:.0f} % of the Hessian distance ({len(terms)} layers)"
+    layer, share = found
+    rows = results.quantities["max_quadratic_form"]["layers"]
+    said = f"Layer {layer} carries {100 * share:.0f} % of the Hessian distance ({len(rows)} layers)"
     sample = rows[layer].get("sample")
     if sample is None:
         return said + "."
     return f"{said}; its largest sample is number {sample}{_shown(results, sample)}."
+
+
+def driving_layer(results: Results) -> tuple[str, float] | None:
+    """The layer with the largest term of the Hessian distance and its share, a fraction; ``None`` without terms."""
+    rows = results.quantities.get("max_quadratic_form", {}).get("layers", {})
+    terms = {name: math.sqrt(max(row["upper"] or 0.0, 0.0)) for name, row in rows.items()}
+    total = sum(terms.values())
+    if not total > 0 or not math.isfinite(total):
+        return None
+    layer = max(terms, key=lambda name: terms[name])
+    return layer, terms[layer] / total
 
 
 def _shown(results: Results, sample: int) -> str:

@@ -1,0 +1,49 @@
+"""The verdict in a few words: is it a guarantee, how does it stand to the gap, did it get worse?"""
+
+from handmade import bound, run
+
+from genbound.results.glance import change, in_short
+from genbound.results.verdict import DRIVER, GAP, GUARANTEE
+
+
+def other(**bounds):
+    """The run of another checkpoint."""
+    results = run({"hessian_distance": bound(0.5), "li2021": bound(700.0)} | bounds)
+    results.checkpoint["sha256"] = "d" * 64
+    return results
+
+
+BEFORE = run({"hessian_distance": bound(0.5), "li2021": bound(700.0)})
+
+
+def test_a_measure_is_no_guarantee():
+    assert in_short(BEFORE) == {GUARANTEE: "No", GAP: "2.5 × the measured gap", DRIVER: "a.weight (50 %)"}
+
+
+def test_a_certificate_is_rounded_up():
+    row = bound(0.12341, unit="error") | {"kind": "certificate"}
+    assert in_short(run({"c": row}))[GUARANTEE] == "Yes: error ≤ 0.124"
+    assert in_short(run({"c": row | {"vacuous": True}}))[GUARANTEE] == "None that says anything"
+
+
+def test_did_it_get_worse():
+    assert change(other(), BEFORE) == ("No", "The same within the errors: 2 bounds.")
+    short, said = change(other(hessian_distance=bound(0.6)), BEFORE)
+    assert short == "Yes" and said.startswith("Worse: hessian_distance (+20 %).") and said.endswith("errors: 1 bound.")
+    assert change(other(hessian_distance=bound(0.4)), BEFORE)[0] == "No, better"
+
+
+def test_what_cannot_be_told():
+    results = other()
+    results.config["num_samples"] = 128
+    assert change(results, BEFORE) == ("Not to be told", "They were measured differently: number of samples.")
+    results = other()
+    results.config["seed"] = 1
+    results.quantities["max_quadratic_form"]["convention"] = "theorem"
+    short, said = change(results, BEFORE)
+    assert short == "Not to be told" and said.startswith("hessian_distance: other samples were measured")
+
+
+def test_a_bound_that_is_gone_is_worse():
+    short, said = change(other(li2021=bound(None, note="no structure")), BEFORE)
+    assert short == "Yes" and said.startswith("Worse: li2021 (has no value any more: no structure)")
