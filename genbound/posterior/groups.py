@@ -36,6 +36,7 @@ class Group:
         is_buffer: running statistics and the like.
         weight: the parameter that it is a factor of, empty where it is none.
         factors: of that parameter's displacement, ``left [out, r]`` and ``right [r, in]``, fine-tuned.
+        start: of a factor, the prior's centre.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Group:
     is_buffer: bool = False
     weight: str = ""
     factors: tuple[Tensor, Tensor] | None = None
+    start: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -89,8 +91,8 @@ def factor_groups(problem: Problem, groups: Sequence[Group]) -> list[Group]:
         for side, factor, start in zip(SIDES, factors, centres, strict=True):
             if not torch.equal(factor, start):
                 square = float((factor.double() - start.double()).square().sum())
-                name = f"{group.name}.{side}"
-                found.append(Group(name, factor, square, weight=group.name, factors=(factors[0], factors[1])))
+                name, both = f"{group.name}.{side}", (factors[0], factors[1])
+                found.append(Group(name, factor, square, weight=group.name, factors=both, start=start))
     return found
 
 

@@ -33,7 +33,7 @@ from genbound.network.problem import Problem
 from genbound.posterior.coded_tensor import Coded, TensorCode
 from genbound.posterior.curvature import Curvature, measure_curvature
 from genbound.posterior.disagreement import disagreement, why_no_disagreement
-from genbound.posterior.groups import Group, centre, changed_groups, unseen, why_no_posterior
+from genbound.posterior.groups import SIDES, Group, centre, changed_groups, factor_groups, unseen, why_no_posterior
 from genbound.posterior.moved_network import MovedNetwork, worst_if_not_finite
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
 
@@ -93,6 +93,9 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.groups: Sequence[Group] = changed_groups(self.problem)
+        # Factors of a weight whose start is known; of others the product is rounded, which has pieces of low rank.
+        if self.problem.prior is not None and self.problem.prior.factors:
+            self.groups = factor_groups(self.problem, self.groups)
         self.indices = unseen(self.problem)
         self.num = len(self.indices)
         self._curvatures = self._curvature()
@@ -113,11 +116,17 @@ class _Search:
         return best
 
     def weights(self, choice: Mapping[str, Coded]) -> dict[str, Tensor]:
-        """The quantised tensors, by group, in the network's type."""
-        found = {}
+        """The quantised tensors, by parameter and buffer, in the network's type."""
+        found, problem = {}, self.problem
+        own = {group.name: _centre(problem, group).cpu() + self._codes[group.name].tensor(choice[group.name])
+               for group in self.groups}  # fmt: skip
         for group in self.groups:
-            moved = self._codes[group.name].tensor(choice[group.name])
-            found[group.name] = (centre(self.problem, group.name).double().cpu() + moved).to(group.tuned)
+            if group.factors is None:
+                found[group.name] = own[group.name].to(group.tuned)
+                continue
+            left, right = (own.get(f"{group.weight}.{side}", factor.double().cpu())
+                           for side, factor in zip(SIDES, group.factors, strict=True))  # fmt: skip
+            found[group.weight] = (problem.init[group.weight].double().cpu() + left @ right).to(group.tuned)
         return found
 
     def _choice(self, scale: float) -> dict[str, Coded]:
@@ -144,9 +153,11 @@ class _Search:
         order = self._shuffled("curvature")
         indices = order[: options.num_full if small else options.num_curvature]
         columns = stream(self.context, "quantized_error", "columns")
-        network = MovedNetwork(self.problem, self.groups)
-        full = [group.name for group in self.groups] if small else []
-        return measure_curvature(self.problem, network, self.groups, indices, full, columns)
+        names = [group.name for group in self.groups]
+        network = MovedNetwork(self.problem, self.groups, () if small else names)
+        return measure_curvature(
+            self.problem, network, self.groups, indices, names if small else (), columns, by_row=False
+        )
 
     def _pilot(self) -> list[int]:
         return self._shuffled("pilot")[: self.context.options.num_pilot]
@@ -158,7 +169,7 @@ class _Search:
     def _is_common(self, group: Group) -> bool:
         """Whether moving all entries of the first axis alike moves all class scores alike, tried on a few samples."""
         problem = self.problem
-        if not problem.loss.classes or group.is_buffer or group.tuned.dim() == 0:
+        if not problem.loss.classes or group.name not in problem.params or group.tuned.dim() == 0:
             return False
         if group.tuned.shape[0] != problem.num_classes:
             return False
@@ -178,8 +189,13 @@ def length(choice: Mapping[str, Coded]) -> float:
     return sum(coded.nats for coded in choice.values())
 
 
+def _centre(problem: Problem, group: Group) -> Tensor:
+    """Of the prior, in float64."""
+    return (centre(problem, group.name) if group.start is None else group.start).double()
+
+
 def _moved(problem: Problem, group: Group) -> Tensor:
-    return group.tuned.double() - centre(problem, group.name).double()
+    return group.tuned.double() - _centre(problem, group)
 
 
 def _errors(problem: Problem, weights: Mapping[str, Tensor], indices: Sequence[int]) -> Part:

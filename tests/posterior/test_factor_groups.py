@@ -27,8 +27,9 @@ def adapted(prior=None, num=40, seed=0, **arguments):
         net[2].weight += 0.3 * torch.randn(3, 8)
     if prior is not None:
         arguments |= {"prior": init, "prior_samples": []}
-    if prior == "start":
-        arguments["prior_factors"] = {NAME: (torch.zeros_like(left), right)}
+    if prior in ("start", "moved"):
+        began = right if prior == "start" else right + 0.1 * torch.randn(2, 6).double()
+        arguments["prior_factors"] = {NAME: (torch.zeros_like(left), began)}
     data = (torch.randn(num, 6, dtype=torch.float64), torch.randint(3, (num,)))
     return genbound.Problem(net, init, data, factors={NAME: (left, right)}, **arguments), left, right
 
@@ -93,6 +94,30 @@ def test_the_curvature_is_that_of_the_factor():
         dense += jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian / 10
     built = (found.axes * torch.as_tensor(found.spectrum.values)) @ found.axes.T
     assert torch.allclose(built, dense, atol=1e-5 * float(dense.abs().max()))
+
+
+@pytest.mark.parametrize("prior", ["start", "moved"])
+def test_the_quantised_network_is_made_of_quantised_factors(prior):
+    """Its weight is init + left right, with a right factor that is the prior's where that did not move."""
+    problem, left, right = adapted(prior, num=2000)
+    options = {"taus": (1e-4,)}
+    results = genbound.evaluate(problem, ["quantized_error"], options={"quantized_error": options})
+    found, made = results.quantities["quantized_error"], results.networks["quantized_error"]
+    names = {f"{NAME}.left", "2.weight"} | ({f"{NAME}.right"} if prior == "moved" else set())
+    assert set(found["groups"]) == names and found["num_prior"] == 0
+    moved = torch.as_tensor(made[NAME]) - problem.init[NAME]
+    assert torch.linalg.matrix_rank(moved) == 2 and 0 < float((moved - left @ right).norm()) < 0.2 * float(moved.norm())
+    if prior == "start":  # whole steps of the left factor, by the right one as it is
+        step = found["groups"][f"{NAME}.left"]["step"]
+        whole = moved @ torch.linalg.pinv(right) / step
+        assert found["groups"][f"{NAME}.left"]["form"] == "grid"
+        assert torch.allclose(whole, whole.round(), atol=1e-6) and whole.abs().max() > 0
+    own = {**problem.params, **{n: torch.as_tensor(t) for n, t in made.items()}}
+    wrong = (
+        problem.forward(own, problem.data.batch(range(2000)).inputs).argmax(1)
+        != problem.data.batch(range(2000)).targets
+    )
+    assert found["error"] == pytest.approx(float(wrong.double().mean()))
 
 
 def test_the_certificate_is_of_the_factors():
