@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -73,22 +74,30 @@ def evaluate(**given: Any) -> None:
 
     options, given["tags"] = quantity_options(click.get_current_context()), read_tags(given["tags"])
     select(given["measures"], options)  # a misspelt name fails before anything is loaded
-    with open_engine(given["engine"]) as (engine, launch):
-        given["device"] = given["device"] if launch is None else launch.device(given["device"])
+    with open_engine(given["engine"], given["workers"], given["device"]) as engine:
         with writing_to(given["out"], engine):  # and so does a directory that cannot be written
-            _evaluate(given, options, engine)
+            spec = engine.together(lambda: _spec(given))
+            engine.employ(partial(_follow, given, options, spec))
+            _evaluate(given, options, spec, engine)
 
 
-def _evaluate(given: dict[str, Any], options: dict[str, dict[str, Any]], engine: Engine) -> None:
+def _follow(given: dict[str, Any], options: dict[str, dict[str, Any]], spec: EvaluationSpec, engine: Engine) -> None:
+    """The same steps in a process that this one has started."""
+    from genbound.evaluation.run_directory import writing_to
+
+    with writing_to(given["out"], engine):
+        _evaluate(given, options, spec, engine)
+
+
+def _evaluate(given: dict[str, Any], options: dict[str, dict[str, Any]], spec: EvaluationSpec, engine: Engine) -> None:
     from genbound.checkpoints.architecture import load_pair
     from genbound.data.label_confusion import read_matrix
     from genbound.evaluation.loop import evaluate as run
 
     def load() -> tuple[Problem | WeightProblem, Any]:
-        spec = _spec(given)
         confusion = None if spec.confusion is None else read_matrix(spec.confusion)
         pair = load_pair(spec)
-        problem = _problem(pair, spec, given)
+        problem = _problem(pair, spec, given | {"device": engine.device(given["device"])})
         if engine.leads:
             _remark(f"architecture: {pair.rule}; {len(problem.layers)} layers", given)
         return problem, confusion

@@ -92,9 +92,11 @@ PRINTED = [
     option(
         "engine",
         str,
-        "What computes: local (this process), torchrun (all that torchrun, accelerate launch or srun has started).",
+        "What computes: local (this process), torchrun (all that torchrun, accelerate launch or srun has started), "
+        "ray or ray://ADDRESS.",
         default="auto",
     ),
+    option("workers", int, "Actors that Ray starts (default: one for each core or accelerator)."),
     click.option("--all", is_flag=True, help="Print all rows of the table and not its short form."),
     click.option("--json", is_flag=True, help="Print results.json and not the table."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on standard error, errors alone."),

@@ -68,10 +68,24 @@ class Engine(Protocol):
     Attributes:
         ranks: how many processes compute.
         leads: this is the process that decides, writes results and speaks; the others follow it.
+        stores: this process stores parts.
     """
 
     ranks: int
     leads: bool
+    stores: bool
+
+    def device(self, wanted: str) -> str:
+        """The device of this process; where several measure on accelerators (``cuda``) each has its own."""
+        ...
+
+    def employ(self, work: Callable[[Engine], None]) -> None:
+        """Let processes that are not started yet begin.
+
+        Args:
+            work: what each of them does with its engine: the same calls of it as this process makes.
+        """
+        ...
 
     def map(self, stage: Stage, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
         """The parts of all items, in their order, in every process.
@@ -90,6 +104,18 @@ class Engine(Protocol):
         """What every process finds for itself; what fails in one fails everywhere."""
         ...
 
+    def once(self, recall: Callable[[], T | None], work: Callable[[], T]) -> T:
+        """What the leading process recalls; where it recalls nothing, what all of them find together."""
+        ...
+
     def gather(self, fact: T) -> list[T]:
         """What each process says, in the order of their ranks, in every process."""
+        ...
+
+    def close(self) -> None:
+        """All is done."""
+        ...
+
+    def abandon(self) -> None:
+        """Something failed."""
         ...

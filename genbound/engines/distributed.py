@@ -17,7 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from genbound.engines.base import Stage, T, TimeBudgetSpent
+from genbound.engines.base import Engine, Stage, T, TimeBudgetSpent
 from genbound.engines.failures import is_shared, packed, share, unpacked
 from genbound.engines.heartbeat import Heartbeat
 from genbound.engines.launch import Launch
@@ -37,8 +37,11 @@ class Distributed:
         launch: how it was started.
     """
 
+    stores = True
+
     def __init__(self, launch: Launch):
         os.environ.update(launch.environment)
+        self._launch = launch
         self.rank, self.ranks, self.leads = launch.rank, launch.ranks, launch.rank == 0
         try:
             store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.ranks))
@@ -51,6 +54,13 @@ class Distributed:
         self._store, self._meetings, self._stages = dist.PrefixStore("genbound", store), 0, 0
         self._heartbeat = Heartbeat(self._store, self.rank, self.ranks)
         self._names = self.gather(f"rank {self.rank} on {socket.gethostname()}")
+
+    def device(self, wanted: str) -> str:
+        """The accelerator of this rank where any will do (``cuda``)."""
+        return self._launch.device(wanted)
+
+    def employ(self, work: Callable[[Engine], None]) -> None:
+        """All ranks are there already."""
 
     # -- the parts ------------------------------------------------------------------------------------------------
 
@@ -108,6 +118,11 @@ class Distributed:
             failure = error
         told = self._exchange(None if everywhere else found, "agreement", failure)
         return found if everywhere else told[0]  # type: ignore[return-value]
+
+    def once(self, recall: Callable[[], T | None], work: Callable[[], T]) -> T:
+        """What the first process recalls, else what all of them find."""
+        known = self.settle(recall)
+        return work() if known is None else known
 
     def gather(self, fact: T) -> list[T]:
         """What each process says."""

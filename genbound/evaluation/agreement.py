@@ -34,7 +34,8 @@ def agree_on(problem: BaseProblem, engine: Engine) -> None:
         return
     torch.set_num_threads(engine.settle(torch.get_num_threads))
     if isinstance(problem, Network):
-        problem.batch_size = min(engine.gather(problem.batch_size))
+        sizes = engine.gather(problem.batch_size)
+        problem.batch_size = engine.settle(lambda: min(sizes))
     facts, answers = engine.together(lambda: _facts(problem)), engine.together(problem.answers)
     everywhere = engine.gather((facts, answers))
     engine.together(lambda: _refuse_unlike(everywhere, problem.dtype))

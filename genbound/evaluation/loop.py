@@ -177,7 +177,7 @@ def _measure(
 ) -> Found:
     deadline = None if time_budget is None else time.monotonic() + time_budget
     # To hash all samples is the work of one; the others take its word.
-    known = {} if out is None else engine.settle(lambda: identities(problem, Path(out)))
+    known = engine.settle(lambda: {} if out is None else identities(problem, Path(out)))
     found = Found()
     for name, options in selection.options.items():
         reason = why_not(problem, name, found.measured)
@@ -191,7 +191,7 @@ def _measure(
             None if given is None else given.tolist(),
             [digest_of_measured(found.measured[required]) for required in quantity.requires if out is not None],
         )  # fmt: skip
-        store = open_store(out, name, *depends)
+        store = open_store(out if engine.stores else None, name, *depends)
         context = StoredContext(
             name, seed, options, found.measured, store, progress and engine.leads, deadline, given, engine=engine
         )

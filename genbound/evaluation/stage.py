@@ -113,10 +113,11 @@ def why_not(problem: BaseProblem, name: str, measured: Mapping[str, Measured]) -
 
 def measure_stages(problem: BaseProblem, context: StoredContext) -> tuple[Measured, float]:
     """What a quantity finds, and the seconds that took, those of earlier calls that did not finish it with them."""
+    return context.engine.once(context.store.measured, lambda: _measured(problem, context))
+
+
+def _measured(problem: BaseProblem, context: StoredContext) -> tuple[Measured, float]:
     engine = context.engine
-    stored = engine.settle(context.store.measured)
-    if stored is not None:
-        return stored
     context.earlier, context.begun = context.store.spent(), time.monotonic()
     with torch.random.fork_rng(devices=[]), refusals():
         # A context of its own for each attempt: what is finished comes from the store.

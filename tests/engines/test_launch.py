@@ -49,5 +49,8 @@ def test_an_engine_that_is_not_there_is_refused(monkeypatch):
     for name, words in (("dask", "use one of auto"), ("torchrun", "srun")):
         with pytest.raises(GenboundError, match=words), open_engine(name):
             pass
-    with open_engine() as (engine, launch):
-        assert engine.leads and engine.ranks == 1 and launch is None
+    with open_engine() as engine:
+        assert engine.leads and engine.ranks == 1 and engine.device("cuda") == "cuda"
+    for name, workers, words in (("auto", 2, "is for --engine ray"), ("ray", 0, "at least 1")):
+        with pytest.raises(GenboundError, match=words), open_engine(name, workers):
+            pass
