@@ -85,3 +85,14 @@ def at_place(value: float, width: float) -> str:
 def yes_no(value: bool | None) -> str:
     """``yes``, ``no``, or nothing where the question makes no sense."""
     return "" if value is None else "yes" if value else "no"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that a reader would use."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds <= 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from genbound.bounds import BOUNDS
+from genbound.formatting import duration as _duration
 from genbound.quantities import QUANTITIES
 
 if TYPE_CHECKING:
@@ -111,13 +112,3 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _shape(layer: Layer) -> str:
     return " x ".join(map(str, layer.shape))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds <= 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -16,6 +16,19 @@ DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show the
 
 
 @click.command()
+@click.argument("folder", metavar="DIR", type=click.Path())
+@DEBUG
+def status(folder: str) -> None:
+    """Show how far the run in DIR is: quantities, stages, parts done and left, failures, and what remains.
+
+    DIR is the --out of `genbound evaluate`, while it measures or after it has ended.
+    """
+    from genbound.results.progress import status as run
+
+    click.echo(run(folder))
+
+
+@click.command()
 @RUNS
 @click.option("--format", "form", type=click.Choice(["md", "csv", "latex", "html"]), default="md", show_default=True)
 @click.option("--allow-mixed", is_flag=True, help="Compare runs that were not measured alike.")
@@ -219,4 +232,4 @@ def _read_only(command: click.Command) -> click.Command:
     return command
 
 
-COMMANDS = tuple(map(_read_only, (compare, check, correlate, plot, report, export, log)))
+COMMANDS = tuple(map(_read_only, (status, compare, check, correlate, plot, report, export, log)))

@@ -15,7 +15,7 @@ from genbound.bounds import BOUNDS, Evidence
 from genbound.data.label_confusion import check_confusion
 from genbound.engines.base import Engine, TimeBudgetSpent
 from genbound.engines.in_process import InProcess
-from genbound.errors import GenboundError, did_you_mean
+from genbound.errors import GenboundError, did_you_mean, first_line
 from genbound.estimators import Estimate, Interval
 from genbound.estimators.measured import Measured
 from genbound.evaluation.agreement import agree_on
@@ -25,10 +25,12 @@ from genbound.evaluation.run_directory import writing_to
 from genbound.evaluation.sealed import digest_of_measured
 from genbound.evaluation.selection import Selection, select
 from genbound.evaluation.stage import StoredContext, measure_stages, open_store, why_not
+from genbound.evaluation.store import DiskStore
 from genbound.network.network import Network
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
 from genbound.quantities.catalogue import FORMER_NAMES
+from genbound.results.progress import Plan
 from genbound.results.results import Results, samples_frame, to_plain
 from genbound.version import __version__
 
@@ -178,11 +180,12 @@ def _measure(
     deadline = None if time_budget is None else time.monotonic() + time_budget
     # To hash all samples is the work of one; the others take its word.
     known = engine.settle(lambda: {} if out is None else identities(problem, Path(out)))
-    found = Found()
+    found, noted = Found(), Plan(out if engine.leads else None, _gradients(problem, selection))
     for name, options in selection.options.items():
         reason = why_not(problem, name, found.measured)
         if reason:
             found.notes[name] = reason
+            noted.note(name, reason=reason)
             continue
         quantity = QUANTITIES[name]
         given = confusion if quantity.reads_confusion else None
@@ -195,6 +198,8 @@ def _measure(
         context = StoredContext(
             name, seed, options, found.measured, store, progress and engine.leads, deadline, given, engine=engine
         )
+        if isinstance(store, DiskStore):
+            noted.note(name, folder=store.folder.name)
         begin = time.monotonic()
         try:
             found.measured[name], found.seconds[name] = measure_stages(problem, context)
@@ -203,7 +208,17 @@ def _measure(
             found.notes[name] = (
                 f"the time budget of {time_budget:g} s was spent; run again to continue from its finished parts"
             )
+        except Exception as error:
+            noted.fail(f"{name}: {first_line(error)}")
+            raise
     return found
+
+
+def _gradients(problem: BaseProblem, selection: Selection) -> dict[str, float]:
+    """Quantity -> its forecast cost in gradients; nothing where there is no network to take them of."""
+    if not isinstance(problem, Network):
+        return dict.fromkeys(selection.options, 0.0)
+    return {name: float(QUANTITIES[name].gradients(problem, given)) for name, given in selection.options.items()}
 
 
 def _cost(found: Found, seconds: float) -> dict[str, Any]:

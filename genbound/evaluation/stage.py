@@ -63,6 +63,8 @@ class StoredContext(Context):
         Raises:
             TimeBudgetSpent: the deadline is over and a part is missing.
         """
+        if self.engine.leads:
+            self.store.begin(stage, len(items))
         parts = self.engine.map(self._stage(stage, len(items)), items, function)
         if self.store.keeps:  # later stages are planned by these parts
             self._behind = digest_of(self._behind, stage, [digest_of_arrays(part) for part in parts])

@@ -24,9 +24,9 @@ from genbound.evaluation.sealed import (
     write_part,
 )
 from genbound.files import is_being_written, write_atomically, write_json
+from genbound.results.progress import SPENT, STAGES
 
 ARRAYS = ("samples", "data", "weights")  # of what was measured, each a file
-SPENT = "seconds"
 FINISHED = ("summary.json", *(f"{name}.npz" for name in ARRAYS))
 
 
@@ -49,6 +49,10 @@ class MemoryStore:
 
     def save_measured(self, measured: Measured, seconds: float) -> None:
         """Store what the quantity found."""
+        pass
+
+    def begin(self, stage: str, num: int) -> None:
+        """Note that a stage of so many parts has begun."""
         pass
 
     def spent(self) -> float:
@@ -99,6 +103,13 @@ class DiskStore(MemoryStore):
             tell(f"{error}: it is measured again")
             return None
         return Measured(content["summary"], *arrays), content["seconds"]
+
+    def begin(self, stage: str, num: int) -> None:
+        """Note that a stage of so many parts has begun, for ``genbound status``."""
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / STAGES, "a", encoding="utf-8") as file:
+                file.write(f"{num}\t{stage}\n")
 
     def spent(self) -> float:
         """Seconds that unfinished calls before this one took, up to their last part; 0 where nothing can be read."""
