@@ -80,6 +80,7 @@ def test_nothing_is_noted_without_a_directory(tmp_path, monkeypatch):
 def test_status_needs_no_torch_and_no_lock(tmp_path):
     with writing_to(tmp_path):
         Plan(tmp_path, {"losses": 1.0})
-        code = "import sys; from genbound.cli.main import main; main(['status', sys.argv[1]]); print('torch' in sys.modules)"
-        said = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+        code = "import sys; from genbound.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+        command = [sys.executable, "-c", code, "status", str(tmp_path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert said.stdout.endswith("False\n") and "A run is measuring" in said.stdout
