@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 import traceback
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from genbound.cli.click_options import with_options
 from genbound.cli.finetune import finetune
-from genbound.cli.options import PAIR_OPTIONS, PRINTED
+from genbound.cli.options import PAIR, PAIR_OPTIONS, PAIRS, PRINTED
 from genbound.cli.quantity_options import list_options, quantity_options
 from genbound.cli.tables import COMMANDS, read_tags
-from genbound.engines.failures import speaks
+from genbound.engines.failures import share, speaks
 from genbound.errors import GenboundError
 from genbound.version import __version__
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from genbound.network.problem import Problem
     from genbound.network.weights import WeightProblem
     from genbound.results.results import Results
+
+    Run = tuple[dict[str, Any], EvaluationSpec]  # what is given for a checkpoint, and what is said about it
 
 
 def _spec(given: dict[str, Any]) -> EvaluationSpec:
@@ -61,12 +65,12 @@ def cli() -> None:
 
 
 @cli.command()
-@with_options([*PAIR_OPTIONS, *PRINTED])
-def evaluate(**given: Any) -> None:
+@with_options([*PAIRS, *PAIR_OPTIONS, *PRINTED])
+def evaluate(paths: tuple[str, ...], **given: Any) -> None:
     """Measure CKPT against the weights INIT it was fine-tuned from, and compute bounds.
 
     Finished parts are kept in DIR as they come; the same command continues from them. Without --out the table is only
-    printed.
+    printed. Of several CKPT each has a directory of its own in DIR, and a table compares them.
     """
     from genbound.engines.open_engine import open_engine
     from genbound.evaluation.run_directory import writing_to
@@ -76,20 +80,60 @@ def evaluate(**given: Any) -> None:
     select(given["measures"], options)  # a misspelt name fails before anything is loaded
     with open_engine(given["engine"], given["workers"], given["device"]) as engine:
         with writing_to(given["out"], engine):  # and so does a directory that cannot be written
-            spec = engine.together(lambda: _spec(given))
-            engine.employ(partial(_follow, given, options, spec))
-            _evaluate(given, options, spec, engine)
+            runs = engine.together(lambda: [(run, _spec(run)) for run in _runs(paths, given)])
+            engine.employ(partial(_follow, given["out"], runs, options))
+            _evaluate_all(runs, options, engine)
 
 
-def _follow(given: dict[str, Any], options: dict[str, dict[str, Any]], spec: EvaluationSpec, engine: Engine) -> None:
+def _runs(paths: tuple[str, ...], given: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is given for each checkpoint; several have one start, and directories of their own."""
+    from genbound.files import file_name
+    from genbound.results.runs import told_apart
+
+    if len(paths) <= 2:
+        return [given | {"ckpt": paths[0], "init": paths[1] if len(paths) == 2 else None}]
+    *ckpts, init = paths
+    names = told_apart([Path(ckpt).resolve().parts for ckpt in ckpts])
+    out = given["out"]
+    return [
+        given | {"ckpt": ckpt, "init": init, "out": out and str(Path(out, *map(file_name, name.split("/"))))}
+        for ckpt, name in zip(ckpts, names, strict=True)
+    ]
+
+
+def _follow(out: str | None, runs: list[Run], options: dict[str, dict[str, Any]], engine: Engine) -> None:
     """The same steps in a process that this one has started."""
     from genbound.evaluation.run_directory import writing_to
 
-    with writing_to(given["out"], engine):
-        _evaluate(given, options, spec, engine)
+    with writing_to(out, engine):
+        _evaluate_all(runs, options, engine)
 
 
-def _evaluate(given: dict[str, Any], options: dict[str, dict[str, Any]], spec: EvaluationSpec, engine: Engine) -> None:
+def _evaluate_all(runs: list[Run], options: dict[str, dict[str, Any]], engine: Engine) -> None:
+    """Every run, one after the other; what one of several cannot do stops only that one."""
+    started, found, failed = time.monotonic(), [], []
+    for given, spec in runs:
+        budget = given["time_budget"]
+        left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
+        try:
+            found.append(_evaluate(given | {"time_budget": left if found or failed else budget}, options, spec, engine))
+        except GenboundError as error:
+            if len(runs) == 1:
+                raise
+            failed.append(f"{given['ckpt']} ({error})")
+    if len(found) > 1 and engine.leads and not runs[0][0]["json"]:
+        from genbound.results.comparison import compare
+
+        click.echo(f"\n{compare([results for results in found if results]).to('md')}")
+    if failed:
+        words = f"{len(failed)} of {len(runs)} checkpoints could not be measured: {'; '.join(failed)}"
+        raise share(GenboundError(words), engine.leads)
+
+
+def _evaluate(
+    given: dict[str, Any], options: dict[str, dict[str, Any]], spec: EvaluationSpec, engine: Engine
+) -> Results | None:
+    """One run; its results where this process leads."""
     from genbound.checkpoints.architecture import load_pair
     from genbound.data.label_confusion import read_matrix
     from genbound.evaluation.loop import evaluate as run
@@ -109,7 +153,7 @@ def _evaluate(given: dict[str, Any], options: dict[str, dict[str, Any]], spec: E
         config={"hyperparameters": given["tags"]} if given["tags"] else None, engine=engine,
     )  # fmt: skip
     if not engine.leads:
-        return
+        return None
     try:
         if given["out"] is not None:
             from genbound.figures.one_run import save_plots
@@ -119,6 +163,7 @@ def _evaluate(given: dict[str, Any], options: dict[str, dict[str, Any]], spec: E
             _remark(f"results in {given['out']}", given)
     finally:  # what was measured is shown even where it cannot be written
         _show(results, given)
+    return results
 
 
 def _show(results: Results, given: dict[str, Any]) -> None:
@@ -139,7 +184,7 @@ def _remark(text: str, given: dict[str, Any]) -> None:
 
 
 @cli.command()
-@with_options(PAIR_OPTIONS)
+@with_options([*PAIR, *PAIR_OPTIONS])
 def inspect(**given: Any) -> None:
     """Show what evaluate would measure, with the same arguments: architecture, layers, head, cost and memory."""
     from genbound.checkpoints.architecture import load_pair

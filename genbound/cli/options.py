@@ -36,10 +36,12 @@ def read_config(ctx: click.Context, param: Any, path: str | None) -> None:
     ctx.default_map = {**(ctx.default_map or {}), **entries}
 
 
+# One pair of checkpoints, and several with one start.
+PAIR = [click.argument("ckpt", type=click.Path()), click.argument("init", type=click.Path(), required=False)]
+PAIRS = [click.argument("paths", type=click.Path(), metavar="CKPT… [INIT]", nargs=-1, required=True)]
+
 # What evaluate and inspect have in common.
 PAIR_OPTIONS = [
-    click.argument("ckpt", type=click.Path()),
-    click.argument("init", type=click.Path(), required=False),
     option("model", str,
            "hf[:AutoModelFor…], timm:NAME, torchvision:NAME, FILE.py:factory or pkg.mod:factory.", metavar="SPEC"),
     option("data", str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from genbound.errors import GenboundError
@@ -17,12 +17,17 @@ def as_results(runs: Iterable[Results | str | Path]) -> dict[str, Results]:
     loaded = [run if isinstance(run, Results) else load_results(run, with_samples=False) for run in runs]
     if not loaded:
         raise GenboundError("no runs are given: name directories that `genbound evaluate --out` wrote")
-    paths = [_parts(results, index) for index, results in enumerate(loaded)]
+    return dict(zip(told_apart([_parts(run, i) for i, run in enumerate(loaded)]), loaded, strict=True))
+
+
+def told_apart(paths: Sequence[Sequence[str]]) -> list[str]:
+    """Names of paths, each given by its parts: as many of the last parts as tell them apart, else with a number."""
+    names: list[str] = []
     for depth in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-depth:]) for parts in paths]
         if len(set(names)) == len(names):
-            return dict(zip(names, loaded, strict=True))
-    return {f"{name} ({index + 1})": run for index, (name, run) in enumerate(zip(names, loaded, strict=True))}
+            return names
+    return [f"{name} ({index + 1})" for index, name in enumerate(names)]
 
 
 def _parts(results: Results, index: int) -> tuple[str, ...]:
