@@ -111,7 +111,9 @@ def _follow(out: str | None, runs: list[Run], options: dict[str, dict[str, Any]]
 
 def _evaluate_all(runs: list[Run], options: dict[str, dict[str, Any]], engine: Engine) -> None:
     """Every run, one after the other; what one of several cannot do stops only that one."""
-    started, found, failed = time.monotonic(), [], []
+    found: list[Results | None] = []
+    failed: list[str] = []
+    started = time.monotonic()
     for given, spec in runs:
         budget = given["time_budget"]
         left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
