@@ -21,7 +21,7 @@ from torch import nn
 import genbound
 from benchmarks.clock import gradient, seconds, typical
 from benchmarks.models import ROOT
-from genbound.quantities.max_quadratic_form import screen
+from genbound.quantities.quadratic_brackets import screen
 
 BASE = {"samples": 64, "classes": 4, "layers": 4, "length": 16}
 GRID = {

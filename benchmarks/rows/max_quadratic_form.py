@@ -15,7 +15,7 @@ from benchmarks.rows.row import ERROR, Row, ours_to_error, row
 def minilm_quadratic_form() -> Iterator[Row]:
     problem = models.minilm(128)
     unit, layers = typical(gradient(problem), 2), len(problem.layers)
-    from genbound.quantities.max_quadratic_form import screen
+    from genbound.quantities.quadratic_brackets import screen
 
     screened = sum(seconds(lambda s=shard: screen(problem, s)) for shard in problem.shards()) / unit / layers
     spent, ours = ours_to_error(problem, "max_quadratic_form")

@@ -115,6 +115,9 @@ def _hessian_distance(evidence: Evidence) -> BoundValue:
     loss, note = RangedLoss.plain(evidence), ""
     if quantity.get("convention") == "paper-code":
         loss, note = replace(loss, range=quantity.get("loss_range", loss.range)), quantity["note"]
+    if quantity.get("maximum") == "found":
+        note, exact = quantity["note"], all(row["exact"] for row in quantity["layers"].values())
+        return replace(from_maxima(evidence, loss, lower, upper, upper, note), at_least=not exact)
     return from_maxima(evidence, loss, lower, upper, upper, note)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
@@ -13,6 +13,7 @@ from genbound.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     from genbound.checkpoints.pair import Pair
+    from genbound.evaluation.selection import Selection
     from genbound.network.layers import Layer
     from genbound.network.problem import Problem
     from genbound.network.weights import WeightProblem
@@ -31,16 +32,14 @@ def catalogue(what: str | None = None) -> str:
     return tabulate(rows, ["name", "what it is", "needs", "reference"], tablefmt="plain")
 
 
-def describe(
-    pair: Pair, problem: Problem | WeightProblem, quantities: Sequence[str], options: Mapping[str, Mapping[str, Any]]
-) -> str:
+def describe(pair: Pair, problem: Problem | WeightProblem, selection: Selection, effort: str) -> str:
     """The report of ``genbound inspect``.
 
     Args:
         pair: the two checkpoints.
         problem: what would be measured.
-        quantities: names of those that would be measured.
-        options: quantity name -> its options.
+        selection: the quantities that were asked for, with their options.
+        effort: what those that nobody named may take.
     """
     from genbound.network.weights import WeightProblem
 
@@ -48,7 +47,7 @@ def describe(
         weights = _table(["layer", "shape"], [[layer.name, _shape(layer)] for layer in problem.layers])
         return "\n".join([*_of_pair(pair), "", f"{problem.reason}; of the weights alone:", "", weights])
     return "\n".join(
-        [*_of_pair(pair), *_of_data(problem), "", _layers(problem), "", *_cost(problem, quantities, options)]
+        [*_of_pair(pair), *_of_data(problem), "", _layers(problem), "", *_cost(problem, selection, effort)]
     )
 
 
@@ -89,21 +88,34 @@ def _layers(problem: Problem) -> str:
     return _table(["layer", "kind", "shape", "block is PSD", ""], rows)
 
 
-def _cost(problem: Problem, quantities: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The forecast of time and memory."""
-    from genbound.evaluation.forecast import forecast
+def _cost(problem: Problem, selection: Selection, effort: str) -> list[str]:
+    """The forecast of time and memory, of what is measured and of what is left out."""
+    from genbound.evaluation.effort import plan
+    from genbound.evaluation.forecast import forecast_of
 
-    cost = forecast(problem, quantities, options)
-    rows = [[name, f"{g:.1f}", _duration(g * cost.seconds_per_gradient)] for name, g in cost.gradients.items()]
-    rows.append(["all", f"{sum(cost.gradients.values()):.1f}", _duration(cost.seconds)])
+    planned = plan(problem, selection, effort)
+    cost = forecast_of(problem, planned)
+
+    def row(name: str, gradients: float, remark: str = "") -> list[str]:
+        return [name, f"{gradients:.1f}", _duration(gradients * cost.seconds_per_gradient), remark]
+
+    rows = [row(name, gradients) for name, gradients in cost.gradients.items()]
+    rows.append(row("all", sum(cost.gradients.values())))
+    rows += [row(name, planned.gradients[name], f"left out of --effort {effort}") for name in planned.left_out]
     return [
         f"A gradient over the measured samples takes {_duration(cost.seconds_per_gradient)}. Forecast, "
         "within a factor of about 3:",
         "",
-        _table(["quantity", "gradients", "time"], rows),
+        _table(["quantity", "gradients", "time", ""], rows),
+        *_sentences(planned.remarks),
         "",
         f"Peak memory of the tensors: about {cost.peak_bytes / 2**20:.0f} MiB at batch size {problem.batch_size}.",
     ]
+
+
+def _sentences(remarks: Iterable[str]) -> list[str]:
+    said = [f"{remark[0].upper()}{remark[1:]}." for remark in remarks]
+    return ["", *said] if said else []
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

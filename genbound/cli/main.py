@@ -152,6 +152,7 @@ def _evaluate(
     results = run(
         problem, given["measures"], given["seed"], options=options, out=given["out"],
         confusion=confusion, delta=given["delta"], progress=not given["quiet"], time_budget=given["time_budget"],
+        effort=given["effort"],
         config={"hyperparameters": given["tags"]} if given["tags"] else None, engine=engine,
     )  # fmt: skip
     if not engine.leads:
@@ -194,10 +195,10 @@ def inspect(**given: Any) -> None:
     from genbound.evaluation.selection import select
 
     options = quantity_options(click.get_current_context())
-    quantities = list(select(given["measures"], options).options)  # a misspelt name fails before anything is loaded
+    selection = select(given["measures"], options)  # a misspelt name fails before anything is loaded
     spec = _spec(given)
     pair = load_pair(spec)
-    click.echo(describe(pair, _problem(pair, spec, given), quantities, options))
+    click.echo(describe(pair, _problem(pair, spec, given), selection, given["effort"]))
 
 
 @cli.command("list")

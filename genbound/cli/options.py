@@ -51,6 +51,9 @@ PAIR_OPTIONS = [
     option("out", str, "Where results go; an earlier run there is continued.", metavar="DIR"),
     option("measures", Measures(),
            "Quantities and bounds, with wildcards (default: all but those on request; `default,NAME` adds one)."),
+    option("effort", click.Choice(["quick", "standard", "thorough"]),
+           "What quantities that are not named may take: half an epoch; 100 gradients over the measured samples and "
+           "two over all; whatever it takes.", default="standard"),
     option("samples", int, "Training samples to measure on.", default=256),
     option("num-data", int, "Size n of the training set, if the data are a part."),
     option("batch-size", int, "Most samples in a forward pass.", default=16),

@@ -7,7 +7,7 @@ unit is that of the loss by that of a weight squared.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from genbound.curvature.layer_block import LayerBlock
 from genbound.curvature.probes import probe_directions
 from genbound.curvature.sweep import Sweep
 from genbound.estimators.random import Row, row_signs
-from genbound.network.tape import Tape, basis
+from genbound.network.tape import Tape, basis, filled
 
 
 def gauss_newton_trace(tape: Tape) -> Tensor:
@@ -51,6 +51,35 @@ def sampled_gauss_newton_trace(tape: Tape, rows: Sequence[Row], seed: int) -> Te
         return _squared_norms(tape, factor.columns(signs))
     positive = _squared_norms(tape, factor.columns(signs * (factor.signs > 0)))
     return positive - _squared_norms(tape, factor.columns(signs * (factor.signs < 0)))
+
+
+def gauss_newton_forms(tape: Tape, vs: Mapping[str, Tensor], cotangents: Iterable[Tensor] | None = None) -> Tensor:
+    r"""Each layer's :math:`v^\top J_i^\top (\nabla_f^2 \ell) J_i v = \sum_c s_c \langle J_i^\top S_c, v\rangle^2`.
+
+    Args:
+        tape: of N samples.
+        vs: layer -> direction of its weight, ``[*shape]``; L of them.
+        cotangents: random combinations of the columns, ``[N, *output]`` each; the result is then their mean square,
+            unbiased where the loss is convex. ``None`` takes the columns themselves.
+
+    Returns:
+        ``[N, L]`` in float64, in the loss's unit.
+
+    Cost: one backward pass to the activations for each column (one fewer for cross-entropy) or combination, for all
+    layers together.
+    """
+    factor = tape.network.loss.output_factor(tape.outputs.detach(), tape.targets)
+    us = {name: [use.perturb(v) for use in tape.uses[name]] for name, v in vs.items()}
+    total = torch.zeros(len(tape), len(us), dtype=torch.float64, device=tape.outputs.device)
+    weights = list(basis(tape.outputs, factor.last_vanishes)) if cotangents is None else list(cotangents)
+    for weight in weights:
+        sign = 1.0
+        if factor.signs is not None and cotangents is None:
+            sign = (factor.signs * weight).flatten(1).sum(1, keepdim=True).double()
+        gradients = tape.backward(factor.columns(weight), list(us))
+        inner = [tape.inner(name, us[name], filled(gradients[name], us[name])) for name in us]
+        total += sign * torch.stack(inner, 1).square()
+    return total if cotangents is None else total / len(weights)
 
 
 def _squared_norms(tape: Tape, cotangent: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from genbound.evaluation.effort import Plan
 from genbound.evaluation.selection import get_options
 from genbound.network.memory import graph_bytes, weight_bytes
 from genbound.network.problem import Problem
@@ -43,6 +44,23 @@ def forecast(problem: Problem, names: Sequence[str], options: Mapping[str, Mappi
         names: quantities.
         options: quantity -> its options, where they are not the defaults.
     """
+    gradients = {name: QUANTITIES[name].gradients(problem, get_options(name, options.get(name, {}))) for name in names}
+    return _timed(problem, gradients)
+
+
+def forecast_of(problem: Problem, planned: Plan) -> Forecast:
+    """The cost of what is measured of a plan; quantities that do not apply cost nothing.
+
+    Args:
+        problem: what they would be measured on.
+        planned: what is measured.
+    """
+    kept = planned.selection.options
+    return _timed(problem, {name: cost for name, cost in planned.gradients.items() if name in kept})
+
+
+def _timed(problem: Problem, gradients: dict[str, float]) -> Forecast:
+    """A forecast with the time of a gradient on one batch, the faster of two."""
     run = next(problem.batches(range(problem.num_samples)))
     times = []
     for _ in range(2):
@@ -52,5 +70,4 @@ def forecast(problem: Problem, names: Sequence[str], options: Mapping[str, Mappi
         torch.autograd.grad(tape.losses.sum(), used)
         times.append(time.perf_counter() - begin)
     peak = weight_bytes(problem) + graph_bytes(problem, run, problem.samples_first)
-    gradients = {name: QUANTITIES[name].gradients(problem, get_options(name, options.get(name, {}))) for name in names}
     return Forecast(min(times) / len(run) * problem.num_samples, gradients, peak)

@@ -19,6 +19,7 @@ from genbound.errors import GenboundError, did_you_mean, first_line
 from genbound.estimators import Estimate, Interval
 from genbound.estimators.measured import Measured
 from genbound.evaluation.agreement import agree_on
+from genbound.evaluation.effort import plan
 from genbound.evaluation.provenance import config_entries, data_entry, file_entry, layer_rows, loss_range, peak_memory
 from genbound.evaluation.recognition import identities
 from genbound.evaluation.run_directory import writing_to
@@ -48,6 +49,7 @@ def evaluate(
     time_budget: float | None = None,
     config: Mapping[str, Any] | None = None,
     engine: Engine | None = None,
+    effort: str = "standard",
 ) -> Results:
     """Measure quantities and compute bounds.
 
@@ -63,6 +65,8 @@ def evaluate(
         time_budget: seconds after which no further part is started.
         config: more entries for the results' ``config``.
         engine: what computes the parts (:func:`genbound.engines.open_engine.open_engine`); ``None`` means this process.
+        effort: what quantities that nobody named may take (:mod:`genbound.evaluation.effort`): ``quick``, ``standard``
+            or ``thorough``.
 
     Returns:
         :class:`~genbound.results.results.Results`. Quantities that could not be measured are named in ``notes`` with
@@ -71,17 +75,22 @@ def evaluate(
     Raises:
         GenboundError: an argument is wrong; one line says which, and what would mend it.
     """
-    started, selection = time.monotonic(), select(measures, options or {})
+    started = time.monotonic()
+    planned = plan(problem, select(measures, options or {}), effort)
+    selection = planned.selection
     _check(delta, time_budget)
     confusion = None if confusion is None else check_confusion(confusion, problem.num_classes)
     engine = engine or InProcess()
     with writing_to(out, engine):
         agree_on(problem, engine)
         found = _measure(problem, selection, seed, out, progress, time_budget, confusion, engine)
+    found.notes = {**found.notes, **planned.left_out}
     evidence = _evidence(problem, found, confusion, delta)
     bounds = {name: BOUNDS[name].evaluate(evidence) for name in selection.bounds}
+    entries = config_entries(problem, selection, found.measured, seed, delta)
+    entries |= {"effort": effort, "remarks": [*entries["remarks"], *planned.remarks]}
     return Results(
-        config=config_entries(problem, selection, found.measured, seed, delta) | to_plain(dict(config or {})),
+        config=entries | to_plain(dict(config or {})),
         checkpoint=file_entry(problem, "checkpoint"),
         init=file_entry(problem, "init"),
         data=data_entry(problem, found.measured),

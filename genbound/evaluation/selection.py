@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,10 +22,14 @@ class Selection:
     Attributes:
         options: quantity -> its options, in the order in which they are measured.
         bounds: names of bounds.
+        asked: quantities that were named, or given an option, and all they build on; the others are there by default.
+        given: quantity -> the options that were given.
     """
 
     options: dict[str, Any]
     bounds: list[str]
+    asked: frozenset[str] = frozenset()
+    given: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def behind(self, name: str) -> dict[str, dict[str, Any]]:
         """The options of a quantity and of all it builds on, by name: what its value depends on."""
@@ -50,7 +54,24 @@ def select(measures: str | Iterable[str] | None, options: Mapping[str, Mapping[s
     names, bounds = resolve(measures)
     chosen = {name: get_options(name, options.get(name, {})) for name in (*names, *options)}
     _check_requested(names, options)
-    return Selection({name: chosen[name] for name in names}, bounds)
+    asked = _with_required([*_asked(measures), *(name for name in options if options[name])])
+    return Selection({name: chosen[name] for name in names}, bounds, frozenset(asked), options)
+
+
+def _asked(measures: Iterable[str] | None) -> list[str]:
+    """The quantities that the named measures are or read, but for those that ``default`` stands for."""
+    named = [name for item in ([] if measures is None else measures) if item != DEFAULT for name in _named(item)]
+    return [r for name in named for r in (BOUNDS[name].requires if name in BOUNDS else (name,))]
+
+
+def _with_required(names: Iterable[str]) -> set[str]:
+    """Quantities and all they build on."""
+    needed: set[str] = set()
+    more = set(names)
+    while more:
+        needed |= more
+        more = {r for name in needed for r in QUANTITIES[name].requires} - needed
+    return needed
 
 
 def _check_requested(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> None:
@@ -88,11 +109,7 @@ def resolve(measures: str | Iterable[str] | None) -> tuple[list[str], list[str]]
             known = [*QUANTITIES, *BOUNDS]
             hint = did_you_mean(name, [*known, DEFAULT])
             raise GenboundError(f"unknown measure {name!r}{hint}; `genbound list` shows all: {', '.join(known)}")
-    needed: set[str] = set()
-    more = {r for name in wanted for r in (BOUNDS[name].requires if name in BOUNDS else (name,))}
-    while more:
-        needed |= more
-        more = {r for name in needed for r in QUANTITIES[name].requires} - needed
+    needed = _with_required(r for name in wanted for r in (BOUNDS[name].requires if name in BOUNDS else (name,)))
     return [name for name in QUANTITIES if name in needed], [name for name in BOUNDS if name in wanted]
 
 

@@ -2,6 +2,7 @@ r"""The one object that everything measures: a network with its layers."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -158,6 +159,12 @@ class Problem(Network, BaseProblem):
         self._by_batch = {layer.name: layer.by_batch for layer in self.layers}
         self.displacement = Displacement.between(self.params, self.init, self.samples_first, factors)
         self.batch_size = largest_batch(self, self.samples_first, memory_budget)
+
+    def over_all(self) -> Problem:
+        """The same problem with all samples of the data measured: other positions, the same indices."""
+        whole = copy.copy(self)
+        whole.indices = sorted(range(len(self.data)), key=lambda i: (self.data.size(i), i))
+        return whole
 
     def shards(self) -> list[range]:
         """Runs of measured samples, as positions, whose statistics are stored together."""

@@ -158,8 +158,8 @@ class Tape:
         if outputs and edges:
             values = torch.autograd.grad(outputs, edges, directions, retain_graph=True, allow_unused=True)
         # A missing second derivative is an exact zero.
-        filled = [_zeros(edge) if value is None else value for value, edge in zip(values, edges, strict=True)]
-        return self._split(targets, filled)
+        found = [_zeros(edge) if value is None else value for value, edge in zip(values, edges, strict=True)]
+        return self._split(targets, found)
 
     def product(self, name: str, v: Tensor, part: str = "hessian") -> tuple[Tensor, Tensor]:
         """One layer's own block applied to ``v``.
@@ -232,7 +232,7 @@ class Tape:
         columns: dict[str, list[Tensor]] = {name: [] for name in us}
         for cotangent in basis(self.outputs):
             for name, gs in self.backward(cotangent, list(us)).items():
-                columns[name].append(self.inner(name, us[name], _filled(gs, us[name])))
+                columns[name].append(self.inner(name, us[name], filled(gs, us[name])))
         return {name: torch.stack(c, 1).view(self.outputs.shape) for name, c in columns.items()}
 
     def _by_layer(self, us: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
@@ -251,7 +251,8 @@ class Tape:
         return result
 
 
-def _filled(gs: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+def filled(gs: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients at the uses of a layer, zeros of the same shape where the output does not depend on one."""
     return [torch.zeros_like(u) if g is None else g for g, u in zip(gs, like, strict=True)]
 
 

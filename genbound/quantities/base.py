@@ -78,6 +78,8 @@ class Quantity:
         reads_test_data: ``options -> bool``, whether its value depends on the test data too.
         reads_confusion: it finds more where the confusion matrix of the labels is given.
         gradients: ``(problem, options) -> float``, forecast cost in gradients over the measured samples.
+        over_all: it looks at all samples of the data, and not at the measured ones.
+        lighter: values of options with which it takes less, the dearest first: what a default evaluation falls back on.
         on_request: it is measured where it is named, and not with everything.
         applies_to: ``problem -> None`` if it exists for the network, else a sentence that says why not.
         reference: where it comes from.
@@ -93,6 +95,8 @@ class Quantity:
     reads_test_data: Callable[[Any], bool] = lambda options: False
     reads_confusion: bool = False
     on_request: bool = False
+    over_all: bool = False
+    lighter: tuple[Mapping[str, Any], ...] = ()
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
     applies_to: Callable[[Any], str | None] = lambda problem: None
     reference: str = ""

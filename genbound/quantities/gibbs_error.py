@@ -60,7 +60,7 @@ def forecast(problem: Problem, options: Any) -> float:
     """In gradients over the measured samples."""
     whole = len(problem.data) / max(1, problem.num_samples)
     curvature = min(options.num_curvature, len(problem.data)) / len(problem.data)
-    return whole * (1 + 0.33 * min(problem.num_outputs, 32) * curvature)
+    return whole * (0.33 * min(3, options.max_passes) + 0.33 * min(problem.num_outputs, 32) * curvature)
 
 
 def measure(problem: Problem, context: Context) -> Measured:

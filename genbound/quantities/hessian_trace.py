@@ -47,7 +47,13 @@ from genbound.estimators.trace_plan import Plan, with_total
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, per_layer, stack
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
-from genbound.quantities.remainder_probes import PILOT, Probes, draw_remainder, plan_remainder, tapes_by_column
+from genbound.quantities.remainder_probes import (
+    Probes,
+    draw_remainder,
+    pilot_probes,
+    plan_remainder,
+    tapes_by_column,
+)
 
 NAME = "hessian_trace"
 SMALL_NETWORK = 2**16  # weights of a network that takes well below a millisecond for a product
@@ -182,11 +188,10 @@ def forecast(problem: Problem, options: HessianTraceOptions) -> float:
 
     A backward pass to the activations is about 0.4 of one, a probe of all layers 1.2. Reckoned are every sample's first
     probes, then ``max_probes`` more for the layers and as much again for the total. It is less where the errors are met
-    sooner, and more for a problem so small that it takes seconds (see ``SMALL`` of
-    :mod:`genbound.quantities.remainder_probes`).
+    sooner, and more for a problem so small that this takes seconds (``small_probes``).
     """
     outputs = problem.num_outputs if problem.num_outputs <= options.exact_outputs else options.num_factors
     curved = any(layer.curved_by for layer in problem.layers)
-    pilot = options.num_pilot * min(1.0, PILOT / problem.num_samples)
-    probes = _num_first(problem) + pilot + 2 * options.max_probes
+    probes = _num_first(problem) + 2 * options.max_probes
+    probes += pilot_probes(problem, options, probes)
     return 0.5 + 0.4 * outputs + (1.2 * probes if curved else 0.0)

@@ -224,9 +224,11 @@ def _part(found: TraceBracket, position: int, method: str, exact: bool) -> Part:
 def forecast(problem: Problem, options: MaxPositiveTraceOptions) -> float:
     """Gradients over the measured samples; a product on one sample is about a gradient of it.
 
-    Products go to the candidates' probes, the finalists' and those of the estimate. Layers whose blocks are taken whole
-    cost up to ``dense_products`` instead.
+    Products go to the candidates' probes, the finalists' and those of the estimate. A block that is small enough is
+    taken whole, a product for each of its dimensions.
     """
-    curved = sum(not layer.positive_semidefinite for layer in problem.layers)
+    num = problem.num_samples
     screening = SCREENING * (options.candidates + FRESH * options.finalists)
-    return curved * (screening + (1 + options.num_probes) * options.num_steps) / problem.num_samples
+    searched = (screening + (1 + options.num_probes) * options.num_steps) / num
+    curved = [layer.num_weights for layer in problem.layers if not layer.positive_semidefinite]
+    return sum(float(size) if num * size <= options.dense_products else searched for size in curved)

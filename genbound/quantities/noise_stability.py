@@ -360,9 +360,10 @@ def _std_over_shared_draws(rises: np.ndarray) -> np.ndarray:
 def forecast(problem: Problem, options: NoiseStabilityOptions) -> float:
     """Gradients over the measured samples; one is about three forward passes.
 
-    A few pairs a sample are common. The second-order term of one costs five passes.
+    A few pairs a sample are common, and 128 in all the least. The second-order term of one costs five passes.
     """
     num = problem.num_samples
     shared = options.num_shared * min(1.0, options.max_shared_samples / num)
     pilot = max(options.num_pilot * min(1.0, PILOT / num), 128 / num)
-    return (2 * len(options.sigmas) * (shared + pilot + min(4, options.max_perturbations)) + 5) / 3
+    pairs = max(min(4, options.max_perturbations), 128 / num)
+    return (2 * len(options.sigmas) * (shared + pilot + pairs) + 5) / 3

@@ -108,7 +108,7 @@ class Pilot:
     def __init__(self, problem: Problem, context: Context, probes: Probes, sizes: np.ndarray):
         self._problem, self._context, self._probes = problem, context, probes
         self._num = context.options.num_pilot
-        self.positions, hard = choose_pilot(sizes, min(PILOT, max(PILOT // 4, problem.num_samples // 4)))
+        self.positions, hard = choose_pilot(sizes, _pilot_samples(problem))
         self._hardest = sorted(hard[:HARDEST])
 
     def passes(self) -> float:
@@ -149,6 +149,17 @@ class Pilot:
         return stack(parts, "squares")
 
 
+def pilot_probes(problem: Problem, options: HessianTraceOptions, most: float) -> float:
+    """The pilot's probes a sample, on the average; there is none where ``most`` probes a sample are not worth it."""
+    share = min(1.0, _pilot_samples(problem) / problem.num_samples)
+    return options.num_pilot * share if most >= DEAR * options.num_pilot * share else 0.0
+
+
+def _pilot_samples(problem: Problem) -> int:
+    """How many samples the pilot looks at, if there are so many."""
+    return min(PILOT, max(PILOT // 4, problem.num_samples // 4))
+
+
 def plan_remainder(
     problem: Problem, context: Context, probes: Probes, known: Sampled, sizes: np.ndarray, first: np.ndarray
 ) -> Plan:
@@ -172,7 +183,7 @@ def plan_remainder(
     targets = _wanted_errors(options, known, first.mean(1), spread / num_first)
     variances = expect(sizes, spread)
     weights = sum(layer.num_weights for layer in problem.layers)
-    budget = max(options.max_probes, min(512, SMALL // (num * weights)))
+    budget = max(options.max_probes, min(options.small_probes, SMALL // (num * weights)))
     swept = can_sweep(problem)
     plan = plan_probes(variances, targets, num_first, budget, Sweeps(None, lambda: TYPICAL) if swept else None)
     pilot = Pilot(problem, context, probes, sizes)

@@ -54,6 +54,8 @@ QUANTITY = Quantity(
     "mean training error of the network with Gaussian noise on all that moved, and the noise's KL from the prior",
     later("genbound.quantities.gibbs_error:measure"),
     GibbsErrorOptions,
+    over_all=True,
+    lighter=({"num_curvature": 512}, {"num_curvature": 512, "max_passes": 2}, {"num_curvature": 128, "max_passes": 1}),
     gradients=later("genbound.quantities.gibbs_error:forecast"),
     applies_to=later("genbound.quantities.gibbs_error:applies_to"),
     reference="Langford & Caruana 2002; Perez-Ortiz et al. 2021",

@@ -24,9 +24,10 @@ class HessianTraceOptions:
     max_probes: int = option(
         8,
         "cap on the mean number of double backward probes per sample, or as much time in sweeps, for the layers and"
-        " again for the total; a small problem may take up to 512",
+        " again for the total; see small_probes for a small problem",
     )
     exact_outputs: int = option(64, "most output coordinates for which the Gauss-Newton part is computed exactly")
+    small_probes: int = option(512, "the same cap for a problem so small that this takes less than about half a minute")
     num_factors: int = option(16, "random combinations of output coordinates per sample, where there are more")
     exact_products: int = option(
         2**15,
@@ -35,7 +36,7 @@ class HessianTraceOptions:
     )
 
     def __post_init__(self) -> None:
-        check_options(self, layer_sem=0, total_sem=0, num_pilot=2, max_probes=1, num_factors=2)
+        check_options(self, layer_sem=0, total_sem=0, num_pilot=2, max_probes=1, small_probes=1, num_factors=2)
 
 
 def _describe(summary: Summary) -> list[str]:
@@ -51,6 +52,8 @@ QUANTITY = Quantity(
     "trace of each layer's Hessian block, exact Gauss-Newton part plus a probed remainder",
     later("genbound.quantities.hessian_trace:measure"),
     HessianTraceOptions,
+    lighter=tuple({"max_probes": most, "small_probes": most} for most in (4, 2, 1))
+    + ({"max_probes": 1, "small_probes": 1, "exact_outputs": 0, "num_factors": 8},),
     gradients=later("genbound.quantities.hessian_trace:forecast"),
     reference="Hutchinson 1990; Ju, Li & Zhang 2022",
     reading=Reading(describe=_describe, by_layer=True),

@@ -9,6 +9,7 @@ QUANTITY = Quantity(
     "largest root mean square of a coordinate of each layer's input in the pretrained network",
     later("genbound.quantities.init_activations:measure"),
     applies_to=later("genbound.quantities.init_activations:applies_to"),
+    over_all=True,
     gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
     reference="Gouk et al. 2021",
 )

@@ -10,6 +10,7 @@ QUANTITY = Quantity(
     "largest and mean norms of the inputs, and the largest norm of the output",
     later("genbound.quantities.input_norm:measure"),
     applies_to=later("genbound.quantities.input_norm:applies_to"),
+    over_all=True,
     gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
     reading=Reading(fixed=True),
 )

@@ -34,6 +34,7 @@ QUANTITY = Quantity(
     later("genbound.quantities.losses:measure"),
     reads_test_data=lambda options: True,
     reads_confusion=True,
+    over_all=True,
     gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
     reading=Reading(
         fixed=True,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from genbound.errors import GenboundError
 from genbound.quantities.base import Quantity, later
 from genbound.quantities.measure_options import check_options, option
-from genbound.quantities.summary import Reading
+from genbound.quantities.summary import Number, Reading, Summary, every_number
 
 CONVENTIONS = ("theorem", "paper-code")
+MAXIMA = ("certified", "found")
 SPLITS = ("auto", "train", "test")
 
 
@@ -21,6 +23,17 @@ class MaxQuadraticFormOptions:
     max_products: int = option(
         320, "Hessian products spent on one sample and layer before the interval is left as wide as it is"
     )
+    maximum: str = option(
+        "certified",
+        "certified: an interval that holds the maximum over the measured samples; found: the largest of those that look"
+        " most promising among all training samples",
+        flag="--maximum",
+        choices=MAXIMA,
+    )
+    num_promising: int = option(24, "found: most promising samples of each layer that get products of their own")
+    num_checked: int = option(32, "found: random ones of the others, which say how safe it was to pass them over")
+    layer_products: int = option(200, "found: products of a layer beyond the first one of each of these samples")
+    num_draws: int = option(4, "found: random combinations of outputs that stand for more than 64 of them")
     convention: str = option(
         "theorem",
         "of the theorem, or paper-code: what the published scripts compute",
@@ -40,11 +53,32 @@ class MaxQuadraticFormOptions:
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
             raise GenboundError(f"tolerance {self.tolerance:g} must lie between 0 and 1")
-        check_options(self, max_products=1, paper_batch_size=1)
+        check_options(self, max_products=1, paper_batch_size=1, num_promising=1, layer_products=1, num_draws=1)
+        if self.num_checked < 0:
+            raise GenboundError(f"num_checked {self.num_checked} is a number of samples: 0 or more")
+        if self.maximum not in MAXIMA:
+            raise GenboundError(f"maximum {self.maximum!r} is unknown: use {' or '.join(MAXIMA)}")
+        if self.maximum == "found" and self.convention == "paper-code":
+            raise GenboundError("maximum found is of the theorem's convention: paper-code takes the mean of batches")
         if self.convention not in CONVENTIONS:
             raise GenboundError(f"convention {self.convention!r} is unknown: use {' or '.join(CONVENTIONS)}")
         if self.paper_split not in SPLITS:
             raise GenboundError(f"paper_split {self.paper_split!r} is unknown: use {', '.join(SPLITS)}")
+
+
+HOW = ("quantiles", "exceed_at_most")
+
+
+def _observe(summary: Summary) -> Iterator[Number]:
+    """Intervals of the layers; another seed may find a larger sample where the maximum was searched for."""
+    for number in every_number(summary, Reading(how=HOW)):
+        yield replace(number, extreme=summary.get("maximum") == "found")
+
+
+def _describe(summary: Summary) -> list[str]:
+    if summary.get("maximum") != "found":
+        return []
+    return [f"v'H+v: {summary['note']}."]
 
 
 QUANTITY = Quantity(
@@ -53,7 +87,24 @@ QUANTITY = Quantity(
     later("genbound.quantities.max_quadratic_form:measure"),
     MaxQuadraticFormOptions,
     reads_test_data=lambda options: options.convention == "paper-code",
+    lighter=tuple(
+        {"maximum": "found", "num_promising": promising, "num_checked": checked, "layer_products": products}
+        for promising, checked, products in (
+            (24, 32, 200),
+            (24, 32, 100),
+            (12, 16, 50),
+            (6, 8, 16),
+            (3, 2, 6),
+            (2, 0, 2),
+        )
+    ),
     gradients=later("genbound.quantities.max_quadratic_form:forecast"),
     reference="Ju, Li & Zhang 2022",
-    reading=Reading(how=("quantiles",), plots=("layers", "samples"), by_layer=True),
+    reading=Reading(
+        observe=_observe,
+        describe=_describe,
+        how=HOW,
+        plots=("layers", "samples"),
+        by_layer=True,
+    ),
 )

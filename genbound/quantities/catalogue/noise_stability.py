@@ -85,6 +85,7 @@ QUANTITY = Quantity(
     later("genbound.quantities.noise_stability:measure"),
     NoiseStabilityOptions,
     requires=("hessian_trace",),
+    lighter=tuple({"max_perturbations": most, "num_shared": 2} for most in (4, 2, 1)),
     gradients=later("genbound.quantities.noise_stability:forecast"),
     reference="Ju, Li & Zhang 2022",
     reading=Reading(

@@ -47,6 +47,8 @@ QUANTITY = Quantity(
     "training error of the network with what moved rounded to a grid, and the length of its description",
     later("genbound.quantities.quantized_error:measure"),
     QuantizedErrorOptions,
+    over_all=True,
+    lighter=({"num_pilot": 256},),
     gradients=later("genbound.quantities.quantized_error:forecast"),
     applies_to=later("genbound.quantities.quantized_error:applies_to"),
     reference="Langford 2005; Lotfi et al. 2022",

@@ -1,0 +1,242 @@
+r"""The largest :math:`v_i^\top H_i^+ v_i` found among all training samples, for ``maximum="found"``.
+
+1. One pass over all n samples has, for every layer, the exact Gauss-Newton part :math:`v_i^\top G_i v_i`, and the norm
+   of the loss's gradient in the output, which the size of the remainder :math:`v_i^\top R_i v_i` grows with.
+2. Of each curved layer the most promising samples get a product of their own: half of them those with the largest
+   Gauss-Newton parts and the largest gradients. These say how much the remainder adds for a gradient of a given size;
+   the other half are the largest by that.
+3. So do a few random ones of the others. How many of those exceed the largest of the promising ones says how many of
+   all others may: an exact binomial limit.
+4. The largest are refined as in the certified maximum, until no sample *that was looked at* can be larger by more than
+   the tolerance, or the layer's products are spent.
+
+``lower`` is certain: a sample has that much, and so the maximum over all n is at least that. ``upper`` holds for the
+samples that had products. Where a block is positive semidefinite by structure and the Gauss-Newton part exact, nothing
+was passed over: the maximum over all n is exact.
+
+Cost:
+    A pass over all n samples with a backward pass to the activations for each output coordinate (one fewer for
+    cross-entropy; ``num_draws`` where there are more than 64). Then for each curved layer ``num_promising +
+    num_checked + layer_products`` products on single samples at most, whatever n.
+
+References:
+    Clopper & Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial, Biometrika,
+    1934.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from genbound.curvature.traces import gauss_newton_forms
+from genbound.estimators.binomial_tail import binomial_upper
+from genbound.estimators.random import row_of, row_signs
+from genbound.network.problem import Problem
+from genbound.network.tape import Tape
+from genbound.quantities.base import Context, Measured, Part, plain, stack, stream
+from genbound.quantities.catalogue.max_quadratic_form import MaxQuadraticFormOptions
+from genbound.quantities.quadratic_brackets import Refinement, is_closed, screen
+from genbound.quantities.remainder_probes import tapes_by_column
+
+NAME = "max_quadratic_form"
+EXACT_OUTPUTS = 64  # output coordinates, above which random combinations stand for them
+CONFIDENCE = 0.95
+SURE = 2  # samples of an exact maximum that are bracketed: the largest, and one that rounding may have swapped it for
+
+
+def measure_found(problem: Problem, context: Context) -> Measured:
+    """The largest of every layer among all samples of the data."""
+    whole = problem.over_all()
+    parts = context.map("look", whole.shards(), lambda shard: _look(whole, context, shard))
+    search = _Search(whole, context, stack(parts, "forms"), stack(parts, "sizes"))
+    found = context.map("search", list(range(len(whole.layers))), search.layer)
+    rows = {layer.name: _row(part, context.options) for layer, part in zip(whole.layers, found, strict=True)}
+    return Measured(
+        {
+            "layers": rows, "convention": "theorem", "maximum": "found", "num_samples": whole.num_samples,
+            "note": _note(whole.num_samples, rows),
+        }
+    )  # fmt: skip
+
+
+def _row(part: Part, options: MaxQuadraticFormOptions) -> dict:
+    """What is reported of one layer."""
+    row = {
+        "value": plain(part["upper"][()]), "lower": plain(part["lower"][()]), "upper": plain(part["upper"][()]),
+        "sample": int(part["sample"]), "exact": bool(part["exact"]), "num_products": int(part["products"]),
+        "num_measured": int(part["measured"]), "exceed_at_most": plain(part["exceed"][()]),
+    }  # fmt: skip
+    if not is_closed(part["lower"], part["upper"], options.tolerance):
+        row["note"] = f"not closed to {options.tolerance:g} within {options.layer_products} products"
+    return row
+
+
+def _note(num: int, rows: dict[str, dict]) -> str:
+    """Over which samples the maximum is, and how safe it was to pass over the others."""
+    searched = [row for row in rows.values() if not row["exact"]]
+    if not searched:
+        return f"max over all {num:,}"
+    said = f"max over all {num:,} (largest found)"
+    share = max(row["exceed_at_most"] for row in searched)
+    others = num - max(row["num_measured"] for row in searched)
+    if share >= 1:
+        return f"{said}; none of the others was looked at"
+    if others == 0 or share == 0:
+        return f"{said}; all of them were looked at"
+    return (
+        f"{said}; of the {others:,} others at most {100 * share:.2g} % exceed a layer's, at {CONFIDENCE:.0%} confidence"
+    )
+
+
+# -- the pass over all samples ----------------------------------------------------------------------------------------
+
+
+def _look(whole: Problem, context: Context, shard: range) -> Part:
+    """``forms [n, L]`` and ``sizes [n]``: Gauss-Newton parts, and norms of the loss's gradient in the output."""
+    forms, sizes = np.zeros((len(shard), len(whole.layers))), np.zeros(len(shard))
+    moved = {name: v for name, v in whole.displacement.items() if bool(v.any())}
+    for tape, columns in tapes_by_column(whole)(shard):
+        rows = np.array([p - shard[0] for p in tape.positions])
+        sizes[rows] = tape.output_gradient().flatten(1).norm(dim=1).double().cpu().numpy()
+        kept = [(name, i) for name, i in zip(tape.layers, columns, strict=True) if name in moved and tape.uses[name]]
+        if kept:
+            found = gauss_newton_forms(tape, {name: moved[name] for name, _ in kept}, _cotangents(tape, context))
+            forms[np.ix_(rows, [i for _, i in kept])] = found.cpu().numpy()
+    return {"forms": forms, "sizes": sizes}
+
+
+def _cotangents(tape: Tape, context: Context) -> list[torch.Tensor] | None:
+    """Random combinations of the outputs, ``[N, *output]`` each; ``None`` where there are few of them."""
+    like = tape.outputs.detach()
+    if like[0].numel() <= EXACT_OUTPUTS:
+        return None
+    *places, width = like.shape[1:]
+    num = context.options.num_draws
+    return [
+        row_signs(
+            [row_of(f"{NAME} look", p, draw, num) for p in tape.positions],
+            context.seed, "output", math.prod(places), width, like,
+        ).view(like.shape)
+        for draw in range(num)
+    ]  # fmt: skip
+
+
+# -- one layer after the other ----------------------------------------------------------------------------------------
+
+
+class _Search:
+    """The search for every layer's largest sample.
+
+    Args:
+        whole: the problem with all N samples measured.
+        context: of the measurement.
+        forms: Gauss-Newton parts ``[N, L]``.
+        sizes: norms of the loss's gradient in the output ``[N]``.
+    """
+
+    def __init__(self, whole: Problem, context: Context, forms: np.ndarray, sizes: np.ndarray):
+        self._whole, self._options, self._forms, self._sizes = whole, context.options, forms, sizes
+        self._sampled = whole.num_outputs > EXACT_OUTPUTS
+        order = torch.randperm(whole.num_samples, generator=stream(context, NAME, "checked")).tolist()
+        self._random = order[: self._options.num_checked]
+
+    def layer(self, number: int) -> Part:
+        """The largest sample of one layer."""
+        layer = self._whole.layers[number]
+        if layer.positive_semidefinite and not self._sampled:
+            brackets = _Brackets(self._whole, number)
+            brackets.add(_largest(self._forms[:, number], SURE))
+            return self._part(brackets, 0, 0.0, True)
+        return self._search(number)
+
+    def _search(self, number: int) -> Part:
+        brackets = _Brackets(self._whole, number)
+        self._add_promising(brackets, self._forms[:, number])
+        promising = sorted(brackets.measured)
+        checked = [p for p in self._random if p not in brackets.measured]
+        brackets.add(checked)
+        products = len(brackets.measured) + brackets.refine(self._options)
+        best = brackets.lower[promising].max()
+        exceeding = int((brackets.upper[checked] > best / (1 - self._options.tolerance)).sum())
+        others = self._whole.num_samples - len(promising)
+        return self._part(brackets, products, _limit(exceeding, len(checked), others), False)
+
+    def _add_promising(self, brackets: _Brackets, forms: np.ndarray) -> None:
+        """Bracket the most promising samples, in two rounds: the first says what a gradient's size is worth."""
+        num = self._options.num_promising
+        first = -(-num // 4)
+        brackets.add(list(dict.fromkeys([*_largest(forms, first), *_largest(self._sizes, max(1, num // 2 - first))])))
+        seen = sorted(brackets.measured)
+        square = float((self._sizes[seen] ** 2).sum())
+        excess = brackets.upper[seen] - np.maximum(forms[seen], 0)
+        worth = float((excess * self._sizes[seen]).sum()) / square if square > 0 else 0.0
+        scores = forms + max(worth, 0.0) * self._sizes
+        scores[seen] = -np.inf
+        brackets.add(_largest(scores, num - len(seen)))
+
+    def _part(self, brackets: _Brackets, products: int, exceed: float, exact: bool) -> Part:
+        best = max(brackets.measured, key=lambda p: (brackets.lower[p], brackets.upper[p], -p))
+        return {
+            "lower": np.array(brackets.lower.max()), "upper": np.array(brackets.upper.max()),
+            "sample": np.array(self._whole.indices[best]), "exact": np.array(exact),
+            "products": np.array(products), "measured": np.array(len(brackets.measured)), "exceed": np.array(exceed),
+        }  # fmt: skip
+
+
+class _Brackets:
+    """Brackets of one layer's samples; those of samples that had no product yet are zero.
+
+    Attributes:
+        lower, upper: of every sample ``[N]``.
+        measured: positions of those that had one.
+    """
+
+    def __init__(self, whole: Problem, number: int):
+        self._whole, self._layer = whole, whole.layers[number]
+        self.lower, self.upper = np.zeros(whole.num_samples), np.zeros(whole.num_samples)
+        self.measured: set[int] = set()
+
+    def add(self, positions: list[int]) -> None:
+        """A product of each of these samples."""
+        new = sorted(p for p in positions if p not in self.measured)
+        if new:
+            part = screen(self._whole, new, [self._layer])
+            self.lower[new], self.upper[new] = part["lower"][:, 0], part["upper"][:, 0]
+            self.measured |= set(new)
+
+    def refine(self, options: MaxQuadraticFormOptions) -> int:
+        """Narrow the largest ones; the products that took."""
+        if self._layer.positive_semidefinite or is_closed(self.lower, self.upper, options.tolerance):
+            return 0
+        refinement = Refinement(self._whole, options, self._layer, self.lower, self.upper, most=options.layer_products)
+        part = refinement.run()
+        self.lower, self.upper = part["lower"], part["upper"]
+        return int(part["products"])
+
+
+def _largest(values: np.ndarray, num: int) -> list[int]:
+    """Positions of the largest values, the largest first; of equal ones the first."""
+    return [int(p) for p in np.argsort(-values, kind="stable")[: max(num, 0)]]
+
+
+def _limit(exceeding: int, checked: int, others: int) -> float:
+    """The share of the others that may exceed the promising ones, when so many of those checked do.
+
+    The random ones are drawn without replacement, for which the binomial limit is a safe one.
+    """
+    if checked >= others:
+        return exceeding / others if others else 0.0
+    return 1.0 if checked == 0 else binomial_upper(exceeding, checked, math.log(1 - CONFIDENCE))
+
+
+def forecast_found(problem: Problem, options: MaxQuadraticFormOptions) -> float:
+    """Gradients over the measured samples: the pass over all, and 0.7 for each product on a single sample."""
+    every, outputs = len(problem.data), problem.num_outputs
+    passes = outputs - 1 if outputs <= EXACT_OUTPUTS else options.num_draws
+    curved = sum(not layer.positive_semidefinite for layer in problem.layers)
+    looked = min(every, options.num_promising + options.num_checked)
+    refined = min(options.layer_products, looked * options.max_products)
+    return (every * (0.5 + 0.4 * max(1, passes)) + 0.7 * curved * (looked + refined)) / problem.num_samples

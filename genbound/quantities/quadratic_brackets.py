@@ -1,0 +1,162 @@
+r"""Brackets of :math:`v^\top H^+ v` for single samples and layers: a first one of each, and narrower ones of some."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from genbound.curvature.layer_block import LayerBlock
+from genbound.estimators.lanczos import Lanczos, rounding
+from genbound.network.layers import Layer
+from genbound.network.loss_functions import output_form
+from genbound.network.problem import Problem
+from genbound.network.tape import Tape
+from genbound.quantities.base import Part
+from genbound.quantities.catalogue.max_quadratic_form import MaxQuadraticFormOptions
+
+# Numbers of products after which brackets are computed and samples dropped.
+CHECKPOINTS = frozenset({
+    2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384,
+    512,
+})  # fmt: skip
+KRYLOV_BYTES = 2**30
+FIRST = 4  # samples that are refined to the end before the others
+RECORDING = 8  # products that recording a tape is reckoned at
+
+
+def is_closed(lower: np.ndarray, upper: np.ndarray, tolerance: float) -> bool:
+    """Whether the maximum over the samples of values within ``[lower, upper]`` ``[N]`` is known to the tolerance."""
+    return bool(upper.max() - lower.max() <= tolerance * upper.max())
+
+
+def screen(problem: Problem, positions: Sequence[int], layers: Sequence[Layer] | None = None) -> Part:
+    """One bracket for every sample and layer.
+
+    Args:
+        problem: what is measured.
+        positions: of n samples.
+        layers: which ones, L of them; ``None`` means all.
+
+    Returns:
+        ``lower`` and ``upper`` ``[n, L]`` in the unit of the loss; ``exact [n, L]`` where they differ by rounding only.
+    """
+    layers = problem.layers if layers is None else layers
+    lower = np.zeros((len(positions), len(layers)))
+    upper, exact = np.zeros_like(lower), np.ones_like(lower, dtype=bool)
+    column, place = {layer.name: i for i, layer in enumerate(layers)}, {p: i for i, p in enumerate(positions)}
+    for tape in problem.tapes(positions, list(column)):
+        rows = [place[p] for p in tape.positions]
+        moved = [n for n in tape.layers if tape.uses[n] and bool(problem.displacement[n].any())]
+        certain = [n for n in moved if n in tape.positive_semidefinite]
+        for name, low, high in _output_forms(problem, tape, certain):
+            lower[rows, column[name]], upper[rows, column[name]] = low, high
+        for name in moved:
+            if name not in certain:
+                run = _start(problem, LayerBlock(tape, name))
+                brackets = [run.certified(i, problem.dtype) for i in range(len(rows))]
+                lower[rows, column[name]], upper[rows, column[name]] = zip(*brackets, strict=True)
+                exact[rows, column[name]] = False
+    return {"lower": lower, "upper": upper, "exact": exact}
+
+
+def _output_forms(problem: Problem, tape: Tape, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """``(name, lower [n], upper [n])`` of positive semidefinite layers, from what they do to the output."""
+    allowance = rounding(problem.dtype)
+    for name, u in tape.output_derivatives({name: problem.displacement[name] for name in names}).items():
+        value = output_form(problem.loss, tape.outputs, tape.targets, u).cpu().numpy()
+        yield name, value * (1 - allowance), value * (1 + allowance)
+
+
+def _start(problem: Problem, block: LayerBlock) -> Lanczos:
+    """A recursion from the layer's displacement, after its first product."""
+    run = Lanczos(block.product, block.start(problem.displacement[block.name]))
+    run.step(block.precision)
+    return run
+
+
+class Refinement:
+    """Refines the samples that may attain one layer's maximum, until it is known to the tolerance.
+
+    The most promising samples go first, a few of them to the end: then the best lower side is a good one when the
+    others are looked at, a batch at a time. A sample is *open* while its upper side is above the best lower side by
+    more than the tolerance. It leaves as soon as it is not.
+
+    Args:
+        problem: what is measured.
+        options: of ``max_quadratic_form``.
+        layer: whose maximum.
+        lower: one side of every sample's bracket ``[N]``.
+        upper: the other.
+        most: products after which no further sample is begun and no further product taken.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        options: MaxQuadraticFormOptions,
+        layer: Layer,
+        lower: np.ndarray,
+        upper: np.ndarray,
+        most: float = math.inf,
+    ):
+        self._problem, self._options, self._layer, self._most = problem, options, layer, most
+        self._lower, self._upper, self._products = lower.copy(), upper.copy(), 0
+
+    def run(self) -> Part:
+        """Narrower brackets of every sample, and the products that they took."""
+        size = self._batch_size()
+        visited: set[int] = set()
+        while self._products < self._most and (
+            pending := self._most_promising(visited)[: size if visited else min(size, FIRST)]
+        ):
+            visited |= set(pending)
+            for members in self._problem.batches(sorted(pending), size):
+                self._refine(members)
+        return {"lower": self._lower, "upper": self._upper, "products": np.array(self._products)}
+
+    def _is_open(self, position: int) -> bool:
+        return self._upper[position] > self._lower.max() / (1 - self._options.tolerance)
+
+    def _most_promising(self, visited: set[int]) -> list[int]:
+        """The open samples that were not visited; none is left if the rest have all spent their products."""
+        order = np.argsort(-self._upper, kind="stable")
+        return [int(p) for p in order if self._is_open(p) and p not in visited]
+
+    def _batch_size(self) -> int:
+        """Samples refined side by side: all vectors of a recursion are kept in float64."""
+        if not self._layer.by_batch:
+            return 1
+        dimension = self._block([int(np.argmax(self._upper))]).dimension
+        return max(1, min(self._problem.batch_size, KRYLOV_BYTES // (8 * dimension * self._options.max_products)))
+
+    def _block(self, positions: list[int]) -> LayerBlock:
+        return LayerBlock(self._problem.tape(positions, [self._layer.name]), self._layer.name)
+
+    def _refine(self, members: list[int]) -> None:
+        """Samples side by side, until none is open or the products are spent."""
+        block = self._block(members)
+        run = Lanczos(block.product, block.start(self._problem.displacement[self._layer.name]))
+        while members and run.num_products < self._options.max_products and self._products < self._most:
+            run.step(block.precision)
+            self._products += len(members)
+            last = run.num_products == self._options.max_products or self._products >= self._most
+            if run.num_products not in CHECKPOINTS and not last:
+                continue
+            self._narrow(run, members)
+            rows = [i for i, p in enumerate(members) if self._is_open(p) and not run.ended(i)]
+            # A smaller tape costs a few products; what is left takes perhaps as many as were needed so far.
+            if (len(members) - len(rows)) * run.num_products >= RECORDING * len(rows):
+                members = [members[i] for i in rows]
+                if members:
+                    block = block.narrowed(self._problem.tape(members, [self._layer.name]), rows)
+                    run = run.select(rows, block.product)
+
+    def _narrow(self, run: Lanczos, members: list[int]) -> None:
+        """The brackets after the products so far; a side never moves back."""
+        for i, p in enumerate(members):
+            if self._is_open(p):
+                low, high = run.certified(i, self._problem.dtype)
+                self._upper[p] = min(self._upper[p], high)
+                self._lower[p] = min(max(self._lower[p], low), self._upper[p])

@@ -1,0 +1,144 @@
+"""What a default evaluation may take: what is left out of it, and what it says of that."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cases import CASES
+from torch import nn
+
+import genbound
+from genbound.cli.options import PAIR_OPTIONS
+from genbound.errors import GenboundError
+from genbound.evaluation.effort import EFFORTS, GRADIENTS, PASSES, SHARE, SMALL, plan
+from genbound.evaluation.selection import select
+from genbound.quantities import QUANTITIES
+
+
+class Deep(nn.Module):
+    """Twenty layers that curve, wide enough that nothing of it is small."""
+
+    def __init__(self, width=192, depth=20, classes=3):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.fc(x)
+
+
+def deep(num=8, total=8, **arguments):
+    torch.manual_seed(0)
+    model = Deep(**arguments)
+    init = {name: 0.9 * p.detach() for name, p in model.named_parameters()}
+    data = (torch.randn(total, model.fc.in_features), torch.arange(total) % 3)
+    return genbound.Problem(model, init, data, num_samples=num)
+
+
+def planned(problem, effort="standard", measures=None, options=None):
+    return plan(problem, select(measures, options or {}), effort)
+
+
+def costs(problem, found):
+    """Gradients of single samples: of quantities over the measured samples, and over all; not of those in seconds."""
+    weights = sum(layer.num_weights for layer in problem.layers)
+    kept = found.selection.options
+    cost = {name: QUANTITIES[name].gradients(problem, kept[name]) * problem.num_samples for name in kept}
+    return tuple(
+        {
+            name: value
+            for name, value in cost.items()
+            if QUANTITIES[name].over_all == over_all and value * weights > SMALL
+        }
+        for over_all in (False, True)
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"num": 64, "total": 500}, {"classes": 1000}, {"num": 300, "total": 300, "depth": 40}]
+)
+def test_nothing_takes_more_than_a_default_evaluation_may(arguments):
+    problem = deep(**arguments)
+    found = planned(problem)
+    measured, every = costs(problem, found)
+    assert sum(measured.values()) <= GRADIENTS * problem.num_samples
+    assert sum(every.values()) <= PASSES * len(problem.data)
+    whole = GRADIENTS * problem.num_samples + PASSES * len(problem.data)
+    assert max([*measured.values(), *every.values()]) <= SHARE * whole
+    assert {"losses", "hessian_trace", "max_quadratic_form"} <= found.selection.options.keys()
+    assert found.selection.options["max_quadratic_form"].maximum == "found"
+    assert any("maximum found in place of certified" in remark for remark in found.remarks)
+
+
+def test_what_is_left_out_says_what_it_takes_and_what_measures_it():
+    problem = deep()
+    found = planned(problem)
+    note = found.left_out["max_positive_trace"]
+    assert "gradients over the measured samples" in note and "--effort thorough" in note
+    assert "--measures default,max_positive_trace" in note
+    cost = found.gradients["max_positive_trace"]
+    assert cost > 1000 and f"about {round(cost, -2):,.0f} gradients" in note
+    assert not planned(problem, "thorough").left_out
+    assert planned(problem, "thorough").selection.options["max_quadratic_form"].maximum == "certified"
+
+
+def test_what_is_asked_for_is_measured_whatever_it_takes():
+    problem = deep()
+    for measures, options in (
+        (["default", "max_positive_trace"], {}), (["default", "trace_distance"], {}), (["max_positive_tr*"], {}),
+        (None, {"max_positive_trace": {"num_probes": 4}}),
+    ):  # fmt: skip
+        found = planned(problem, measures=measures, options=options)
+        assert "max_positive_trace" in found.selection.options and "max_positive_trace" not in found.left_out
+        assert found.selection.options["hessian_trace"] == QUANTITIES["hessian_trace"].options()
+
+
+def test_options_that_are_given_are_not_changed():
+    found = planned(deep(), options={"max_quadratic_form": {"maximum": "certified"}})
+    assert found.selection.options["max_quadratic_form"].maximum == "certified"
+
+
+def test_small_problems_are_measured_whole():
+    problem = CASES["mlp_gelu"].problem()
+    found = planned(problem)
+    assert not found.left_out and not found.remarks
+    assert found.selection.options == select(None, {}).options
+
+
+def test_quick_takes_half_an_epoch():
+    problem = deep(num=8, total=400)
+    found = planned(problem, "quick")
+    measured, every = costs(problem, found)
+    assert sum(measured.values()) + sum(every.values()) <= 0.5 * problem.num_data
+    assert {"losses", "displacement_norm", "relative_flatness"} <= found.selection.options.keys()
+    assert "max_positive_trace" in found.left_out and "epochs" in found.left_out["max_positive_trace"]
+    alone = planned(deep(), "quick")
+    assert "losses" in alone.selection.options, "the range of the loss is made of them"
+
+
+def test_the_table_says_what_was_left_out(tmp_path):
+    problem = deep(num=3, total=3, depth=4, width=30)
+    results = genbound.evaluate(problem, effort="quick", out=tmp_path)
+    assert results.config["effort"] == "quick"
+    assert "left out of --effort quick" in results.notes["hessian_trace"]
+    assert "left out of --effort quick" in results.bounds["hessian_distance"]["note"]
+    assert "hessian_trace: left out of --effort quick" in results.to_markdown()
+    results.save(tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["notes"]["hessian_trace"]
+    assert genbound.load_results(tmp_path).notes == results.notes
+
+
+def test_efforts_have_the_same_names_everywhere():
+    (given,) = [o for d in PAIR_OPTIONS for o in _parameters(d) if o.name == "effort"]
+    assert tuple(given.type.choices) == EFFORTS and given.default == "standard"
+    with pytest.raises(GenboundError, match="did you mean thorough"):
+        genbound.evaluate(CASES["mlp_gelu"].problem(), ["losses"], effort="thorow")
+
+
+def _parameters(decorate):
+    holder = SimpleNamespace()
+    decorate(holder)
+    return getattr(holder, "__click_params__", [])

@@ -1,0 +1,149 @@
+"""The largest quadratic form found among all samples: against the dense truth of every sample."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, Case
+from shared_problems import CHOSEN, linear
+from small_nets import mlp
+from torch import nn
+
+import genbound
+from genbound.curvature.traces import gauss_newton_forms
+from genbound.errors import GenboundError
+from genbound.quantities.largest_found import _limit
+
+
+def found_on(problem, **options):
+    options = {"maximum": "found"} | options
+    return genbound.evaluate(problem, ["hessian_distance"], options={"max_quadratic_form": options})
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_it_is_the_maximum_where_every_sample_is_promising(name, problems, truths):
+    """There are fewer samples than promising ones: the search is the certified maximum."""
+    problem, truth = problems(name), truths(name)
+    results = found_on(problem, layer_products=10**6)
+    summary = results.quantities["max_quadratic_form"]
+    assert summary["num_samples"] == len(problem.data)
+    for layer in truth.layers:
+        row, values = summary["layers"][layer], truth.positive_forms(layer)
+        best, slack = float(values.max()), 1e-12 * max(1.0, float(values.max()))
+        assert row["lower"] - slack <= best <= row["upper"] + slack, layer
+        assert row["upper"] - row["lower"] <= 0.01 * row["upper"] + slack
+        assert row["exceed_at_most"] == 0
+        if best > 1e-12:
+            assert float(values[row["sample"]]) >= 0.99 * best - slack
+
+
+@pytest.mark.parametrize("name", ["mlp_gelu", "encoder_tied", "conv_silu", "mlp_relu", "squared_error", "bounded"])
+def test_what_is_found_is_there_and_is_of_all_samples(name, truths):
+    """Two samples are measured, and the maximum is over all of them; where nothing curves it is exact."""
+    problem, truth = CASES[name].problem(num_samples=2), truths(name)
+    rows = found_on(problem, num_promising=2, num_checked=0).quantities["max_quadratic_form"]["layers"]
+    for layer in truth.layers:
+        values, row = truth.positive_forms(layer), rows[layer]
+        slack = 1e-10 * max(1.0, float(values.max()))
+        assert row["lower"] <= values.max() + slack
+        assert row["lower"] - slack <= values[row["sample"]] <= row["upper"] + slack
+        if layer in CASES[name].psd:
+            assert row["exact"] and abs(row["upper"] - float(values.max())) <= 1e-9 + slack
+
+
+def test_promising_samples_are_found_among_many():
+    """300 samples, of which the certified maximum looks at each: seldom is a larger one passed over."""
+    case = Case(lambda: wide_mlp(300), ("0.weight", "2.weight", "4.weight"))
+    problem = case.problem()
+    certified = genbound.measure(problem, "max_quadratic_form")
+    summary = found_on(problem, num_promising=12, num_checked=30).quantities["max_quadratic_form"]
+    for name, row in summary["layers"].items():
+        assert row["upper"] >= 0.98 * certified[name].lower
+        if not row["exact"]:
+            assert row["num_products"] < 250 and 0 < row["exceed_at_most"] < 0.2
+    assert "max over all 300 (largest found)" in summary["note"] and "at 95% confidence" in summary["note"]
+
+
+def wide_mlp(num):
+    model, _, _ = mlp(nn.GELU)()
+    inputs = torch.randn(num, 5, dtype=torch.float64)
+    return model, inputs, (torch.arange(num) * 5 + 1) % 3
+
+
+def test_gauss_newton_forms_are_those_of_the_dense_jacobian(problems):
+    problem = problems("mlp_gelu")
+    tape = problem.tape(range(problem.num_samples))
+    found = gauss_newton_forms(tape, problem.displacement)
+    for i, name in enumerate(problem.displacement):
+        for p in range(problem.num_samples):
+
+            def outputs(weight, name=name, p=p):
+                return problem.forward({**problem.params, name: weight}, problem.batch([p]).inputs)[0]
+
+            jacobian = torch.func.jacrev(outputs)(problem.params[name]).flatten(1)
+            u = jacobian @ problem.displacement[name].flatten()
+            prob = outputs(problem.params[name]).softmax(0)
+            expected = (prob * (u - prob @ u) ** 2).sum()
+            assert found[p, i].item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-14)
+
+
+def test_random_combinations_stand_for_many_outputs():
+    """Their mean square is that of all columns, up to a few standard errors."""
+    torch.manual_seed(0)
+    problem = linear(torch.randn(80, 4), torch.randn(3, 4), [1, 5, 70])
+    tape = problem.tape(range(3))
+    exact = gauss_newton_forms(tape, problem.displacement)
+    draws = [torch.randint(0, 2, (3, 80), dtype=torch.float64) * 2 - 1 for _ in range(4000)]
+    assert gauss_newton_forms(tape, problem.displacement, draws) == pytest.approx(exact, rel=0.12)
+    row = found_on(problem).quantities["max_quadratic_form"]["layers"]["weight"]
+    assert row["upper"] == pytest.approx(exact.max().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("others", "share", "checked"), [(200, 0.1, 32), (200, 0.03, 59), (50, 0.3, 8)])
+def test_the_limit_holds_in_95_of_100_draws(others, share, checked):
+    """Exactly: the number of larger ones among those drawn is hypergeometric."""
+    larger = round(share * others)
+    wrong = 0.0
+    for seen in range(min(larger, checked) + 1):
+        if larger / others > _limit(seen, checked, others):
+            drawn = math.comb(larger, seen) * math.comb(others - larger, checked - seen)
+            wrong += drawn / math.comb(others, checked)
+    assert wrong <= 0.05
+    assert _limit(0, 299, 6600) < 0.01 <= _limit(0, 298, 6600)  # the rule of three
+    assert _limit(0, 0, 5) == 1 and _limit(2, 5, 5) == 0.4 and _limit(0, 0, 0) == 0
+
+
+def test_the_table_says_that_it_was_searched_for():
+    case = Case(lambda: wide_mlp(60), ("0.weight", "2.weight", "4.weight"))
+    results = found_on(case.problem(num_samples=8), num_promising=4, num_checked=8)
+    row = results.bounds["hessian_distance"]
+    assert row["at_least"] and row["upper"] is None and "num_data" not in row
+    table = results.to_markdown()
+    assert "max over all 60 (largest found); of the " in table and "≥" in table
+    again = found_on(case.problem(num_samples=8), num_promising=4, num_checked=8)
+    assert again.quantities["max_quadratic_form"] == results.quantities["max_quadratic_form"]
+
+
+def test_the_order_of_the_samples_does_not_matter():
+    model, inputs, targets = wide_mlp(40)
+    init = {name: p.detach() * 0.8 for name, p in model.named_parameters()}
+    order = torch.randperm(40)
+    first, other = (
+        found_on(genbound.Problem(model, init, data, dtype=torch.float64), num_promising=40)
+        .quantities["max_quadratic_form"]["layers"]
+        for data in ((inputs, targets), (inputs[order], targets[order]))
+    )  # fmt: skip
+    for name, row in first.items():
+        assert np.allclose([row["lower"], row["upper"]], [other[name]["lower"], other[name]["upper"]], rtol=0.011)
+
+
+def test_options_that_are_refused(problems):
+    for options, words in (
+        ({"maximum": "seen"}, "maximum 'seen' is unknown"),
+        ({"maximum": "found", "convention": "paper-code"}, "theorem's convention"),
+        ({"num_promising": 0}, "num_promising"),
+        ({"num_checked": -1}, "num_checked"),
+    ):
+        with pytest.raises(GenboundError, match=words):
+            genbound.measure(problems("mlp_gelu"), "max_quadratic_form", **options)
