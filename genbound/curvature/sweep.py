@@ -59,6 +59,7 @@ class Step:
     inputs: tuple[int, ...]
     output: int
     shape: torch.Size
+    dtype: torch.dtype
     layer: str | None
     last: tuple[int, ...] = ()
     adjoint: Tensor | None = None
@@ -123,15 +124,19 @@ class Sweep:
         if not marked:
             return
         with torch.enable_grad():
-            marks = {s.output: self.outputs.new_zeros(()).expand(s.shape).requires_grad_() for s in marked}
+            marks = {s.output: self._zeros(s.dtype).expand(s.shape).requires_grad_() for s in marked}
             moved = self._carry(marks)
             adjoints = torch.autograd.grad(moved, list(marks.values()), cotangent, allow_unused=True)
         for step, adjoint in zip(marked, adjoints, strict=True):
-            adjoint = self.outputs.new_zeros(step.shape) if adjoint is None else adjoint
+            adjoint = self._zeros(step.dtype).expand(step.shape) if adjoint is None else adjoint
             if step.layer is not None:
                 step.adjoint = adjoint
             if step.curved:
                 step.rule.weigh(adjoint)
+
+    def _zeros(self, dtype: torch.dtype) -> Tensor:
+        """Zero in the type of a step's result: of a half precision network some results are in single precision."""
+        return self.outputs.new_zeros((), dtype=dtype)
 
     # -- carrying -----------------------------------------------------------------------------------------------------
 
@@ -245,7 +250,7 @@ def _steps(calls: list[Call], end: int | None) -> list[Step]:
         if call.number in later:
             rule = find_rule(call) if call.places else None
             last = tuple(set(call.inputs) - later)
-            steps.append(Step(rule, call.inputs, call.number, call.result.shape, call.layer, last))
+            steps.append(Step(rule, call.inputs, call.number, call.result.shape, call.result.dtype, call.layer, last))
             later.update(call.inputs)
     return steps[::-1]
 

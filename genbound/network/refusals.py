@@ -14,6 +14,7 @@ from genbound.errors import GenboundError, first_line
 NO_DERIVATIVE = re.compile(
     r"derivative for '?(?:aten::)?(\w+?)(?:_backward)?'? is not implemented|forward AD with (\w+)"
 )
+UNSUPPORTED = re.compile("not implemented|not support|unsupported|NYI|once_differentiable", re.IGNORECASE)
 FLEXIBLE = re.compile("flex_?attention", re.IGNORECASE)
 USE_PLAIN_ATTENTION = (
     "torch's flex_attention cannot be differentiated twice (on a CPU not even once): give a --model that has "
@@ -56,6 +57,11 @@ def refused_by_torch(error: Exception) -> str | None:
             "computes it by plain operations, or measure with --measures what needs no derivatives"
         )
     return None
+
+
+def is_unsupported(error: Exception) -> bool:
+    """Whether torch says that it has no such operation, or no derivative of it: another way may do without."""
+    return refused_by_torch(error) is not None or UNSUPPORTED.search(str(error)) is not None
 
 
 def _raised_by_the_user(error: Exception) -> str | None:

@@ -192,6 +192,6 @@ def forecast(problem: Problem, options: HessianTraceOptions) -> float:
     """
     outputs = problem.num_outputs if problem.num_outputs <= options.exact_outputs else options.num_factors
     curved = any(layer.curved_by for layer in problem.layers)
-    probes = _num_first(problem) + 2 * options.max_probes
+    probes: float = _num_first(problem) + 2 * options.max_probes
     probes += pilot_probes(problem, options, probes)
     return 0.5 + 0.4 * outputs + (1.2 * probes if curved else 0.0)

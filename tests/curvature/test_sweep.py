@@ -5,6 +5,7 @@ import torch
 from cases import CASES, D
 from sweeping import close, double_backward, own_directions
 from test_undisturbed import same, state
+from torch import nn
 
 from genbound.curvature.recording import Unsupported
 from genbound.curvature.sweep import Sweep, separate_cost
@@ -181,3 +182,52 @@ def test_nothing_is_disturbed(name):
             assert same(found[:2], again)  # nor is the sweep itself used up
     assert can_sweep(problem) == (name != "twice")
     assert same(before, everything())
+
+
+class Upcasting(nn.Module):
+    """Half precision with parts in single precision, as attention's plain form has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc((self.a(x).float() * self.b(x).float().softmax(-1)).to(x.dtype))
+
+
+def test_results_in_another_precision_have_adjoints_of_theirs():
+    """They were in the outputs' own type, and every trial failed: half precision was never swept."""
+    torch.manual_seed(0)
+    model = Upcasting()
+    init = {name: 0.9 * p.detach() for name, p in model.named_parameters()}
+    data = (torch.randn(6, 6), torch.arange(6) % 3)
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        problem = Problem(model, init, data, dtype=dtype)
+        assert can_sweep(problem)
+        sweep = Sweep(problem, range(6))
+        generator = torch.Generator().manual_seed(1)
+        found[dtype] = sweep.remainder(
+            {name: torch.randn(sweep.shape(name), generator=generator).to(dtype) for name in sweep.starts}
+        )
+    error = (found[torch.bfloat16] - found[torch.float32]).abs().max()
+    assert error <= 0.05 * found[torch.float32].abs().max()
+
+
+def test_a_trial_swallows_no_error_but_that_something_is_not_supported(monkeypatch):
+    def fail(error):
+        def raising(*_):
+            raise error
+
+        monkeypatch.setattr("genbound.curvature.sweep_trial._by_tangents", raising)
+        return can_sweep(CASES["mlp_gelu"].problem())
+
+    for message in (
+        "derivative for aten::_cdist_backward is not implemented", '"celu" not implemented for \'Half\'',
+        "Trying to use forward AD with foo that does not support it",
+    ):  # fmt: skip
+        assert fail(RuntimeError(message)) is False
+    assert fail(NotImplementedError("not implemented")) is False
+    for message in ("linalg.vecdot: Expected x and y to have the same dtype", "DefaultCPUAllocator: can't allocate"):
+        with pytest.raises(RuntimeError, match=message[:12]):
+            fail(RuntimeError(message))
