@@ -11,8 +11,8 @@ Where the mean loss has curvature :math:`h_j \ge 0` in these directions, :math:`
 
 .. math:: F(\lambda) = \frac12 \sum_j \ln\Big(1 + \frac{\lambda^2 n h_j}{\tau}\Big) + \frac{\|v\|^2}{2\lambda^2}.
 
-So each group's λ is a search over the grid without a forward pass. The grid is fixed before any data are seen; taking
-its best point for every group costs :math:`\ln K` a group in the bound (a union over all combinations).
+So each group's λ is a search over the grid without a forward pass. The grid is fixed before any data are seen. What
+choosing from it costs is in :mod:`genbound.posterior.prior_widths`.
 """
 
 from __future__ import annotations
@@ -102,11 +102,22 @@ def best_width(square: float, spectrum: Spectrum, scale: float) -> Width:
         spectrum: of the curvature.
         scale: n / τ.
     """
-    prior = min(LAMBDAS, key=lambda width: objective(width, square, spectrum, scale))
+    return width_of(min(LAMBDAS, key=lambda width: objective(width, square, spectrum, scale)), square, spectrum, scale)
+
+
+def width_of(prior: float, square: float, spectrum: Spectrum, scale: float) -> Width:
+    """The posterior that is best for a width of the prior.
+
+    Args:
+        prior: λ.
+        square: squared length of the displacement.
+        spectrum: of the curvature.
+        scale: n / τ.
+    """
     variances = 1 / (1 / prior**2 + scale * spectrum.values)
     return Width(prior, variances, divergence(prior, square, variances, spectrum.counts))
 
 
 def log_union(num_groups: int) -> float:
-    """What choosing each group's prior from the grid costs, in nats."""
+    """What choosing each group's prior from the grid costs by a union over all combinations, in nats."""
     return num_groups * math.log(len(LAMBDAS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,21 +27,23 @@ class Posterior:
         axes: group -> eigenvectors of its covariance, one a column ``[d, d]``, where it is no multiple of one.
         acting: groups whose noise is drawn as what it does to a sample (:mod:`genbound.posterior.acting_noise`). Their
             axes are those of a row of the noise, ``[in, in]``; all rows are alike and independent.
+        log_union: what choosing the priors' widths costs, in nats; not a number where nobody said.
     """
 
     groups: Sequence[Group]
     widths: Mapping[str, Width]
     axes: Mapping[str, Tensor]
     acting: Collection[str] = ()
+    log_union: float = math.nan
 
     @classmethod
     def of(
         cls, groups: Sequence[Group], curvatures: Mapping[str, Curvature], widths: Mapping[str, Width],
-        acting: Collection[str] = (),
+        acting: Collection[str] = (), log_union: float = math.nan,
     ) -> Posterior:  # fmt: skip
         """From the curvature's axes and the widths along them."""
         axes = {name: found.axes for name, found in curvatures.items() if found.axes is not None}
-        return cls(groups, widths, axes, acting)
+        return cls(groups, widths, axes, acting, log_union)
 
     @property
     def kl(self) -> float:

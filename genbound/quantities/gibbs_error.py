@@ -38,11 +38,12 @@ from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
 from genbound.posterior.curvature import Curvature, measure_curvature
 from genbound.posterior.disagreement import disagreement, why_no_disagreement
-from genbound.posterior.gaussian import LAMBDAS, best_width, log_union
+from genbound.posterior.gaussian import LAMBDAS
 from genbound.posterior.groups import changed_groups, factor_groups, unseen, why_no_posterior
 from genbound.posterior.linear_head import LinearHead, find_linear_head
 from genbound.posterior.moved_network import MovedNetwork, batches_of_one_size, worst_if_not_finite
 from genbound.posterior.noise import Posterior
+from genbound.posterior.prior_widths import best_widths
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
 
 # The failure probability that the number of passes is planned with; the bound is told its own.
@@ -129,7 +130,7 @@ class _Gibbs:
             **self._disagreement(posterior),
             "num_prior": len(self.problem.data) - self.num,
             "kl": posterior.kl,
-            "log_union": log_union(len(self.groups)),
+            "log_union": posterior.log_union,
             "num_lambdas": len(LAMBDAS),
             "num_groups": len(self.groups),
             "num_coordinates": posterior.size,
@@ -156,10 +157,10 @@ class _Gibbs:
         # The shortest divergence first: a longer one that promises nothing even without errors need not be tried.
         for tau in sorted(self.context.options.taus, reverse=True):
             scale = self.num / tau
-            widths = {
-                group.name: best_width(group.square, curvatures[group.name].spectrum, scale) for group in self.groups
-            }
-            posterior = Posterior.of(self.groups, curvatures, widths, self.network.acting)
+            spectra = [curvatures[group.name].spectrum for group in self.groups]
+            best, nats = best_widths([group.square for group in self.groups], spectra, scale)
+            widths = {group.name: width for group, width in zip(self.groups, best, strict=True)}
+            posterior = Posterior.of(self.groups, curvatures, widths, self.network.acting, nats)
             if found and self._promised(posterior, 0.0) >= min(found, key=lambda entry: entry[0])[0]:
                 continue
             pilot = self._pilot(posterior, tau)
@@ -186,11 +187,8 @@ class _Gibbs:
         return float(stack(parts, key).mean())
 
     def _promised(self, posterior: Posterior, error: float) -> float:
-        return kl_inverse(error, (posterior.kl + self._constant()) / self.num)
-
-    def _constant(self) -> float:
-        """What the bound adds to the divergence, in nats."""
-        return log_union(len(self.groups)) + math.log(2 * math.sqrt(self.num) / PLANNED_BOUND)
+        nats = posterior.kl + posterior.log_union + math.log(2 * math.sqrt(self.num) / PLANNED_BOUND)
+        return kl_inverse(error, nats / self.num)
 
     def _passes(self, posterior: Posterior, pilot: float) -> int:
         """The least number of passes whose Monte Carlo error costs little, by what the pilot says."""
