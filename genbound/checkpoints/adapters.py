@@ -125,6 +125,8 @@ def _attached(base: nn.Module, adapter: StateFile) -> tuple[Any, str]:
             "base, and --model the class it was trained in?"
         ) from error
     _refuse_unfilled(report, adapter)
+    if arguments.get("bias") not in (None, "none"):
+        _refuse_lost_biases(model, adapter, arguments["bias"])
     return model, kind
 
 
@@ -177,6 +179,19 @@ def _refuse_unfilled(report: Any, adapter: StateFile) -> None:
         f"lacks {missing[0]}" if missing else f"has {report.unexpected_keys[0]}, which the base model has no place for"
     )
     raise GenboundError(f"the adapter {str(adapter.path)!r} {what}; is INIT its base, and --model the right class?")
+
+
+def _refuse_lost_biases(model: nn.Module, adapter: StateFile, said: str) -> None:
+    """Refuse an adapter whose biases were trained and are not in its file, as versions of PEFT before 0.21 left it."""
+    for path, module in model.named_modules():
+        if getattr(getattr(module, "base_layer", None), "bias", None) is None:
+            continue
+        if not {f"{path}.base_layer.bias", f"{path}.bias"} & set(adapter.tensors):
+            raise GenboundError(
+                f"the adapter {str(adapter.path)!r} was trained with bias={said!r}, and its file has no bias of "
+                f"{path.removeprefix('base_model.model.')}: older versions of PEFT lose them on saving; save it again "
+                "from the training run with a newer PEFT, or give the merged model"
+            )
 
 
 def factors_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:

@@ -148,6 +148,7 @@ ADAPTERS = {
     "other layer": (dict(target_modules=["2"]), ["lacks|does not fit|no place", "INIT its base"]),
     "rebased": (dict(init_lora_weights="pissa"), ["pissa", "path_initial_model_for_weight_conversion"]),
     "wrong kind": (dict(r="two"), ["does not fit|adapter"]),
+    "lost biases": (dict(bias="lora_only"), ["no bias of 0", "older versions of PEFT"]),
 }
 
 

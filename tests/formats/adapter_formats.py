@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors import safe_open
 from small_checkpoints import Case, images, nets, nudge, start_of, torch_save
 from transformers_formats import SMALL, tokens
 
@@ -43,6 +44,10 @@ def lora(folder, save, kind="bert", target=("query", "value"), method=None, **co
     adapted = nudge(peft.get_peft_model(top, settings), scale=0.1)
     merged = copy.deepcopy(adapted).merge_and_unload().eval()
     (merged if save == "merged" else adapted).save_pretrained(folder / "tuned")
+    if config.get("bias") == "lora_only" and save != "merged":
+        with safe_open(folder / "tuned" / "adapter_model.safetensors", "pt") as file:
+            if not any(name.endswith("base_layer.bias") for name in file.keys()):  # noqa: SIM118 (no dict)
+                pytest.skip("this version of peft loses biases on saving")
     says = () if save == "merged" else ("two factors" if method is None and not config.get("use_dora") else "adapter",)
     return Case(folder / "tuned", folder / "base", merged, start, tokens(), says=says)
 

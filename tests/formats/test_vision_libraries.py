@@ -16,16 +16,18 @@ pytestmark = [
     # What timm and torchvision warn of among themselves.
     pytest.mark.filterwarnings("ignore:::timm", "ignore:::torchvision", "ignore:.*meshgrid.*:UserWarning"),
 ]
+SIGMA = 1e-4  # of the noise
 # Library, name, arguments beside the name, side of an image, head, a layer inside.
 NETWORKS = [
     ("timm", "resnet10t", {}, 64, "fc", "layer2.0.conv1.weight"),
     ("timm", "vit_tiny_patch16_224", {"img_size": 64}, 64, "head", "blocks.3.attn.qkv.weight"),
     ("timm", "convnext_atto", {}, 64, "head.fc", "stages.1.blocks.0.mlp.fc1.weight"),
-    ("timm", "swin_tiny_patch4_window7_224", {"img_size": 224}, 224, "head.fc", "layers.1.blocks.0.attn.qkv.weight"),
+    ("timm", "swin_tiny_patch4_window7_224", {"img_size": 64}, 64, "head.fc", "layers.1.blocks.0.attn.qkv.weight"),
     ("timm", "mixer_s32_224", {"img_size": 64}, 64, "head", "blocks.2.mlp_tokens.fc1.weight"),
     ("timm", "efficientnet_lite0", {}, 64, "classifier", "blocks.1.0.conv_dw.weight"),
     ("torchvision", "resnet18", {}, 64, "fc", "layer2.0.conv1.weight"),
-    ("torchvision", "vit_b_32", {}, 224, "heads.head", "encoder.layers.encoder_layer_2.mlp.0.weight"),
+    # Of one size by name, and large: its last layers, so that second derivatives pass through few.
+    ("torchvision", "vit_b_32", {}, 224, "heads.head", "encoder.layers.encoder_layer_11.mlp.0.weight"),
     ("torchvision", "convnext_tiny", {}, 64, "classifier.2", "features.3.0.block.3.weight"),
     ("torchvision", "swin_t", {}, 64, "head", "features.1.0.mlp.0.weight"),
     ("torchvision", "efficientnet_b0", {}, 64, "classifier.1", "features.2.0.block.1.0.weight"),
@@ -71,7 +73,11 @@ def test_networks_by_name(pair):
         folder / "tuned", folder / "start.pth", model, data=(x, y), layers=wanted, dtype="float64", batch_size=2
     )
     assert sorted(layer.name for layer in problem.layers) == sorted(wanted)
-    results = genbound.evaluate(problem, ["losses", "displacement_norm", "hessian_trace"])
+    measures = ["losses", "displacement_norm", "hessian_trace", "max_quadratic_form"]
+    if name == "resnet10t":  # draws of the noise cost as much as all else
+        measures.append("noise_stability")
+    results = genbound.evaluate(problem, measures, options={"noise_stability": {"sigmas": (SIGMA,)}})
+    assert not results.notes
 
     tuned, x = tuned.double(), x.double()
     weights = {n: p.detach().requires_grad_(n in wanted) for n, p in tuned.named_parameters()}
@@ -91,7 +97,16 @@ def test_networks_by_name(pair):
     # Softmax regression on the features: the trace of the head's block has a closed form.
     p = scores.detach().softmax(1)
     trace = ((p * (1 - p)).sum(1) * features[0].square().sum(1)).mean().item()
-    assert results.quantities["hessian_trace"]["layers"][f"{head}.weight"]["value"] == pytest.approx(trace, rel=1e-7)
+    traces, forms = (results.quantities[name] for name in ("hessian_trace", "max_quadratic_form"))
+    assert traces["layers"][f"{head}.weight"]["value"] == pytest.approx(trace, rel=1e-7)
+    moved = features[0] @ weights[f"{head}.weight"].detach().T  # the head was measured from zero
+    spread = (p * moved.square()).sum(1) - (p * moved).sum(1).square()
+    assert forms["layers"][f"{head}.weight"]["value"] == pytest.approx(spread.max().item(), rel=1e-7)
+
+    if "noise_stability" in measures:
+        noise, wanted = results.quantities["noise_stability"]["sigmas"][0], 0.5 * SIGMA**2 * traces["total"]["value"]
+        error = noise["sem"] + 0.5 * SIGMA**2 * traces["total"]["sem"]
+        assert abs(noise["value"] - wanted) <= 4 * error + 1e-3 * abs(wanted)  # so small a sigma sees the Hessian alone
 
     (gradient,) = torch.autograd.grad(loss, weights[inside], create_graph=True)
     (product,) = torch.autograd.grad(gradient, weights[inside], v)
