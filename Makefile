@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study-small bench test test-slow fuzz docs dist lint types clean
+.PHONY: help setup demo study-small bench test test-slow lowest fuzz docs dist lint types clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,16 @@ test: $(STAMP)  ## Run the tests
 test-slow: $(STAMP)  ## Run the tests marked slow
 	$(BIN)/pytest -n 2 -m slow
 
+# What touches these libraries: formats, training and its callbacks, tables, plots, estimators and derivatives.
+LOWEST := tests/checkpoints tests/callbacks tests/data tests/formats tests/finetune tests/results tests/figures tests/cli \
+  tests/estimators tests/test_operations.py
+
+lowest:  ## Run the tests of what touches other libraries on their oldest versions allowed
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install torch==2.13.0
+	.venv-lowest/bin/pip install -c constraints-lowest.txt -e '.[hf,demo,test]'
+	.venv-lowest/bin/pytest -n 2 $(LOWEST)
+
 fuzz: $(STAMP)  ## Fuzz the readers for half an hour (atheris)
 	$(BIN)/pip install atheris
 	for kind in safetensors torch legacy sparse npz yaml; do \
@@ -67,5 +77,5 @@ types: $(STAMP)  ## Check the types of the public surface (mypy)
 	$(BIN)/mypy
 
 clean:  ## Remove the environment, the caches and the demo's results
-	rm -rf $(VENV) build dist docs/gallery *.egg-info .pytest_cache .ruff_cache .mypy_cache runs/demo runs/study-small
+	rm -rf $(VENV) .venv-lowest build dist docs/gallery *.egg-info .pytest_cache .ruff_cache .mypy_cache runs/demo runs/study-small
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
