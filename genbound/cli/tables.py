@@ -110,7 +110,7 @@ FIGURES = click.option("--format", "suffix", type=click.Choice(["png", "pdf", "s
     metavar="DIR",
     default=None,
     type=click.Path(),
-    help="Write correlations.csv and a scatter plot of each measure.",
+    help="Write correlations.csv, points.csv and one figure with a scatter plot of each measure.",
 )
 @click.option(
     "--hyperparameters",
@@ -150,8 +150,8 @@ def correlate(
     if out is not None:
         from genbound.figures.several_runs import save_correlation_plots
 
-        found.save(out)
-        save_correlation_plots(found, out, suffix, over)
+        written = [*found.save(out), *save_correlation_plots(found, out, suffix, over)]
+        click.echo(f"in {out}: {', '.join(path.name for path in written)}", err=True)
 
 
 @click.command()

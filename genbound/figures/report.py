@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from genbound.files import write_atomically
 from genbound.formatting import digits, with_error
 from genbound.quantities.catalogue import reading_of
 from genbound.results.comparison import Comparison, compare
-from genbound.results.correlation import CONTROLLED, FEWEST, correlate, points
+from genbound.results.correlation import FEWEST, correlate, points
 from genbound.results.gap import UNITS, measured_gap
 from genbound.results.glance import change, in_short
 from genbound.results.likeness import few
@@ -173,13 +173,12 @@ def _correlations(named: Mapping[str, Results]) -> str:
     parts = [f'<p class="warning">{html.escape(warning)}</p>' for warning in found.warnings]
     for data, group in found.table.groupby("data", sort=False) if len(found.table) else ():
         drawn = correlation_figure(found.points[found.points["data"] == data], list(group["measure"]), str(data))
-        parts += [f"<h3>{html.escape(str(data))}</h3>", _coefficients(group), figures([drawn])]
+        parts += [f"<h3>{html.escape(str(data))}</h3>", _coefficients(group, found.controlled), figures([drawn])]
     return "".join(parts)
 
 
-def _coefficients(group: pd.DataFrame) -> str:
-    """One row a measure: each coefficient with its 95 % interval and p-value, then those that control for settings."""
-    controlled = [column for column in CONTROLLED if column in group]
+def _coefficients(group: pd.DataFrame, controlled: Sequence[str]) -> str:
+    """One row a measure: each coefficient with its 95 % interval and p-value, then those that control for something."""
     head = ["measure", *(text for title in STATISTICS for text in (title, f"p ({title})"))]
     rows = []
     for row in group.to_dict("records"):

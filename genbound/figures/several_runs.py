@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from genbound.results.correlation import Correlations
 from genbound.results.gap import UNITS
 from genbound.results.results import read_samples
 from genbound.results.runs import as_results
+
+NAMED = 15  # runs whose names stand beside their points
+PANELS_ACROSS, PANEL = 4, (2.7, 2.4)  # of a figure of many measures; inches
 
 
 def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str = "loss", label: bool = True) -> Any:
@@ -52,6 +55,20 @@ def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str
         ax.set_title(f"Pearson {rho:.2f}, Kendall {tau:.2f}", fontsize="medium")
     ax.plot(x, y, "o", color=BLUE, ms=4.5)
     if label:
+        _name_points(ax, x, y, [words(str(name)) for name in table.index])
+    ax.set_xlabel(words(measure))
+    ax.set_ylabel(f"generalization gap ({LABELS.get(gap, gap)})")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize="small", loc="upper left")
+    return ax
+
+
+def _name_points(ax: Any, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:
+    """Names beside their points: by adjustText where it is installed (the extra ``plots``)."""
+    style = {"fontsize": 6.5, "color": GREY}
+    try:
+        from adjustText import adjust_text
+    except ImportError:
         # In turns below right and above left: off a rising line, and neighbours out of each other's way. At the ends of
         # the axis on the side where the plot goes on.
         for place, index in enumerate(np.argsort(x, kind="stable")):
@@ -59,13 +76,10 @@ def plot_correlation(table: pd.DataFrame, measure: str, ax: Any = None, gap: str
             down = place % 2 == 0
             right = along < 0.3 or down and along < 0.7
             offset, side = (4 if right else -4, -8 if down else 4), "left" if right else "right"
-            ax.annotate(words(str(table.index[index])), (x[index], y[index]), textcoords="offset points", xytext=offset,
-                        ha=side, fontsize=6.5, color=GREY)  # fmt: skip
-    ax.set_xlabel(words(measure))
-    ax.set_ylabel(f"generalization gap ({LABELS.get(gap, gap)})")
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize="small", loc="upper left")
-    return ax
+            ax.annotate(names[index], (x[index], y[index]), textcoords="offset points", xytext=offset, ha=side, **style)
+        return
+    texts = [ax.text(*place, name, **style) for *place, name in zip(x, y, names, strict=True)]
+    adjust_text(texts, x=x, y=y, ax=ax, ensure_inside_axes=True)
 
 
 def plot_over(table: pd.DataFrame, measure: str, over: str, ax: Any = None, gap: str = "loss") -> Any:
@@ -122,33 +136,56 @@ def varied_values(table: pd.DataFrame, over: str) -> np.ndarray:
 def save_correlation_plots(
     found: Correlations, directory: str | Path, suffix: str = "png", over: str | None = None
 ) -> list[Path]:
-    """Scatter plots of each measure, two files at most: against the gap, and with it over what was varied.
+    """All measures in one figure of small panels: against the gap, and in a second one with it over what was varied.
 
     Args:
-        found: what :func:`~genbound.results.correlation.correlate` found; each data set has a panel of its own.
+        found: what :func:`~genbound.results.correlation.correlate` found; each data set has panels of its own.
         directory: where the files go.
         suffix: ``png``, ``pdf`` or ``svg``.
         over: a measure or a numeric hyper-parameter.
+
+    Returns:
+        The files, ``correlation.png`` and ``over_NAME.png``.
     """
     table, gap = found.points, found.gap
-    drawings = {"correlation": lambda group, m, ax: plot_correlation(group, m, ax, gap, label=len(group) <= 15)}
+    drawings = {"correlation": lambda group, m, ax: plot_correlation(group, m, ax, gap, label=len(group) <= NAMED)}
     if over is not None:
         varied_values(table, over)
         drawings[f"over_{over}"] = lambda group, m, ax: plot_over(group, m, over, ax, gap)
-    saved, groups = [], list(table.groupby("data", sort=False))
+    panels = [
+        (str(data), measure, group) for data, group in table.groupby("data", sort=False) for measure in found.measures
+    ]
+    saved = []
     for kind, draw in drawings.items():
-        for measure in found.measures:
-            if measure == over:
-                continue
-            with matplotlib.rc_context(STYLE):
-                figure = Figure(figsize=(4.2 * len(groups), 3.4), layout="constrained")
-                axes = np.atleast_1d(figure.subplots(1, len(groups)))
-            for ax, (data, group) in zip(axes, groups, strict=True):
-                draw(group, measure, ax)
-                if len(groups) > 1:
-                    ax.set_title(f"{words(str(data))}\n{ax.get_title()}".strip(), fontsize="medium")
-            saved.append(save_figure(figure, Path(directory) / f"{file_name(f'{kind}_{measure}')}.{suffix}"))
+        chosen = [panel for panel in panels if panel[1] != over]
+        if not chosen:
+            continue
+        with matplotlib.rc_context(STYLE | {"font.size": 7.5}):
+            figure = _small_multiples(chosen, draw, several=table["data"].nunique() > 1)
+        saved.append(save_figure(figure, Path(directory) / f"{file_name(kind)}.{suffix}"))
     return saved
+
+
+def _small_multiples(
+    panels: Sequence[tuple[str, str, pd.DataFrame]], draw: Callable[[pd.DataFrame, str, Any], Any], several: bool
+) -> Figure:
+    """A figure of ``(data set, measure, runs)``, each drawn on its axes; what all panels share is said once."""
+    across = min(PANELS_ACROSS, len(panels))
+    rows = math.ceil(len(panels) / across)
+    size = PANEL if len(panels) > 1 else (4.2, 3.4)
+    figure = Figure(figsize=(size[0] * across, size[1] * rows), layout="constrained")
+    every = figure.subplots(rows, across, squeeze=False).ravel()
+    for place, (ax, (data, measure, group)) in enumerate(zip(every, panels, strict=False)):
+        draw(group, measure, ax)
+        if several:
+            ax.set_title(f"{words(data)}\n{ax.get_title()}".strip(), fontsize="medium")
+        if place and ax.get_legend() is not None and not hasattr(ax, "right_ax"):
+            ax.get_legend().remove()
+        if place % across:
+            ax.set_ylabel("")
+    for ax in every[len(panels) :]:
+        ax.remove()
+    return figure
 
 
 def save_all(runs: Iterable[str | Path], directory: str | Path | None = None, suffix: str = "png") -> list[Path]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from genbound.errors import GenboundError
 from genbound.formatting import digits, percent, value_text
-from genbound.results.cells import markdown_table, write_csv
+from genbound.results.cells import markdown, markdown_table, write_csv
 from genbound.results.common_range import observed_ranges, on_common_range
 from genbound.results.gap import measured
 from genbound.results.latex import latex_number, latex_text
@@ -127,6 +127,9 @@ class Comparison:
 
     def doubt(self, bound: str) -> str:
         """Everything that speaks against taking this row at its word; a reason names the runs that it holds for."""
+        return "; ".join(self._reasons(bound))
+
+    def _reasons(self, bound: str) -> list[str]:
         rows = self._rows(bound)
         present = [name for name, row in rows.items() if row is not None]
         reasons: dict[str, list[str]] = {}
@@ -140,10 +143,10 @@ class Comparison:
                 reasons.setdefault("below the gap", []).append(name)
             if row["note"]:
                 reasons.setdefault(row["note"], []).append(name)
-        return "; ".join(
+        return [
             reason if len(names) == len(rows) or (names == present and len(rows) == 1) else f"{reason} ({few(names)})"
             for reason, names in reasons.items()
-        )
+        ]
 
     def remarks(self) -> list[str]:
         """What holds for the table as a whole."""
@@ -198,6 +201,14 @@ class Comparison:
                 rows.append([f"measured {title}", unit, *("/" if v is None else text(v) for v in values)])
         return rows
 
+    def _numbered(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """``(head, rows, doubts)``: a line a bound, its doubts by number; each doubt is said once, below the table."""
+        head, body = self.cells()
+        doubts: dict[str, int] = {}
+        for bound, row in zip(self.bounds, body, strict=False):
+            row[-1] = " ".join(f"[{doubts.setdefault(reason, len(doubts) + 1)}]" for reason in self._reasons(bound))
+        return head, body, [f"[{number}] {reason}" for reason, number in doubts.items()]
+
     # -- formats -------------------------------------------------------------------------------------------------
 
     def to(self, form: str) -> str:
@@ -210,11 +221,10 @@ class Comparison:
         return writers[form]()
 
     def to_markdown(self) -> str:
-        """A table of cells as they are shown, and the remarks below it."""
-        head, body = self.cells()
-        table = markdown_table(body, head)
-        remarks = self.remarks()
-        return table + ("\n\n" + "  \n".join(remarks) if remarks else "")
+        """A table of cells as they are shown, a line a bound; below it each doubt once, and the remarks."""
+        head, body, doubts = self._numbered()
+        blocks = [[markdown_table(body, head)], [markdown(doubt) for doubt in doubts], self.remarks()]
+        return "\n\n".join("  \n".join(block) for block in blocks if block)
 
     def to_csv(self) -> str:
         """Full precision, in the columns of :meth:`to_frame`."""
@@ -223,11 +233,10 @@ class Comparison:
         return buffer.getvalue().rstrip("\n")
 
     def to_latex(self) -> str:
-        r"""A booktabs table; it needs ``\usepackage{booktabs}``."""
-        head, body = self.cells()
-        numbers = len(head) - 3
+        r"""A booktabs table; it needs ``\usepackage{booktabs}``. Each doubt stands once, below it."""
+        head, body, doubts = self._numbered()
         lines = [
-            f"\\begin{{tabular}}{{ll{'r' * numbers}p{{0.3\\linewidth}}}}",
+            f"\\begin{{tabular}}{{ll{'r' * (len(head) - 3)}l}}",
             "\\toprule",
             " & ".join(latex_text(h) for h in head) + " \\\\",
             "\\midrule",
@@ -240,7 +249,7 @@ class Comparison:
             cells = [latex_text(row[0]), latex_text(row[1]), *map(latex_number, row[2:-1]), latex_text(row[-1])]
             lines.append(" & ".join(cells) + " \\\\")
         lines += ["\\bottomrule", "\\end{tabular}"]
-        return "\n".join(lines + [f"\n{latex_text(remark)}" for remark in self.remarks()])
+        return "\n".join(lines + [f"\n{latex_text(remark)}" for remark in [*doubts, *self.remarks()]])
 
     def to_html(self) -> str:
         """A bare ``<table>`` with the remarks below it."""

@@ -6,7 +6,7 @@ Each data set has coefficients of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from genbound.errors import GenboundError
 from genbound.files import write_atomically
 from genbound.results.cells import markdown_table, write_csv
 from genbound.results.common_range import on_common_range
-from genbound.results.gap import UNITS, measured_gap
+from genbound.results.gap import UNITS, measured, measured_gap
 from genbound.results.hyperparameters import Pairs
 from genbound.results.likeness import refuse_unlike, unlike
-from genbound.results.rank_statistics import STATISTICS
+from genbound.results.rank_statistics import STATISTICS, partial_kendall
 from genbound.results.resampling import Draws, bootstrap_intervals, permutation_p_values
 from genbound.results.results import Results
 from genbound.results.runs import as_results
@@ -77,7 +77,26 @@ def points(
         column, side = (f"log10 {bound}", "log10") if overflow else (bound, "value")
         frame[column] = [math.nan if e is None or e[side] is None else float(e[side]) for e in entries]
     frame.attrs["remarks"] = remarks
+    frame.attrs["rivals"] = {
+        rival: {name: of(results) for group in groups.values() for name, results in group.items()}
+        for rival, of in RIVALS.items()
+    }
     return frame
+
+
+def _distance(results: Results) -> float:
+    """From the start to the fine-tuned weights, over all layers, in the unit of the weights."""
+    rows = results.quantities.get("displacement_norm", {}).get("layers", {})
+    return math.sqrt(math.fsum(row["value"] ** 2 for row in rows.values())) if rows else math.nan
+
+
+def _training_loss(results: Results) -> float:
+    value = measured(results, "train_loss")
+    return math.nan if value is None else value
+
+
+# What costs next to nothing: a measure that tells no more than these is not worth its price.
+RIVALS: dict[str, Callable[[Results], float]] = {"training loss": _training_loss, "distance": _distance}
 
 
 def _rescaled(groups: Mapping[str, Mapping[str, Results]]) -> tuple[dict[str, dict[str, Results]], list[str]]:
@@ -122,6 +141,7 @@ def correlate(
         GenboundError: a data set has fewer than three runs, a run has no gap, or runs were not measured alike.
     """
     table = runs if isinstance(runs, pd.DataFrame) else points(runs, gap, **options)
+    rivals = table.attrs.get("rivals", {})
     if num_resamples < 1:
         raise GenboundError(f"num_resamples {num_resamples} must be positive")
     names = [c for c in table.columns if c not in ("data", "gap", "hyperparameters")]
@@ -131,14 +151,16 @@ def correlate(
             raise GenboundError(f"measure {unknown[0]!r} is in none of the runs; there are {', '.join(names)}")
         names = [n for n in names if n.removeprefix("log10 ") in measures or n in measures]
     rows, warnings = [], list(table.attrs.get("remarks", []))
+    table = table.assign(**{rival: pd.Series(values, dtype=float) for rival, values in rivals.items()})
     for data, group in table.groupby("data", sort=False):
         if len(group) < FEWEST:
             raise GenboundError(
                 f"{data} has {len(group)} runs: a correlation needs {FEWEST} at least, and many to mean something"
             )
         shared = _Shared(group, num_resamples, seed)
-        found = [row for name in names if (row := _row(data, name, shared)) is not None]
+        found = [row for name in names if (row := _row(data, name, shared, list(rivals))) is not None]
         rows += found
+        rows += [row for name in rivals if (row := _row(data, name, shared, list(rivals))) is not None]
         warnings += _warnings(data, found, len(group))
     return Correlations(pd.DataFrame(rows), table, gap, tuple(warnings))
 
@@ -172,7 +194,7 @@ class _Shared:
         return self._pairs[present.tobytes()]
 
 
-def _row(data: str, name: str, shared: _Shared) -> dict[str, Any] | None:
+def _row(data: str, name: str, shared: _Shared, rivals: Sequence[str] = ()) -> dict[str, Any] | None:
     present = np.isfinite(shared.group[name].to_numpy(float))
     group = shared.group[present]
     if len(group) < FEWEST or group[name].nunique() < 2 or group["gap"].nunique() < 2:
@@ -185,6 +207,10 @@ def _row(data: str, name: str, shared: _Shared) -> dict[str, Any] | None:
         low, high = intervals[title]
         row |= {title: float(statistic(x, y)), f"{title}_lower": low, f"{title}_upper": high}
         row[f"{title}_p"] = p_values[title]
+    for rival in rivals:
+        given = group[rival].to_numpy(float)
+        known = np.isfinite(given).all() and rival != name
+        row[f"kendall given {rival}"] = partial_kendall(x, y, given) if known else math.nan
     pairs = shared.pairs(present)
     if pairs.names:
         row["granulated_kendall"], parts = pairs.granulated_kendall(x)
@@ -228,9 +254,10 @@ class Correlations:
 
     Attributes:
         table: one row a measure and data set: each coefficient with ``_lower``, ``_upper`` (95 % bootstrap) and ``_p``
-            (permutations), and where runs state hyper-parameters ``granulated_kendall`` (and its part of each),
-            ``conditional_mutual_information``, ``robust_sign_error``, ``worst_environment``.
-        points: one row a run, as :func:`points` makes it.
+            (permutations), Kendall's partial coefficients ``kendall given RIVAL``, and where runs state
+            hyper-parameters ``granulated_kendall`` (and its part of each), ``conditional_mutual_information``,
+            ``robust_sign_error``, ``worst_environment``. The trivial rivals are rows, too.
+        points: one row a run, as :func:`points` makes it, with the trivial rivals.
         gap: ``loss`` or ``error``.
         warnings: what may be chance.
     """
@@ -249,9 +276,16 @@ class Correlations:
         """The measures that have a coefficient in some data set."""
         return list(dict.fromkeys(self.table["measure"])) if len(self.table) else []
 
+    @property
+    def controlled(self) -> list[str]:
+        """The columns of coefficients that control for something: for a trivial rival, or for hyper-parameters."""
+        given = [f"kendall given {rival}" for rival in RIVALS]
+        known = [column for column in given if column in self.table and self.table[column].notna().any()]
+        return [*known, *(column for column in CONTROLLED if column in self.table)]
+
     def to_markdown(self) -> str:
-        """For each data set a table, the best measure first."""
-        controlled = [column for column in CONTROLLED if column in self.table]
+        """For each data set a table, the best measure first; a line a measure, with the p-value of Kendall's alone."""
+        controlled = self.controlled
         head = ["measure", "runs", *(t.capitalize() for t in STATISTICS), *(c.replace("_", " ") for c in controlled)]
         lines = []
         for data, group in self.table.groupby("data", sort=False) if len(self.table) else ():
@@ -277,8 +311,8 @@ def _cells(row: Mapping[str, Any], controlled: Sequence[str]) -> list[str]:
     cells = [row["measure"], str(row["num_runs"])]
     for title in STATISTICS:
         low, high, p = (row[f"{title}_{part}"] for part in ("lower", "upper", "p"))
-        cells.append(f"{row[title]:.2f} [{low:.2f}, {high:.2f}], p = {p:.2g}")
+        cells.append(f"{row[title]:.2f} [{low:.2f}, {high:.2f}]" + (f", p = {p:.2g}" if title == "kendall" else ""))
     cells += ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in controlled]
-    if controlled and isinstance(row["worst_environment"], str) and row["worst_environment"]:
+    if "robust_sign_error" in controlled and isinstance(row["worst_environment"], str) and row["worst_environment"]:
         cells[-1] += f" ({row['worst_environment']})"
     return cells

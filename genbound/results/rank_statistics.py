@@ -5,6 +5,7 @@ The coefficients take values along the last axis and are vectorised over the oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -32,6 +33,25 @@ def kendall(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
     x, y = np.broadcast_arrays(*(np.moveaxis(np.asarray(a, float), axis, -1) for a in (x, y)))
     rows = zip(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), strict=True)
     return np.array([stats.kendalltau(*sides).statistic for sides in rows]).reshape(x.shape[:-1])
+
+
+def partial_kendall(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
+    r"""Kendall's partial coefficient: how x goes along with y beyond what both have in common with a third number.
+
+    .. math:: \tau_{xy \cdot z} = \frac{\tau_{xy} - \tau_{xz} \tau_{yz}}{\sqrt{(1 - \tau_{xz}^2)(1 - \tau_{yz}^2)}}
+
+    Args:
+        x, y, given: of the same runs, ``[n]``.
+
+    Returns:
+        The coefficient; NaN where one of the three is constant, or the third orders as x or y does.
+
+    References:
+        M. G. Kendall, Partial rank correlation, Biometrika 32, 1942.
+    """
+    xy, xz, yz = (float(stats.kendalltau(*pair).statistic) for pair in ((x, y), (x, given), (y, given)))
+    left = (1 - xz**2) * (1 - yz**2)
+    return (xy - xz * yz) / math.sqrt(left) if left > 1e-12 else math.nan
 
 
 STATISTICS: dict[str, Statistic] = {"pearson": pearson, "spearman": spearman, "kendall": kendall}

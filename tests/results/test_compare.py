@@ -143,6 +143,21 @@ def test_markdown_has_as_many_cells_in_every_row(pair):
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {6}
 
 
+def test_a_line_a_bound_and_each_doubt_once(pair):
+    for name in ("first", "second"):
+        for results in pair:
+            results.bounds[name]["note"] = "a long assumption that nobody can verify for this network"
+    text = genbound.compare(pair).to_markdown()
+    assert text.count("a long assumption") == 1 and max(map(len, text.split("\n\n")[0].splitlines())) <= 120
+    rows = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if "|" in line}
+    told = dict(re.findall(r"^(\[\d+\]) (.*?)(?:  )?$", text, re.M))
+    assert [told[mark] for mark in rows["first"].split()] == [
+        "vacuous (one.safetensors)", "a long assumption that nobody can verify for this network"
+    ]  # fmt: skip
+    assert rows["second"].split()[1] == rows["first"].split()[1]
+    assert genbound.compare(pair).to_latex().count("a long assumption") == 1
+
+
 def test_csv_reads_back_in_full(pair):
     table = genbound.compare(pair)
     read = pd.read_csv(io.StringIO(table.to_csv()), index_col="bound", keep_default_na=True)

@@ -13,7 +13,7 @@ from genbound.cli.main import main
 from genbound.errors import GenboundError
 from genbound.results.correlation import correlate, points
 from genbound.results.hyperparameters import Pairs
-from genbound.results.rank_statistics import STATISTICS, dense_ranks, order_score
+from genbound.results.rank_statistics import STATISTICS, dense_ranks, order_score, partial_kendall
 from genbound.results.resampling import Draws, bootstrap_intervals, permutation_p_values
 
 # The published figure, read off its pixels: Hessian measure and generalization error over distance 0, 0.1, …, 1.
@@ -232,18 +232,15 @@ def test_refusals():
 def test_the_command(tmp_path, capsys):
     paths = [str(path) for path in grid_runs(tmp_path)]
     assert main(["correlate", *paths, "--gap", "error", "--out", str(tmp_path / "out"), "--format", "svg"]) == 0
-    assert "granulated kendall" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "granulated kendall" in out
+    assert err.splitlines()[-1] == f"in {tmp_path / 'out'}: correlations.csv, points.csv, correlation.svg"
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert written == [
-        "correlation_bad.svg",
-        "correlation_good.svg",
-        "correlation_log10_huge.svg",
-        "correlations.csv",
-        "points.csv",
-    ]
-    assert "<text" in (tmp_path / "out" / "correlation_good.svg").read_text()
+    assert written == ["correlation.svg", "correlations.csv", "points.csv"]
+    drawn = (tmp_path / "out" / "correlation.svg").read_text()
+    assert all(f">{measure}</text>" in drawn for measure in ("good", "bad", "log10 huge"))
     assert main(["correlate", *paths, "--out", str(tmp_path / "lr"), "--over", "lr"]) == 0
-    assert (tmp_path / "lr" / "over_lr_good.png").exists() and (tmp_path / "lr" / "correlation_good.png").exists()
+    assert (tmp_path / "lr" / "over_lr.png").exists() and (tmp_path / "lr" / "correlation.png").exists()
     assert main(["correlate", *paths, "--over", "lr"]) == 2 and "--out DIR" in capsys.readouterr().err
     (tmp_path / "h.csv").write_text("run,depth\n" + "".join(f"c{i},{i // 3}\n" for i in range(6)))
     assert main(["correlate", *paths, "--hyperparameters", str(tmp_path / "h.csv")]) == 0
@@ -259,3 +256,55 @@ def test_runs_are_put_on_the_largest_observed_range():
     assert list(table["hessian_distance"]) == pytest.approx([2.0, 2.0, 3.0])
     assert "what contains C is rescaled to it: hessian_distance" in correlate(table).to_markdown()
     assert list(points(given, allow_mixed=True)["hessian_distance"]) == [1.0, 2.0, 3.0]
+
+
+# -- what costs nothing ------------------------------------------------------------------------------------------------
+
+
+def test_the_partial_coefficient():
+    """By hand: tau of (x, y), (x, z), (y, z) are 2/3, 1/3, 2/3 on four runs, so it is sqrt(0.4)."""
+    x, y, z = np.array([1.0, 2, 3, 4]), np.array([1.0, 2, 4, 3]), np.array([2.0, 1, 4, 3])
+    assert stats.kendalltau(x, y).statistic == pytest.approx(2 / 3)
+    assert stats.kendalltau(x, z).statistic == pytest.approx(1 / 3)
+    assert stats.kendalltau(y, z).statistic == pytest.approx(2 / 3)
+    assert partial_kendall(x, y, z) == pytest.approx(np.sqrt(0.4))
+    assert np.isnan(partial_kendall(x, y, x)) and np.isnan(partial_kendall(x, y, np.ones(4)))
+
+
+def test_trivial_rivals():
+    """Both rivals have a row, and each measure its partial coefficient; one that is the distance has none left."""
+    stream, runs = np.random.default_rng(0), grid_runs()
+    train, moved = stream.uniform(0.05, 0.15, 6), stream.uniform(1, 2, 6)
+    for results, loss, distance in zip(runs, train, moved, strict=True):
+        results.quantities["losses"]["train_loss"] = loss
+        results.quantities["displacement_norm"]["layers"] = {
+            "a": {"value": 0.6 * distance},
+            "b": {"value": 0.8 * distance},
+        }
+        results.bounds["twin"] = type(results.bounds["good"])(bound(10 * distance))
+    found = correlate(runs, num_resamples=99)
+    table = found.to_frame().set_index("measure")
+    assert list(table.index) == ["good", "bad", "log10 huge", "twin", "training loss", "distance"]
+    gap = found.points["gap"]
+    np.testing.assert_allclose(found.points["distance"], moved)
+    assert table.loc["distance", "kendall"] == pytest.approx(stats.kendalltau(moved, gap).statistic)
+    assert table.loc["good", "kendall given training loss"] == pytest.approx(
+        partial_kendall(np.arange(6.0), gap, train)
+    )
+    assert np.isnan(table.loc["twin", "kendall given distance"])
+    text = found.to_markdown()
+    assert "kendall given distance" in text
+
+
+def test_the_bootstrap_against_scipys():
+    """Percentile intervals of scipy on the same pairs: equal within what 4,000 resamples leave open."""
+    stream = np.random.default_rng(3)
+    x = stream.normal(size=60)
+    y = x + stream.normal(size=60)
+    ours = bootstrap_intervals(x, y, Draws(60, 4000, 0))
+    for title, statistic in (("pearson", STATISTICS["pearson"]), ("spearman", STATISTICS["spearman"])):
+        theirs = stats.bootstrap(
+            (x, y), statistic, paired=True, method="percentile", n_resamples=4000, vectorized=True,
+            rng=np.random.default_rng(1),
+        ).confidence_interval  # fmt: skip
+        np.testing.assert_allclose(ours[title], theirs, atol=0.02)
