@@ -23,7 +23,7 @@ from genbound.results.gap import UNITS
 from genbound.results.results import read_samples
 from genbound.results.runs import as_results
 
-NAMED = 15  # runs whose names stand beside their points
+NAMED = 15  # runs whose names stand beside their points, where there are few panels
 PANELS_ACROSS, PANEL = 4, (2.7, 2.4)  # of a figure of many measures; inches
 
 
@@ -148,13 +148,14 @@ def save_correlation_plots(
         The files, ``correlation.png`` and ``over_NAME.png``.
     """
     table, gap = found.points, found.gap
-    drawings = {"correlation": lambda group, m, ax: plot_correlation(group, m, ax, gap, label=len(group) <= NAMED)}
-    if over is not None:
-        varied_values(table, over)
-        drawings[f"over_{over}"] = lambda group, m, ax: plot_over(group, m, over, ax, gap)
     panels = [
         (str(data), measure, group) for data, group in table.groupby("data", sort=False) for measure in found.measures
     ]
+    named = max(len(group) for *_, group in panels) <= NAMED and len(panels) <= PANELS_ACROSS if panels else False
+    drawings = {"correlation": lambda group, m, ax: plot_correlation(group, m, ax, gap, label=named)}
+    if over is not None:
+        varied_values(table, over)
+        drawings[f"over_{over}"] = lambda group, m, ax: plot_over(group, m, over, ax, gap)
     saved = []
     for kind, draw in drawings.items():
         chosen = [panel for panel in panels if panel[1] != over]

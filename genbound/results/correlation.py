@@ -155,7 +155,8 @@ def correlate(
     for data, group in table.groupby("data", sort=False):
         if len(group) < FEWEST:
             raise GenboundError(
-                f"{data} has {len(group)} runs: a correlation needs {FEWEST} at least, and many to mean something"
+                f"{data} has {len(group)} run{'s' * (len(group) > 1)}: a correlation needs {FEWEST} at least, "
+                "and many to mean something"
             )
         shared = _Shared(group, num_resamples, seed)
         found = [row for name in names if (row := _row(data, name, shared, list(rivals))) is not None]
@@ -284,9 +285,10 @@ class Correlations:
         return [*known, *(column for column in CONTROLLED if column in self.table)]
 
     def to_markdown(self) -> str:
-        """For each data set a table, the best measure first; a line a measure, with the p-value of Kendall's alone."""
+        """For each data set a table, the best measure first; a line a measure, with the interval of Kendall's alone."""
         controlled = self.controlled
-        head = ["measure", "runs", *(t.capitalize() for t in STATISTICS), *(c.replace("_", " ") for c in controlled)]
+        shown = [c.removeprefix("kendall ").replace("_", " ") for c in controlled]
+        head = ["measure", "runs", *(t.capitalize() for t in STATISTICS), *shown]
         lines = []
         for data, group in self.table.groupby("data", sort=False) if len(self.table) else ():
             best_first = group.sort_values("kendall", ascending=False, kind="stable")
@@ -311,7 +313,8 @@ def _cells(row: Mapping[str, Any], controlled: Sequence[str]) -> list[str]:
     cells = [row["measure"], str(row["num_runs"])]
     for title in STATISTICS:
         low, high, p = (row[f"{title}_{part}"] for part in ("lower", "upper", "p"))
-        cells.append(f"{row[title]:.2f} [{low:.2f}, {high:.2f}]" + (f", p = {p:.2g}" if title == "kendall" else ""))
+        how_sure = f" [{low:.2f}, {high:.2f}], p = {p:.2g}" if title == "kendall" else ""
+        cells.append(f"{row[title]:.2f}{how_sure}")
     cells += ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in controlled]
     if "robust_sign_error" in controlled and isinstance(row["worst_environment"], str) and row["worst_environment"]:
         cells[-1] += f" ({row['worst_environment']})"
