@@ -29,6 +29,7 @@ FLOORS = (
     ("quantities", "bounds"),
     ("engines", "results"),
     ("evaluation", "figures", "finetune"),
+    ("certify",),
     ("callbacks", "cli", "pytest_plugin", "__init__"),
     ("__main__",),
 )

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from genbound.cli.click_options import DEBUG, option, with_options
+from genbound.formatting import rounded_up
 
 OPTIONS = [
     click.argument("init", type=click.Path()),
@@ -31,6 +32,7 @@ OPTIONS = [
     option("norm", str, "Of the distance: frobenius or mars."),
     option("head-radius", float, "Largest norm of the output head."),
     option("norm-layers", float, "Largest change of a normalisation layer's scale."),
+    option("trained", str, "all or head.  [default: all]"),
     option("noise", str, "Add label noise: symmetric:P, symmetric-redraw:P, FILE (matrix), labels:FILE."),
     option("confusion", str, "Correct the loss for F: known, symmetric:P, FILE, anchor or dual-t."),
     option("correction", str, "backward or forward.  [default: backward]"),
@@ -44,6 +46,9 @@ OPTIONS = [
     option("noise-stability", float, "Baseline: two-sided weight noise of this σ."),
     option("validation", float, "Share of the training samples to hold out."),
     option("early-stopping", int, "Baseline: stop after so many epochs without a better validation accuracy."),
+    click.option("--certify", is_flag=True, help="Choose radius, trained part and noise for a small certificate."),
+    option("prior-share", float, "Share of the samples that the certificate's prior sees.", default=0.5),
+    option("delta", float, "Failure probability of the certificate.", default=0.05),
     option("save-steps", int, "Steps between checkpoints (default: once an epoch)."),
     click.option("--trust-remote-code", is_flag=True, help="Run code that INIT's own files name."),
     DEBUG,
@@ -57,16 +62,22 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
 
     Everything goes to DIR: pretrained/ (INIT with the head that training starts from), finetuned/, run.json. `genbound
     evaluate DIR/finetuned` measures the result; where you named code with --model,
-    it wants the same --model or --trust-remote-code.
+    it wants the same --model or --trust-remote-code. With --certify, DIR/certificate has the certificate's results.
     """
     from genbound.finetune.run import finetune as run
     from genbound.finetune.settings import Settings
 
     chosen = {field.name: given[field.name] for field in fields(Settings) if given.get(field.name) is not None}
-    record = run(
-        init, data, out, model=given["model"], test_data=given["test_data"], num_classes=given["classes"],
-        settings=Settings(**chosen), trust_remote_code=given["trust_remote_code"],
-    )  # fmt: skip
+    said = {
+        "model": given["model"], "test_data": given["test_data"], "num_classes": given["classes"],
+        "settings": Settings(**chosen), "trust_remote_code": given["trust_remote_code"],
+    }  # fmt: skip
+    if given["certify"]:
+        from genbound.certify.run import finetune_certified
+
+        record = finetune_certified(init, data, out, prior_share=given["prior_share"], delta=given["delta"], **said)
+    else:
+        record = run(init, data, out, **said)
     click.echo(summary(record))
     click.echo(f"checkpoint in {out}/finetuned, record in {out}/run.json", err=True)
 
@@ -88,4 +99,17 @@ def summary(record: dict[str, Any]) -> str:
     rows.append(("training samples", record["num_train"]))
     rows.append(("epochs", f"{record['epochs_run']:g}"))
     rows.append(("wrong labels added", f"{record['noise_rate']:.1%}"))
+    rows += _certified(record.get("certificate"))
     return tabulate(rows, headers=("", "value"), tablefmt="github", disable_numparse=True)
+
+
+def _certified(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What a run with --certify says of its certificate: each row holds, and so does the least of them."""
+    if found is None:
+        return []
+    rows = [("chosen of " + str(len(found["tried"])), found["chosen"])]
+    for name in ("pac_bayes_certificate", "compression_certificate"):
+        value = found[name]["value"]
+        rows.append((name, "/" if value is None else f"≤ {rounded_up(value)}"))
+    told = f"{1 - found['delta']:g}, both rows at once (delta / {found['shares_of_delta']} each)"
+    return [*rows, ("with probability", told), ("from samples that the prior did not see", str(found["num_data"]))]

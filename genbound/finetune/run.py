@@ -19,6 +19,7 @@ from genbound.data.run_folder import Relabelled
 from genbound.errors import GenboundError
 from genbound.files import write_json
 from genbound.finetune.constraint.distance_constraint import constraint_of
+from genbound.finetune.frozen_body import freeze_body
 from genbound.finetune.label_noise.confusion import anchor_points, dual_t
 from genbound.finetune.label_noise.draw import named_matrix
 from genbound.finetune.objective import objective_of
@@ -215,6 +216,8 @@ def _train(
         with rng_untouched():
             torch.manual_seed(settings.seed)
             start.model = add_adapters(start.model, start.head, settings.lora)
+    if settings.trained == "head":
+        freeze_body(start.model, start.head)
     trainer = FineTuner(start.model, task, objective, settings, out / "checkpoints", callbacks)
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     with huggingface.quiet():

@@ -26,6 +26,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("schedule", lambda value: value in ("linear", "constant", "cosine"), "linear or constant or cosine"),
     ("precision", lambda value: value in ("float32", "bfloat16"), "float32 or bfloat16"),
     ("norm", lambda value: value in ("frobenius", "mars"), "frobenius or mars"),
+    ("trained", lambda value: value in ("all", "head"), "all or head"),
     ("correction", lambda value: value in ("backward", "forward"), "backward or forward"),
 )
 
@@ -44,6 +45,7 @@ class Settings:
         norm: ``frobenius`` or ``mars``.
         head_radius: of the output head, around zero.
         norm_layers: D of the normalisation layers.
+        trained: ``all``, or only the ``head``; running statistics stay as they are then, too.
         noise: label noise to add: ``symmetric:P``, ``symmetric-redraw:P``, ``FILE`` of a matrix F, or ``labels:FILE``
             of observed labels.
         confusion: F to correct the loss for: ``known`` (that of ``noise``), ``symmetric:P``, ``symmetric-redraw:P``,
@@ -73,6 +75,7 @@ class Settings:
     norm: str = "frobenius"
     head_radius: float | None = None
     norm_layers: float | None = None
+    trained: str = "all"
     noise: str | None = None
     confusion: str | None = None
     correction: str = "backward"
@@ -95,6 +98,8 @@ class Settings:
                     raise GenboundError(f"--{name.replace('_', '-')} must be {what}, not {getattr(self, name)!r}")
         if self.sam and self.noise_stability:
             raise GenboundError("--sam and --noise-stability both perturb the weights: choose one")
+        if self.trained == "head" and self.lora:
+            raise GenboundError("--lora adapts what --trained head leaves as it is: choose one")
         if self.early_stopping and not self.validation:
             raise GenboundError("--early-stopping needs held-out samples: add --validation 0.1")
         if self.confusion == "known" and (self.noise is None or self.noise.startswith("labels:")):

@@ -1,0 +1,206 @@
+"""``genbound finetune --certify``: a prior from a part of the samples, the best way on from it, and its certificate.
+
+1. The samples are divided by a random order. On the first part the recipe is run as it is: that is the prior.
+2. From there every candidate trains on all samples, each layer kept within a ball around the prior. The certificate
+   measures distances from the same point, so that algorithm and certificate have the same balls.
+3. A candidate is judged by its certificate on the samples that the prior did not see, with draws of its own seed.
+4. The best one is certified with fresh draws.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genbound.certify.candidates import FORMS, Candidate, first_candidates
+from genbound.checkpoints.sidecar import write_sidecar
+from genbound.data.run_folder import Relabelled
+from genbound.errors import GenboundError
+from genbound.evaluation.loading import load
+from genbound.evaluation.loop import evaluate
+from genbound.files import write_json
+from genbound.finetune.output import describe_checkpoint, save_network, write_data_file
+from genbound.finetune.predictions import accuracies
+from genbound.finetune.run import finetune
+from genbound.finetune.settings import Settings
+from genbound.finetune.start import build_start
+from genbound.finetune.task import RunSpec, Task, read_task
+from genbound.results.results import Results
+
+ROWS = ("pac_bayes_certificate", "compression_certificate")
+FINAL_SEED = 10**6  # far from those of the trials: the certificate's draws are fresh
+# What decides the samples or looks at them otherwise; each has its own certificate, and none here.
+REFUSED = ("noise", "confusion", "validation", "early_stopping")
+
+
+def finetune_certified(
+    init: str | os.PathLike,
+    data: Any,
+    out: str | os.PathLike,
+    *,
+    model: Any = None,
+    test_data: Any = None,
+    num_classes: int | None = None,
+    settings: Settings | None = None,
+    trust_remote_code: bool = False,
+    prior_share: float = 0.5,
+    delta: float = 0.05,
+) -> dict[str, Any]:
+    """Fine-tune a pretrained checkpoint for a small certificate; the same call continues a run that was stopped.
+
+    Args:
+        init, data, out, model, test_data, num_classes, trust_remote_code: as for :func:`genbound.finetune.finetune`.
+            OUT also receives ``prior`` (a run of its own), ``prior_samples.txt``, ``candidates`` and ``certificate``
+            (the results of ``genbound evaluate``).
+        settings: the recipe of the prior, and of the candidates but for what is chosen. One from ``FORMS`` moves,
+            within a ball, with or without noise.
+        prior_share: share of the samples that the prior sees, in (0, 1).
+        delta: failure probability of everything that is printed from the training set, in all.
+
+    Returns:
+        The content of ``run.json``: as of a plain run, and ``certificate``.
+
+    Raises:
+        GenboundError: something does not fit, or settings are given that cannot be certified.
+    """
+    spec = RunSpec(init, data, Path(out), model, test_data, num_classes, settings or Settings(), trust_remote_code)
+    _check(spec.settings, prior_share, delta)
+    return _Certified(spec, read_task(spec), prior_share, delta).run()
+
+
+def _check(settings: Settings, prior_share: float, delta: float) -> None:
+    if not 0 < prior_share < 1:
+        raise GenboundError(f"--prior-share {prior_share:g} must lie between 0 and 1")
+    if not 0 < delta < 1:
+        raise GenboundError(f"--delta {delta:g} must lie between 0 and 1")
+    given = [name for name in REFUSED if getattr(settings, name)]
+    if settings.radius == "auto":
+        given.append("radius auto")
+    if given:
+        flag = given[0].replace("_", "-")
+        raise GenboundError(f"--certify chooses by the certificate, on all labels as they are: leave out --{flag}")
+
+
+@dataclass
+class _Certified:
+    """One run."""
+
+    spec: RunSpec
+    task: Task
+    prior_share: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        count = round(self.prior_share * len(self.task.samples))
+        if len(self.task.samples) - count < 8:
+            raise GenboundError(
+                f"--prior-share {self.prior_share:g} leaves {len(self.task.samples) - count} samples that the prior "
+                "does not see, and a certificate needs 8"
+            )
+        order = np.random.default_rng([self.spec.settings.seed, 2]).permutation(len(self.task.samples))
+        self.seen = sorted(int(i) for i in order[:count])
+        self.all = list(range(len(self.task.samples)))
+
+    @property
+    def out(self) -> Path:
+        """The folder of the run."""
+        return self.spec.out
+
+    def run(self) -> dict[str, Any]:
+        """All of it; the record."""
+        first = self._within("prior", self.spec.init, self.seen, self.spec.settings, self.spec.model)
+        moved = first["distances"]
+        tried: dict[str, float | None] = {}
+        best, value, deviation = None, math.inf, 0.0
+        for number, candidate in enumerate(first_candidates(self.spec.settings)):
+            results = self._try(candidate, moved, number)
+            found = results.bounds[ROWS[0]]["value"]
+            tried[candidate.name] = found
+            if found is not None and found < value:
+                best, value, deviation = candidate, found, _deviation(results)
+        if best is None:
+            raise GenboundError(
+                f"no candidate has a certificate ({results.bounds[ROWS[0]]['note']}): see {self.out / 'candidates'}"
+            )
+        noisy = replace(best, noise=float(f"{deviation:.3g}"))
+        if noisy.noise and not (self.spec.settings.sam or self.spec.settings.noise_stability):
+            results = self._try(noisy, moved, len(tried))
+            tried[noisy.name] = results.bounds[ROWS[0]]["value"]
+            best = noisy if (tried[noisy.name] or math.inf) < value else best
+        return self._finish(best, tried, first)
+
+    def _within(self, name: str, init: Any, places: list[int], settings: Settings, model: Any) -> dict[str, Any]:
+        """A run inside this one's folder on some of the samples; its record."""
+        return finetune(
+            init, Relabelled(self.task.samples, self.task.observed, places), self.out / name, model=model,
+            num_classes=self.task.num_classes, settings=settings, trust_remote_code=self.spec.trust_remote_code,
+        )  # fmt: skip
+
+    def _try(self, candidate: Candidate, moved: dict[str, float], number: int) -> Results:
+        """Train a candidate, and certify it with draws that nobody uses again."""
+        settings, folder = candidate.settings(self.spec.settings, moved), f"candidates/{candidate.name}"
+        self._within(folder, self.out / "prior" / "finetuned", self.all, settings, self.spec.model)
+        return self._certify(self.out / folder / "finetuned", ROWS[:1], seed=self.spec.settings.seed + number)
+
+    def _certify(self, checkpoint: Path, rows: Any, seed: int, out: Path | None = None, **more: Any) -> Results:
+        problem = load(
+            checkpoint, self.out / "prior" / "pretrained", self.spec.model, self.task.part(self.all),
+            trust_remote_code=self.spec.trust_remote_code, prior=self.out / "prior" / "finetuned",
+            prior_samples=self.seen, **more,
+        )  # fmt: skip
+        return evaluate(problem, rows, seed, delta=self.delta / (len(FORMS) * len(ROWS)), out=out)
+
+    def _finish(self, best: Candidate, tried: dict[str, float | None], first: dict[str, Any]) -> dict[str, Any]:
+        """Write the chosen network as that of this run, with the certificate from fresh draws."""
+        start = build_start(
+            self.out / "candidates" / best.name / "finetuned", self.spec.model, self.task.num_classes,
+            self.task.samples.label2id, self.task.has_images, self.spec.settings.seed, self.spec.trust_remote_code,
+        )  # fmt: skip
+        self.task.write(self.out / "labels.npz")
+        save_network(start.model, self.out / "finetuned", start)
+        shutil.copytree(self.out / "prior" / "pretrained", self.out / "pretrained", dirs_exist_ok=True)
+        (self.out / "prior_samples.txt").write_text("\n".join(map(str, self.seen)) + "\n", encoding="utf-8")
+        inner = json.loads((self.out / "candidates" / best.name / "run.json").read_text(encoding="utf-8"))
+        record = {
+            **inner, "init": str(self.spec.init), "data": self._said(self.spec.data),
+            "test_data": self._said(self.spec.test_data), "rule": first["rule"], "model": first["model"],
+            "accuracy": accuracies(start.model, self.task, self.spec.settings.device),
+        }  # fmt: skip
+        if isinstance(self.spec.data, str):
+            write_data_file(self.out)
+            describe_checkpoint(self.out, record)
+            write_sidecar(self.out / "finetuned", prior="../prior/finetuned", prior_samples="../prior_samples.txt")
+        folder = self.out / "certificate"
+        results = self._certify(
+            self.out / "finetuned", ROWS, self.spec.settings.seed + FINAL_SEED, folder, test_data=self.task.test
+        )
+        results.save(folder)
+        record["certificate"] = self._certificate(results, best, tried)
+        write_json(self.out / "run.json", record)
+        return record
+
+    def _certificate(self, results: Results, best: Candidate, tried: dict[str, float | None]) -> dict[str, Any]:
+        rows = {name: results.bounds[name] for name in ROWS}
+        return {
+            "delta": self.delta, "shares_of_delta": len(FORMS) * len(ROWS), "chosen": best.name, "tried": tried,
+            "num_prior": len(self.seen), "num_data": len(self.all) - len(self.seen),
+            **{name: {"value": row["value"], "note": row["note"]} for name, row in rows.items()},
+        }  # fmt: skip
+
+    @staticmethod
+    def _said(data: Any) -> str | None:
+        return data if isinstance(data, str) else None
+
+
+def _deviation(results: Results) -> float:
+    """Root mean square of the posterior's noise on a coordinate."""
+    groups = results.quantities["gibbs_error"]["groups"].values()
+    total = sum(group["size"] for group in groups)
+    return math.sqrt(sum(group["size"] * group["deviation"] ** 2 for group in groups) / total)

@@ -1,0 +1,159 @@
+"""``genbound finetune --certify``: the same balls for algorithm and certificate, and every choice paid for."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import genbound
+from genbound.certify import run as certify
+from genbound.certify.candidates import FORMS, SHARES, Candidate
+from genbound.cli.main import main
+from genbound.errors import GenboundError
+from genbound.finetune.run import finetune
+from genbound.finetune.settings import Settings
+from genbound.posterior.groups import unseen
+
+pytest.importorskip("transformers", reason="needs transformers")
+pytest.importorskip("accelerate", reason="needs accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Tanh())
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+
+def make():
+    return Net()
+"""
+RECIPE = Settings(epochs=8, batch_size=32, lr=0.03)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "nets.py").write_text(NET)
+    stream = torch.Generator().manual_seed(0)
+    x = torch.randn(900, 6, generator=stream)
+    y = (x[:, 0] + x[:, 1] + 0.5 * torch.randn(900, generator=stream) > 0).long()
+    np.savez(tmp_path / "train.npz", x=x[:400].numpy(), y=y[:400].numpy())
+    np.savez(tmp_path / "test.npz", x=x[400:].numpy(), y=y[400:].numpy())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Tanh())
+    torch.save({f"body.{name}": value for name, value in body.state_dict().items()}, tmp_path / "init.pt")
+    return tmp_path
+
+
+def certified(folder, out="out", **more):
+    said = {"model": f"{folder / 'nets.py'}:make", "test_data": f"npz:{folder / 'test.npz'}", "settings": RECIPE} | more
+    return certify.finetune_certified(folder / "init.pt", f"npz:{folder / 'train.npz'}", folder / out, **said)
+
+
+def tensors(folder):
+    return load_file(Path(folder) / "finetuned" / "model.safetensors")
+
+
+def test_every_choice_is_paid_for(folder, monkeypatch, capsys):
+    """On the command line, for the head alone: delta in shares, draws that are used once, the samples that count."""
+    seeds, plain_evaluate = [], certify.evaluate
+
+    def spy(problem, rows, seed, **more):
+        seeds.append(seed)
+        return plain_evaluate(problem, rows, seed, **more)
+
+    monkeypatch.setattr(certify, "evaluate", spy)
+    model, out = f"{folder / 'nets.py'}:make", folder / "out"
+    said = [
+        "finetune", str(folder / "init.pt"), "--model", model, "--data", f"npz:{folder / 'train.npz'}", "--out",
+        str(out), "--epochs", "1", "--lr", "0.02", "--trained", "head", "--certify",
+    ]  # fmt: skip
+    assert main(said) == 0
+    printed = capsys.readouterr().out
+    assert "| pac_bayes_certificate" in printed and "≤ 0." in printed and "delta / 4 each" in printed
+
+    found = json.loads((out / "run.json").read_text())["certificate"]
+    tried = {name: value for name, value in found["tried"].items() if value is not None}
+    assert found["chosen"] == min(tried, key=tried.get) and len(found["tried"]) == len(SHARES) + 1
+    assert len(set(seeds)) == len(seeds) and seeds[-1] == certify.FINAL_SEED
+
+    stored = genbound.load_results(out / "certificate")
+    assert stored.config["delta"] == pytest.approx(0.05 / 4) and found["shares_of_delta"] == 4 == 2 * len(FORMS)
+    summary = stored.quantities["gibbs_error"]
+    assert (summary["num_data"], summary["num_prior"]) == (200, 200) == (found["num_data"], found["num_prior"])
+    assert set(summary["groups"]) == {"fc.weight", "fc.bias"}  # running statistics stay, too
+
+    # the checkpoint knows its prior, and gives the same certificate again
+    problem = genbound.load(out / "finetuned", model=model)
+    seen = {int(line) for line in (out / "prior_samples.txt").read_text().split()}
+    assert problem.prior.samples == seen and set(unseen(problem)) == set(range(400)) - seen
+    again = genbound.evaluate(problem, ["pac_bayes_certificate"], certify.FINAL_SEED, delta=0.05 / 4)
+    assert again.bounds["pac_bayes_certificate"].value == pytest.approx(found["pac_bayes_certificate"]["value"])
+
+
+@pytest.mark.slow
+def test_it_beats_the_certificate_of_plain_fine_tuning(folder):
+    record = certified(folder)
+    found = record["certificate"]
+    model = f"{folder / 'nets.py'}:make"
+    plain = finetune(
+        folder / "init.pt", f"npz:{folder / 'train.npz'}", folder / "plain", model=model,
+        test_data=f"npz:{folder / 'test.npz'}", settings=RECIPE,
+    )  # fmt: skip
+    usual = genbound.evaluate(
+        genbound.load(folder / "plain" / "finetuned", model=model), ["pac_bayes_certificate"]
+    ).bounds["pac_bayes_certificate"]
+    assert found["pac_bayes_certificate"]["value"] < usual.value - 0.1
+    assert record["accuracy"]["test"] > plain["accuracy"]["test"] - 0.01
+    assert 1 - record["accuracy"]["test"] < found["pac_bayes_certificate"]["value"] < 0.5
+    assert len(found["tried"]) == len(FORMS) * len(SHARES) + 1
+
+
+@pytest.mark.slow
+def test_the_ball_of_the_algorithm_is_that_of_the_certificate(folder):
+    """Its centre is the prior, its radius a share of the way there; and the prior never saw the other samples."""
+    certified(folder)
+    one, way = tensors(folder / "out" / "prior"), json.loads((folder / "out" / "prior" / "run.json").read_text())
+    for candidate in (Candidate(form, share) for form in FORMS for share in SHARES):
+        end = tensors(folder / "out" / "candidates" / candidate.name)
+        for name, distance in way["distances"].items():
+            assert (end[name] - one[name]).norm() <= candidate.share * distance * (1 + 1e-6)
+        still = [name for name in end if torch.equal(end[name], one[name]) and end[name].is_floating_point()]
+        assert still == ([name for name in end if name.startswith("body.") and "num_batches" not in name]
+                         if candidate.form == "head" else [])  # fmt: skip
+
+    # the same run on data with other labels at the others' places ends in the same prior
+    seen = {int(line) for line in (folder / "out" / "prior_samples.txt").read_text().split()}
+    arrays = dict(np.load(folder / "train.npz"))
+    others = sorted(set(range(400)) - seen)
+    arrays["y"][others] = 1 - arrays["y"][others]
+    np.savez(folder / "train.npz", **arrays)
+    certified(folder, "flipped")
+    other = tensors(folder / "flipped" / "prior")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ({"settings": Settings(noise="symmetric:0.2")}, "--noise"),
+        ({"settings": Settings(validation=0.1)}, "--validation"),
+        ({"settings": Settings(radius="auto")}, "--radius auto"),
+        ({"prior_share": 1.0}, "between 0 and 1"),
+        ({"prior_share": 0.99}, "4 samples"),
+        ({"delta": 0.0}, "between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused(folder, more, said):
+    with pytest.raises(GenboundError, match=said):
+        certified(folder, **more)
