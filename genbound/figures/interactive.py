@@ -14,6 +14,7 @@ import pandas as pd
 
 from genbound.figures.bounds import GAP, LABELS, VACUOUS, axis_of, bounds_of, yardsticks
 from genbound.figures.broken_axis import NEAR, PowersOfTen
+from genbound.figures.interactive_certificate import certificate_figure
 from genbound.figures.interactive_landscape import loss_path_figure, loss_plane_figure
 from genbound.figures.interactive_spectrum import largest_eigenvalues_figure, spectrum_figure
 from genbound.figures.interactive_style import described, figure, shown, with_legend
@@ -223,6 +224,7 @@ FIGURES = {
     "noise_stability": noise_figure,
     "layers": layers_figure,
     "samples": samples_figure,
+    "certificate": certificate_figure,
     "loss_path": loss_path_figure,
     "loss_plane": loss_plane_figure,
     "spectrum": spectrum_figure,

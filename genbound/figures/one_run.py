@@ -14,6 +14,7 @@ import numpy as np
 
 from genbound.errors import GenboundError, did_you_mean
 from genbound.figures.bounds import bounds_of, plot_bounds
+from genbound.figures.certificate import has_certificate, plot_certificate
 from genbound.figures.landscape import plot_loss_path, plot_loss_plane
 from genbound.figures.spectrum import has_layers, has_total, plot_largest_eigenvalues, plot_spectrum
 from genbound.figures.style import BLUE, COLOURS, GREEN, ORANGE, STYLE, VERMILION, new_axes, save_figure, shorten, words
@@ -174,6 +175,7 @@ PLOTS = {
     "noise_stability": Plot(plot_noise_stability),
     "layers": Plot(plot_layers, _has_forms),
     "samples": Plot(plot_samples, _has_samples),
+    "certificate": Plot(plot_certificate, has_certificate),
     "loss_path": Plot(plot_loss_path),
     "loss_plane": Plot(plot_loss_plane),
     "spectrum": Plot(plot_spectrum, has_total),
@@ -183,7 +185,7 @@ PLOTS = {
 
 def plots_of(results: Results) -> list[str]:
     """Names of the plots that a run has the numbers for."""
-    named = [plot for quantity in results.quantities for plot in reading_of(quantity).plots]
+    named = dict.fromkeys(plot for quantity in results.quantities for plot in reading_of(quantity).plots)
     return [plot for plot in named if PLOTS[plot].has_numbers(results)]
 
 

@@ -59,5 +59,9 @@ QUANTITY = Quantity(
     gradients=later("genbound.quantities.gibbs_error:forecast"),
     applies_to=later("genbound.quantities.gibbs_error:applies_to"),
     reference="Langford & Caruana 2002; Perez-Ortiz et al. 2021",
-    reading=Reading(describe=_describe, how=("groups", "tau", "kl", "delta", "log_union", "exact", "loss_range")),
+    reading=Reading(
+        describe=_describe,
+        how=("groups", "tau", "kl", "delta", "log_union", "exact", "loss_range"),
+        plots=("certificate",),
+    ),
 )

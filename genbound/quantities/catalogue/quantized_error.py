@@ -53,6 +53,10 @@ QUANTITY = Quantity(
     applies_to=later("genbound.quantities.quantized_error:applies_to"),
     reference="Langford 2005; Lotfi et al. 2022",
     reading=Reading(
-        fixed=True, describe=_describe, how=("groups", "tau", "loss_range"), fall_when_better=("error", "loss", "nats")
+        fixed=True,
+        describe=_describe,
+        how=("groups", "tau", "loss_range"),
+        fall_when_better=("error", "loss", "nats"),
+        plots=("certificate",),
     ),
 )
