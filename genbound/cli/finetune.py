@@ -73,7 +73,7 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
         "settings": Settings(**chosen), "trust_remote_code": given["trust_remote_code"],
     }  # fmt: skip
     if given["certify"]:
-        from genbound.certify.run import finetune_certified
+        from genbound.certify.certified_run import finetune_certified
 
         record = finetune_certified(init, data, out, prior_share=given["prior_share"], delta=given["delta"], **said)
     else:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import genbound
-from genbound.certify import run as certify
+from genbound.certify import certified_run as certify
 from genbound.certify.candidates import FORMS, SHARES, Candidate
 from genbound.cli.main import main
 from genbound.errors import GenboundError

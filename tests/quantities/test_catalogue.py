@@ -63,7 +63,7 @@ def test_rows_stand_behind_what_they_require():
 
 def test_plots_are_drawn():
     named = [plot for quantity in QUANTITIES.values() for plot in quantity.reading.plots]
-    assert sorted(named) == sorted(PLOTS) == sorted(FIGURES)
+    assert sorted(set(named)) == sorted(PLOTS) == sorted(FIGURES)  # both certificates name the same picture
 
 
 def test_errors_of_bounds_are_those_of_numbers_that_they_require():
