@@ -79,3 +79,14 @@ def says_continuous_integration(namespace, printed):
     assert "status" not in same
     assert "status 1" in worse and "displacement_norm" in worse and "hessian_distance" in worse
     assert "displacement_norm" not in allowed.split("\n\n")[0]
+
+
+def says_certificate(namespace, printed):
+    plain, tuned, again = printed.values()
+    assert "No guarantee that says anything" in plain
+    assert "head-" in tuned or "all-" in tuned
+    bounds = namespace["results"].bounds
+    assert bounds["compression_certificate"].value < bounds["pac_bayes_certificate"].value < 0.3
+    assert namespace["results"].quantities["gibbs_error"]["num_prior"] == 150
+    assert "≤" in again and "150 other samples" in again
+    assert Path("plots/certificate.png").is_file()

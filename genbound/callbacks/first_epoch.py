@@ -18,7 +18,7 @@ from genbound.errors import GenboundError
 from genbound.user_code import rng_untouched
 
 FOLDER, SAMPLES = "genbound_prior", "genbound_prior.npz"
-SETTINGS = ("prior", "prior_samples")
+SETTINGS = ("prior", "prior_samples", "prior_choices")
 MOST_LABELS = 64  # that are kept to recognise the data by
 # Orders that do not hang on what is in the samples. Those of equal length first, or hard ones first, do.
 SHUFFLING = ("RandomSampler", "SeedableRandomSampler")

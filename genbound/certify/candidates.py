@@ -2,8 +2,8 @@
 
 The bound holds for all posteriors at once, so a candidate may be chosen by its certificate on the training samples for
 nothing, as long as the prior is the same. Radius, rank and noise are such choices. Which part of the network moves is
-not: tensors that stay have no noise, which is another prior. That choice is from a list fixed here, and each entry has
-its share of δ.
+not: tensors that stay have no noise, which is another prior. That choice is from a list fixed here, and the certificate
+pays the logarithm of its length.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from genbound.finetune.settings import Settings
 
-FORMS = ("all", "head")  # fixed before any sample is seen; delta is divided by their number
+FORMS = ("all", "head")  # fixed before any sample is seen
 # Radius of each layer's ball around the prior, as a share of how far the prior's training moved the layer.
 SHARES = (1.0, 0.3, 0.1)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from genbound.certify.candidates import FORMS, Candidate, first_candidates
+from genbound.certify.candidates import Candidate, first_candidates
 from genbound.checkpoints.sidecar import write_sidecar
 from genbound.data.run_folder import Relabelled
 from genbound.errors import GenboundError
@@ -59,8 +59,8 @@ def finetune_certified(
         init, data, out, model, test_data, num_classes, trust_remote_code: as for :func:`genbound.finetune.finetune`.
             OUT also receives ``prior`` (a run of its own), ``prior_samples.txt``, ``candidates`` and ``certificate``
             (the results of ``genbound evaluate``).
-        settings: the recipe of the prior, and of the candidates but for what is chosen. One from ``FORMS`` moves,
-            within a ball, with or without noise.
+        settings: the recipe of the prior, and of the candidates but for what is chosen. All of the network moves or
+            its head, within a ball, with or without noise.
         prior_share: share of the samples that the prior sees, in (0, 1).
         delta: failure probability of everything that is printed from the training set, in all.
 
@@ -106,6 +106,7 @@ class _Certified:
             )
         order = np.random.default_rng([self.spec.settings.seed, 2]).permutation(len(self.task.samples))
         self.seen = sorted(int(i) for i in order[:count])
+        self.choices = len({candidate.form for candidate in first_candidates(self.spec.settings)})
         self.all = list(range(len(self.task.samples)))
 
     @property
@@ -153,9 +154,9 @@ class _Certified:
         problem = load(
             checkpoint, self.out / "prior" / "pretrained", self.spec.model, self.task.part(self.all),
             trust_remote_code=self.spec.trust_remote_code, prior=self.out / "prior" / "finetuned",
-            prior_samples=self.seen, **more,
+            prior_samples=self.seen, prior_choices=self.choices, **more,
         )  # fmt: skip
-        return evaluate(problem, rows, seed, delta=self.delta / (len(FORMS) * len(ROWS)), out=out)
+        return evaluate(problem, rows, seed, delta=self.delta / len(ROWS), out=out)
 
     def _finish(self, best: Candidate, tried: dict[str, float | None], first: dict[str, Any]) -> dict[str, Any]:
         """Write the chosen network as that of this run, with the certificate from fresh draws."""
@@ -176,7 +177,10 @@ class _Certified:
         if isinstance(self.spec.data, str):
             write_data_file(self.out)
             describe_checkpoint(self.out, record)
-            write_sidecar(self.out / "finetuned", prior="../prior/finetuned", prior_samples="../prior_samples.txt")
+            write_sidecar(
+                self.out / "finetuned", prior="../prior/finetuned", prior_samples="../prior_samples.txt",
+                prior_choices=self.choices,
+            )  # fmt: skip
         folder = self.out / "certificate"
         results = self._certify(
             self.out / "finetuned", ROWS, self.spec.settings.seed + FINAL_SEED, folder, test_data=self.task.test
@@ -189,8 +193,8 @@ class _Certified:
     def _certificate(self, results: Results, best: Candidate, tried: dict[str, float | None]) -> dict[str, Any]:
         rows = {name: results.bounds[name] for name in ROWS}
         return {
-            "delta": self.delta, "shares_of_delta": len(FORMS) * len(ROWS), "chosen": best.name, "tried": tried,
-            "num_prior": len(self.seen), "num_data": len(self.all) - len(self.seen),
+            "delta": self.delta, "shares_of_delta": len(ROWS), "prior_choices": self.choices, "chosen": best.name,
+            "tried": tried, "num_prior": len(self.seen), "num_data": len(self.all) - len(self.seen),
             **{name: {"value": row["value"], "note": row["note"]} for name, row in rows.items()},
         }  # fmt: skip
 

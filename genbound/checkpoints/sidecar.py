@@ -19,6 +19,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "head": (str,),
     "loss_range": (str,), "head_weights": (str,), "ignore": (str,), "entry": (str,), "layers": (str,),
     "confusion": (str,), "prior": (str,), "prior_samples": (str,),
+    "prior_choices": (int,),
 }  # fmt: skip
 PATHS = ("init", "confusion", "prior", "prior_samples")
 SPECS = ("model", "data", "test_data", "loss")
@@ -33,7 +34,8 @@ def save_spec(checkpoint: str | os.PathLike, *, init: Any = None, **settings: An
             which is then saved beside the checkpoint (with the head's random initialisation, which nothing else keeps).
         settings: ``model`` (``FILE.py:factory``, ``hf:AutoModelFor…``), ``data``, ``test_data``, ``loss``,
             ``num_data``, ``head``, ``loss_range``, ``head_weights``, ``ignore``, ``entry``, ``layers``, ``confusion``,
-            ``prior``, ``prior_samples``: as on the command line. Relative paths count from the checkpoint's directory.
+            ``prior``, ``prior_samples``, ``prior_choices``: as on the command line. Relative paths count from the
+            checkpoint's directory.
 
     Code that is named here may be run later without ``--trust-remote-code``, on this machine and as long as neither the
     checkpoint moves nor the code's file changes: a digest is kept in the user's cache (``GENBOUND_CACHE``).

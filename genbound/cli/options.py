@@ -80,6 +80,8 @@ PAIR_OPTIONS = [
     option("unlabelled", str, "Inputs that training never saw: certificates of the network itself.", metavar="SPEC"),
     option("prior-samples", click.Path(), "Training samples that the prior saw: a file with one number a line, from 0.",
            metavar="FILE"),
+    option("prior-choices", int, "Priors of which it was chosen after the other samples were seen.  [default: 1]",
+           metavar="N"),
     *short_forms(),
     click.option("--set", "set", metavar="QUANTITY.OPTION=VALUE", multiple=True,
                  help="Any option of a quantity; `genbound list options` shows all."),

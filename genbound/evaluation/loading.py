@@ -27,6 +27,7 @@ from genbound.network.weights import WeightProblem
 from genbound.user_code import get_user
 
 ENOUGH = 1.25  # up to so many times the samples that are asked for, all are measured: a part of them saves little
+PRIOR_SETTINGS = {"prior", "prior_samples", "prior_choices"}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -42,6 +43,7 @@ class EvaluationSpec(PairSpec):
         confusion: file of the label confusion matrix.
         prior: checkpoint that certificates are centred at in place of INIT.
         prior_samples: the training samples that it saw: their places in the data, or a file of them.
+        prior_choices: from how many priors it was chosen after the others had been seen; 1 unless something is said.
         unlabelled: inputs that training never saw, like ``data``.
         prior_unused: ``genbound.yaml`` names a prior that is not heeded, for something else was said of it or the data.
     """
@@ -55,6 +57,7 @@ class EvaluationSpec(PairSpec):
     confusion: str | None = None
     prior: str | os.PathLike | None = None
     prior_samples: str | os.PathLike | Iterable[int] | None = None
+    prior_choices: int | None = None
     unlabelled: Any = None
     prior_unused: bool = False
 
@@ -62,10 +65,11 @@ class EvaluationSpec(PairSpec):
         """As of any pair; a prior is heeded with its samples and the data that they are counted in, or not at all."""
         said = super().completed()
         beside = said.beside
-        if said.prior_is_beside or not beside & {"prior", "prior_samples"}:
+        if said.prior_is_beside or not beside & PRIOR_SETTINGS:
             return said
-        own = replace(said, beside=beside - {"prior", "prior_samples"}, prior_unused=True)
+        own = replace(said, beside=beside - PRIOR_SETTINGS, prior_unused=True)
         own = replace(own, prior=None) if "prior" in beside else own
+        own = replace(own, prior_choices=None) if "prior_choices" in beside else own
         return replace(own, prior_samples=None) if "prior_samples" in beside else own
 
     @property
@@ -92,6 +96,7 @@ def load(
     layers: str | Iterable[str] | None = None,
     prior: str | os.PathLike | None = None,
     prior_samples: str | os.PathLike | Iterable[int] | None = None,
+    prior_choices: int | None = None,
     unlabelled: Any = None,
     **options: Any,
 ) -> Problem | WeightProblem:
@@ -114,6 +119,7 @@ def load(
         num_data, loss_range, layers: see :class:`~genbound.network.problem.Problem`.
         prior, prior_samples: a checkpoint that certificates are centred at in place of ``init``, and the training
             samples that it saw (places in the data, or a file of them).
+        prior_choices: from how many priors it was chosen after the others had been seen; certificates pay for it.
         unlabelled: inputs that training never saw, like ``data``; their labels are not looked at.
         options: its further arguments (``dtype`` also by name).
 
@@ -126,7 +132,7 @@ def load(
     spec = EvaluationSpec(
         ckpt, init, model, head, head_weights, ignore, entry, trust_remote_code, data=data, test_data=test_data,
         loss=loss, num_data=num_data, loss_range=loss_range, layers=layers, prior=prior, prior_samples=prior_samples,
-        unlabelled=unlabelled,
+        prior_choices=prior_choices, unlabelled=unlabelled,
     ).completed()  # fmt: skip
     return problem_of(load_pair(spec), spec, **options)
 
@@ -215,7 +221,10 @@ def _prior(spec: EvaluationSpec, samples: Samples) -> dict[str, Any]:
     if isinstance(seen, str | os.PathLike):
         seen = read_numbers(seen, samples)
     buffers = {} if pair.model is None else dict(pair.model.named_buffers())
-    return {"prior": {**pair.params, **buffers}, "prior_samples": seen, "prior_factors": pair.factors}
+    return {
+        "prior": {**pair.params, **buffers}, "prior_samples": seen, "prior_factors": pair.factors,
+        "prior_choices": spec.prior_choices,
+    }  # fmt: skip
 
 
 def default_loss(model: Any, loss: Any = None) -> Any:

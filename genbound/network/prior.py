@@ -26,17 +26,19 @@ class Prior:
         params, buffers: name -> value at the centre.
         samples: places in the data of the samples that it saw; ``None`` if nobody said which.
         factors: weight -> the two factors of its displacement from the start ``[out, r]``, ``[r, in]``, of an adapter.
+        choices: from how many priors, fixed before, this one was chosen after the other samples had been seen.
     """
 
     params: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     samples: frozenset[int] | None
     factors: Factors = field(default_factory=dict)
+    choices: int = 1
 
     @classmethod
     def of(
         cls, network: Network, tensors: Mapping[str, Tensor], samples: Iterable[int] | None,
-        factors: Factors | None = None,
+        factors: Factors | None = None, choices: int = 1,
     ) -> Prior:  # fmt: skip
         """From a state of the same network.
 
@@ -45,10 +47,13 @@ class Prior:
             tensors: name -> parameter and buffer. A buffer that is not there has the value of the start.
             samples: places in the data.
             factors: of an adapter.
+            choices: from how many priors it was chosen.
 
         Raises:
-            GenboundError: a weight is absent or does not fit, or a sample is not in the data.
+            GenboundError: a weight is absent or does not fit, a sample is not in the data, or there is no choice.
         """
+        if choices < 1:
+            raise GenboundError(f"a prior is chosen from 1 or more, not from {choices}")
         known = None if samples is None else frozenset(int(i) for i in samples)
         if known and not 0 <= min(known) <= max(known) < len(network.data):
             wrong = min(known) if min(known) < 0 else max(known)
@@ -66,11 +71,13 @@ class Prior:
             for name, (left, right) in (factors or {}).items()
             if name in params
         }
-        return cls(params, buffers, known, pairs)
+        return cls(params, buffers, known, pairs, choices)
 
     def digest(self) -> str:
         """SHA-256 of everything that a measurement depends on."""
         state = hashlib.sha256(repr(None if self.samples is None else sorted(self.samples)).encode())
+        if self.choices > 1:
+            state.update(f"one of {self.choices}".encode())
         factors = {f"{name} {side}": f for name, pair in self.factors.items() for side, f in enumerate(pair)}
         for name, tensor in sorted({**self.params, **self.buffers, **factors}.items()):
             state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -68,6 +68,8 @@ class Problem(Network, BaseProblem):
         prior: what certificates are centred at in place of ``init``: parameters and buffers by name.
         prior_samples: places in the data of the training samples that ``prior`` saw.
         prior_factors: likewise ``factors``, of the displacement of ``prior`` from ``init``.
+        prior_choices: from how many priors ``prior`` was chosen after the other samples had been seen: which tensors
+            may move is a choice of the prior. Certificates pay its logarithm.
         unlabelled: inputs that training never saw, for certificates of the network itself; labels are not looked at.
 
     Attributes:
@@ -128,6 +130,7 @@ class Problem(Network, BaseProblem):
         prior: Mapping[str, Tensor] | None = None,
         prior_samples: Iterable[int] | None = None,
         prior_factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        prior_choices: int | None = None,
         unlabelled: Any = None,
     ):
         super().__init__(
@@ -146,7 +149,8 @@ class Problem(Network, BaseProblem):
                 f"num_data {self.num_data} is smaller than the {len(self.data)} samples given: n is the size of the "
                 "training set; of samples outside it say other_samples=True"
             )
-        self.prior = None if prior is None else Prior.of(self, prior, prior_samples, prior_factors)
+        choices = 1 if prior_choices is None else prior_choices
+        self.prior = None if prior is None else Prior.of(self, prior, prior_samples, prior_factors, choices)
         if prior is None and prior_samples is not None:
             raise GenboundError("samples of a prior are given and no prior: which weights saw them?")
         self.head, self.provenance = tuple(head), dict(provenance or {})

@@ -11,6 +11,7 @@ factors with this product those that are balanced are taken then, which are near
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -58,6 +59,11 @@ def centre(problem: Problem, name: str) -> Tensor:
     if problem.prior is not None:
         return problem.prior.params[name] if name in problem.params else problem.prior.buffers[name]
     return problem.init[name] if name in problem.params else problem.init_buffers[name]
+
+
+def choice_nats(problem: Problem) -> float:
+    """What it costs that the prior was chosen from several after the samples had been seen, in nats."""
+    return 0.0 if problem.prior is None else math.log(problem.prior.choices)
 
 
 def unseen(problem: Problem) -> list[int]:

@@ -39,7 +39,7 @@ from genbound.network.problem import Problem
 from genbound.posterior.curvature import Curvature, measure_curvature
 from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.gaussian import LAMBDAS
-from genbound.posterior.groups import changed_groups, factor_groups, unseen, why_no_posterior
+from genbound.posterior.groups import changed_groups, choice_nats, factor_groups, unseen, why_no_posterior
 from genbound.posterior.linear_head import LinearHead, find_linear_head
 from genbound.posterior.moved_network import MovedNetwork, batches_of_one_size, worst_if_not_finite
 from genbound.posterior.noise import Posterior
@@ -130,7 +130,7 @@ class _Gibbs:
             **self._disagreement(posterior),
             "num_prior": len(self.problem.data) - self.num,
             "kl": posterior.kl,
-            "log_union": posterior.log_union,
+            "log_union": posterior.log_union + choice_nats(self.problem),
             "num_lambdas": len(LAMBDAS),
             "num_groups": len(self.groups),
             "num_coordinates": posterior.size,
@@ -187,7 +187,8 @@ class _Gibbs:
         return float(stack(parts, key).mean())
 
     def _promised(self, posterior: Posterior, error: float) -> float:
-        nats = posterior.kl + posterior.log_union + math.log(2 * math.sqrt(self.num) / PLANNED_BOUND)
+        nats = posterior.kl + posterior.log_union + choice_nats(self.problem)
+        nats += math.log(2 * math.sqrt(self.num) / PLANNED_BOUND)
         return kl_inverse(error, nats / self.num)
 
     def _passes(self, posterior: Posterior, pilot: float) -> int:

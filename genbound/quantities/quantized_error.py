@@ -33,7 +33,16 @@ from genbound.network.problem import Problem
 from genbound.posterior.coded_tensor import Coded, TensorCode
 from genbound.posterior.curvature import Curvature, measure_curvature
 from genbound.posterior.disagreement import disagreement, why_no_disagreement
-from genbound.posterior.groups import SIDES, Group, centre, changed_groups, factor_groups, unseen, why_no_posterior
+from genbound.posterior.groups import (
+    SIDES,
+    Group,
+    centre,
+    changed_groups,
+    choice_nats,
+    factor_groups,
+    unseen,
+    why_no_posterior,
+)
 from genbound.posterior.moved_network import MovedNetwork, worst_if_not_finite
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
 
@@ -68,7 +77,7 @@ def measure(problem: Problem, context: Context) -> Measured:
             "right_or_wrong": error is not None and bool(np.isin(error, (0.0, 1.0)).all()),
             "loss": None if loss is None else float(loss.mean()),
             "loss_range": problem.loss.range if loss is not None else None,
-            "nats": length(choice),
+            "nats": length(choice) + choice_nats(problem),
             "num_data": search.num,
             **_disagreement(problem, context, weights),
             "num_prior": len(problem.data) - search.num,

@@ -50,6 +50,21 @@ def test_a_prior_that_saw_half_makes_certificates_smaller():
     assert given.config["prior"] == {"num_samples": 200} and "prior" not in plain.config
 
 
+def test_a_choice_among_priors_is_paid_for():
+    net, start, prior, x, y = parts()
+    one, chosen = (
+        rows(genbound.Problem(net, start, (x, y), prior=prior, prior_samples=range(200), prior_choices=choices))
+        for choices in (1, 1000)
+    )
+    for quantity, entry in (("gibbs_error", "log_union"), ("quantized_error", "nats")):
+        paid = chosen.quantities[quantity][entry] - one.quantities[quantity][entry]
+        assert paid == pytest.approx(np.log(1000))
+    for name in NAMES:
+        assert chosen.bounds[name].value > one.bounds[name].value
+    with pytest.raises(GenboundError, match="chosen from 1 or more"):
+        genbound.Problem(net, start, (x, y), prior=prior, prior_samples=range(200), prior_choices=-1)
+
+
 def test_only_the_samples_that_it_did_not_see_count():
     """Labels of the seen half may be anything: nothing that is certified reads them."""
     net, start, prior, x, y = parts()
