@@ -190,16 +190,17 @@ def test_certificates_hold_over_a_thousand_samples():
 
 def misses_with_a_prior(seeds):
     """How often the certificate on the samples that the prior did not see is below the truth, in both forms."""
-    population, missed = Population(), {"noisy": 0, "network": 0}
+    population, missed, values = Population(), {"noisy": 0, "network": 0}, []
     for seed in seeds:
         problem = population.problem_with_a_prior(seed)
         results = genbound.evaluate(problem, ["pac_bayes_certificate"], seed)
         row, found = results.bounds["pac_bayes_certificate"], results.quantities["gibbs_error"]
         assert (found["num_data"], found["num_prior"], found["num_unlabelled"]) == (100, 100, 120)
-        assert row.value < 0.5
+        values.append(row.value)
         missed["noisy"] += row.value < population.gibbs(problem, seed)
         problem.model.float()
         missed["network"] += 10 ** row.forms["network"]["log10"] < population.error(problem)
+    assert np.mean(values) < 0.45  # and they say something, on the whole
     return missed
 
 
