@@ -26,14 +26,17 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import count
+
 import numpy as np
 
 from genbound.network.problem import Problem
-from genbound.quantities.base import Context, Measured, plain, stack
+from genbound.quantities.base import Context, Measured, Part, plain, stack
 from genbound.quantities.catalogue.max_quadratic_form import MaxQuadraticFormOptions
 from genbound.quantities.largest_found import forecast_found, measure_found
 from genbound.quantities.published_forms import measure_as_published
-from genbound.quantities.quadratic_brackets import Refinement, is_closed, screen
+from genbound.quantities.quadratic_brackets import Refinement, is_closed, next_round, screen
 
 QUANTILES = (0.5, 0.9, 0.99)
 
@@ -53,19 +56,41 @@ def measure(problem: Problem, context: Context) -> Measured:
         for i in range(len(problem.layers))
         if not exact[i] and not is_closed(lower[:, i], upper[:, i], options.tolerance)
     ]
-    refined = context.map(
-        "refine", left, lambda i: Refinement(problem, options, problem.layers[i], lower[:, i], upper[:, i]).run()
-    )
     products = np.where(exact, 0, problem.num_samples)
-    for i, part in zip(left, refined, strict=True):
-        lower[:, i], upper[:, i] = part["lower"], part["upper"]
-        products[i] += part["products"]
+    _refine(problem, context, left, lower, upper, products)
     rows = {
         layer.name: _row(problem, options, lower[:, i], upper[:, i], bool(exact[i]), int(products[i]))
         for i, layer in enumerate(problem.layers)
     }
     note = "the maximum is over the samples measured: it understates the supremum over the distribution in the theorem"
     return Measured({"layers": rows, "convention": "theorem", "note": note}, {"lower": lower, "upper": upper})
+
+
+def _refine(
+    problem: Problem, context: Context, left: Sequence[int], lower: np.ndarray, upper: np.ndarray, products: np.ndarray
+) -> None:
+    """Narrow the brackets ``[N, L]`` of the layers that are left, by rounds, and add the products ``[L]`` they take.
+
+    What a round does is a function of the brackets before it: of the data alone, not of who computes which part.
+    """
+    options: MaxQuadraticFormOptions = context.options
+    visited: dict[int, set[int]] = {i: set() for i in left}
+    for number in count():
+        items = [
+            (i, positions)
+            for i in left
+            for positions in next_round(number, lower[:, i], upper[:, i], visited[i], options.tolerance)
+        ]
+        if not items:
+            return
+
+        def narrowed(item: tuple[int, list[int]]) -> Part:
+            i, positions = item
+            return Refinement(problem, options, problem.layers[i], lower[:, i], upper[:, i]).among(positions)
+
+        for (i, positions), part in zip(items, context.map(f"refine {number}", items, narrowed), strict=True):
+            lower[positions, i], upper[positions, i] = part["lower"], part["upper"]
+            products[i] += part["products"]
 
 
 def _row(

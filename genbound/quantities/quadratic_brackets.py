@@ -23,6 +23,7 @@ CHECKPOINTS = frozenset({
 })  # fmt: skip
 KRYLOV_BYTES = 2**30
 FIRST = 4  # samples that are refined to the end before the others
+TOGETHER = 64  # samples of a layer that are refined by one process, in batches, while others refine others
 RECORDING = 8  # products that recording a tape is reckoned at
 
 
@@ -76,6 +77,29 @@ def _start(problem: Problem, block: LayerBlock) -> Lanczos:
     return run
 
 
+def next_round(
+    number: int, lower: np.ndarray, upper: np.ndarray, visited: set[int], tolerance: float
+) -> list[list[int]]:
+    """What is refined side by side, nobody knowing of the others: runs of samples, the most promising first.
+
+    Every round begins with the best lower side of all rounds before it. The first is a few samples, which make that
+    side a good one; later ones take twice as many runs each time, as the side changes less and less.
+
+    Args:
+        number: of the round, from 0.
+        lower: one side of every sample's bracket ``[N]``.
+        upper: the other.
+        visited: samples of earlier rounds, to which those of this one are added.
+        tolerance: to which the maximum is to be known.
+    """
+    least = lower.max() / (1 - tolerance)
+    open_ones = [int(p) for p in np.argsort(-upper, kind="stable") if upper[p] > least and p not in visited]
+    size, num = (FIRST, 1) if number == 0 else (TOGETHER, 2 ** (number - 1))
+    chosen = open_ones[: size * num]
+    visited |= set(chosen)
+    return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+
+
 class Refinement:
     """Refines the samples that may attain one layer's maximum, until it is known to the tolerance.
 
@@ -104,17 +128,28 @@ class Refinement:
         self._problem, self._options, self._layer, self._most = problem, options, layer, most
         self._lower, self._upper, self._products = lower.copy(), upper.copy(), 0
 
+    def among(self, positions: Sequence[int]) -> Part:
+        """Narrower brackets of these n samples (``lower`` and ``upper`` ``[n]``), and the products that they took."""
+        self._visit(set(range(len(self._upper))) - set(positions))
+        chosen = list(positions)
+        return {
+            "lower": self._lower[chosen], "upper": self._upper[chosen], "products": np.array(self._products),
+        }  # fmt: skip
+
     def run(self) -> Part:
         """Narrower brackets of every sample, and the products that they took."""
+        self._visit(set())
+        return {"lower": self._lower, "upper": self._upper, "products": np.array(self._products)}
+
+    def _visit(self, visited: set[int]) -> None:
+        """Refine those that were not visited."""
         size = self._batch_size()
-        visited: set[int] = set()
         while self._products < self._most and (
             pending := self._most_promising(visited)[: size if visited else min(size, FIRST)]
         ):
             visited |= set(pending)
             for members in self._problem.batches(sorted(pending), size):
                 self._refine(members)
-        return {"lower": self._lower, "upper": self._upper, "products": np.array(self._products)}
 
     def _is_open(self, position: int) -> bool:
         return self._upper[position] > self._lower.max() / (1 - self._options.tolerance)
