@@ -1,19 +1,23 @@
 """Signs of life: who waits for another process hears whether it is still there.
 
 An ended process is noticed at once by its launcher. One that was cut off, or stands still, is not: the others would
-wait for it for ever.
+wait for it for ever. And it would wait for them: a question to a server that cannot be reached has no end, and nothing
+inside Python interrupts it. So a process whose own signs do not arrive any more ends itself. Its finished parts are
+stored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from typing import Any
 
 from genbound.errors import GenboundError
 
+CUT_OFF = 2  # exit status of a process that has lost the others
 PATIENCE = 60.0  # seconds without a sign after which a process counts as lost; GENBOUND_PATIENCE says otherwise
 
 
@@ -33,14 +37,27 @@ class Heartbeat:
         self._store, self._rank = store, rank
         self._watched = range(1, ranks) if rank == 0 else range(1)
         self._seen: dict[int, tuple[int, float]] = {}
-        self._looked, self._ended = time.monotonic(), threading.Event()
-        threading.Thread(target=self._beat, daemon=True, name="genbound heartbeat").start()
+        self._looked, self._arrived, self._ended = time.monotonic(), time.monotonic(), threading.Event()
+        for work in (self._beat, self._watch):
+            threading.Thread(target=work, daemon=True, name="genbound heartbeat").start()
 
     def _beat(self) -> None:
         while not self._ended.is_set():
             with contextlib.suppress(Exception):  # who waits will say that the store has gone
                 self._store.add(f"alive/{self._rank}", 1)
+            self._arrived = time.monotonic()
             self._ended.wait(self.patience / 10)
+
+    def _watch(self) -> None:
+        """End the process when its signs do not arrive, somewhat later than the others have given it up."""
+        while not self._ended.wait(self.patience / 10):
+            if time.monotonic() - self._arrived > 1.5 * self.patience:
+                print(
+                    f"genbound: error: rank {self._rank} has not reached the others for {1.5 * self.patience:.0f} s, it "
+                    "may be cut off: what was finished is kept, the same command continues",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+                os._exit(CUT_OFF)
 
     def check(self) -> None:
         """Look for signs of those that this process watches, now and then.

@@ -39,8 +39,9 @@ def test_every_setting_of_a_sidecar_is_a_field_and_an_option():
     names = {field.name for field in dataclasses.fields(EvaluationSpec)}
     users_own = {"unlabelled"}  # no checkpoint says which inputs its training has not seen
     assert names == {*SETTINGS, "ckpt", "trust_remote_code", "beside", "prior_unused", *users_own}
-    for command in (evaluate, inspect):
-        assert names - {"beside", "prior_unused"} <= {option.name for option in command.params}
+    for command, arguments in ((evaluate, {"paths"}), (inspect, {"ckpt", "init"})):  # paths: CKPT… INIT
+        given = {option.name for option in command.params}
+        assert arguments | names - {"beside", "prior_unused", "ckpt", "init"} <= given
 
 
 def test_what_the_user_leaves_open_is_as_the_sidecar_says(folder):

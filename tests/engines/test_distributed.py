@@ -126,6 +126,28 @@ def test_a_rank_that_stands_still_is_named(tmp_path, monkeypatch):
     assert second == signal.SIGKILL
 
 
+def test_a_rank_that_cannot_reach_the_others_ends_itself(tmp_path, monkeypatch, capfd):
+    """The first serves the counters; when it stands still a question to them has no end."""
+    monkeypatch.setenv("GENBOUND_PATIENCE", "0.5")
+
+    def work(rank):
+        mine = engine()
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        mine.gather(1)
+
+    def meanwhile(children):
+        begin = time.monotonic()
+        while not os.waitid(os.P_PID, children[1], os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            assert time.monotonic() - begin < 60
+            time.sleep(0.05)
+        os.kill(children[0], signal.SIGKILL)
+
+    with pytest.raises(FileNotFoundError):  # the second could not even say what it found
+        in_ranks(2, work, tmp_path, meanwhile)
+    assert "rank 1 has not reached the others" in capfd.readouterr().err
+
+
 def test_ranks_agree_before_they_measure(tmp_path):
     import genbound
 
