@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genbound.errors import GenboundError
+from genbound.curvature.rules import Unsupported
 from genbound.network.operation import No
 from genbound.network.operations import of_aten
 from genbound.network.weight_watch import WeightWatch
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 def at(args: Sequence, place: tuple[int, ...]) -> Any:
     """The argument at ``(i,)``, or at ``(i, j)`` inside a list."""
     return args[place[0]] if len(place) == 1 else args[place[0]][place[1]]
-
-
-class Unsupported(GenboundError):
-    """The forward pass holds something that tangents are not carried through; the message says what."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from genbound.errors import GenboundError
 from genbound.network.forward_mode import jvp
 
 Tangents = Sequence[Tensor | None]
+
+
+class Unsupported(GenboundError):
+    """The forward pass holds something that tangents are not carried through; the message says what."""
 
 
 class Rule(ABC):
@@ -55,7 +60,13 @@ class Rule(ABC):
 
 
 def _dot(a: Tensor, b: Tensor, num: int) -> Tensor:
-    """Inner products of the samples' parts, ``[num]``."""
+    """Inner products of the samples' parts, ``[num]``.
+
+    Raises:
+        Unsupported: the entries are not the samples', as where an operation has weights alone for arguments.
+    """
+    if a.numel() % num:
+        raise Unsupported(f"a result of {a.numel()} entries is curved and is not made of {num} samples' parts")
     return torch.linalg.vecdot(a.reshape(num, -1), b.reshape(num, -1))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genbound.curvature.probes import probe_directions
-from genbound.curvature.recording import Unsupported
+from genbound.curvature.rules import Unsupported
 from genbound.curvature.sweep import Sweep
 from genbound.estimators.random import row_of, row_signs
 from genbound.network.refusals import is_unsupported

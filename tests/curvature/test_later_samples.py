@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from genbound.curvature.recording import Unsupported
+from genbound.curvature.rules import Unsupported
 from genbound.curvature.sweep import Sweep
 from genbound.curvature.sweep_trial import can_sweep
 from genbound.network.problem import Problem

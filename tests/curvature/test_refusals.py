@@ -9,7 +9,7 @@ from test_rules import MIXED, SCALES, ramp
 from torch import nn
 from torch.nn import functional as F
 
-from genbound.curvature.recording import Unsupported
+from genbound.curvature.rules import Unsupported
 from genbound.curvature.sweep import Sweep
 from genbound.curvature.sweep_trial import can_sweep
 from genbound.network.problem import Problem

@@ -7,7 +7,7 @@ from sweeping import close, double_backward, own_directions
 from test_undisturbed import same, state
 from torch import nn
 
-from genbound.curvature.recording import Unsupported
+from genbound.curvature.rules import Unsupported
 from genbound.curvature.sweep import Sweep, separate_cost
 from genbound.curvature.sweep_trial import can_sweep
 from genbound.curvature.traces import (
