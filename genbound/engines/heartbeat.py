@@ -53,8 +53,8 @@ class Heartbeat:
         while not self._ended.wait(self.patience / 10):
             if time.monotonic() - self._arrived > 1.5 * self.patience:
                 print(
-                    f"genbound: error: rank {self._rank} has not reached the others for {1.5 * self.patience:.0f} s, it "
-                    "may be cut off: what was finished is kept, the same command continues",
+                    f"genbound: error: rank {self._rank} has not reached the others for {1.5 * self.patience:.0f} s, "
+                    "it may be cut off: what was finished is kept, the same command continues",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
                 os._exit(CUT_OFF)
