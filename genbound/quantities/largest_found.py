@@ -83,7 +83,7 @@ def _note(num: int, rows: dict[str, dict]) -> str:
     share = max(row["exceed_at_most"] for row in searched)
     others = num - max(row["num_measured"] for row in searched)
     if share >= 1:
-        return f"{said}; none of the others was looked at"
+        return f"{said}; how many of the others exceed it is not known from the samples and products spent"
     if others == 0 or share == 0:
         return f"{said}; all of them were looked at"
     return (

@@ -126,6 +126,16 @@ def test_the_table_says_that_it_was_searched_for():
     assert again.quantities["max_quadratic_form"] == results.quantities["max_quadratic_form"]
 
 
+def test_undecided_samples_are_not_said_to_be_below():
+    """One product tells nothing of most samples: the note claims no share, and does not say that none was looked at."""
+    problem = Case(lambda: wide_mlp(60), ("0.weight", "2.weight", "4.weight")).problem()
+    for options in ({"num_checked": 0}, {"num_promising": 1, "num_checked": 1, "layer_products": 1}):
+        summary = found_on(problem, **options).quantities["max_quadratic_form"]
+        assert max(row["exceed_at_most"] for row in summary["layers"].values()) > 0.9
+        assert "confidence" not in summary["note"] or "at most 9" in summary["note"]
+        assert "looked at" not in summary["note"]
+
+
 def test_the_order_of_the_samples_does_not_matter():
     model, inputs, targets = wide_mlp(40)
     init = {name: p.detach() * 0.8 for name, p in model.named_parameters()}
