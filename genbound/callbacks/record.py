@@ -132,7 +132,7 @@ class Record:
             samples: training samples, in any form that :class:`~genbound.network.problem.Problem` takes.
             test_samples: held-out samples, likewise; ``None`` where there are none.
             folder: that of the sidecar; the results go into its ``genbound``.
-            epoch: how many epochs are over, where training goes on: the results go into ``genbound/epoch-N``.
+            epoch: how many epochs are over, where training goes on: the results go into ``epoch-N`` there.
         """
         from genbound.evaluation.loading import default_loss
         from genbound.evaluation.loop import evaluate
