@@ -61,7 +61,7 @@ def test_arrays_and_files_are_prepared_as_timm_does(npz, tmp_path):
 
 def test_options_beside_a_processor_leave_the_rest_to_it(npz):
     transformers = pytest.importorskip("transformers")
-    by_pillow = getattr(transformers, "ViTImageProcessorPil", transformers.ViTImageProcessor)  # its name before 5.3
+    by_pillow = getattr(transformers, "ViTImageProcessorPil", transformers.ViTImageProcessor)  # in older versions
     processor = by_pillow(size={"height": 12, "width": 12}, image_mean=TIMM["mean"], image_std=TIMM["std"])
     found = pixels(f"{npz}?size=8", images=processor)["pixel_values"]
     assert np.allclose(found, np.stack([by_hand(a, 8, 8, 2, TIMM["mean"], TIMM["std"]) for a in ARRAYS]), atol=1e-6)

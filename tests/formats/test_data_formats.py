@@ -210,7 +210,7 @@ def folder_of_images(tmp_path, classes=("ant", "bee", "cat")):
 
 def test_images_through_the_checkpoints_own_settings(tmp_path):
     case = vit(tmp_path)
-    by_pillow = getattr(transformers, "ViTImageProcessorPil", transformers.ViTImageProcessor)  # its name before 5.3
+    by_pillow = getattr(transformers, "ViTImageProcessorPil", transformers.ViTImageProcessor)  # in older versions
     processor = by_pillow(size={"height": 8, "width": 8}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4])
     processor.save_pretrained(case.ckpt)
     made = folder_of_images(tmp_path)
