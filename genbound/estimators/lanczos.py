@@ -32,7 +32,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
+from scipy.linalg import LinAlgError, eigh_tridiagonal
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
@@ -168,7 +168,7 @@ class Lanczos:
             Ritz values ``[steps]``, norms of their residuals ``[steps]`` and orthonormal vectors ``[steps, d]``.
         """
         alpha, beta = self._steps(row)
-        values, vectors = eigh_tridiagonal(alpha, beta[:-1]) if len(alpha) > 1 else (alpha, np.ones((1, 1)))
+        values, vectors = tridiagonal_eigh(alpha, beta[:-1]) if len(alpha) > 1 else (alpha, np.ones((1, 1)))
         basis = torch.cat([block[row] for block in self._blocks])[: len(alpha)]
         return values, np.abs(beta[-1] * vectors[-1]), torch.as_tensor(vectors.T.copy()).to(basis) @ basis
 
@@ -178,11 +178,23 @@ class Lanczos:
         return float(self._numbers()[2][row]) ** 2 * _positive_part(alpha, beta[:-1])
 
 
+def tridiagonal_eigh(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues ``[k]`` and eigenvectors ``[k, k]`` (columns) of a symmetric tridiagonal matrix of any size.
+
+    LAPACK's relatively robust representations, the default, fail for some matrices of entries near 1e30 in the builds
+    of older versions of scipy. QL steps take their place there.
+    """
+    try:
+        return eigh_tridiagonal(diagonal, off_diagonal)
+    except LinAlgError:
+        return eigh_tridiagonal(diagonal, off_diagonal, lapack_driver="stev")
+
+
 def _positive_part(diagonal: np.ndarray, off_diagonal: np.ndarray) -> float:
     """``e_1^T T^+ e_1`` of a symmetric tridiagonal matrix."""
     if len(diagonal) == 1:
         return max(0.0, float(diagonal[0]))
-    values, vectors = eigh_tridiagonal(diagonal, off_diagonal)
+    values, vectors = tridiagonal_eigh(diagonal, off_diagonal)
     return float((vectors[0] ** 2 * np.maximum(values, 0)).sum())
 
 
@@ -196,7 +208,7 @@ class _Rules:
 
     def __init__(self, alpha: np.ndarray, beta: np.ndarray):
         self._alpha, self._beta = alpha, beta
-        self._nodes, vectors = eigh_tridiagonal(alpha, beta[:-1])
+        self._nodes, vectors = tridiagonal_eigh(alpha, beta[:-1])
         self._weights = beta[-1] ** 2 * vectors[-1] ** 2
         self._size = float(np.abs(self._nodes).max() + beta[-1])
         self._gauss = _positive_part(alpha, beta[:-1])  # the Gauss rule, that of a = infinity

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
+from genbound.estimators.lanczos import tridiagonal_eigh
 from genbound.estimators.operator_norm import a_posteriori, start_component
 
 FAILURE = 1e-6  # probability that a side of a matrix's spectrum is wrong
@@ -53,7 +54,7 @@ class Recursions:
         """Nodes and weights of each recursion, ``([k], [k])``; the weights add up to 1."""
         found = []
         for alpha, beta in self._each():
-            values, vectors = eigh_tridiagonal(alpha, beta[:-1])
+            values, vectors = tridiagonal_eigh(alpha, beta[:-1])
             found.append((values, vectors[0] ** 2))
         return found
 
