@@ -260,7 +260,7 @@ def test_both_are_exported_and_correlated(stored, copy):
     assert (layer["value"], layer["sem"]) == (content["layers"]["weight"]["value"], content["layers"]["weight"]["sem"])
     assert not any("rounds" in str(where) for _, _, where in table.index)
     assert "nobody2024" in pd.read_csv(copy.folder / "found" / "correlations.csv")["measure"].tolist()
-    assert (copy.folder / "found" / "correlation_nobody2024.png").exists()
+    assert (copy.folder / "found" / "correlation.png").exists()
     assert (copy.folder / "plots" / "bounds_loss.png").exists()
     assert "signed_norm" in (copy.folder / "a" / "layers.csv").read_text().splitlines()[0]
 

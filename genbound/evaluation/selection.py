@@ -51,6 +51,7 @@ def select(measures: str | Iterable[str] | None, options: Mapping[str, Mapping[s
     Raises:
         GenboundError: a name or an option that does not exist, or a value that makes no sense.
     """
+    measures = _items(measures)
     names, bounds = resolve(measures)
     chosen = {name: get_options(name, options.get(name, {})) for name in (*names, *options)}
     _check_requested(names, options)
@@ -58,9 +59,16 @@ def select(measures: str | Iterable[str] | None, options: Mapping[str, Mapping[s
     return Selection({name: chosen[name] for name in names}, bounds, frozenset(asked), options)
 
 
-def _asked(measures: Iterable[str] | None) -> list[str]:
+def _items(measures: str | Iterable[str] | None) -> list[str]:
+    """What was named, one by one: a text would else be read letter by letter."""
+    if measures is None:
+        return [DEFAULT]
+    return [name.strip() for name in measures.split(",") if name.strip()] if isinstance(measures, str) else [*measures]
+
+
+def _asked(measures: str | Iterable[str] | None) -> list[str]:
     """The quantities that the named measures are or read, but for those that ``default`` stands for."""
-    named = [name for item in ([] if measures is None else measures) if item != DEFAULT for name in _named(item)]
+    named = [name for item in _items(measures) if item != DEFAULT for name in _named(item)]
     return [r for name in named for r in (BOUNDS[name].requires if name in BOUNDS else (name,))]
 
 
@@ -95,10 +103,7 @@ def _check_requested(names: Iterable[str], options: Mapping[str, Mapping[str, An
 
 def resolve(measures: str | Iterable[str] | None) -> tuple[list[str], list[str]]:
     """``(quantities in the order they are measured, bounds)`` that a selection of either needs."""
-    if isinstance(measures, str):  # which would be read letter by letter
-        measures = [name.strip() for name in measures.split(",") if name.strip()]
-    items = [DEFAULT] if measures is None else measures
-    wanted = list(dict.fromkeys(name for item in items for name in _named(item)))
+    wanted = list(dict.fromkeys(name for item in _items(measures) for name in _named(item)))
     if not wanted:
         raise GenboundError("no measures are named: leave them out for all, or see `genbound list`")
     if DEFAULT in wanted:
