@@ -108,9 +108,18 @@ class GenboundCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
         """The same, with the numbers among the evaluation's, by which checkpoints are chosen and training stops."""
+        if state.is_world_process_zero and "test_data" not in self.record.settings:
+            self._name_test_data(Path(str(args.output_dir)), kwargs.get("eval_dataloader"))
         if self._due:
             found = self._measure(args, state, kwargs)
             (metrics if metrics is not None else {}).update({f"eval_{name}": value for name, value in found.items()})
+
+    def _name_test_data(self, folder: Path, loader: Any) -> None:
+        """The Trainer makes its evaluation data when it first evaluates: only now can the sidecar name them."""
+        rows = getattr(loader, "dataset", None)
+        if (folder / "genbound.yaml").exists() and (found := _write_rows(rows, folder, "test")) is not None:
+            self.record.settings["test_data"] = found
+            self.record.write(folder, continued=True)
 
     def _measure(self, args: TrainingArguments, state: TrainerState, kwargs: dict[str, Any]) -> dict[str, float]:
         self._due = False

@@ -61,6 +61,8 @@ def test_the_trainer_logs_and_chooses_by_a_measure(tmp_path):
         assert stored.bounds["distance_frobenius"]["value"] == row["genbound_distance_frobenius"]
         evaluated = next(r for r in trainer.state.log_history if r.get("epoch") == epoch and "eval_loss" in r)
         assert row["genbound_test_loss"] == pytest.approx(evaluated["eval_loss"], rel=1e-5)
+    later = genbound.load(tmp_path / "out" / "checkpoint-9")  # the sidecar names the evaluation's data, too
+    assert len(later.data) == 12 and len(later.test_data) == 8
     best = int(trainer.state.best_model_checkpoint.rpartition("-")[2]) // 3
     assert distances[best - 1] == min(distances)
     assert trainer.state.best_metric == pytest.approx(min(distances))
