@@ -19,13 +19,14 @@ import torch.distributed as dist
 
 from genbound.engines.base import Engine, Stage, T, TimeBudgetSpent
 from genbound.engines.failures import is_shared, packed, share, unpacked
-from genbound.engines.heartbeat import Heartbeat
+from genbound.engines.heartbeat import Heartbeat, patience
 from genbound.engines.launch import Launch
 from genbound.errors import GenboundError, first_line
 from genbound.estimators.measured import Part
 
 ALL = 10**12  # more parts than there are: who takes them leaves none for the others
 SHORTEST, LONGEST = 5e-4, 0.05  # seconds between two looks at whether the others have come
+STARTING = 10  # times the patience with a silent rank, for all to have started: machines may come one by one
 EXCHANGE = timedelta(minutes=10)  # all have come when an exchange begins, so it takes no longer than its bytes
 CONTINUES = "what was finished is kept, the same command continues"
 
@@ -44,7 +45,8 @@ class Distributed:
         self._launch = launch
         self.rank, self.ranks, self.leads = launch.rank, launch.ranks, launch.rank == 0
         try:
-            store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.ranks))
+            start = timedelta(seconds=STARTING * patience())
+            store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.ranks, timeout=start))
             self._group = _group(store, launch)
         except (RuntimeError, ValueError, OSError) as error:
             raise GenboundError(

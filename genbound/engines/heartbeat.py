@@ -21,6 +21,11 @@ CUT_OFF = 2  # exit status of a process that has lost the others
 PATIENCE = 60.0  # seconds without a sign after which a process counts as lost; GENBOUND_PATIENCE says otherwise
 
 
+def patience() -> float:
+    """Seconds without a sign after which a process counts as lost."""
+    return float(os.environ.get("GENBOUND_PATIENCE", PATIENCE))
+
+
 class Heartbeat:
     """Gives signs of this process, and looks for those of the others.
 
@@ -33,7 +38,7 @@ class Heartbeat:
     """
 
     def __init__(self, store: Any, rank: int, ranks: int):
-        self.patience = float(os.environ.get("GENBOUND_PATIENCE", PATIENCE))
+        self.patience = patience()
         self._store, self._rank = store, rank
         self._watched = range(1, ranks) if rank == 0 else range(1)
         self._seen: dict[int, tuple[int, float]] = {}

@@ -148,6 +148,19 @@ def test_a_rank_that_cannot_reach_the_others_ends_itself(tmp_path, monkeypatch, 
     assert "rank 1 has not reached the others" in capfd.readouterr().err
 
 
+def test_a_rank_without_companions_says_so(tmp_path, monkeypatch):
+    """The first, which the others meet at, was killed before it began."""
+    monkeypatch.setenv("GENBOUND_PATIENCE", "0.1")
+
+    def work(rank):
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        engine()
+
+    first, second = in_ranks(2, work, tmp_path)
+    assert first == signal.SIGKILL and "rank 1 of 2 found no companions" in str(second)
+
+
 def test_ranks_agree_before_they_measure(tmp_path):
     import genbound
 
