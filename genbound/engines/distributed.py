@@ -47,6 +47,8 @@ class Distributed:
         try:
             start = timedelta(seconds=STARTING * patience())
             store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.ranks, timeout=start))
+            # torchrun's restarted ranks find the same server, with what the ranks before them left there.
+            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
             self._group = _group(store, launch)
         except (RuntimeError, ValueError, OSError) as error:
             raise GenboundError(
