@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from genbound.callbacks.adapted import base_at_start, is_adapted, merged, save_base
@@ -18,6 +17,7 @@ from genbound.checkpoints.trust import check_code
 from genbound.data.samples import as_samples
 from genbound.errors import GenboundError
 from genbound.results.loggers import metrics
+from genbound.user_code import rng_untouched
 
 if TYPE_CHECKING:
     from genbound.results.results import Results
@@ -144,7 +144,7 @@ class Record:
         copied, factors = merged(model) if is_adapted(model) else (copy.deepcopy(model).cpu().eval(), None)
         when = "at the end of training" if epoch is None else f"after epoch {epoch}"
         out = Path(folder) / "genbound" / ("" if epoch is None else f"epoch-{epoch}")
-        with torch.random.fork_rng(devices=[]):
+        with rng_untouched():
             problem = Problem(
                 copied, self.start or {}, loss=default_loss(copied, said.get("loss")), num_samples=self.num_samples,
                 provenance={"rule": f"measured {when}"}, factors=factors,

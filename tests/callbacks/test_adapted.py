@@ -5,7 +5,7 @@ import json
 import warnings
 
 import pytest
-import torch
+from tiny_bert import tiny_bert
 
 import genbound
 from genbound.cli.main import main
@@ -35,12 +35,7 @@ def trained(folder, method, steps=4, save_steps=2, **callback):
     """A tiny BERT trained with an adapter; the adapted model and its callback."""
     from genbound.callbacks.transformers import GenboundCallback
 
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=50, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=16, num_labels=3,
-    )  # fmt: skip
-    base = transformers.BertForSequenceClassification(config)
+    base = tiny_bert(vocab_size=50, num_hidden_layers=2, num_labels=3)
     start = copy.deepcopy(base)
     with warnings.catch_warnings():  # of the libraries about each other
         warnings.simplefilter("ignore")

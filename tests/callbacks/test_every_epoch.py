@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from tiny_bert import tiny_bert
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,12 +20,7 @@ def train_bert(folder, callback=None, more=(), **arguments):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     pytest.importorskip("accelerate", reason="accelerate is not installed")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=60, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=16, num_labels=2,
-    )  # fmt: skip
-    model = transformers.BertForSequenceClassification(config)
+    model = tiny_bert(vocab_size=60, num_hidden_layers=1, num_labels=2)
     rows = [{"input_ids": [1 + i, 2, 3], "attention_mask": [1] * 3, "labels": i % 2} for i in range(20)]
     training, test = (datasets.Dataset.from_list(part) for part in (rows[:12], rows[12:]))
     with warnings.catch_warnings():

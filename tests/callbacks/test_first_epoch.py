@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from tiny_bert import tiny_bert
 from torch import nn
 
 import genbound
@@ -24,12 +25,7 @@ def bert_run(folder, prior=0.5, steps=20, **callback):
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     from genbound.callbacks.transformers import GenboundCallback
 
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=60, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=16, num_labels=2,
-    )  # fmt: skip
-    model = transformers.BertForSequenceClassification(config)
+    model = tiny_bert(vocab_size=60, num_hidden_layers=1, num_labels=2)
     rows = datasets.Dataset.from_list(
         [{"input_ids": [1 + i, 2, 3], "attention_mask": [1] * 3, "labels": i % 2} for i in range(40)]
     )
