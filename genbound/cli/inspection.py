@@ -85,7 +85,7 @@ def _layers(problem: Problem) -> str:
         ]
         for layer in problem.layers
     ]  # fmt: skip
-    return _table(["layer", "kind", "shape", "block is PSD", ""], rows)
+    return _table(["layer", "kind", "shape", "block is PSD", "note"], rows)
 
 
 def _cost(problem: Problem, selection: Selection, effort: str) -> list[str]:
@@ -106,7 +106,7 @@ def _cost(problem: Problem, selection: Selection, effort: str) -> list[str]:
         f"A gradient over the measured samples takes {_duration(cost.seconds_per_gradient)}. Forecast, "
         "within a factor of about 3:",
         "",
-        _table(["quantity", "gradients", "time", ""], rows),
+        _table(["quantity", "gradients", "time", "note"], rows),
         *_sentences(planned.remarks),
         "",
         f"Peak memory of the tensors: about {cost.peak_bytes / 2**20:.0f} MiB at batch size {problem.batch_size}.",
@@ -119,6 +119,9 @@ def _sentences(remarks: Iterable[str]) -> list[str]:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
+    """A table, without a last column that says nothing."""
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
     return tabulate(rows, head, tablefmt="simple", disable_numparse=True)
 
 
