@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from genbound.evaluation.loading import EvaluationSpec
     from genbound.network.problem import Problem
     from genbound.network.weights import WeightProblem
+    from genbound.results.events import Event
     from genbound.results.results import Results
 
     Run = tuple[dict[str, Any], EvaluationSpec]  # what is given for a checkpoint, and what is said about it
@@ -139,6 +141,7 @@ def _evaluate(
     from genbound.checkpoints.architecture import load_pair
     from genbound.data.label_confusion import read_matrix
     from genbound.evaluation.loop import evaluate as run
+    from genbound.results.events import Finished
 
     def load() -> tuple[Problem | WeightProblem, Any]:
         confusion = None if spec.confusion is None else read_matrix(spec.confusion)
@@ -149,12 +152,23 @@ def _evaluate(
         return problem, confusion
 
     problem, confusion = engine.together(load)
-    results = run(
-        problem, given["measures"], given["seed"], options=options, out=given["out"],
-        confusion=confusion, delta=given["delta"], progress=not given["quiet"], time_budget=given["time_budget"],
-        effort=given["effort"],
-        config={"hyperparameters": given["tags"]} if given["tags"] else None, engine=engine,
-    )  # fmt: skip
+    known: list[Callable[[str], Results]] = []  # what the quantities that are finished say, the last one's at the end
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Finished):
+            known[:] = [event.known]
+
+    try:
+        results = run(
+            problem, given["measures"], given["seed"], options=options, out=given["out"],
+            confusion=confusion, delta=given["delta"], progress=not given["quiet"], time_budget=given["time_budget"],
+            effort=given["effort"],
+            config={"hyperparameters": given["tags"]} if given["tags"] else None, engine=engine, listen=listen,
+        )  # fmt: skip
+    except (KeyboardInterrupt, Terminated):
+        for conclude in known:  # whoever stops it may want what is known
+            _show(conclude(STOPPED), given)
+        raise
     if not engine.leads:
         return None
     try:
@@ -222,6 +236,7 @@ cli.add_command(finetune)
 
 # -- entry point -------------------------------------------------------------------------------------------------
 
+STOPPED = "not measured: the run was stopped before; with --out, the same command continues"
 CONTINUES = "with --out, finished parts are kept and the same command continues from them"
 
 

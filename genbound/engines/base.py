@@ -8,6 +8,7 @@ whoever computes them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -38,6 +39,7 @@ class Stage:
         seconds_left: of the time budget; infinite where there is none.
         progress: show a bar on standard error.
         key: names the work; processes that are at different keys have lost step with each other.
+        advanced: hears ``(parts that are there, all parts)`` at the beginning and whenever there is one more.
     """
 
     title: str
@@ -46,20 +48,49 @@ class Stage:
     seconds_left: Callable[[], float] = lambda: float("inf")
     progress: bool = False
     key: str = ""
+    advanced: Callable[[int, int], None] = lambda done, total: None
 
     def read(self, indices: Iterable[int]) -> dict[int, Part]:
         """Those of these items' parts that are stored."""
         found = ((index, self.stored(index)) for index in indices)
         return {index: part for index, part in found if part is not None}
 
-    def bar(self, total: int, done: int) -> tqdm:
-        """A progress bar over the items, of which some are done."""
-        import sys
+    def bar(self, total: int, done: int) -> _Bar:
+        """Counts the items, of which some are done."""
+        return _Bar(self, total, done)
 
-        return tqdm(
-            desc=self.title, unit="part", total=total, initial=done, delay=2, leave=False, file=sys.stderr,
-            disable=not self.progress, dynamic_ncols=True,
+
+class _Bar:
+    """Counts the parts of a stage that are there, for a progress bar and for whoever listens.
+
+    Args:
+        stage: whose parts they are.
+        total: how many there are.
+        done: how many are there at the beginning.
+
+    Attributes:
+        n: how many are there now.
+    """
+
+    def __init__(self, stage: Stage, total: int, done: int):
+        self.n, self._total, self._advanced = done, total, stage.advanced
+        self._shown = tqdm(
+            desc=stage.title, unit="part", total=total, initial=done, delay=2, leave=False, file=sys.stderr,
+            disable=not stage.progress, dynamic_ncols=True,
         )  # fmt: skip
+
+    def update(self, more: int = 1) -> None:
+        """So many more are there."""
+        self.n += more
+        self._shown.update(more)
+        self._advanced(self.n, self._total)
+
+    def __enter__(self) -> _Bar:
+        self._advanced(self.n, self._total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shown.close()
 
 
 class Engine(Protocol):

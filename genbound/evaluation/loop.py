@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from genbound.errors import GenboundError, did_you_mean, first_line
 from genbound.estimators import Estimate, Interval
 from genbound.estimators.measured import Measured
 from genbound.evaluation.agreement import agree_on
+from genbound.evaluation.effort import Plan as EffortPlan
 from genbound.evaluation.effort import plan
+from genbound.evaluation.order import cheapest_first
 from genbound.evaluation.provenance import config_entries, data_entry, file_entry, layer_rows, loss_range, peak_memory
 from genbound.evaluation.recognition import identities
 from genbound.evaluation.run_directory import writing_to
@@ -31,6 +34,7 @@ from genbound.network.network import Network
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
 from genbound.quantities.catalogue import FORMER_NAMES
+from genbound.results.events import Advanced, Begun, Finished, Listener, Planned
 from genbound.results.progress import Plan
 from genbound.results.results import Results, samples_frame, to_plain
 from genbound.version import __version__
@@ -50,6 +54,7 @@ def evaluate(
     config: Mapping[str, Any] | None = None,
     engine: Engine | None = None,
     effort: str = "standard",
+    listen: Listener | None = None,
 ) -> Results:
     """Measure quantities and compute bounds.
 
@@ -67,6 +72,7 @@ def evaluate(
         engine: what computes the parts (:func:`genbound.engines.open_engine.open_engine`); ``None`` means this process.
         effort: what quantities that nobody named may take (:mod:`genbound.evaluation.effort`): ``quick``, ``standard``
             or ``thorough``.
+        listen: hears what is measured and known so far (:mod:`genbound.results.events`).
 
     Returns:
         :class:`~genbound.results.results.Results`. Quantities that could not be measured are named in ``notes`` with
@@ -81,28 +87,16 @@ def evaluate(
     _check(delta, time_budget)
     confusion = None if confusion is None else check_confusion(confusion, problem.num_classes)
     engine = engine or InProcess()
+    asked = _Asked(
+        problem, planned, seed, confusion, delta, {**to_plain(dict(config or {})), "effort": effort}, started
+    )
     with writing_to(out, engine):
         agree_on(problem, engine)
-        found = _measure(problem, selection, seed, out, progress, time_budget, confusion, engine)
-    found.notes = {**found.notes, **planned.left_out}
-    evidence = _evidence(problem, found, confusion, delta)
-    bounds = {name: BOUNDS[name].evaluate(evidence) for name in selection.bounds}
-    entries = config_entries(problem, selection, found.measured, seed, delta)
-    entries |= {"effort": effort, "remarks": [*entries["remarks"], *planned.remarks]}
-    return Results(
-        config=entries | to_plain(dict(config or {})),
-        checkpoint=file_entry(problem, "checkpoint"),
-        init=file_entry(problem, "init"),
+        telling = _Telling(asked, listen if engine.leads else None)
+        found = _measure(problem, selection, seed, out, progress, time_budget, confusion, engine, telling)
+    return replace(
+        asked.conclude(found),
         data=data_entry(problem, found.measured),
-        layer_rows=layer_rows(problem),
-        quantities=found.summaries,
-        bounds=to_plain(bounds),
-        notes=found.notes,
-        cost={
-            "seconds": {**found.seconds, "total": found.earlier + time.monotonic() - started},
-            "peak_memory_bytes": peak_memory(),
-        },
-        genbound=__version__,
         samples=_samples(problem, found),
         networks=_networks(problem, found),
     )
@@ -172,8 +166,86 @@ class Found:
 
     @property
     def summaries(self) -> dict[str, dict[str, Any]]:
-        """Quantity -> its summary, as ``results.json`` stores it."""
-        return {name: measured.summary for name, measured in self.measured.items()}
+        """Quantity -> its summary, as ``results.json`` stores it, in the order of the catalogue."""
+        return {name: self.measured[name].summary for name in QUANTITIES if name in self.measured}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked for, and what follows from what is found.
+
+    Attributes:
+        problem: what is measured.
+        planned: the quantities and bounds, and what is left out.
+        seed: of all randomness.
+        confusion: label noise, where there is some.
+        delta: failure probability of bounds that state one.
+        config: more entries for the results' ``config``.
+        started: when the call began, on the monotonic clock.
+    """
+
+    problem: BaseProblem
+    planned: EffortPlan
+    seed: int
+    confusion: np.ndarray | None
+    delta: float
+    config: Mapping[str, Any]
+    started: float
+
+    def conclude(self, found: Found) -> Results:
+        """The bounds of what is found, without the samples' own values, their digest and networks that were made."""
+        problem, planned = self.problem, self.planned
+        found = replace(found, notes={**found.notes, **planned.left_out})
+        evidence = _evidence(problem, found, self.confusion, self.delta)
+        entries = config_entries(problem, planned.selection, found.measured, self.seed, self.delta)
+        return Results(
+            config=entries | {"remarks": [*entries["remarks"], *planned.remarks]} | dict(self.config),
+            checkpoint=file_entry(problem, "checkpoint"),
+            init=file_entry(problem, "init"),
+            data={"spec": None if problem.data is None else problem.data.spec, "sha256": None},
+            layer_rows=layer_rows(problem),
+            quantities=found.summaries,
+            bounds=to_plain({name: BOUNDS[name].evaluate(evidence) for name in planned.selection.bounds}),
+            notes=found.notes,
+            cost=_cost(found, time.monotonic() - self.started),
+            genbound=__version__,
+        )
+
+
+class _Telling:
+    """Tells whoever listens what is measured.
+
+    Args:
+        asked: what was asked for.
+        listen: hears it; ``None`` where nobody does.
+    """
+
+    def __init__(self, asked: _Asked, listen: Listener | None):
+        self._asked, self._order = asked, list[str]()
+        self._listen: Listener = listen or (lambda event: None)
+
+    def planned(self, gradients: Mapping[str, float]) -> None:
+        """What is measured in which order, with the forecast costs."""
+        self._order = list(gradients)
+        self._listen(Planned(gradients))
+
+    def begun(self, name: str) -> None:
+        """A quantity is measured now."""
+        self._listen(Begun(name))
+
+    def advanced(self, name: str, stage: str, done: int, total: int) -> None:
+        """One more part of it is there."""
+        self._listen(Advanced(name, stage, done, total))
+
+    def finished(self, name: str, found: Found) -> None:
+        """It is measured, or passed over, which ``found`` says."""
+        here = replace(found, measured={**found.measured}, seconds={**found.seconds}, notes={**found.notes})
+        waiting = self._order[self._order.index(name) + 1 :]
+
+        def known(reason: str) -> Results:
+            return self._asked.conclude(replace(here, notes={**here.notes, **dict.fromkeys(waiting, reason)}))
+
+        self._listen(Finished(name, found.notes.get(name, ""), found.seconds.get(name, 0.0), known))
 
 
 def _measure(
@@ -185,18 +257,23 @@ def _measure(
     time_budget: float | None,
     confusion: np.ndarray | None,
     engine: Engine,
+    telling: _Telling,
 ) -> Found:
     deadline = None if time_budget is None else time.monotonic() + time_budget
     # To hash all samples is the work of one; the others take its word.
     known = engine.settle(lambda: {} if out is None else identities(problem, Path(out)))
-    found, noted = Found(), Plan(out if engine.leads else None, _gradients(problem, selection))
-    for name, options in selection.options.items():
+    gradients = _gradients(problem, selection)
+    gradients = {name: gradients[name] for name in engine.settle(lambda: cheapest_first(gradients))}
+    found, noted = Found(), Plan(out if engine.leads else None, gradients)
+    telling.planned(gradients)
+    for name in gradients:
+        options, quantity = selection.options[name], QUANTITIES[name]
         reason = why_not(problem, name, found.measured)
         if reason:
             found.notes[name] = reason
             noted.note(name, reason=reason)
+            telling.finished(name, found)
             continue
-        quantity = QUANTITIES[name]
         given = confusion if quantity.reads_confusion else None
         depends = (
             known.get(quantity.reads_test_data(options)), name, seed, selection.behind(name),
@@ -205,11 +282,13 @@ def _measure(
         )  # fmt: skip
         store = open_store(out if engine.stores else None, name, *depends)
         context = StoredContext(
-            name, seed, options, found.measured, store, progress and engine.leads, deadline, given, engine=engine
-        )
+            name, seed, options, found.measured, store, progress and engine.leads, deadline, given, engine=engine,
+            advanced=partial(telling.advanced, name),
+        )  # fmt: skip
         if isinstance(store, DiskStore):
             noted.note(name, folder=store.folder.name)
         begin = time.monotonic()
+        telling.begun(name)
         try:
             found.measured[name], found.seconds[name] = measure_stages(problem, context)
             found.earlier += max(0.0, found.seconds[name] - (time.monotonic() - begin))
@@ -220,6 +299,7 @@ def _measure(
         except Exception as error:
             noted.fail(f"{name}: {first_line(error)}")
             raise
+        telling.finished(name, found)
     return found
 
 

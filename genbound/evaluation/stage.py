@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class StoredContext(Context):
         earlier: seconds that calls before this one spent on what is not finished.
         begun: when this one began, on the monotonic clock.
         engine: what computes the parts.
+        advanced: hears ``(stage, parts that are there, parts of the stage)`` as they come.
     """
 
     name: str
@@ -53,6 +55,7 @@ class StoredContext(Context):
     earlier: float = 0.0
     begun: float = field(default_factory=time.monotonic)
     engine: Engine = field(default_factory=InProcess)
+    advanced: Callable[[str, int, int], None] = lambda stage, done, total: None
     _behind: str = NOTHING
 
     def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
@@ -82,6 +85,7 @@ class StoredContext(Context):
         return Stage(
             f"{self.name}: {stage}", lambda index: self.store.part(f"{stage}-{index}", behind), keep,
             self._seconds_left, self.progress, f"stage {stage} of {self.name}, {num} parts",
+            partial(self.advanced, stage),
         )  # fmt: skip
 
     def _seconds_left(self) -> float:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import genbound
 from genbound.cli.main import main
+from genbound.evaluation.stage import StoredContext
 
 NET = """
 import time, torch
@@ -117,6 +118,40 @@ def test_killed_runs_continue(folder, capsys):
     assert (out / "layers.csv").read_text() == (undisturbed / "layers.csv").read_text()
     assert not list(out.glob("parts/*/.*")) and not list(out.glob("parts/*/*-0.npz"))
     capsys.readouterr()
+
+
+def stop_after(monkeypatch, num):
+    """Press Ctrl-C when so many stages are computed."""
+    computed, usual = [], StoredContext.map
+
+    def counted(self, stage, items, function):
+        if len(computed) == num:
+            raise KeyboardInterrupt
+        computed.append(stage)
+        return usual(self, stage, items, function)
+
+    monkeypatch.setattr(StoredContext, "map", counted)
+
+
+def test_an_interrupted_run_prints_what_it_knows_and_continues(folder, monkeypatch, capsys):
+    out = folder / "run"
+    with monkeypatch.context() as patched:
+        stop_after(patched, 3)
+        assert main(arguments(folder, out)) == 130
+    table, said = capsys.readouterr()
+    assert "interrupted" in said and not (out / "results.json").exists()
+    assert "150 training samples" in table and "hessian_trace: not measured: the run was stopped before" in table
+    before = stamps(out)
+    assert 0 < len(before) < len(MEASURES.split(",")) - 1
+    assert main(arguments(folder, out)) == 0
+    assert "the run was stopped before" not in capsys.readouterr().out
+    assert before.items() <= stamps(out).items()
+
+
+def test_a_run_that_is_stopped_before_anything_is_known_prints_nothing(folder, monkeypatch, capsys):
+    stop_after(monkeypatch, 0)
+    assert main(arguments(folder, folder / "run")) == 130
+    assert capsys.readouterr().out == ""
 
 
 def test_parts_of_another_configuration_are_never_read(folder, capsys):
