@@ -6,7 +6,7 @@ Each data set has coefficients of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from genbound.errors import GenboundError
 from genbound.files import write_atomically
 from genbound.results.cells import markdown_table, write_csv
 from genbound.results.common_range import on_common_range
-from genbound.results.gap import UNITS, measured, measured_gap
+from genbound.results.gap import UNITS, measured_gap
 from genbound.results.hyperparameters import Pairs
 from genbound.results.likeness import refuse_unlike, unlike
+from genbound.results.power import POWER, detectable_kendall
 from genbound.results.rank_statistics import STATISTICS, partial_kendall
-from genbound.results.resampling import Draws, bootstrap_intervals, permutation_p_values
+from genbound.results.resampling import Draws, bootstrap_intervals, partial_interval, permutation_p_values
 from genbound.results.results import Results
+from genbound.results.rivals import GIVEN, RIVALS
 from genbound.results.runs import as_results
 
 FEWEST = 3
@@ -38,9 +40,12 @@ def points(
     gap: str = "loss",
     *,
     hyperparameters: Mapping[str, Mapping[str, Any]] | None = None,
+    clusters: str | None = None,
     allow_mixed: bool = False,
 ) -> pd.DataFrame:
     """One row a run: ``data`` (its data set), ``gap``, ``hyperparameters`` (a dict), then one column a measure.
+
+    With ``clusters`` there is a column ``cluster``, too.
 
     A measure's value is ``NaN`` where it does not exist; where it overflows in any run, its column holds base-10
     logarithms and is named ``log10 NAME``.
@@ -49,6 +54,8 @@ def points(
         runs: results, or where they are stored.
         gap: ``loss`` or ``error``.
         hyperparameters: run -> its hyper-parameters, beside those that the run itself states.
+        clusters: the hyper-parameter, such as the seed, whose equal values make a cluster: runs that are not
+            independent, and that the bootstrap draws together. It is then no hyper-parameter.
         allow_mixed: take runs of one data set that were not measured alike. Without it bounds of runs with different
             observed C are put on the largest one of the data set.
     """
@@ -68,7 +75,12 @@ def points(
             if value is None:
                 raise GenboundError(f"{name} has no generalization gap in the {gap}: evaluate it with --test-data")
             stated = {**results.config.get("hyperparameters", {}), **(hyperparameters or {}).get(name, {})}
-            rows.append({"run": name, "data": title, "gap": value, "hyperparameters": stated})
+            row = {"run": name, "data": title, "gap": value, "hyperparameters": stated}
+            if clusters is not None:
+                if clusters not in stated:
+                    raise GenboundError(f"{name} states no hyper-parameter {clusters!r}, which clusters runs")
+                row["cluster"] = str(stated.pop(clusters))
+            rows.append(row)
             found[name] = {b: r for b, r in results.bounds.items() if r["log10"] is not None or r["value"] == 0}
     frame = pd.DataFrame(rows).set_index("run")
     for bound in dict.fromkeys(b for row in found.values() for b in row):
@@ -82,21 +94,6 @@ def points(
         for rival, of in RIVALS.items()
     }
     return frame
-
-
-def _distance(results: Results) -> float:
-    """From the start to the fine-tuned weights, over all layers, in the unit of the weights."""
-    rows = results.quantities.get("displacement_norm", {}).get("layers", {})
-    return math.sqrt(math.fsum(row["value"] ** 2 for row in rows.values())) if rows else math.nan
-
-
-def _training_loss(results: Results) -> float:
-    value = measured(results, "train_loss")
-    return math.nan if value is None else value
-
-
-# What costs next to nothing: a measure that tells no more than these is not worth its price.
-RIVALS: dict[str, Callable[[Results], float]] = {"training loss": _training_loss, "distance": _distance}
 
 
 def _rescaled(groups: Mapping[str, Mapping[str, Results]]) -> tuple[dict[str, dict[str, Results]], list[str]]:
@@ -123,6 +120,7 @@ def correlate(
     gap: str = "loss",
     *,
     measures: Sequence[str] | None = None,
+    common: bool = False,
     num_resamples: int = 9999,
     seed: int = 0,
     **options: Any,
@@ -133,6 +131,7 @@ def correlate(
         runs: results, where they are stored, or the table that :func:`points` makes.
         gap: ``loss`` or ``error``.
         measures: bounds to correlate; ``None`` for all.
+        common: take only the runs in which all of these have a value, so that all rows are about the same runs.
         num_resamples: bootstrap resamples, and permutations unless all of them are fewer.
         seed: of both.
         options: those of :func:`points`.
@@ -144,7 +143,7 @@ def correlate(
     rivals = table.attrs.get("rivals", {})
     if num_resamples < 1:
         raise GenboundError(f"num_resamples {num_resamples} must be positive")
-    names = [c for c in table.columns if c not in ("data", "gap", "hyperparameters")]
+    names = [c for c in table.columns if c not in ("data", "gap", "hyperparameters", "cluster")]
     if measures is not None:
         unknown = [m for m in measures if m not in names and f"log10 {m}" not in names]
         if unknown:
@@ -153,15 +152,20 @@ def correlate(
     rows, warnings = [], list(table.attrs.get("remarks", []))
     table = table.assign(**{rival: pd.Series(values, dtype=float) for rival, values in rivals.items()})
     for data, group in table.groupby("data", sort=False):
+        if common:
+            kept = group[names].notna().all(axis=1)
+            warnings += [] if kept.all() else [f"{data}: {int(kept.sum())} of {len(group)} runs have all measures."]
+            group = group[kept]
         if len(group) < FEWEST:
             raise GenboundError(
                 f"{data} has {len(group)} run{'s' * (len(group) > 1)}: a correlation needs {FEWEST} at least, "
                 "and many to mean something"
             )
         shared = _Shared(group, num_resamples, seed)
-        found = [row for name in names if (row := _row(data, name, shared, list(rivals))) is not None]
+        given = [rival for rival in GIVEN if rival in rivals]
+        found = [row for name in names if (row := _row(data, name, shared, given)) is not None]
         rows += found
-        rows += [row for name in rivals if (row := _row(data, name, shared, list(rivals))) is not None]
+        rows += [row for name in rivals if (row := _row(data, name, shared, given)) is not None]
         warnings += _warnings(data, found, len(group))
     return Correlations(pd.DataFrame(rows), table, gap, tuple(warnings))
 
@@ -177,14 +181,18 @@ class _Shared:
 
     def __init__(self, group: pd.DataFrame, num_resamples: int, seed: int) -> None:
         self.group, self._num_resamples, self._seed = group, num_resamples, seed
-        self._draws: dict[int, Draws] = {}
+        self._draws: dict[bytes, Draws] = {}
         self._pairs: dict[bytes, Pairs] = {}
 
-    def draws(self, num_runs: int) -> Draws:
-        """One stream for each number of runs, so that another set of measures changes no other number."""
-        if num_runs not in self._draws:
-            self._draws = {num_runs: Draws(num_runs, self._num_resamples, self._seed)}
-        return self._draws[num_runs]
+    def draws(self, present: np.ndarray) -> Draws:
+        """One stream for each set of runs, so that another set of measures changes no other number."""
+        key = present.tobytes()
+        if key not in self._draws:
+            clusters = None
+            if "cluster" in self.group:
+                clusters = tuple(int(code) for code in pd.factorize(self.group["cluster"][present])[0])
+            self._draws = {key: Draws(int(present.sum()), self._num_resamples, self._seed, clusters)}
+        return self._draws[key]
 
     def pairs(self, present: np.ndarray) -> Pairs:
         """The pairs among the runs that are present."""
@@ -195,14 +203,16 @@ class _Shared:
         return self._pairs[present.tobytes()]
 
 
-def _row(data: str, name: str, shared: _Shared, rivals: Sequence[str] = ()) -> dict[str, Any] | None:
+def _row(data: str, name: str, shared: _Shared, rivals: Sequence[str]) -> dict[str, Any] | None:
     present = np.isfinite(shared.group[name].to_numpy(float))
     group = shared.group[present]
     if len(group) < FEWEST or group[name].nunique() < 2 or group["gap"].nunique() < 2:
         return None
     x, y = group[name].to_numpy(float), group["gap"].to_numpy(float)
     row: dict[str, Any] = {"data": data, "measure": name, "num_runs": len(group)}
-    draws = shared.draws(len(group))
+    draws = shared.draws(present)
+    row["num_clusters"] = len(group) if draws.clusters is None else max(draws.clusters) + 1
+    row["detectable_kendall"] = detectable_kendall(len(group))
     intervals, p_values = bootstrap_intervals(x, y, draws), permutation_p_values(x, y, draws)
     for title, statistic in STATISTICS.items():
         low, high = intervals[title]
@@ -211,7 +221,10 @@ def _row(data: str, name: str, shared: _Shared, rivals: Sequence[str] = ()) -> d
     for rival in rivals:
         given = group[rival].to_numpy(float)
         known = np.isfinite(given).all() and rival != name
-        row[f"kendall given {rival}"] = partial_kendall(x, y, given) if known else math.nan
+        title = f"kendall given {rival}"
+        low, high = partial_interval(x, y, given, draws) if known else (math.nan, math.nan)
+        row[title] = partial_kendall(x, y, given) if known else math.nan
+        row |= {f"{title}_lower": low, f"{title}_upper": high}
     pairs = shared.pairs(present)
     if pairs.names:
         row["granulated_kendall"], parts = pairs.granulated_kendall(x)
@@ -249,15 +262,29 @@ def read_hyperparameters(path: str | Path) -> dict[str, dict[str, Any]]:
     return {str(row.pop("run")): row for row in table.to_dict("records")}
 
 
+def _power(group: pd.DataFrame) -> str:
+    """What so many runs can show at all, as a sentence."""
+    runs, least = int(group["num_runs"].max()), float(group["detectable_kendall"].min())
+    clusters = int(group["num_clusters"].max())
+    drawn = "" if clusters == runs else f" Intervals: {clusters} clusters are drawn, with all of their runs."
+    if math.isnan(least):
+        return f"{runs} runs show no Kendall coefficient at 5 % with a chance of {POWER:.0%}.{drawn}"
+    return (
+        f"{runs} independent runs show a Kendall coefficient of {least:.2f} or more, of either sign, at 5 % with a "
+        f"chance of {POWER:.0%}.{drawn}"
+    )
+
+
 @dataclass(frozen=True)
 class Correlations:
     """What ``correlate`` found.
 
     Attributes:
         table: one row a measure and data set: each coefficient with ``_lower``, ``_upper`` (95 % bootstrap) and ``_p``
-            (permutations), Kendall's partial coefficients ``kendall given RIVAL``, and where runs state
-            hyper-parameters ``granulated_kendall`` (and its part of each), ``conditional_mutual_information``,
-            ``robust_sign_error``, ``worst_environment``. The trivial rivals are rows, too.
+            (permutations), Kendall's partial coefficients ``kendall given RIVAL`` with their intervals, and where runs
+            state hyper-parameters ``granulated_kendall`` (and its part of each), ``conditional_mutual_information``,
+            ``robust_sign_error``, ``worst_environment``. ``num_runs``, ``num_clusters`` (what the bootstrap draws) and
+            ``detectable_kendall`` say how much it rests on. The trivial rivals are rows, too.
         points: one row a run, as :func:`points` makes it, with the trivial rivals.
         gap: ``loss`` or ``error``.
         warnings: what may be chance.
@@ -280,7 +307,7 @@ class Correlations:
     @property
     def controlled(self) -> list[str]:
         """The columns of coefficients that control for something: for a trivial rival, or for hyper-parameters."""
-        given = [f"kendall given {rival}" for rival in RIVALS]
+        given = [f"kendall given {rival}" for rival in GIVEN]
         known = [column for column in given if column in self.table and self.table[column].notna().any()]
         return [*known, *(column for column in CONTROLLED if column in self.table)]
 
@@ -294,7 +321,7 @@ class Correlations:
             best_first = group.sort_values("kendall", ascending=False, kind="stable")
             body = [_cells(row, controlled) for row in best_first.to_dict("records")]
             table = markdown_table(body, head)
-            lines += [f"Generalization gap in the {self.gap}, {data}:", "", table, ""]
+            lines += [f"Generalization gap in the {self.gap}, {data}:", "", table, "", _power(group), ""]
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)]).rstrip()
 
     def save(self, directory: str | Path) -> list[Path]:
@@ -315,7 +342,10 @@ def _cells(row: Mapping[str, Any], controlled: Sequence[str]) -> list[str]:
         low, high, p = (row[f"{title}_{part}"] for part in ("lower", "upper", "p"))
         how_sure = f" [{low:.2f}, {high:.2f}], p = {p:.2g}" if title == "kendall" else ""
         cells.append(f"{row[title]:.2f}{how_sure}")
-    cells += ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in controlled]
+    for column in controlled:
+        low, high = (row.get(f"{column}_{side}", math.nan) for side in ("lower", "upper"))
+        interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+        cells.append("/" if math.isnan(row[column]) else f"{row[column]:.2f}{interval}")
     if "robust_sign_error" in controlled and isinstance(row["worst_environment"], str) and row["worst_environment"]:
         cells[-1] += f" ({row['worst_environment']})"
     return cells

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 Statistic = Callable[..., np.ndarray]
+ROUNDING = 1e-12  # a coefficient this near to 1 is 1
 PLACES = 64  # of a sequence that are held against each other
 
 
@@ -51,7 +52,7 @@ def partial_kendall(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
     """
     xy, xz, yz = (float(stats.kendalltau(*pair).statistic) for pair in ((x, y), (x, given), (y, given)))
     left = (1 - xz**2) * (1 - yz**2)
-    return (xy - xz * yz) / math.sqrt(left) if left > 1e-12 else math.nan
+    return (xy - xz * yz) / math.sqrt(left) if left > ROUNDING else math.nan
 
 
 STATISTICS: dict[str, Statistic] = {"pearson": pearson, "spearman": spearman, "kendall": kendall}

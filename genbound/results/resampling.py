@@ -19,7 +19,14 @@ from functools import cached_property
 
 import numpy as np
 
-from genbound.results.rank_statistics import dense_ranks, mean_ranks, order_score, signs_of_pairs, tied_pairs
+from genbound.results.rank_statistics import (
+    ROUNDING,
+    dense_ranks,
+    mean_ranks,
+    order_score,
+    signs_of_pairs,
+    tied_pairs,
+)
 
 ROWS = 512
 LEVEL = 0.95
@@ -33,22 +40,27 @@ class Draws:
         num_runs: n.
         num_resamples: how many of either.
         seed: of both.
+        clusters: number of each run's cluster, from 0 and with none left out; the bootstrap draws whole clusters, as
+            many as there are, so that a resample of unequal ones has more or fewer than n runs. ``None``: every run is
+            one.
     """
 
     num_runs: int
     num_resamples: int
     seed: int
+    clusters: tuple[int, ...] | None = None
 
     @cached_property
     def counts(self) -> np.ndarray:
         """How often each resample has each run, ``[num_resamples, n]``."""
         generator, n = np.random.default_rng([self.seed, 0]), self.num_runs
-        found = np.empty((self.num_resamples, n), np.uint16 if n < 2**16 else np.uint32)
+        drawn = n if self.clusters is None else max(self.clusters) + 1
+        found = np.empty((self.num_resamples, drawn), np.uint16 if n < 2**16 else np.uint32)
         for rows in _blocks(self.num_resamples):
-            index = generator.integers(0, n, (rows.stop - rows.start, n))
-            index += n * np.arange(len(index))[:, None]
+            index = generator.integers(0, drawn, (rows.stop - rows.start, drawn))
+            index += drawn * np.arange(len(index))[:, None]
             found[rows] = np.bincount(index.ravel(), minlength=index.size).reshape(index.shape)
-        return found
+        return found if self.clusters is None else found[:, np.asarray(self.clusters)]
 
     @cached_property
     def permutations(self) -> np.ndarray:
@@ -88,6 +100,30 @@ def bootstrap_intervals(x: np.ndarray, y: np.ndarray, draws: Draws) -> dict[str,
     return {title: _ends(np.concatenate([block[title] for block in blocks])) for title in blocks[0]}
 
 
+def partial_interval(x: np.ndarray, y: np.ndarray, given: np.ndarray, draws: Draws) -> tuple[float, float]:
+    """95 % percentile interval of Kendall's partial coefficient of x and y given a third number.
+
+    Resamples in which one of the three is constant, or the third orders as x or y does, are left out: they have none.
+
+    Args:
+        x, y, given: of the same runs ``[n]``.
+        draws: resamples of n runs.
+
+    Returns:
+        Both ends; NaN where no resample has a coefficient.
+    """
+    pairs = ((x, y), (x, given), (y, given))
+    signs = [signs_of_pairs(*pair) for pair in pairs]
+    found = []
+    for rows in _blocks(draws.num_resamples):
+        counts = draws.counts[rows]
+        xy, xz, yz = (_resampled(*pair, s, counts)["kendall"] for pair, s in zip(pairs, signs, strict=True))
+        left = (1 - xz**2) * (1 - yz**2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found.append(np.where(left > ROUNDING, (xy - xz * yz) / np.sqrt(left), np.nan))
+    return _ends(np.concatenate(found))
+
+
 def _ends(values: np.ndarray) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     if not len(values):
@@ -104,7 +140,8 @@ def _resampled(x: np.ndarray, y: np.ndarray, signs: np.ndarray, counts: np.ndarr
         signs: of all pairs ``[n, n]``, in single precision.
         counts: of each run ``[B, n]``.
     """
-    weights, n = np.ascontiguousarray(counts.T, float), len(x)
+    weights = np.ascontiguousarray(counts.T, float)
+    n = weights.sum(0)
     (ranks, ties), (other_ranks, other_ties) = (_ranks(side, weights) for side in (x, y))
     varies = (ties[0] < n * n) & (other_ties[0] < n * n)
     # Products of single precision are exact: they count pairs, no more than n of them.
@@ -119,7 +156,7 @@ def _resampled(x: np.ndarray, y: np.ndarray, signs: np.ndarray, counts: np.ndarr
 
 def _moments(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sums of products of the centred sides, ``[B]`` each."""
-    n = len(x)
+    n = weights.sum(0)
     of_x, of_y, both, squares, other_squares = np.stack([x, y, x * y, x * x, y * y]) @ weights
     return both - of_x * of_y / n, squares - of_x**2 / n, other_squares - of_y**2 / n
 
@@ -138,7 +175,7 @@ def _ranks(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, tuple[n
     ranks = groups.copy()
     for above, row in itertools.pairwise(ranks):  # row by row: as an accumulation it would jump through the memory
         row += above
-    ranks -= (groups + len(values)) / 2  # their mean is (n + 1)/2
+    ranks -= (groups + weights.sum(0)) / 2  # their mean is (n + 1)/2
     squares = groups * groups
     return ranks[codes], (squares.sum(0), np.einsum("ib,ib->b", squares, groups))
 

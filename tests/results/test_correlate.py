@@ -13,8 +13,9 @@ from genbound.cli.main import main
 from genbound.errors import GenboundError
 from genbound.results.correlation import correlate, points
 from genbound.results.hyperparameters import Pairs
+from genbound.results.power import detectable_kendall, kendall_variance, power
 from genbound.results.rank_statistics import STATISTICS, dense_ranks, order_score, partial_kendall
-from genbound.results.resampling import Draws, bootstrap_intervals, permutation_p_values
+from genbound.results.resampling import Draws, bootstrap_intervals, partial_interval, permutation_p_values
 
 # The published figure, read off its pixels: Hessian measure and generalization error over distance 0, 0.1, …, 1.
 HESSIAN = [0, 0.247, 0.386, 0.581, 0.687, 0.924, 0.944, 0.998, 1.028, 1.099, 1.177]
@@ -308,3 +309,100 @@ def test_the_bootstrap_against_scipys():
             rng=np.random.default_rng(1),
         ).confidence_interval  # fmt: skip
         np.testing.assert_allclose(ours[title], theirs, atol=0.02)
+
+
+def test_the_interval_of_the_partial_coefficient():
+    """The same resamples, one by one; those where the third number orders as one of both are left out."""
+    stream = np.random.default_rng(5)
+    x, y, z = stream.integers(0, 4, (3, 5)).astype(float)
+    index = np.random.default_rng([7, 0]).integers(0, 5, (300, 5))
+    slow = [partial_kendall(x[i], y[i], z[i]) for i in index if min(np.ptp(a[i]) for a in (x, y, z)) > 0]
+    assert np.isnan(slow).any()
+    expected = np.nanquantile(slow, [0.025, 0.975])
+    np.testing.assert_allclose(partial_interval(x, y, z, Draws(5, 300, 7)), expected, atol=1e-10)
+    assert np.isnan(partial_interval(x, y, x, Draws(5, 300, 7))).all()
+
+
+@pytest.mark.parametrize("clusters", [(0, 0, 1, 1, 1, 2, 3, 3, 4), (0, 1, 0, 2, 1, 0, 2, 2, 1)])
+def test_clusters_are_drawn_whole(clusters):
+    """The same draws of clusters, each resample spelled out run by run and put through scipy's coefficients."""
+    stream, codes = np.random.default_rng(1), np.array(clusters)
+    x, y, z = np.round(2 * stream.normal(size=(3, len(codes))), 1)
+    k, draws = codes.max() + 1, Draws(len(codes), 400, 3, clusters)
+    drawn = np.random.default_rng([3, 0]).integers(0, k, (400, k))
+    resamples = [np.concatenate([np.flatnonzero(codes == c) for c in row]) for row in drawn]
+    assert len({len(i) for i in resamples}) > 1 or len(set(np.bincount(codes))) == 1
+    kept = [i for i in resamples if np.ptp(x[i]) > 0 and np.ptp(y[i]) > 0]
+    for title, ours in bootstrap_intervals(x, y, draws).items():
+        slow = [float(STATISTICS[title](x[i], y[i])) for i in kept]
+        np.testing.assert_allclose(ours, np.quantile(slow, [0.025, 0.975]), atol=1e-10)
+    partial = [partial_kendall(x[i], y[i], z[i]) for i in resamples if min(np.ptp(a[i]) for a in (x, y, z)) > 0]
+    np.testing.assert_allclose(partial_interval(x, y, z, draws), np.nanquantile(partial, [0.025, 0.975]), atol=1e-10)
+
+
+def test_a_cluster_of_copies_is_worth_one_run():
+    """Every run three times: as runs of their own they look three times surer than they are; as clusters not."""
+    stream = np.random.default_rng(0)
+    x = stream.normal(size=20)
+    y = x + 1.5 * stream.normal(size=20)
+    width = {}
+    for name, draws in (("once", Draws(20, 2000, 0)), ("clusters", Draws(60, 2000, 0, tuple(np.repeat(range(20), 3))))):
+        repeat = draws.num_runs // 20
+        low, high = bootstrap_intervals(np.repeat(x, repeat), np.repeat(y, repeat), draws)["pearson"]
+        width[name] = high - low
+    assert width["clusters"] == pytest.approx(width["once"], abs=1e-12)
+    low, high = bootstrap_intervals(np.repeat(x, 3), np.repeat(y, 3), Draws(60, 2000, 0))["pearson"]
+    assert high - low < 0.7 * width["once"]
+
+
+def test_runs_of_one_seed_are_a_cluster():
+    runs = grid_runs()
+    for i, results in enumerate(runs):
+        results.config["hyperparameters"] = {"seed": str(i % 3), "lr": i // 3}
+    found = correlate(runs, clusters="seed", num_resamples=99)
+    table = found.to_frame()
+    assert set(table["num_clusters"]) == {3} and not any("seed" in column for column in table.columns)
+    assert "granulated_kendall lr" in table.columns and "3 clusters are drawn" in found.to_markdown()
+    del runs[4].config["hyperparameters"]["seed"]
+    with pytest.raises(GenboundError, match="run4.* states no hyper-parameter 'seed'"):
+        correlate(runs, clusters="seed")
+
+
+def test_only_the_runs_that_all_measures_have():
+    runs = grid_runs()
+    runs[0].bounds["good"] |= {"value": None, "log10": None}
+    apart = correlate(runs, num_resamples=99).to_frame().set_index("measure")["num_runs"]
+    assert apart["good"] == 5 and apart["bad"] == 6
+    found = correlate(runs, common=True, num_resamples=99)
+    assert set(found.to_frame()["num_runs"]) == {5} and "5 of 6 runs have all measures" in found.warnings[0]
+
+
+# -- what so many runs can show ----------------------------------------------------------------------------------------
+
+
+def test_the_variance_of_kendalls_coefficient():
+    """Independent: 2(2n+5)/9n(n-1), as in every table. Else against 4,000 draws of correlated normal numbers."""
+    assert kendall_variance(0.0, 24) == pytest.approx(2 * (2 * 24 + 5) / (9 * 24 * 23))
+    assert kendall_variance(1.0, 24) == pytest.approx(0, abs=1e-12)
+    stream = np.random.default_rng(0)
+    x, noise = stream.normal(size=(2, 4000, 20))
+    drawn = [stats.kendalltau(a, 0.6 * a + 0.8 * b).statistic for a, b in zip(x, noise, strict=True)]
+    assert np.mean(drawn) == pytest.approx(2 / np.pi * np.arcsin(0.6), abs=4 * np.std(drawn) / np.sqrt(4000))
+    assert np.var(drawn) == pytest.approx(kendall_variance(0.6, 20), rel=4 * np.sqrt(2 / 4000))
+
+
+@pytest.mark.parametrize("num_runs", [12, 30])
+def test_the_smallest_coefficient_that_is_found(num_runs):
+    """Drawn at it, scipy's exact test rejects independence about as often as promised: 80 %."""
+    tau = detectable_kendall(num_runs)
+    assert power(tau, num_runs) == pytest.approx(0.8) and power(0.0, num_runs) == pytest.approx(0.05)
+    stream, rho = np.random.default_rng(1), np.sin(np.pi * tau / 2)
+    x, noise = stream.normal(size=(2, 1500, num_runs))
+    y = rho * x + np.sqrt(1 - rho**2) * noise
+    found = np.mean([stats.kendalltau(a, b).pvalue <= 0.05 for a, b in zip(x, y, strict=True)])
+    assert found == pytest.approx(0.8, abs=0.06)
+
+
+def test_too_few_runs_show_nothing():
+    assert np.isnan(detectable_kendall(2)) and np.isnan(detectable_kendall(3))
+    assert detectable_kendall(10) > detectable_kendall(30) > detectable_kendall(100) > 0.18
