@@ -123,8 +123,8 @@ def test_no_circle_inside_a_wing(name):
 
 
 def test_bounds_are_arithmetic():
-    """They import each other and limits of confidence: what they know of a network is the evidence."""
-    allowed = ("bounds/", "estimators/kl_inverse", "estimators/binomial_tail")
+    """They import each other, limits of confidence and how these are written: what they know of a network is the evidence."""
+    allowed = ("bounds/", "estimators/kl_inverse", "estimators/binomial_tail", "formatting")
     assert not [str(a) for a in arrows(PACKAGE) if wing(a.source) == "bounds" and not a.target.startswith(allowed)]
     assert "torch" not in loaded("genbound.bounds")
 

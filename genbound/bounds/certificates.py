@@ -20,6 +20,7 @@ from typing import Any
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable, log10_of
 from genbound.estimators.kl_inverse import kl_inverse
+from genbound.formatting import rounded_up
 
 MONTE_CARLO = 0.1  # its part of delta
 DISAGREEMENT = 0.1  # the part of delta of the disagreement on unlabelled inputs, where that is asked for
@@ -107,8 +108,8 @@ def of_the_network(
     apart = kl_inverse(found["disagreement"], -math.log(DISAGREEMENT * delta) / num)
     parts = f"{(1 - DISAGREEMENT) * delta:.3g} + {DISAGREEMENT * delta:.3g}"
     note = (
-        f"bounds the error of the fine-tuned network: {value:.3g} and {apart:.3g}, at most, of disagreement with the "
-        f"certified one on {num} unlabelled inputs; delta = {parts}"
+        f"bounds the error of the fine-tuned network: {rounded_up(value)} and {rounded_up(apart)}, at most, of "
+        f"disagreement with the certified one on {num} unlabelled inputs; delta = {parts}"
     )
     return {"network": {"log10": log10_of(min(1.0, value + apart)), "note": note}}
 

@@ -16,6 +16,7 @@ from genbound.bounds.certificates import PAC_BAYES_CERTIFICATE
 from genbound.bounds.langford2005occam import COMPRESSION_CERTIFICATE
 from genbound.estimators.binomial_tail import binomial_upper, trials_for
 from genbound.estimators.kl_inverse import kl_inverse
+from genbound.formatting import rounded_up
 
 
 def _test_set(evidence: Evidence) -> BoundValue:
@@ -61,7 +62,8 @@ def _equivalent(evidence: Evidence, error: float) -> str:
     enough = trials_for(certified, error, math.log(evidence.delta))
     if enough is None:
         return "; the training set's certificate is below the test error"
-    return f"; {enough} test samples with this error would give the training set's certificate of {certified:.3g}"
+    certificate = rounded_up(certified)
+    return f"; {enough} test samples with this error would give the training set's certificate of {certificate}"
 
 
 def _is_measured(bound: Bound, evidence: Evidence) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,7 @@ def evaluate(
         data=data_entry(problem, found.measured),
         samples=_samples(problem, found),
         networks=_networks(problem, found),
+        network_config=_network_config(problem),
     )
 
 
@@ -337,6 +339,15 @@ def _networks(problem: BaseProblem, found: Found) -> dict[str, dict[str, np.ndar
         return {}
     made = {name: measured.weights for name, measured in found.measured.items() if measured.weights}
     return {name: _whole(problem, weights) for name, weights in made.items()}
+
+
+def _network_config(problem: BaseProblem) -> dict[str, Any] | None:
+    """What transformers calls the model: of a merged adapter no file says it."""
+    model = problem.model if isinstance(problem, Network) else None
+    config: Any = getattr(model, "config", None)
+    if not type(model).__module__.startswith("transformers.") or not hasattr(config, "to_json_string"):
+        return None
+    return {**json.loads(config.to_json_string()), "architectures": [type(model).__name__]}
 
 
 def _whole(problem: Network, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,28 +22,37 @@ BESIDE = (
 ADAPTER = "adapter_config.json"
 
 
-def save_network(folder: Path, tensors: Mapping[str, np.ndarray], source: str | Path | None) -> list[str]:
+def save_network(
+    folder: Path, tensors: Mapping[str, np.ndarray], sources: Sequence[str], config: Mapping[str, Any] | None = None
+) -> list[str]:
     """Write ``model.safetensors``, and what describes the model where its checkpoint does.
 
     Args:
         folder: the checkpoint to be.
         tensors: the whole state of the network, by name ``[*shape]``.
-        source: the checkpoint that was measured.
+        sources: the checkpoint that was measured, and what it started from: tokenizers are looked for in this order.
+        config: of a model of transformers, for a checkpoint whose own would describe other weights.
 
     Returns:
         The names of the files in the folder.
     """
     whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     write_atomically(folder / "model.safetensors", lambda path: save_file(whole, path, metadata={"format": "pt"}))
-    described = None if source is None else Path(source)
-    # The weights of an adapter are merged here: its own config would describe other ones.
-    if described is None or not (described / "config.json").is_file() or (described / ADAPTER).is_file():
+    folders = [Path(source) for source in sources]
+    # The weights of an adapter are merged here: its own config, where it has one, would describe other ones.
+    if folders and (folders[0] / "config.json").is_file() and not (folders[0] / ADAPTER).is_file():
+        config, folders = json.loads((folders[0] / "config.json").read_text(encoding="utf-8")), folders[:1]
+    if config is None:
         return ["model.safetensors"]
-    write_json(folder / "config.json", _config(described / "config.json", whole))
-    beside = [name for name in BESIDE if (described / name).is_file()]
-    for name in beside:
-        write_atomically(folder / name, partial(shutil.copyfile, described / name))
-    return ["model.safetensors", "config.json", *beside]
+    write_json(folder / "config.json", _typed(config, whole))
+    beside = next((files for path in folders if (files := _beside(path))), [])
+    for file in beside:
+        write_atomically(folder / file.name, partial(shutil.copyfile, file))
+    return ["model.safetensors", "config.json", *(file.name for file in beside)]
+
+
+def _beside(folder: Path) -> list[Path]:
+    return [folder / name for name in BESIDE if (folder / name).is_file()]
 
 
 def remove_networks(folder: Path, names: Iterable[str]) -> None:
@@ -59,9 +68,8 @@ def remove_networks(folder: Path, names: Iterable[str]) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _config(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _typed(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The model's config with the type of these weights: in another one they are another network."""
-    config = json.loads(path.read_text(encoding="utf-8"))
     kinds = {tensor.dtype.name for tensor in tensors.values() if tensor.dtype.kind == "f"}
     dtypes = {key: kind for key in ("dtype", "torch_dtype") if key in config for kind in kinds}
     return {**config, **dtypes}

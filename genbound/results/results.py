@@ -38,6 +38,8 @@ class Results:
     Attributes:
         samples: one row for each measured sample and layer, or ``None`` if there is none.
         networks: networks that quantities made of the fine-tuned one: name of the checkpoint -> its whole state.
+        network_config: what ``config.json`` beside their weights says, where they are of transformers and the
+            checkpoint that was measured does not have one.
         path: the directory or file that the results were read from or saved to; tables name the run after it.
     """
 
@@ -54,6 +56,7 @@ class Results:
     schema_version: int = SCHEMA_VERSION
     samples: pd.DataFrame | None = None
     networks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, compare=False)
+    network_config: dict[str, Any] | None = field(default=None, compare=False)
     path: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -125,12 +128,16 @@ class Results:
         networks = [
             f"{name}/{file}"
             for name, tensors in self.networks.items()
-            for file in save_network(folder / name, tensors, self.checkpoint.get("path"))
+            for file in save_network(folder / name, tensors, self._described_in(), self.network_config)
         ]
         remove_networks(folder, earlier.difference(networks))
         tables = ["results.json", "layers.csv", "table.md", *["samples.parquet"][: samples is not None]]
         write_checksums(folder, [*tables, *networks])
         return folder
+
+    def _described_in(self) -> list[str]:
+        """Directories with what a network is loaded with: of the fine-tuned one, and of its start."""
+        return [entry["path"] for entry in (self.checkpoint, self.init) if entry.get("path")]
 
     # -- plots ------------------------------------------------------------------------------------------------
 

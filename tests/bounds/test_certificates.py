@@ -1,6 +1,7 @@
 """Certificates as arithmetic: every term by hand, and nothing where nothing is guaranteed."""
 
 import math
+import re
 
 import pytest
 
@@ -9,6 +10,7 @@ from genbound.bounds.certificates import pac_bayes_kl
 from genbound.bounds.clopper1934heldout import held_out_limit
 from genbound.estimators.binomial_tail import binomial_upper
 from genbound.estimators.kl_inverse import binary_kl, kl_inverse
+from genbound.formatting import rounded_up
 
 GIBBS = {
     "error": 0.2, "exact": False, "loss": None, "loss_range": None, "num_trials": 5000, "num_data": 1000, "kl": 30.0,
@@ -118,4 +120,17 @@ def test_the_best_certificate_is_the_one_compared():
     given.quantities["quantized_error"] = quantized
     best = BOUNDS["compression_certificate"].evaluate(given)["value"]
     assert best < row()["value"]
-    assert f"certificate of {best:.3g}" in BOUNDS["test_set_bound"].evaluate(given)["note"]
+    assert f"certificate of {rounded_up(best)}" in BOUNDS["test_set_bound"].evaluate(given)["note"]
+
+
+@pytest.mark.parametrize("kl", [3.0, 10.0, 17.0, 30.0, 31.0, 44.0])
+def test_what_a_note_guarantees_is_rounded_to_the_safe_side(kl):
+    """The certificate within the yardstick's note, and both parts of the network's own, are never below the numbers."""
+    certified = row(gibbs={"kl": kl})["value"]
+    note = row("test_set_bound", gibbs={"kl": kl})["note"]
+    assert certified <= float(note.rpartition("certificate of ")[2]) < certified + 1e-3
+    given = {"kl": kl, "disagreement": 0.0371, "num_unlabelled": 777}
+    form = row(gibbs=given)["forms"]["network"]
+    value, apart = re.search(r"network: (\S+) and (\S+), at most", form["note"]).groups()
+    assert 10 ** form["log10"] - 1e-12 <= float(value) + float(apart) < 10 ** form["log10"] + 2e-3
+    assert float(apart) >= kl_inverse(0.0371, math.log(1 / 0.005) / 777)

@@ -66,7 +66,7 @@ def test_final_draws_are_not_those_of_the_pilot():
     _, posterior, _ = measured._best()
     original = posterior.draw
     object.__setattr__(posterior, "draw", lambda seed, keys: (seen.extend(keys), original(seed, keys))[1])
-    measured._pilot(posterior, 1.0)
+    measured._pilot(posterior, 60)
     pilot, final = set(seen), []
     seen.clear()
     measured._trials(posterior, 2)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -93,6 +94,40 @@ def test_a_directory_of_transformers_can_be_loaded(tmp_path):
     again = genbound.load(folder, tmp_path / "start", data=rows)
     summary = genbound.evaluate(problem, [NAME]).quantities[NAME]
     assert genbound.evaluate(again, ["losses"]).quantities["losses"]["train_error"] == pytest.approx(summary["error"])
+
+
+def test_the_merged_weights_of_an_adapter_can_be_loaded(tmp_path):
+    """As a model of transformers, though neither the adapter's config nor its base's describes them."""
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(tmp_path / "start")
+    (tmp_path / "start" / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "start", num_labels=3)
+    with warnings.catch_warnings():  # of the libraries about each other
+        warnings.simplefilter("ignore")
+        adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter += torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "tuned")
+    ids = torch.randint(30, (40, 6))
+    rows = [({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.randint(3, (40,)))]
+    results = genbound.evaluate(genbound.load(tmp_path / "tuned", tmp_path / "start", data=rows), [NAME])
+    results.save(tmp_path / "run")
+    folder = tmp_path / "run" / NAME
+    assert (folder / "vocab.txt").is_file()
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert type(again) is transformers.BertForSequenceClassification
+    for name, tensor in results.networks[NAME].items():
+        assert torch.equal(again.state_dict()[name], torch.from_numpy(tensor)), name
+    with torch.no_grad():
+        wrong = (again(**rows[0][0]).logits.argmax(1) != rows[0][1]).double().mean()
+    assert wrong == pytest.approx(results.quantities[NAME]["error"])
 
 
 def test_a_head_of_two_classes_is_described_by_one_row():
