@@ -123,7 +123,7 @@ def test_no_circle_inside_a_wing(name):
 
 
 def test_bounds_are_arithmetic():
-    """They import each other, limits of confidence and how to write these: all they know of a network is the evidence."""
+    """They import each other, limits of confidence and how to write them: all that they know is the evidence."""
     allowed = ("bounds/", "estimators/kl_inverse", "estimators/binomial_tail", "formatting")
     assert not [str(a) for a in arrows(PACKAGE) if wing(a.source) == "bounds" and not a.target.startswith(allowed)]
     assert "torch" not in loaded("genbound.bounds")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from genbound.data.image_transforms import make_transform
@@ -48,7 +49,7 @@ def file_samples(spec: DataSpec, reader: Reader) -> Samples:
         wanted = None  # every column with one list a row is an input
     elif "label" in spec.options:
         wanted += spec.options["label"].split(",")
-    elif not reader.next_token:
+    elif reader.labelled and not reader.next_token:
         raise _unlabelled(spec)
     columns = read_table(spec, wanted)
     return table_samples(spec, reader, Table(str(spec.path), columns, spec.path.parent, reader.label2id))
@@ -87,7 +88,7 @@ def _label(spec: DataSpec, reader: Reader, table: Table) -> str | None:
     usual = [name for name in ("labels", "label") if _is_tokenised(spec) and name in table.columns]
     label = spec.options.get("label") or next(iter(usual), None)
     if label is None:
-        if not reader.next_token:
+        if reader.labelled and not reader.next_token:
             raise _unlabelled(spec)
         return None
     for name in label.split(","):
@@ -98,7 +99,8 @@ def _label(spec: DataSpec, reader: Reader, table: Table) -> str | None:
 
 def _read_labels(spec: DataSpec, reader: Reader, table: Table, label: str | None) -> Labels:
     if label is None:
-        return None
+        rows = len(next(iter(table.columns.values()), ()))
+        return None if reader.next_token else torch.zeros(rows, dtype=torch.long)  # nobody looks at them
     if "text" in spec.options:
         texts = table.columns[spec.options["text"]]
         words = bool(len(texts)) and isinstance(texts[0], list)

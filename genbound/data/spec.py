@@ -39,6 +39,7 @@ class Reader:
         label2id: the model's class names; labels that are strings are numbered in sorted order without it.
         numeric: labels are numbers and not classes (regression, several labels, a user's own loss).
         next_token: the model predicts the next token, whatever the data say.
+        labelled: labels are wanted; tables without a column of them are read as well where they are not.
         trust_remote_code: code may be run that files name and not the user.
     """
 
@@ -48,6 +49,7 @@ class Reader:
     label2id: Mapping[str, int] | None = None
     numeric: bool = False
     next_token: bool = False
+    labelled: bool = True
     trust_remote_code: bool = False
 
 

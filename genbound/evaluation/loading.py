@@ -265,7 +265,6 @@ def _samples(
     )
     samples = load_data(spec.data, reader)
     reader = replace(reader, label2id=samples.label2id or names)
-    held_out, unlabelled = (
-        None if said is None else load_data(said, reader) for said in (spec.test_data, spec.unlabelled)
-    )
+    held_out = None if spec.test_data is None else load_data(spec.test_data, reader)
+    unlabelled = None if spec.unlabelled is None else load_data(spec.unlabelled, replace(reader, labelled=False))
     return samples, held_out, unlabelled

@@ -207,6 +207,15 @@ def test_tables_agree(tmp_path, kind):
     assert pairs.batch([0, 1]).inputs["input_ids"].tolist() == [[2, 2], [3, 2]]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_table_without_labels_is_read_where_none_are_wanted(tmp_path, kind):
+    spec = write(tmp_path, kind, [1, 0, 1]).removesuffix("&label=l")
+    batch = load_data(spec, Reader(Words(), labelled=False), tmp_path).batch([1, 0])
+    assert batch.inputs["input_ids"].tolist() == [[3, 99], [2, 2]]
+    with pytest.raises(GenboundError, match="which column is the label"):
+        load_data(spec, Reader(Words()), tmp_path)
+
+
 def test_left_padding():
     tokenizer = Words()
     tokenizer.padding_side = "left"
