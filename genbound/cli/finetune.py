@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from genbound.cli.click_options import DEBUG, option, with_options
+from genbound.cli.terminal import show
 from genbound.formatting import rounded_up
 
 OPTIONS = [
@@ -78,7 +79,7 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
         record = finetune_certified(init, data, out, prior_share=given["prior_share"], delta=given["delta"], **said)
     else:
         record = run(init, data, out, **said)
-    click.echo(summary(record))
+    show(summary(record))
     click.echo(f"checkpoint in {out}/finetuned, record in {out}/run.json", err=True)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tabulate import tabulate
-
 from genbound.bounds import BOUNDS
+from genbound.cli.terminal import Columns
 from genbound.formatting import duration as _duration
 from genbound.quantities import QUANTITIES
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from genbound.network.weights import WeightProblem
 
 
-def catalogue(what: str | None = None) -> str:
+def catalogue(what: str | None = None) -> Columns:
     """One line for each quantity and bound."""
     rows = []
     if what in (None, "quantities"):
@@ -29,11 +28,13 @@ def catalogue(what: str | None = None) -> str:
             rows.append([q.name, q.summary, ", ".join(needs), q.reference])
     if what in (None, "bounds"):
         rows += [[b.name, b.summary, ", ".join(b.requires), b.reference] for b in BOUNDS.values()]
-    return tabulate(rows, ["name", "what it is", "needs", "reference"], tablefmt="plain")
+    return Columns(["name", "what it is", "needs", "reference"], rows, "plain")
 
 
-def describe(pair: Pair, problem: Problem | WeightProblem, selection: Selection, effort: str) -> str:
-    """The report of ``genbound inspect``.
+def describe(
+    pair: Pair, problem: Problem | WeightProblem, selection: Selection, effort: str
+) -> list[str | Columns]:  # fmt: skip
+    """The report of ``genbound inspect``: its lines and tables.
 
     Args:
         pair: the two checkpoints.
@@ -45,10 +46,8 @@ def describe(pair: Pair, problem: Problem | WeightProblem, selection: Selection,
 
     if isinstance(problem, WeightProblem):
         weights = _table(["layer", "shape"], [[layer.name, _shape(layer)] for layer in problem.layers])
-        return "\n".join([*_of_pair(pair), "", f"{problem.reason}; of the weights alone:", "", weights])
-    return "\n".join(
-        [*_of_pair(pair), *_of_data(problem), "", _layers(problem), "", *_cost(problem, selection, effort)]
-    )
+        return [*_of_pair(pair), "", f"{problem.reason}; of the weights alone:", "", weights]
+    return [*_of_pair(pair), *_of_data(problem), "", _layers(problem), "", *_cost(problem, selection, effort)]
 
 
 def _of_pair(pair: Pair) -> list[str]:
@@ -76,7 +75,7 @@ def _of_data(problem: Problem) -> list[str]:
     ]
 
 
-def _layers(problem: Problem) -> str:
+def _layers(problem: Problem) -> Columns:
     rows = [
         [
             layer.name, layer.kind, _shape(layer),
@@ -88,7 +87,7 @@ def _layers(problem: Problem) -> str:
     return _table(["layer", "kind", "shape", "block is PSD", "note"], rows)
 
 
-def _cost(problem: Problem, selection: Selection, effort: str) -> list[str]:
+def _cost(problem: Problem, selection: Selection, effort: str) -> list[str | Columns]:
     """The forecast of time and memory, of what is measured and of what is left out."""
     from genbound.evaluation.effort import plan
     from genbound.evaluation.forecast import forecast_of
@@ -118,11 +117,11 @@ def _sentences(remarks: Iterable[str]) -> list[str]:
     return ["", *said] if said else []
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _table(head: list[str], rows: list[list[str]]) -> Columns:
     """A table, without a last column that says nothing."""
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
-    return tabulate(rows, head, tablefmt="simple", disable_numparse=True)
+    return Columns(head, rows)
 
 
 def _shape(layer: Layer) -> str:

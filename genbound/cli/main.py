@@ -19,6 +19,7 @@ from genbound.cli.finetune import finetune
 from genbound.cli.options import PAIR, PAIR_OPTIONS, PAIRS, PRINTED
 from genbound.cli.quantity_options import list_options, quantity_options
 from genbound.cli.tables import COMMANDS, read_tags
+from genbound.cli.terminal import show
 from genbound.engines.failures import share, speaks
 from genbound.errors import GenboundError
 from genbound.version import __version__
@@ -128,7 +129,7 @@ def _evaluate_all(runs: list[Run], options: dict[str, dict[str, Any]], engine: E
     if len(found) > 1 and engine.leads and not runs[0][0]["json"]:
         from genbound.results.comparison import compare
 
-        click.echo(f"\n{compare([results for results in found if results]).to('md')}")
+        show("", compare([results for results in found if results]).to("md"))
     if failed:
         words = f"{len(failed)} of {len(runs)} checkpoints could not be measured: {'; '.join(failed)}"
         raise share(GenboundError(words), engine.leads)
@@ -191,7 +192,7 @@ def _show(results: Results, given: dict[str, Any]) -> None:
 
         click.echo(json_text(to_plain(results.to_json())))
     else:
-        click.echo(results.to_markdown(every=given["all"] or given["measures"] is not None))
+        show(results.to_markdown(every=given["all"] or given["measures"] is not None))
 
 
 def _remark(text: str, given: dict[str, Any]) -> None:
@@ -212,7 +213,7 @@ def inspect(**given: Any) -> None:
     selection = select(given["measures"], options)  # a misspelt name fails before anything is loaded
     spec = _spec(given)
     pair = load_pair(spec)
-    click.echo(describe(pair, _problem(pair, spec, given), selection, given["effort"]))
+    show(*describe(pair, _problem(pair, spec, given), selection, given["effort"]))
 
 
 @cli.command("list")
@@ -227,7 +228,7 @@ def list_(what: str | None, quantity: str | None) -> None:
 
     if quantity is not None and what != "options":
         raise GenboundError(f"there is one list of {what}: `genbound list options QUANTITY` takes a name")
-    click.echo(list_options(quantity) if what == "options" else catalogue(what))
+    show(list_options(quantity) if what == "options" else catalogue(what))
 
 
 for _command in COMMANDS:

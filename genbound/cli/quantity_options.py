@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from tabulate import tabulate
 
 from genbound.cli.click_options import Decorator, Names
+from genbound.cli.terminal import Columns
 from genbound.errors import GenboundError, did_you_mean
 from genbound.quantities import QUANTITIES
 from genbound.quantities.measure_options import as_text, read_option
@@ -58,7 +58,7 @@ def _parameter(option: Field) -> str:
     return option.metadata["flag"].removeprefix("--").replace("-", "_")
 
 
-def list_options(quantity: str | None = None) -> str:
+def list_options(quantity: str | None = None) -> str | Columns:
     """One line for each option: what ``--set`` calls it, its default, its short form, what it means."""
     if quantity is not None and quantity not in QUANTITIES:
         raise GenboundError(f"unknown quantity {quantity!r}{did_you_mean(quantity, QUANTITIES)}: see `genbound list`")
@@ -69,7 +69,7 @@ def list_options(quantity: str | None = None) -> str:
     ]
     if not rows:
         return f"{quantity} has no options"
-    return tabulate(rows, ["option", "default", "short form", "meaning"], tablefmt="plain", disable_numparse=True)
+    return Columns(["option", "default", "short form", "meaning"], rows, "plain")
 
 
 # -- what is given ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from genbound.cli.terminal import show
 from genbound.errors import GenboundError
 
 RUNS = click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path())
@@ -25,20 +26,29 @@ def status(folder: str) -> None:
     """
     from genbound.results.progress import status as run
 
-    click.echo(run(folder))
+    show(run(folder))
 
 
 @click.command()
 @RUNS
-@click.option("--format", "form", type=click.Choice(["md", "csv", "latex", "html"]), default="md", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["md", "csv", "latex", "html"]),
+    help="Default: md into a file or a pipe, a drawn table on a terminal.",
+)
 @click.option("--allow-mixed", is_flag=True, help="Compare runs that were not measured alike.")
 @click.option("--reference", metavar="RUN", default=None, help="Show how many times this run's values the others' are.")
 @DEBUG
-def compare(runs: tuple[str, ...], form: str, **given: Any) -> None:
+def compare(runs: tuple[str, ...], form: str | None, **given: Any) -> None:
     """Print a table of bounds × checkpoints of stored runs."""
     from genbound.results.comparison import compare as run
 
-    click.echo(run(runs, **given).to(form))
+    found = run(runs, **given)
+    if form is None:
+        show(found.to("md"))
+    else:
+        click.echo(found.to(form))
 
 
 @click.command()
@@ -75,7 +85,7 @@ def check(
     from genbound.results.regression_output import github_annotations, write_junit
 
     found = compare_with(run, baseline, tolerances=_pairs(rules, "--tolerance"), update=update, **given)
-    click.echo(found.to_markdown(verbose))
+    show(found.to_markdown(verbose))
     if junit is not None:
         write_junit(found, junit)
     if github or (github is None and os.environ.get("GITHUB_ACTIONS") == "true"):
@@ -146,7 +156,7 @@ def correlate(
         raise GenboundError("--over makes plots: give --out DIR too")
     stated = None if hyperparameters is None else read_hyperparameters(hyperparameters)
     found = run(runs, gap, hyperparameters=stated, **given)
-    click.echo(found.to_markdown())
+    show(found.to_markdown())
     if out is not None:
         from genbound.figures.several_runs import save_correlation_plots
 

@@ -28,6 +28,11 @@ def markdown(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "\\<").replace("](", "]\\(")
 
 
+def plain(text: str) -> str:
+    """What :func:`markdown` wrote, as it was."""
+    return text.replace("\\|", "|").replace("\\<", "<").replace("]\\(", "](")
+
+
 def write_csv(table: pd.DataFrame, to: Path | TextIO, index: bool = True) -> None:
     """A table as CSV, in which no text is a formula: an apostrophe stands before what would be one."""
     texts = [i for i, kind in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(kind)]

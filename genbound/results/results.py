@@ -20,11 +20,12 @@ from genbound.quantities.base import later
 from genbound.quantities.catalogue import reading_of, with_present_names
 from genbound.results.cells import markdown_table, write_csv
 from genbound.results.checksums import remove_checksums, tell_if_changed, write_checksums
+from genbound.results.footnotes import footnotes
 from genbound.results.network_files import remove_networks, save_network
 from genbound.results.rows import Row, bound_row
 from genbound.results.sample_table import read_sample_table
 from genbound.results.schema import MEND, check_content, read_json, readable
-from genbound.results.verdict import short_rows, verdict
+from genbound.results.verdict import answers, short_rows, verdict
 
 SCHEMA_VERSION = 1
 HEAD = ["bound", "value", "of", "kind", "vacuous", "value / gap", "note"]
@@ -173,11 +174,10 @@ class Results:
             every: all rows; otherwise those of the short table that ``genbound evaluate`` prints.
         """
         title, *lines = self.headline()
-        said = [f"> {line}  " for line in verdict(self)]
+        said = [f"> **{question}** {line}  " for question, line in answers(self).items()]
         rows = list(self.bounds) if every else short_rows(self) or list(self.bounds)
-        left = len(self.bounds) - len(rows)
-        more = [f"{left} more rows: --all, or `table.md` in the run's directory."] if left else []
-        blocks = [[f"# {title}"], lines, said, *self._bounds_table(rows), more, self._below()]
+        below = self._left_out(len(self.bounds) - len(rows)) if len(rows) < len(self.bounds) else self._below()
+        blocks = [[f"# {title}"], lines, said, *self._bounds_table(rows), below]
         return "\n\n".join("\n".join(block) for block in blocks if block).rstrip()
 
     def headline(self) -> list[str]:
@@ -204,15 +204,16 @@ class Results:
         return "" if value is None else f"Loss range C = {digits(value)} ({kind})."
 
     def _bounds_table(self, names: Sequence[str]) -> list[list[str]]:
-        """The bounds, where there are any; their notes stand below, each once, by number."""
-        notes: dict[str, int] = {}
-        rows = []
-        for name in names:
-            row = self.bounds[name]
-            mark = f"[{notes.setdefault(row['note'], len(notes) + 1)}]" if row["note"] else ""
-            rows.append([*_cells(name, row), mark])
-        table = [markdown_table(rows, HEAD)] if rows else []
-        return [table, [f"[{number}] {note}  " for note, number in notes.items()]]
+        """The bounds, where there are any; their notes stand below."""
+        marks, below = footnotes([self.bounds[name]["note"] for name in names])
+        rows = [[*_cells(name, self.bounds[name]), mark] for name, mark in zip(names, marks, strict=True)]
+        return [[markdown_table(rows, HEAD)] if rows else [], [f"{line}  " for line in below]]
+
+    def _left_out(self, num: int) -> list[str]:
+        """What the short form does not show, and where it is."""
+        missing = [f"Not measured: {', '.join(self.notes)}."] if self.notes else []
+        more = f"{num} more rows: --all, or `table.md` in the run's directory, where each quantity has its say too."
+        return [*missing, more]
 
     def _below(self) -> list[str]:
         """What the quantities say below the table, tables before single lines, and what could not be measured."""

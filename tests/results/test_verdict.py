@@ -152,7 +152,7 @@ def test_the_command_prints_the_short_table_or_all(tmp_path, monkeypatch, capfd,
     arguments = ["evaluate", "tuned.pt", "init.pt", "--model", "nets.py:build", "--data", "npz:train.npz", "-q"]
     assert main([*arguments, *flags]) == 0
     out, err = capfd.readouterr()
-    assert printed in out and "> No guarantee" in out and err == ""
+    assert printed in out and "> **Is it a guarantee?** No guarantee" in out and err == ""
 
 
 def test_the_command_prints_json(tmp_path, monkeypatch, capfd):
