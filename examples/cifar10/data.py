@@ -76,5 +76,10 @@ def efficientnet_lite0_train() -> Images:
     return Images("train", range(10), enlarged, NUM_TRAIN)
 
 
+def efficientnet_lite0_whole() -> Images:
+    """All images of all ten classes that the file has."""
+    return Images("train", range(10), enlarged)
+
+
 def efficientnet_lite0_test() -> Images:
     return Images("test", range(10), enlarged)
