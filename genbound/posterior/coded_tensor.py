@@ -17,7 +17,7 @@ after having seen the samples is paid for, and nothing else has to be.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +30,7 @@ from genbound.posterior.curved_rounding import rounded
 # Fixed: 10^-5 to 10^1 in tenths of a decade, in the weights' unit (of pieces: in the root of it).
 STEPS = tuple(10.0 ** (k / 10) for k in range(-50, 11))
 FORMS = ("zero", "grid", "opposite", "pieces")
+EVEN = dict.fromkeys(FORMS, math.log(len(FORMS)))  # nats of a form, where all are alike
 MOST_PIECES = 16  # that are looked for; the description allows any rank
 NEAR = 3.0  # times the best price, up to which a description is worth better integers
 LARGEST = 1000  # steps in an entry, above which a step is not tried
@@ -41,7 +42,7 @@ class Coded:
 
     Attributes:
         form: of :data:`FORMS`.
-        nats: its length.
+        nats: its length, where all forms are alike.
         error: what it leaves out, squared length in the weights' unit and in the tensor's metric.
         step: of its integers; of pieces, that of the first one.
         rank: of pieces; else 0.
@@ -75,11 +76,11 @@ class TensorCode:
         self._wanted, self._metric = self._centred(wanted), metric
         self._choices = list(self._nearest())
 
-    def best(self, weight: float) -> Coded:
-        """The description with the least nats and ``weight`` times what it leaves out."""
+    def best(self, weight: float, prices: Mapping[str, float] = EVEN) -> Coded:
+        """The description with the least nats, prices of forms included, and ``weight`` times what it leaves out."""
 
         def price(coded: Coded) -> float:
-            return coded.nats + weight * coded.error
+            return coded.nats - EVEN[coded.form] + prices[coded.form] + weight * coded.error
 
         found = min(self._choices, key=price)
         if self._metric is None:

@@ -25,9 +25,10 @@ curvature: as many backward passes to the moved tensors as there are outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ from genbound.quantities.base import Context, Measured, Part, data_shards, stack
 
 # The failure probability that the number of passes is planned with; the bound is told its own.
 PLANNED_BOUND, PLANNED_MONTE_CARLO = 0.045, 0.005
+Tried = tuple[float, float, Posterior, float]  # promised, τ, posterior, its error in the pilot
 MOST_BYTES = 1 << 28  # of the tensors of one batch of draws
 CLOSE, AGAIN = 0.03, 4  # what promises that much more than the least is tried on so many times the pilot
 MANY, FEW_SAMPLES = 100_000, 1024  # coordinates above which the curvature is that of fewer samples
@@ -155,24 +157,30 @@ class _Gibbs:
     def _best(self) -> tuple[float, Posterior, float]:
         """``(tau, posterior, its error in the pilot)`` of the least certificate that the pilot promises."""
         curvatures = self._curvature()
-        found: list[tuple[float, float, Posterior, float]] = []
+        found: list[Tried] = []
+        taus = sorted(self.context.options.taus, reverse=True)
         # The shortest divergence first: a longer one that promises nothing even without errors need not be tried.
-        for tau in sorted(self.context.options.taus, reverse=True):
-            scale = self.num / tau
-            spectra = [curvatures[group.name].spectrum for group in self.groups]
-            best, nats = best_widths([group.square for group in self.groups], spectra, scale)
-            widths = {group.name: width for group, width in zip(self.groups, best, strict=True)}
-            posterior = Posterior.of(self.groups, curvatures, widths, self.network.acting, nats)
-            if found and self._promised(posterior, 0.0) >= min(found, key=lambda entry: entry[0])[0]:
-                continue
-            pilot = self._pilot(posterior, self.context.options.num_pilot)
-            found.append((self._promised(posterior, pilot), tau, posterior, pilot))
+        for tau in taus:
+            self._try(tau, curvatures, found)
+        around = taus.index(min(found, key=lambda entry: entry[:2])[1])
+        for one, other in pairwise(taus[max(0, around - 1) : around + 2]):
+            self._try(math.sqrt(one * other), curvatures, found)
         least = min(found, key=lambda entry: entry[:2])
         close = [entry for entry in found if entry[0] <= least[0] + CLOSE]
         if self.head is None and len(close) > 1:
             again = [(tau, q, self._pilot(q, AGAIN * self.context.options.num_pilot)) for _, tau, q, _ in close]
             least = min(((self._promised(q, pilot), tau, q, pilot) for tau, q, pilot in again), key=lambda e: e[:2])
         return least[1:]
+
+    def _try(self, tau: float, curvatures: Mapping[str, Curvature], found: list[Tried]) -> None:
+        """Add what the posterior of τ promises, if it can be the least."""
+        spectra = [curvatures[group.name].spectrum for group in self.groups]
+        best, nats = best_widths([group.square for group in self.groups], spectra, self.num / tau)
+        widths = {group.name: width for group, width in zip(self.groups, best, strict=True)}
+        posterior = Posterior.of(self.groups, curvatures, widths, self.network.acting, nats)
+        if not found or self._promised(posterior, 0.0) < min(entry[0] for entry in found):
+            pilot = self._pilot(posterior, self.context.options.num_pilot)
+            found.append((self._promised(posterior, pilot), tau, posterior, pilot))
 
     def _curvature(self) -> dict[str, Curvature]:
         most = self.context.options.num_curvature

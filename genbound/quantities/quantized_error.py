@@ -31,6 +31,7 @@ from torch import Tensor
 from genbound.data.samples import Batch
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
+from genbound.posterior.coded_forms import best_choice, length
 from genbound.posterior.coded_tensor import Coded, TensorCode
 from genbound.posterior.curvature import Curvature, measure_curvature
 from genbound.posterior.disagreement import disagreement, why_no_disagreement
@@ -150,7 +151,7 @@ class _Search:
 
     def _choice(self, scale: float) -> dict[str, Coded]:
         """The best description of every tensor; ``scale`` times curvature weighs what is left out, in nats."""
-        return {name: code.best(scale * self._mean(name)) for name, code in self._codes.items()}
+        return best_choice(self._codes, {name: scale * self._mean(name) for name in self._codes})
 
     def _code(self, group: Group) -> TensorCode:
         curvature, metric = self._curvatures[group.name], None
@@ -198,11 +199,6 @@ class _Search:
         moved = after - before
         rest = moved - moved.mean(-1, keepdim=True)
         return bool(rest.abs().max() <= 1e-4 * moved.abs().max())
-
-
-def length(choice: Mapping[str, Coded]) -> float:
-    """Of all descriptions together, in nats."""
-    return sum(coded.nats for coded in choice.values())
 
 
 def _centre(problem: Problem, group: Group) -> Tensor:
