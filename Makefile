@@ -30,8 +30,8 @@ demo: $(STAMP)  ## Bound a small fine-tuned network; results in runs/demo
 	  --out runs/demo
 
 study-small: $(STAMP)  ## Run the study on its smallest task; results in runs/study-small
-	PYTHONPATH=. $(BIN)/python examples/study/run.py --out runs/study-small --cells ci
-	PYTHONPATH=. $(BIN)/python examples/study/report.py runs/study-small --results runs/study-small/kept --images runs/study-small --page runs/study-small/page.md
+	PYTHONPATH=. $(BIN)/python examples/study/run.py ci --out runs/study-small --results runs/study-small/cells
+	PYTHONPATH=. $(BIN)/python examples/study/report.py --results runs/study-small/cells --images runs/study-small --page runs/study-small/page.md
 
 bench: $(STAMP)  ## Compare costs with the peers' (docs/performance.md says what it needs)
 	$(BIN)/pip install -c constraints.txt -e '.[bench]'

@@ -1,11 +1,20 @@
-"""The study runs, continues and reports, on its smallest task."""
+"""The study: its protocol, its analysis against numbers had another way, and that its page is what its cells say."""
 
+import copy
+import importlib
 import json
+import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from scipy import stats
 
 import genbound
 
@@ -13,56 +22,344 @@ pytest.importorskip("accelerate", reason="needs accelerate")
 pytest.importorskip("sklearn", reason="needs the digits of scikit-learn")
 ROOT = Path(genbound.__file__).parent.parent
 STUDY = ROOT / "examples" / "study"
+PAGE = ROOT / "docs" / "study.md"
+MODULES = "claims figures measure pilot plan report run sources stored tables tasks tracking weights".split()
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The study's modules, which nothing else finds by these names."""
+    sys.path.insert(0, str(STUDY))
+    try:
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES if name != "figures"})
+    finally:
+        sys.path.remove(str(STUDY))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def cells(study):
+    return study.stored.cells()
+
+
+# -- the protocol ------------------------------------------------------------------------------------------------------
+
+
+class Letters:
+    """Samples that are letters; some stand twice."""
+
+    def __init__(self, **splits):
+        self.splits = splits
+
+    def labels(self, split):
+        return np.arange(len(self.splits[split])) % 2
+
+    def contents(self, split):
+        return [letter.encode() for letter in self.splits[split]]
+
+
+def letters(study, **splits):
+    source = Letters(**splits)
+    wanted = study.tasks.of_files(source, **{name: name for name in study.tasks.SETS})
+    return study.tasks.Task("letters", "", source, wanted, None, None, (1, 2), 1, 1, 0.1, 1, 1, (1,))
+
+
+def test_what_two_sets_share_is_in_the_first_alone(study):
+    task = letters(study, training="aabc", measurement="cdex", test="xafd")
+    kept = {name: [task.source.splits[name][i] for i in part.places] for name, part in task.parts.items()}
+    assert kept == {"training": list("aabc"), "measurement": list("dex"), "test": ["f"]}
+    study.tasks.assert_disjoint({name: task.digests(name) for name in study.tasks.SETS})
+    with pytest.raises(SystemExit, match="measurement and test sets share 1 sample"):
+        study.tasks.assert_disjoint({"training": ["a"], "measurement": ["b", "c"], "test": ["c"]})
+
+
+def test_a_choice_is_balanced_and_part_of_a_larger_one(study):
+    task = letters(study, training="abcdefghijklmnopqrst", measurement="uvw", test="xyz")
+    few, more = task.chosen("training", 6), task.chosen("training", 11)
+    assert set(few) < set(more) and len(few) == 6 and list(few) == sorted(few)
+    assert sorted(task.source.labels("training")[few]) == [0] * 3 + [1] * 3
+    assert list(task.chosen("measurement", 9)) == [0, 1, 2]
+
+
+def test_the_digits_are_three_disjoint_sets(study):
+    task = study.tasks.TASKS["digits"]
+    digests = {name: task.digests(name) for name in study.tasks.SETS}
+    study.tasks.assert_disjoint(digests)
+    assert len(digests["training"]) == 200 and len(digests["measurement"]) <= 200 and len(digests["test"]) > 400
+
+
+def test_the_plan(study):
+    for task in study.tasks.TASKS:
+        clean = study.plan.clean(task)
+        assert len({cell.name for cell in clean}) == len(clean)
+        first = [cell for cell in clean if cell.seed == 0]
+        assert len(first) >= 30 and clean[: len(first)] == first
+        # Every setting is there driven to one loss and for fixed epochs.
+        settings = {(c.method, c.strength, c.lr, c.seed): set() for c in clean}
+        for c in clean:
+            settings[c.method, c.strength, c.lr, c.seed].add(c.stopping)
+        assert all(stops == {"loss", "epochs"} for stops in settings.values())
+        noisy = study.plan.noisy(task, "correlated", 0.4)
+        assert len({cell.name for cell in noisy}) == len(noisy) and {c.seed for c in noisy} == set(range(5))
+        wanted = {"plain", "both", "label_smoothing", "mixup", "sam", "l2sp", "generalised"}
+        assert wanted <= {c.method for c in noisy}
+        assert {c.stopping for c in noisy if c.method == "plain"} == {"loss", "best"}
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {study!r})
+from run import claimed
+with claimed(Path({lock!r})) as mine:
+    print(mine, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_cell_belongs_to_one_process(study, tmp_path):
+    """The second one is told so at once; the lock of one that was killed is free."""
+    lock = tmp_path / "cell.lock"
+    code = HOLDER.format(study=str(STUDY), lock=str(lock))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "True\n"
+    with study.run.claimed(lock) as mine:
+        assert not mine
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    with study.run.claimed(lock) as mine:
+        assert mine
 
 
 def call(script, *arguments):
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "MPLBACKEND": "Agg"}
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-W", "ignore", str(STUDY / script), *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def output(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-2000:]
+    return out
 
 
 @pytest.mark.slow
 def test_a_small_study(tmp_path):
-    out = tmp_path / "study"
-    first = call("run.py", "--out", out, "--cells", "ci")
-    cells = sorted(out.glob("*/*/cell.json"))
-    assert len(cells) == first.count("test") == 11
-    stamps = [file.stat().st_mtime_ns for file in cells]
-    call("run.py", "--out", out, "--cells", "ci")  # nothing is left to do
-    assert [file.stat().st_mtime_ns for file in cells] == stamps
-    names = ("digits symmetric40", "digits stability", "digits loss", "digits noise of another kind")
-    page = tmp_path / "page.md"
-    page.write_text("\n".join(f"<!-- {name} -->\nold\n<!-- end -->\nkept" for name in names))
-    call("report.py", out, "--results", tmp_path / "kept", "--images", tmp_path / "images", "--page", page)
-    tables = page.read_text()
-    figures = {path.name for path in (tmp_path / "images").glob("*.png")}
-    assert {"study_noise.png", "study_stability.png", "study_gap.png"} <= figures
-    for words in ("| both ", "Relative RSS", "| hessian_distance ", "*Not run yet.*", "kept"):
-        assert words in tables
-    assert "old" not in tables
-    call("report.py", "--results", tmp_path / "kept", "--images", tmp_path / "images", "--page", page)
-    assert page.read_text() == tables  # what is kept is enough
-    rows = {file.parent.name: json.loads(file.read_text()) for file in cells}
-    both, plain = (rows[f"symmetric40-{method}-seed0"] for method in ("both", "plain"))
-    assert plain["noise_rate"] == both["noise_rate"] > 0.3
-    assert both["distance"] < plain["distance"]
+    """Killed once, then by two processes: every cell is made once, and the report needs the cells alone."""
+    arguments = ("ci", "--out", tmp_path / "work", "--results", tmp_path / "cells")
+    killed = call("run.py", *arguments)
+    while not list(tmp_path.glob("cells/digits/*.json")):
+        time.sleep(0.2)
+        assert killed.poll() is None, killed.stderr.read()
+    killed.kill()
+    killed.communicate()
+    before = len(list(tmp_path.glob("cells/digits/*.json")))
+    two = [call("run.py", *arguments) for _ in range(2)]
+    made = sum(output(process).count("test accuracy") for process in two)
+    files = sorted(tmp_path.glob("cells/digits/*.json"))
+    assert made + before == len(files) == 10
+    stamps = [file.stat().st_mtime_ns for file in files]
+    assert output(call("run.py", *arguments)) == ""  # nothing is left to do
+    assert [file.stat().st_mtime_ns for file in files] == stamps
+    assert output(call("run.py", *arguments, "--list")).endswith("10 of 10 cells are done\n")
+    page, images = tmp_path / "page.md", tmp_path / "images"
+    output(call("report.py", "--results", tmp_path / "cells", "--images", images, "--page", page))
+    output(call("report.py", "--results", tmp_path / "cells", "--images", images, "--page", page, "--check"))
+    for words in ("| *training loss* ", "| `hessian_distance` ", "Label noise, symmetric, 40 %", "generalised"):
+        assert words in page.read_text()
+    assert {path.name for path in images.glob("*.png")} >= {"study_tracking.png", "study_gap.png"}
+    rows = {file.stem: json.loads(file.read_text()) for file in files}
+    fitted = rows["clean-plain-lr0.003-seed0-loss"]
+    assert fitted["reached"] and fitted["training"]["loss"] <= 0.15 and fitted["steps"] < 780
 
 
-def test_the_cells_of_the_core():
-    sys.path.insert(0, str(STUDY))
-    try:
-        from cells import chosen
+# -- the stored cells --------------------------------------------------------------------------------------------------
 
-        core = chosen("core")
-    finally:
-        sys.path.remove(str(STUDY))
-    assert len({(cell.task, cell.name) for cell in core}) == len(core)
-    for task in ("cifar10", "sst2"):
-        clean = [cell for cell in core if cell.task == task and cell.group == "clean"]
-        assert len(clean) >= 24 and len({cell.method for cell in clean}) >= 7
+
+def test_cells_are_alike_or_refused(study, cells, tmp_path):
+    if not cells:
+        pytest.skip("no cell is stored yet")
+    task = cells[0]["task"]
+    folder = tmp_path / task
+    (folder / "samples").mkdir(parents=True)
+    digests = json.loads((study.stored.RESULTS / task / "samples" / "digests.json").read_text())
+    first = [cell for cell in cells if cell["task"] == task and cell["group"] == "clean"][:2]
+
+    def read(changed, digests=digests):
+        (folder / "samples" / "digests.json").write_text(json.dumps(digests))
+        for i, cell in enumerate([first[0], changed]):
+            (folder / f"{i}.json").write_text(json.dumps(cell))
+        return study.stored.cells(tmp_path)
+
+    assert len(read(first[1])) == 2
+    for path, value, said in (
+        (("measures", "training", "C"), 2.0, "differs from .* in C"),
+        (("measures", "measurement", "n"), 7, "in n of a row"),
+        (("digests", "test"), "another", "in sets"),
+        (("measures", "measurement", "num_samples"), 3, "in samples measured"),
+    ):
+        changed = copy.deepcopy(first[1])
+        inner = changed
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        with pytest.raises(SystemExit, match=said):
+            read(changed)
+    leak = {**digests, "test": [*digests["test"][1:], digests["training"][0]]}
+    with pytest.raises(SystemExit, match="training and test sets share 1 sample"):
+        read(first[1], leak)
+
+
+def test_every_cell_by_itself(study, cells):
+    """The gap, the sets, and the Hessian measure from the layers' maxima with n and C."""
+    for cell in cells:
+        assert cell["gap"]["loss"] == pytest.approx(cell["test"]["loss"] - cell["training"]["loss"], abs=1e-12)
+        assert cell["trivial"]["training loss"] == cell["training"]["loss"]
+        digests = json.loads((study.stored.RESULTS / cell["task"] / "samples" / "digests.json").read_text())
+        assert {name: study.run.set_digest(found) for name, found in digests.items()} == cell["digests"]
+        for row in cell["measures"].values():
+            assert row["C"] == 16 and row["n"] == cell["n"]
+            term = sum(math.sqrt(16 * max(value, 0)) for value in row["maxima"].values()) / math.sqrt(cell["n"])
+            assert row["bounds"]["hessian_distance"]["value"] == pytest.approx(term, rel=1e-9)
+            assert row["growth"][-1][2] == pytest.approx(term, rel=1e-9)
+            assert all(a[2] <= b[2] + 1e-12 for a, b in zip(row["growth"], row["growth"][1:], strict=False))
+        if cell["reached"]:
+            assert cell["training"]["loss"] < 2 * study.tasks.TASKS[cell["task"]].stop_loss
+
+
+def column(text, title, row):
+    """A cell of a table of Markdown."""
+    lines = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    (found,) = [line for line in lines if line[0] == row]
+    return found[lines[0].index(title)]
+
+
+def partial(x, y, z):
+    xy, xz, yz = (stats.kendalltau(*pair).statistic for pair in ((x, y), (x, z), (y, z)))
+    return (xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2))
+
+
+def test_the_table_from_the_files_alone(study, cells):
+    """Kendall's coefficients of the page from what the files hold, with scipy and nothing of ours."""
+    for task in {cell["task"] for cell in cells}:
+        own = [json.loads(file.read_text()) for file in sorted((STUDY / "results" / task).glob("clean-*.json"))]
+        table = study.tracking.tracking(cells, task)
+        if table is None:
+            continue
+        gap, loss = ([cell[a][b] for cell in own] for a, b in (("gap", "loss"), ("training", "loss")))
+        for name, where in (("`hessian_distance`", "measurement"), ("`hessian_distance`, training", "training")):
+            x = [cell["measures"][where]["bounds"]["hessian_distance"]["value"] for cell in own]
+            assert column(table, "τ", name).startswith(f"{stats.kendalltau(x, gap).statistic:.2f} [")
+            assert column(table, "given the training loss", name).startswith(f"{partial(x, gap, loss):.2f} [")
+            tau = stats.kendalltau(x, [cell["gap"]["error"] for cell in own]).statistic
+            assert column(table, "τ, gap in the error", name).startswith(f"{tau:.2f} [")
+        for name in own[0]["trivial"]:
+            x = [cell["trivial"][name] for cell in own]
+            assert column(table, "τ", f"*{name}*").startswith(f"{stats.kendalltau(x, gap).statistic:.2f} [")
+        fitted = [i for i, cell in enumerate(own) if cell["stopping"] == "loss" and cell["reached"]]
+        tau = stats.kendalltau([loss[i] for i in fitted], [gap[i] for i in fitted]).statistic
+        assert column(table, "at one training loss", "*training loss*").startswith(f"{tau:.2f} [")
+
+
+def test_the_pilot_from_the_files_alone(study):
+    """What the issue of the pilot is: the training loss tells more, and given it nothing is left."""
+    rows = study.stored.pilot()
+    expected = {"cifar10": ("0.59", "-0.82", "0.02"), "sst2": ("0.91", "-0.95", "-0.02")}
+    for task, (ours, rival, given) in expected.items():
+        own = [
+            json.loads(file.read_text())
+            for file in sorted((STUDY / "results" / "pilot" / task).glob("clean-*/cell.json"))
+        ]
+        gap = [cell["losses"]["test_loss"] - cell["losses"]["train_loss"] for cell in own]
+        x, loss = [cell["held_out"]["hessian_distance"] for cell in own], [c["losses"]["train_loss"] for c in own]
+        table = study.pilot.tracking(rows, task)
+        assert f"{stats.kendalltau(x, gap).statistic:.2f}" == ours
+        assert f"{stats.kendalltau(loss, gap).statistic:.2f}" == rival and f"{partial(x, gap, loss):.2f}" == given
+        assert column(table, "τ, gap in the loss", "hessian_distance (held out)").startswith(f"{ours} [")
+        assert column(table, "given the training loss", "hessian_distance (held out)").startswith(f"{given} [")
+        names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+        measures = [name for name in names if name[0] != "*"]
+        assert names[0] == "*training loss*" and measures[0] == "hessian_distance (held out)"
+
+
+def test_the_page_is_what_the_cells_say(study, cells):
+    text = PAGE.read_text(encoding="utf-8")
+    assert study.report.refreshed(text, study.report.blocks(cells, study.stored.pilot())) == text
+    assert study.report.NOTHING not in text
+
+
+# -- the analysis ------------------------------------------------------------------------------------------------------
+
+
+def test_verdicts(study):
+    claims = study.claims
+    assert claims.near_one(0.9, 1.1) == "holds" and claims.near_one(2.0, 2.4) == "does not hold"
+    assert claims.near_one(0.9, 1.3) == "holds in part"
+    assert claims.follows((0.2, 0.5), (0.1, 0.4), 0.3) == "holds"
+    assert claims.follows((0.2, 0.5), (-0.1, 0.4), 0.3) == "holds in part"
+    assert claims.follows((-0.2, 0.5), (-0.1, 0.4), 0.3) == "does not hold"
+    assert claims.follows((-0.2, 0.5), (-0.1, 0.4), 0.8) == "cannot be tested here"
+    assert claims.reaches(1.0, 8.0, 6.43) == "holds" and claims.reaches(1.0, 4.0, 6.43) == "holds in part"
+    assert claims.reaches(-1.0, 4.0, 6.43) == "does not hold"
+    assert claims.reaches(-1.0, 9.0, 6.43) == claims.reaches(*claims.t_interval([3.0]), 6.43) == "cannot be tested here"
+    low, high = claims.t_interval([1.0, 2.0, 3.0, 6.0])
+    assert (low, high) == pytest.approx(stats.ttest_1samp([1.0, 2.0, 3.0, 6.0], 0).confidence_interval())
+
+
+def made(num, stream, **more):
+    """Cells in which the Hessian measure is the training loss with some noise, and the gap follows the latter."""
+    found = []
+    for i in range(num):
+        loss = float(stream.normal())
+        bounds = {"hessian_distance": {"value": -loss + float(stream.normal()) * 0.7, "log10": None}}
+        found.append({
+            "name": f"{i:02}", "task": "digits", "group": "clean", "stopping": "loss", "reached": True, "seed": 0,
+            "lr": 0.1, "hyperparameters": {"method": f"m{i // 2}"},
+            "gap": {"loss": -loss + 0.2 * float(stream.normal())},
+            "training": {"loss": loss}, "trivial": {"training loss": loss}, "noise": "",
+            "measures": {"measurement": {"bounds": bounds}, "training": {"bounds": copy.deepcopy(bounds)}}, **more,
+        })  # fmt: skip
+    return found
+
+
+def test_the_difference_between_two_coefficients(study):
+    """Value by scipy; the interval over the same clusters spelled out one by one."""
+    own = made(16, np.random.default_rng(0))
+    value, low, high = study.tracking.difference(own, "hessian_distance", "training loss")
+    x = np.array([cell["measures"]["measurement"]["bounds"]["hessian_distance"]["value"] for cell in own])
+    y, gap = (np.array([cell[a][b] for cell in own]) for a, b in (("trivial", "training loss"), ("gap", "loss")))
+    size = lambda side, i: abs(stats.kendalltau(side[i], gap[i]).statistic)  # noqa: E731
+    everyone = np.arange(16)
+    assert value == pytest.approx(size(x, everyone) - size(y, everyone)) and value < 0
+    drawn = np.random.default_rng([0, 0]).integers(0, 8, (study.tracking.RESAMPLES, 8))[:512]  # of its first block
+    slow = [size(x, i) - size(y, i) for i in (np.concatenate([[2 * c, 2 * c + 1] for c in row]) for row in drawn)]
+    assert (low, high) == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.06)
+
+
+def test_covariances_of_each_layers_own(study):
+    """Shapes are scaled to one approximation, and the rise of a quadratic loss is what it says."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False))
+    data = (torch.randn(40, 3), torch.randint(0, 3, (40,)))
+    pair = SimpleNamespace(
+        model=model, init={k: torch.zeros_like(v) for k, v in model.state_dict().items()}, head=(), init_buffers=None
+    )
+    problem = genbound.Problem(model, pair.init, data)
+    rows = genbound.evaluate(problem, "hessian_trace").quantities["hessian_trace"]["layers"]
+    traces = {name: row["value"] for name, row in rows.items()}
+    task = SimpleNamespace(sigmas=(0.01, 0.02))
+    found = study.measure.stability(task, pair, data, traces, seed=0)["rows"]
+    assert len(found) == 6
+    for row in found:
+        assert row["approximation"] == pytest.approx(0.5 * row["sigma"] ** 2 * sum(traces.values()), rel=1e-9)
+        assert row["rise"] == pytest.approx(row["approximation"], abs=4 * row["sem"] + 0.05 * row["approximation"])
+    assert study.measure.relative_rss([{"rise": 2.0, "approximation": 1.0}, {"rise": 1.0, "approximation": 1.0}]) == 0.2

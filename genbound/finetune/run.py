@@ -204,12 +204,15 @@ def _train(
     start: Start, task: Task, confusion: np.ndarray | None, settings: Settings, out: Path
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train, from the last checkpoint on if there is one; the network, and what is to be recorded of it."""
+    from genbound.finetune.stop_at_loss import StopAtLoss
     from genbound.finetune.trainer import FineTuner, last_whole_checkpoint
     from genbound.finetune.trainer_callback import DistanceCallback
 
     constraint = constraint_of(start.model, start.head, settings)
     callbacks: list[Any] = [DistanceCallback(constraint)] if settings.is_constrained else []
     objective = objective_of(start, confusion, settings)
+    stop = StopAtLoss(start, task, settings) if settings.stop_loss else None
+    callbacks += [] if stop is None else [stop]
     if settings.lora:
         from genbound.finetune.baselines.lora import add_adapters
 
@@ -229,6 +232,8 @@ def _train(
     rows = [{k: row[k] for k in keys if k in row} for row in trainer.state.log_history if "train_runtime" not in row]
     return network, {
         "epochs_run": trainer.state.epoch,
+        "steps": trainer.state.global_step,
+        "stop_loss_reached": None if stop is None else stop.reached,
         "best_accuracy": trainer.state.best_metric,
         "distances": constraint.distances(network),
         "history": rows,

@@ -14,7 +14,7 @@ from genbound.errors import GenboundError
 LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("epochs batch_size accumulation estimation_epochs", lambda value: value >= 1, "at least 1"),
     (
-        "weight_decay mixup distance_penalty lora sam noise_stability early_stopping",
+        "weight_decay mixup distance_penalty lora sam noise_stability early_stopping stop_loss",
         lambda value: 0 <= value < math.inf,
         "0 or more",
     ),
@@ -22,7 +22,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("head_radius norm_layers", lambda value: value is None or value >= 0, "0 or more"),
     ("lr radius_scale", lambda value: 0 < value < math.inf, "positive"),
     ("label_smoothing validation", lambda value: 0 <= value < 1, "in [0, 1)"),
-    ("warmup", lambda value: 0 <= value <= 1, "in [0, 1]"),
+    ("warmup generalised", lambda value: 0 <= value <= 1, "in [0, 1]"),
     ("schedule", lambda value: value in ("linear", "constant", "cosine"), "linear or constant or cosine"),
     ("precision", lambda value: value in ("float32", "bfloat16"), "float32 or bfloat16"),
     ("norm", lambda value: value in ("frobenius", "mars"), "frobenius or mars"),
@@ -55,8 +55,12 @@ class Settings:
         weight_decay, label_smoothing, mixup, distance_penalty, lora, sam, noise_stability: baselines: decoupled decay;
             mass on the other classes; alpha of the Beta distribution; L2-SP's factor; rank; radius rho; sigma of the
             two-sided noise.
+        generalised: q of the generalised cross-entropy (1 - p^q)/q, which forgives wrong labels (0: cross-entropy; 1:
+            the probability of error).
         validation: share of the training samples held out.
         early_stopping: epochs without a better validation accuracy after which training stops; the best epoch is kept.
+        stop_loss: training stops once the mean cross-entropy of the labels trained on, in evaluation mode on at most
+            512 of the training samples, is no more than this, in nats (0: after all epochs).
         save_steps: optimizer steps between checkpoints (0: once an epoch).
     """
 
@@ -87,8 +91,10 @@ class Settings:
     lora: int = 0
     sam: float = 0.0
     noise_stability: float = 0.0
+    generalised: float = 0.0
     validation: float = 0.0
     early_stopping: int = 0
+    stop_loss: float = 0.0
     save_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -100,6 +106,8 @@ class Settings:
             raise GenboundError("--sam and --noise-stability both perturb the weights: choose one")
         if self.trained == "head" and self.lora:
             raise GenboundError("--lora adapts what --trained head leaves as it is: choose one")
+        if self.generalised and (self.label_smoothing or self.confusion):
+            raise GenboundError("--generalised replaces the loss that --label-smoothing and --confusion change: choose")
         if self.early_stopping and not self.validation:
             raise GenboundError("--early-stopping needs held-out samples: add --validation 0.1")
         if self.confusion == "known" and (self.noise is None or self.noise.startswith("labels:")):

@@ -12,7 +12,7 @@ from genbound.results.observations import observe
 from genbound.results.regression import check
 from genbound.results.results import load_results
 
-STUDY = Path(__file__).parents[2] / "examples" / "study" / "results"
+STUDY = Path(__file__).parents[2] / "examples" / "study" / "results" / "pilot"
 # Stored run -> its numbers, as they were counted before quantities said themselves how they are read.
 STORED = {
     "cifar10/bounds-plain-seed0": 2652, "cifar10/stability-plain-seed0": 57, "sst2/bounds-plain-seed0": 1582,

@@ -1,0 +1,212 @@
+"""The talk's claims one by one: number, interval, and a verdict by a rule that is stated beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pilot
+import tables
+from measure import SHAPES, SIX
+from scipy import stats
+from stored import Cell
+from tasks import TASKS
+from tracking import FEWEST, OURS, clean, correlated, difference
+
+HOLDS, PART, NOT, UNTESTED = "holds", "holds in part", "does not hold", "cannot be tested here"
+NEAR = 0.17  # of the rise over its approximation from 1: the root of the talk's larger relative RSS, 2.98 %
+SIXFOLD, SYMMETRIC, CORRELATED = 6.0, 6.43, 3.26
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the cells say to a claim.
+
+    Attributes:
+        claim: the claim.
+        where: network and data, and which cells.
+        number: with its interval.
+        verdict: one of four.
+    """
+
+    claim: str
+    where: str
+    number: str
+    verdict: str
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean over the seeds; nothing is known from one."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def near_one(low: float, high: float) -> str:
+    """Whether an interval lies within 17 % of 1, outside, or across."""
+    if 1 - NEAR <= low and high <= 1 + NEAR:
+        return HOLDS
+    return NOT if low > 1 + NEAR or high < 1 - NEAR else PART
+
+
+def follows(whole: tuple[float, float], partial: tuple[float, float], detectable: float) -> str:
+    """Whether τ is above 0, and is so beyond what the training loss tells."""
+    if whole[0] > 0:
+        return HOLDS if partial[0] > 0 else PART
+    return NOT if whole[1] < 0 or detectable <= 0.5 else UNTESTED
+
+
+def reaches(low: float, high: float, wanted: float, nothing: float = 0.0) -> str:
+    """Whether an interval of an effect is above nothing, and may be as large as claimed."""
+    if not math.isfinite(low):
+        return UNTESTED
+    if low > nothing:
+        return HOLDS if high >= wanted else PART
+    return NOT if high < wanted else UNTESTED
+
+
+def stability(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
+    """Noise stability is its Hessian approximation."""
+    claim, found = "noise stability is ½Σ⟨Σ_i, H_i⟩", []
+    for task, title in pilot.TASKS.items():
+        for grid in pilot.grids(rows, task):
+            s = grid["sigmas"][-1]
+            value, half = (s[key] / s["hessian_approximation"] for key in ("value", "sem"))
+            low, high = value - 1.96 * half, value + 1.96 * half
+            number = f"rise over approximation {value:.2f} [{low:.2f}, {high:.2f}] at σ = {s['sigma']:g}"
+            found.append(Found(claim, f"{title}, pilot", number, near_one(low, high)))
+    for task in TASKS:
+        own = [cell for cell in clean(cells, task) if "stability" in cell]
+        for shape in SHAPES if own else ():
+            grids = [[row for row in cell["stability"]["rows"] if row["shape"] == shape] for cell in own]
+            low, high = tables.ratio(grids, -1)
+            number = f"rise over approximation {(low + high) / 2:.2f} [{low:.2f}, {high:.2f}] at the largest σ"
+            found.append(Found(claim, f"{TASKS[task].title}, σ_i: {shape}", number, near_one(low, high)))
+    return found
+
+
+def following(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
+    """The measure goes along with the gap."""
+    claim, found = "the Hessian measure follows the gap in the loss", []
+    tried = [
+        (f"{title}, pilot", None, pilot.points(rows, task, "loss"), f"{OURS} (held out)")
+        for task, title in pilot.TASKS.items()
+    ]
+    for task in TASKS:
+        own = clean(cells, task)
+        if len(own) >= FEWEST:
+            tried.append((TASKS[task].title, own, None, OURS))
+    for where, own, frame, name in tried:
+        result = correlated(own) if own else pilot.correlated(frame)
+        by_name = {row["measure"]: row for row in result.table.to_dict("records")}
+        row, rival = by_name[name], by_name["training loss"]
+        whole, partial = (
+            (row[f"{key}_lower"], row[f"{key}_upper"]) for key in ("kendall", "kendall given training loss")
+        )
+        number = (
+            f"τ {row['kendall']:.2f} [{whole[0]:.2f}, {whole[1]:.2f}], given the training loss "
+            f"{row['kendall given training loss']:.2f} [{partial[0]:.2f}, {partial[1]:.2f}]; "
+            f"the training loss alone {rival['kendall']:.2f}"
+        )
+        found.append(Found(claim, where, number, follows(whole, partial, row["detectable_kendall"])))
+        if own:
+            value, low, high = difference(own, OURS, "training loss")
+            beaten = HOLDS if low > 0 else NOT if high < 0 else PART
+            said = f"\\|τ\\| of the measure less \\|τ\\| of the training loss: {value:.2f} [{low:.2f}, {high:.2f}]"
+            found.append(Found("… better than the training loss does", where, said, beaten))
+    return found
+
+
+def distances(cells: Sequence[Cell]) -> list[Found]:
+    """Measure and gap rise together with the radius."""
+    claim, found = "along the distance from the start the measure and the gap rise together", []
+    for task in TASKS:
+        own = [cell for cell in cells if cell["task"] == task and cell["group"] == "radius"]
+        if len(own) >= FEWEST:
+            x = [cell["measures"]["measurement"]["bounds"][OURS]["value"] for cell in own]
+            y = [cell["gap"]["loss"] for cell in own]
+            tau = stats.kendalltau(x, y)
+            number = f"τ {tau.statistic:.2f}, p = {tau.pvalue:.2g}, {len(own)} networks"
+            found.append(
+                Found(claim, TASKS[task].title, number, HOLDS if tau.statistic > 0 and tau.pvalue < 0.05 else NOT)
+            )
+    return found or [Found(claim, "no cells", "/", UNTESTED)]
+
+
+def smaller(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
+    """Orders of magnitude below the other six."""
+    claim, found = "the measure is orders of magnitude below the six others", []
+    for row in rows:
+        if row["group"] == "bounds":
+            bounds = row["results"]["bounds"]
+            logs = [bounds[name]["log10"] for name in SIX if bounds.get(name, {}).get("log10") is not None]
+            where = f"{pilot.TASKS[row['task']]}, pilot, one network"
+            if not logs:
+                found.append(Found(claim, where, "none of the six exists for attention", UNTESTED))
+                continue
+            apart = min(logs) - bounds[OURS]["log10"]
+            found.append(Found(claim, where, f"{apart:.1f} decades below the smallest", HOLDS if apart > 1 else NOT))
+    for task in TASKS:
+        apart = []
+        for cell in clean(cells, task):
+            bounds = cell["measures"]["measurement"]["bounds"]
+            logs = [bounds[name]["log10"] for name in SIX if bounds.get(name, {}).get("log10") is not None]
+            if logs and bounds[OURS]["log10"] is not None:
+                apart.append(min(logs) - bounds[OURS]["log10"])
+        if apart:
+            number = f"{min(apart):.1f} to {max(apart):.1f} decades below the smallest, {len(apart)} networks"
+            found.append(Found(claim, TASKS[task].title, number, HOLDS if min(apart) > 1 else PART))
+    return [*found, Found(claim, "MRPC", "not run", UNTESTED)]
+
+
+def noisy(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
+    """Six-fold reduction, and the two gains in accuracy."""
+    found = []
+    for kind, wanted in (("symmetric", SYMMETRIC), ("correlated", CORRELATED)):
+        for task, title in pilot.TASKS.items():
+            where = f"{title}, {kind} 40, pilot"
+            logs = pilot.reductions(rows, task, f"{kind}40", "both")
+            low, high = (math.exp(side) for side in t_interval(logs))
+            number = f"{math.exp(np.mean(logs)):.1f} times" + (
+                f" [{low:.1f}, {high:.1f}]" if len(logs) > 1 else ", one seed"
+            )
+            found.append(Found("the algorithm makes the measure six times smaller", where, number,
+                               UNTESTED if len(logs) < 2 else reaches(low, high, SIXFOLD, nothing=1.0)))  # fmt: skip
+            gained = [100 * gain for gain in pilot.gains(rows, task, f"{kind}40", "both")]
+            found.append(_gain(kind, wanted, where, gained))
+        for task in TASKS:
+            for rate in (20, 40, 60):
+                for against, said in (("loss", "plain to the fit"), ("best", "plain at its best stop")):
+                    own = tables.gains(cells, task, f"{kind}{rate}", "both", "epochs", against)
+                    if len(own) > 1:
+                        where = f"{TASKS[task].title}, {kind} {rate}, over {said}"
+                        found.append(_gain(kind, wanted, where, [100 * gain for gain in own]))
+    return sorted(found, key=lambda one: one.claim)
+
+
+def _gain(kind: str, wanted: float, where: str, gained: Sequence[float]) -> Found:
+    low, high = t_interval(gained)
+    number = f"{np.mean(gained):+.1f} points [{low:+.1f}, {high:+.1f}], {len(gained)} seeds"
+    return Found(f"+{wanted} points under {kind} noise", where, number, reaches(low, high, wanted))
+
+
+OTHERS = (
+    Found("RoBERTa and Vision Transformers", "no cells", "/", UNTESTED),
+    Found("the published tables' networks (ResNet-50, BERT-base) and CIFAR-100", "no weights at hand", "/", UNTESTED),
+)
+
+
+def all_claims(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
+    """Everything that the cells say, claim by claim."""
+    of_both: tuple[Callable, ...] = (stability, following)
+    found = [one for group in of_both for one in group(cells, rows)]
+    return [*found, *distances(cells), *smaller(cells, rows), *noisy(cells, rows), *OTHERS]
+
+
+def table(found: Sequence[Found]) -> str:
+    """One line each."""
+    lines = [[one.claim, one.where, one.number, f"**{one.verdict}**"] for one in found]
+    return pilot.markdown(lines, ["claim", "where", "number, 95 % interval", "verdict"])

@@ -1,0 +1,208 @@
+"""What is measured of one fine-tuned network: the gap, the measures, what costs nothing, and noise stability."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tasks import Task
+from torch.nn.functional import cross_entropy
+
+import genbound
+from genbound.data import Samples
+from genbound.evaluation.loop import evaluate
+from genbound.finetune.predictions import predict
+
+# C of every row, stated in advance: -ln(1e-7), above what a loss in float32 is where the network is not sure beyond all
+# measure. Losses are min(l, C); how many samples that changes is stored.
+RANGE = 16.0
+SIX = ("pitas2017", "arora2018", "long2020", "gouk2021", "li2021", "neyshabur2018")  # the talk's table
+DISTANCES = ("distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one")
+PLAIN = ("hessian_distance", "hessian_trace", *DISTANCES, "fisher_rao")
+# The six and the path norm do not exist for attention; a trace for every sample costs a transformer hours.
+MEASURES = {
+    "sst2": PLAIN, "mrpc": PLAIN,
+    "cifar10": (*PLAIN, "path_norm", "trace_distance", *SIX, "bartlett2017"),
+    "cifar5": (*PLAIN, "path_norm", "trace_distance", *SIX, "bartlett2017"),
+    "digits": (*PLAIN, "path_norm", "trace_distance", *SIX, "bartlett2017"),
+}  # fmt: skip
+OPTIONS = {"max_quadratic_form": {"tolerance": 0.05}}
+SHAPES = ("equal", "inverse root of the trace", "norm of the layer")
+PAIRS = 64  # antithetic pairs of noise a shape and sigma
+
+
+def losses(model: Any, samples: Samples) -> dict[str, np.ndarray]:
+    """Of every sample ``[N]``: the loss, whether it is wrong, the margin (score of the label less the best other)."""
+    logits, labels = predict(model, samples)
+    logits = logits.double()
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    full = cross_entropy(logits, labels, reduction="none")
+    return {
+        "loss": full.clamp(max=RANGE).numpy(),
+        "above": (full > RANGE).numpy(),
+        "wrong": (logits.argmax(1) != labels).double().numpy(),
+        "margin": (logits.gather(1, labels[:, None])[:, 0] - others).numpy(),
+    }
+
+
+def on(found: dict[str, np.ndarray]) -> dict[str, float]:
+    """What is stored of a set's losses."""
+    values = found["loss"]
+    return {
+        "loss": float(values.mean()),
+        "loss_sem": float(values.std(ddof=1) / math.sqrt(len(values))),
+        "error": float(found["wrong"].mean()),
+        "largest_loss": float(values.max()),
+        "above_range": int(found["above"].sum()),
+        "num": len(values),
+    }
+
+
+def trivial(training: dict[str, np.ndarray], measurement: dict[str, np.ndarray], pair: Any, steps: int) -> dict:
+    """What costs nothing: of the training samples, of the weights, and the gap on the measurement samples.
+
+    The last is the plain rival of whatever needs labelled samples that training did not see.
+    """
+    square = sum(
+        float((value.double() - pair.init[name].double()).square().sum())
+        for name, value in pair.model.state_dict().items()
+        if name in pair.init and value.is_floating_point()
+    )
+    return {
+        "training loss": float(training["loss"].mean()),
+        "training error": float(training["wrong"].mean()),
+        "margin": float(np.percentile(training["margin"], 5)),
+        "spread of the training losses": float(training["loss"].std(ddof=1)),
+        "distance": math.sqrt(square),
+        "steps": float(steps),
+        "gap on the measurement samples": float(measurement["loss"].mean() - training["loss"].mean()),
+    }
+
+
+def measured(task: Task, pair: Any, samples: Samples, num_data: int, seen: bool, folder: Path) -> dict[str, Any]:
+    """Every measure on some samples, with the n and C of all rows.
+
+    Args:
+        task: whose measures.
+        pair: the network and its start.
+        samples: that everything is measured on.
+        num_data: n, of the training set.
+        seen: they are training samples.
+        folder: where finished parts are kept, to continue from.
+
+    Returns:
+        ``bounds``: name -> value, log10 and why there is none; ``growth``: how the Hessian measure grows with the
+        number of samples; ``traces`` and ``maxima`` of the layers.
+    """
+    problem = genbound.Problem(
+        pair.model, pair.init, samples, num_data=num_data, other_samples=not seen, loss_range=f"clip:{RANGE:g}",
+        head=pair.head, init_buffers=pair.init_buffers, provenance=pair.provenance,
+    )  # fmt: skip
+    results = evaluate(problem, ["losses", *MEASURES[task.name]], seed=0, options=OPTIONS, out=folder)
+    bounds = {
+        name: {"value": row["value"], "log10": row["log10"], "note": row["note"] if row["value"] is None else ""}
+        for name, row in results.bounds.items()
+    }
+    trace = results.quantities.get("hessian_trace", {})
+    if trace.get("total"):
+        bounds["hessian_trace"] = {"value": trace["total"]["value"], "log10": None, "note": ""}
+    maximum = results.quantities["max_quadratic_form"]
+    return {
+        "bounds": bounds,
+        "num_samples": len(samples),
+        "n": results.config["num_data"],
+        "C": results.config["loss_range"]["value"],
+        "traces": {name: row["value"] for name, row in trace.get("layers", {}).items()},
+        "maxima": {name: row["value"] for name, row in maximum["layers"].items()},
+        "growth": growth(results.samples, num_data),
+    }
+
+
+def growth(table: Any, num_data: int) -> list[tuple[int, float, float]]:
+    r""":math:`\sum_i \sqrt{C \max_m v_i^\top H_i^+ v_i}/\sqrt n` over the first m of the samples: m, at least, at most.
+
+    m doubles; the samples stand in a random order that is the same for all networks of a task. Only the samples that
+    may be the largest of all are known closely, so the two sides are apart where fewer are looked at.
+    """
+    sides = [
+        table.pivot(index="sample", columns="layer", values=f"max_quadratic_form_{side}").to_numpy(float)
+        for side in ("lower", "upper")
+    ]
+    order = np.random.default_rng(1).permutation(len(sides[0]))
+    sizes = [2**k for k in range(3, 20) if 2**k < len(order)] + [len(order)]
+    return [(m, *(hessian_measure(values[order[:m]].max(0), num_data) for values in sides)) for m in sizes]
+
+
+def hessian_measure(maxima: np.ndarray, num_data: int) -> float:
+    """The bound's main term from the largest form of every layer ``[L]``."""
+    return float(np.sqrt(RANGE * maxima.clip(min=0)).sum() / math.sqrt(num_data))
+
+
+def stability(task: Task, pair: Any, samples: Samples, traces: dict[str, float], seed: int) -> dict[str, Any]:
+    r"""The rise of the loss under noise beside :math:`\frac12\sum_i\sigma_i^2\,\mathrm{Tr}H_i`, shape by shape.
+
+    A shape says how the layers' :math:`\sigma_i` stand to each other: equal; :math:`\propto 1/\sqrt{\mathrm{Tr} H_i}`,
+    where every layer adds the same; :math:`\propto \|W_i\|_F/\sqrt{d_i}`, the root mean square of its weights. Each is
+    scaled so that the approximation is the same as that of the equal ones at the same sigma.
+
+    Args:
+        task, pair, samples: of the measurement.
+        traces: of the mean loss's Hessian on the same samples, layer by layer.
+        seed: of the noise.
+    """
+    problem = genbound.Problem(
+        pair.model, pair.init, samples, loss_range=f"clip:{RANGE:g}", head=pair.head, init_buffers=pair.init_buffers
+    )
+    names = [layer.name for layer in problem.layers if traces.get(layer.name, 0.0) > 0]
+    weights = {name: problem.params[name].detach() for name in names}
+    shapes = {
+        "equal": dict.fromkeys(names, 1.0),
+        "inverse root of the trace": {name: traces[name] ** -0.5 for name in names},
+        "norm of the layer": {name: float(w.norm()) / math.sqrt(w.numel()) for name, w in weights.items()},
+    }
+    total, rows = sum(traces[name] for name in names), []
+    base = _mean_losses(problem, {})
+    for shape, relative in shapes.items():
+        scale = math.sqrt(total / sum(relative[name] ** 2 * traces[name] for name in names))
+        for sigma in task.sigmas:
+            own = {name: sigma * scale * relative[name] for name in names}
+            rises = _rises(problem, weights, own, base, seed)
+            rows.append(
+                {
+                    "shape": shape,
+                    "sigma": sigma,
+                    "rise": float(np.mean(rises)),
+                    "sem": float(np.std(rises, ddof=1) / math.sqrt(len(rises))),
+                    "approximation": 0.5 * sum(own[name] ** 2 * traces[name] for name in names),
+                }
+            )
+    return {"rows": rows, "num_samples": len(samples), "pairs": PAIRS}
+
+
+def _rises(problem: Any, weights: dict, own: dict[str, float], base: float, seed: int) -> list[float]:
+    generator, found = torch.Generator().manual_seed(seed), []
+    for _ in range(PAIRS):
+        noise = {name: own[name] * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+        moved = [_mean_losses(problem, {n: weights[n] + sign * u for n, u in noise.items()}) for sign in (1, -1)]
+        found.append(sum(moved) / 2 - base)
+    return found
+
+
+@torch.no_grad()
+def _mean_losses(problem: Any, moved: dict[str, torch.Tensor]) -> float:
+    total, count = 0.0, 0
+    for run in problem.batches(range(problem.num_samples)):
+        batch = problem.batch(run)
+        outputs = problem.forward({**problem.params, **moved}, batch.inputs)
+        total += float(problem.loss.per_sample(outputs, batch.targets).double().sum())
+        count += len(run)
+    return total / count
+
+
+def relative_rss(rows: Sequence[dict[str, Any]]) -> float:
+    r""":math:`\sum(I - A)^2/\sum I^2` over a grid of sigmas: the talk's relative residual sum of squares."""
+    return sum((r["rise"] - r["approximation"]) ** 2 for r in rows) / sum(r["rise"] ** 2 for r in rows)
