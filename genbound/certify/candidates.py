@@ -8,13 +8,18 @@ pays the logarithm of its length.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from genbound.finetune.settings import Settings
 
 FORMS = ("all", "head")  # fixed before any sample is seen
 # Radius of each layer's ball around the prior, as a share of how far the prior's training moved the layer.
 SHARES = (1.0, 0.3, 0.1)
+# Certificates that are alike: of so many the network with the least training error is the best one to have.
+ALIKE = 0.01
 
 
 @dataclass(frozen=True)
@@ -54,3 +59,43 @@ def first_candidates(recipe: Settings) -> list[Candidate]:
     """Every form with every radius, without noise. Where the recipe trains the head alone, nothing else is tried."""
     forms = FORMS if recipe.trained == "all" else ("head",)
     return [Candidate(form, share) for form in forms for share in SHARES]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate that was trained, and what its certificates are.
+
+    Attributes:
+        candidate: it.
+        value: the lesser of its certificates, ``None`` where it has none.
+        error: training error of the network itself.
+        deviation: root mean square of its posterior's noise on a coordinate; 0 where there is none.
+        note: of its first certificate.
+    """
+
+    candidate: Candidate
+    value: float | None
+    error: float
+    deviation: float
+    note: str
+
+    @classmethod
+    def of(
+        cls, candidate: Candidate, rows: Sequence[Mapping[str, Any]], quantities: Mapping[str, Mapping[str, Any]]
+    ) -> Tried:
+        """From the results of a measurement."""
+        values = [row["value"] for row in rows if row["value"] is not None]
+        groups = quantities.get("gibbs_error", {}).get("groups", {}).values()
+        total = sum(group["size"] for group in groups)
+        square = sum(group["size"] * group["deviation"] ** 2 for group in groups) / max(1, total)
+        error = quantities["losses"]["train_error"]
+        return cls(candidate, min(values, default=None), error, math.sqrt(square), rows[0]["note"])
+
+
+def least(tried: Sequence[Tried]) -> Tried | None:
+    """Of those whose certificate is the least or alike, the one with the least training error."""
+    certified = [(one.value, one) for one in tried if one.value is not None]
+    if not certified:
+        return None
+    limit = min(value for value, _ in certified) + ALIKE
+    return min((one for value, one in certified if value <= limit), key=lambda one: one.error)

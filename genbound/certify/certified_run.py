@@ -3,14 +3,14 @@
 1. The samples are divided by a random order. On the first part the recipe is run as it is: that is the prior.
 2. From there every candidate trains on all samples, each layer kept within a ball around the prior. The certificate
    measures distances from the same point, so that algorithm and certificate have the same balls.
-3. A candidate is judged by its certificate on the samples that the prior did not see, with draws of its own seed.
-4. The best one is certified with fresh draws.
+3. A candidate is judged by the lesser of its certificates on the samples that the prior did not see, with draws of its
+   own seed; of those that are as good, the one with the least training error is taken.
+4. It is certified with fresh draws.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from genbound.certify.candidates import Candidate, first_candidates
+from genbound.certify.candidates import Candidate, Tried, first_candidates, least
 from genbound.checkpoints.sidecar import write_sidecar
 from genbound.data.run_folder import Relabelled
 from genbound.errors import GenboundError
@@ -118,24 +118,15 @@ class _Certified:
         """All of it; the record."""
         first = self._within("prior", self.spec.init, self.seen, self.spec.settings, self.spec.model)
         moved = first["distances"]
-        tried: dict[str, float | None] = {}
-        best, value, deviation = None, math.inf, 0.0
-        for number, candidate in enumerate(first_candidates(self.spec.settings)):
-            results = self._try(candidate, moved, number)
-            found = results.bounds[ROWS[0]]["value"]
-            tried[candidate.name] = found
-            if found is not None and found < value:
-                best, value, deviation = candidate, found, _deviation(results)
+        tried = [self._try(c, moved, number) for number, c in enumerate(first_candidates(self.spec.settings))]
+        best = least(tried)
         if best is None:
-            raise GenboundError(
-                f"no candidate has a certificate ({results.bounds[ROWS[0]]['note']}): see {self.out / 'candidates'}"
-            )
-        noisy = replace(best, noise=float(f"{deviation:.3g}"))
+            raise GenboundError(f"no candidate has a certificate ({tried[-1].note}): see {self.out / 'candidates'}")
+        noisy = replace(best.candidate, noise=float(f"{best.deviation:.3g}"))
         if noisy.noise and not (self.spec.settings.sam or self.spec.settings.noise_stability):
-            results = self._try(noisy, moved, len(tried))
-            tried[noisy.name] = results.bounds[ROWS[0]]["value"]
-            best = noisy if (tried[noisy.name] or math.inf) < value else best
-        return self._finish(best, tried, first)
+            tried.append(self._try(noisy, moved, len(tried)))
+            best = least(tried) or best
+        return self._finish(best.candidate, {one.candidate.name: one.value for one in tried}, first)
 
     def _within(self, name: str, init: Any, places: list[int], settings: Settings, model: Any) -> dict[str, Any]:
         """A run inside this one's folder on some of the samples; its record."""
@@ -144,11 +135,12 @@ class _Certified:
             num_classes=self.task.num_classes, settings=settings, trust_remote_code=self.spec.trust_remote_code,
         )  # fmt: skip
 
-    def _try(self, candidate: Candidate, moved: dict[str, float], number: int) -> Results:
+    def _try(self, candidate: Candidate, moved: dict[str, float], number: int) -> Tried:
         """Train a candidate, and certify it with draws that nobody uses again."""
         settings, folder = candidate.settings(self.spec.settings, moved), f"candidates/{candidate.name}"
         self._within(folder, self.out / "prior" / "finetuned", self.all, settings, self.spec.model)
-        return self._certify(self.out / folder / "finetuned", ROWS[:1], seed=self.spec.settings.seed + number)
+        results = self._certify(self.out / folder / "finetuned", ROWS, seed=self.spec.settings.seed + number)
+        return Tried.of(candidate, [results.bounds[name] for name in ROWS], results.quantities)
 
     def _certify(self, checkpoint: Path, rows: Any, seed: int, out: Path | None = None, **more: Any) -> Results:
         problem = load(
@@ -201,10 +193,3 @@ class _Certified:
     @staticmethod
     def _said(data: Any) -> str | None:
         return data if isinstance(data, str) else None
-
-
-def _deviation(results: Results) -> float:
-    """Root mean square of the posterior's noise on a coordinate."""
-    groups = results.quantities["gibbs_error"]["groups"].values()
-    total = sum(group["size"] for group in groups)
-    return math.sqrt(sum(group["size"] * group["deviation"] ** 2 for group in groups) / total)

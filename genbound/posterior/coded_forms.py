@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import gammaln
 
-from genbound.posterior.coded_tensor import EVEN, FORMS, Coded, TensorCode
+from genbound.posterior.coded_tensor import EVEN, FORMS, STEPS, Coded, TensorCode
 
 FEW = 8  # tensors up to which all forms are alike. Fixed, as the prior is
 ROUNDS = 6  # in which each tensor chooses again by how often the others chose each form
@@ -43,6 +43,26 @@ def length(choice: Mapping[str, Coded]) -> float:
     """Of all descriptions together, in nats."""
     forms = [coded.form for coded in choice.values()]
     return sum(coded.nats - math.log(len(FORMS)) for coded in choice.values()) + forms_nats(forms)
+
+
+def gridded(codes: Mapping[str, TensorCode], curvatures: Mapping[str, float]) -> list[dict[str, Coded]]:
+    """All tensors on grids, finer where the curvature is larger, so that every rounding costs alike: for every step.
+
+    Where the length falls in proportion to what is left out, hardly any of them minimises a weighted sum of both, and
+    rounded entries, which err independently, harm a network less than as large an error of low rank.
+
+    Args:
+        codes: tensor -> its descriptions.
+        curvatures: tensor -> along its coordinates.
+    """
+    scale = math.sqrt(max(curvatures.values(), default=0.0))
+    finer = {name: scale / math.sqrt(h) if h > 0 else math.inf for name, h in curvatures.items()}
+    found: list[dict[str, Coded]] = []
+    for step in STEPS:
+        choice = {name: code.gridded(min(step * finer[name], max(STEPS))) for name, code in codes.items()}
+        if choice not in found and any(coded.form != "zero" for coded in choice.values()):
+            found.append(choice)
+    return found
 
 
 def best_choice(codes: Mapping[str, TensorCode], weights: Mapping[str, float]) -> dict[str, Coded]:

@@ -88,6 +88,15 @@ class TensorCode:
         near = (c for c in self._choices if c.form in ("grid", "opposite") and price(c) < NEAR * price(found))
         return min((found, *(self._bent(coded, weight) for coded in near)), key=price)
 
+    def gridded(self, step: float) -> Coded:
+        """By the nearest integers at the step of the grid that is nearest to this one, in the shorter form."""
+        own = _nearest_step(step)
+        on_grid = [coded for coded in self._choices if coded.form in ("grid", "opposite")]
+        if not on_grid or own > max(coded.step for coded in on_grid):
+            return self._choices[0]  # all integers would be 0
+        own = max(own, min(coded.step for coded in on_grid))
+        return min((coded for coded in on_grid if coded.step == own), key=lambda coded: coded.nats)
+
     def tensor(self, coded: Coded) -> Tensor:
         """The displacement that a description stands for, ``[*shape]`` in float64."""
         if coded.form == "zero":

@@ -6,9 +6,9 @@ What moved is rounded, tensor by tensor, in one of a few forms: to nothing, to a
 .. math:: \text{nats} + \frac{n h}{2\tau} \, \|v - \hat v\|^2
 
 least, with h the mean Gauss-Newton curvature along its coordinates; the second term is what the loss rises by to second
-order, in units of :math:`\tau/n`. τ is tried on a part of a pilot, what comes close to the best on all of it, and the
-network that promises most is run on all samples. None of these choices costs anything: the length of the description
-has paid for them. Nothing is random in the result.
+order, in units of :math:`\tau/n`. Every τ, and all tensors on a grid for every step, are tried on a part of a pilot,
+what comes close to the best on all of it, and the network that promises most is run on all samples. None of these
+choices costs anything: the length of the description has paid for them. Nothing is random in the result.
 
 The network itself is stored as a checkpoint beside the results: the certificate is about it, not about the fine-tuned
 one.
@@ -31,7 +31,7 @@ from torch import Tensor
 from genbound.data.samples import Batch
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
-from genbound.posterior.coded_forms import best_choice, length
+from genbound.posterior.coded_forms import best_choice, gridded, length
 from genbound.posterior.coded_tensor import Coded, TensorCode
 from genbound.posterior.curvature import Curvature, measure_curvature
 from genbound.posterior.disagreement import disagreement, why_no_disagreement
@@ -114,11 +114,14 @@ class _Search:
         self._curvatures = self._curvature()
         self._codes = {group.name: self._code(group) for group in self.groups}
 
-    def best(self) -> tuple[float, dict[str, Coded]]:
-        """``(tau, descriptions)`` of the least certificate that the pilot promises."""
-        found = [(tau, self._choice(self.num / (2 * tau))) for tau in self.context.options.taus]
+    def best(self) -> tuple[float | None, dict[str, Coded]]:
+        """``(tau, descriptions)`` of the least certificate that the pilot promises; no tau of those on one grid."""
+        found: list[tuple[float | None, dict[str, Coded]]] = [
+            (tau, self._choice(self.num / (2 * tau))) for tau in self.context.options.taus
+        ]
+        found += [(None, choice) for choice in gridded(self._codes, {name: self._mean(name) for name in self._codes})]
         pilot = self._shuffled("pilot")[: self.context.options.num_pilot]
-        tried: list[tuple[float, float, dict[str, Coded]]] = []
+        tried: list[tuple[float, float | None, dict[str, Coded]]] = []
         # The shortest first: a longer one that promises nothing even without errors need not be run.
         for tau, choice in sorted(found, key=lambda entry: length(entry[1])):
             least = min((promised for promised, _, _ in tried), default=math.inf)

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from genbound.posterior.coded_forms import FEW, best_choice, forms_nats, length
-from genbound.posterior.coded_tensor import FORMS, TensorCode
+from genbound.posterior.coded_forms import FEW, best_choice, forms_nats, gridded, length
+from genbound.posterior.coded_tensor import FORMS, STEPS, TensorCode
 
 
 @pytest.mark.parametrize("number", [1, 3, 9])
@@ -49,3 +49,15 @@ def test_what_others_choose_makes_a_form_cheaper():
     weights = [w / 10 for w in range(1, 3000) if one.best(w / 10).form == "zero"]
     dear = dict.fromkeys(FORMS, 3.0)
     assert one.best(weights[-1], dear).form == "zero" and one.best(weights[-1], dear | {"grid": 0.1}).form == "grid"
+
+
+def test_all_tensors_on_one_grid_are_finer_where_the_curvature_is_larger():
+    """Steps in proportion to one over its root; a tensor whose integers would all be 0 stays."""
+    torch.manual_seed(0)
+    codes = {"steep": TensorCode(torch.randn(6, 5)), "flat": TensorCode(torch.randn(6, 5))}
+    codes["tiny"] = TensorCode(1e-4 * torch.randn(6, 5))
+    found = gridded(codes, {"steep": 100.0, "flat": 1.0, "tiny": 1.0})
+    both = [c for c in found if c["steep"].form == c["flat"].form == "grid" and 0.03 < c["flat"].step < 5]
+    assert len(both) > 10 and all(c["flat"].step == pytest.approx(10 * c["steep"].step) for c in both)
+    assert all(c["tiny"].form == "zero" and c["steep"].step in STEPS for c in both)
+    assert not gridded({"still": TensorCode(torch.zeros(3))}, {"still": 1.0})

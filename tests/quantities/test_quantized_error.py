@@ -142,6 +142,22 @@ def test_a_head_of_two_classes_is_described_by_one_row():
     assert set(groups) == {"2.weight"} and groups["2.weight"]["form"] == "opposite"
 
 
+def test_a_large_head_on_a_grid_is_found_between_all_and_nothing():
+    """Where length falls in proportion to what is left out, a weighted sum of both has its least at an end: 0.68."""
+    torch.manual_seed(0)
+    centres, y = 0.25 * torch.randn(10, 300), torch.randint(10, (4000,))
+    x = torch.randn(4000, 300) + centres[y]
+    net = torch.nn.Linear(300, 10)
+    start = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    with torch.no_grad():
+        net.weight.copy_(0.1 * (centres - centres.mean(0) + 0.1 * torch.randn(10, 300)))
+        net.bias.zero_()
+    results = genbound.evaluate(genbound.Problem(net, start, (x, y)), ["compression_certificate"])
+    found = results.quantities[NAME]
+    assert found["groups"]["weight"]["form"] == "grid" and found["tau"] is None
+    assert results.bounds["compression_certificate"].value < 0.6
+
+
 def test_losses_with_a_range_are_certified_as_a_form():
     problem, _, _ = fitted(loss_range="bounded:0.01")
     results = genbound.evaluate(problem, ["compression_certificate"])
