@@ -162,7 +162,7 @@ def _evaluate(
     try:
         results = run(
             problem, given["measures"], given["seed"], options=options, out=given["out"],
-            confusion=confusion, delta=given["delta"], progress=not given["quiet"], time_budget=given["time_budget"],
+            confusion=confusion, delta=given["delta"], progress=_progress(given), time_budget=given["time_budget"],
             effort=given["effort"],
             config={"hyperparameters": given["tags"]} if given["tags"] else None, engine=engine, listen=listen,
         )  # fmt: skip
@@ -182,6 +182,11 @@ def _evaluate(
     finally:  # what was measured is shown even where it cannot be written
         _show(results, given)
     return results
+
+
+def _progress(given: dict[str, Any]) -> bool | str:
+    """What is said of the progress: nothing, how far it is, or what each quantity took too."""
+    return False if given["quiet"] else "verbose" if given["verbose"] else True
 
 
 def _show(results: Results, given: dict[str, Any]) -> None:

@@ -106,5 +106,6 @@ PRINTED = [
     option("workers", int, "Actors that Ray starts (default: one for each core or accelerator)."),
     click.option("--all", is_flag=True, help="Print all rows of the table and not its short form."),
     click.option("--json", is_flag=True, help="Print results.json and not the table."),
+    click.option("-v", "--verbose", is_flag=True, help="Say of each quantity what it took, on standard error."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on standard error, errors alone."),
 ]

@@ -8,12 +8,9 @@ whoever computes them.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
-
-from tqdm import tqdm
 
 from genbound.estimators.measured import Part
 
@@ -33,11 +30,10 @@ class Stage:
     """A stage of a measurement: what an engine knows of it beside its items.
 
     Attributes:
-        title: of the progress bar.
+        title: what users call it.
         stored: the item's number -> its part, if an earlier run has stored it.
         keep: ``(number, part)``: stores a part as soon as it is there.
         seconds_left: of the time budget; infinite where there is none.
-        progress: show a bar on standard error.
         key: names the work; processes that are at different keys have lost step with each other.
         advanced: hears ``(parts that are there, all parts)`` at the beginning and whenever there is one more.
     """
@@ -46,7 +42,6 @@ class Stage:
     stored: Callable[[int], Part | None] = _nothing
     keep: Callable[[int, Part], None] = lambda index, part: None
     seconds_left: Callable[[], float] = lambda: float("inf")
-    progress: bool = False
     key: str = ""
     advanced: Callable[[int, int], None] = lambda done, total: None
 
@@ -55,13 +50,13 @@ class Stage:
         found = ((index, self.stored(index)) for index in indices)
         return {index: part for index, part in found if part is not None}
 
-    def bar(self, total: int, done: int) -> _Bar:
+    def count(self, total: int, done: int) -> _Count:
         """Counts the items, of which some are done."""
-        return _Bar(self, total, done)
+        return _Count(self, total, done)
 
 
-class _Bar:
-    """Counts the parts of a stage that are there, for a progress bar and for whoever listens.
+class _Count:
+    """Counts the parts of a stage that are there, for whoever listens.
 
     Args:
         stage: whose parts they are.
@@ -74,23 +69,12 @@ class _Bar:
 
     def __init__(self, stage: Stage, total: int, done: int):
         self.n, self._total, self._advanced = done, total, stage.advanced
-        self._shown = tqdm(
-            desc=stage.title, unit="part", total=total, initial=done, delay=2, leave=False, file=sys.stderr,
-            disable=not stage.progress, dynamic_ncols=True,
-        )  # fmt: skip
+        self._advanced(done, total)
 
     def update(self, more: int = 1) -> None:
         """So many more are there."""
         self.n += more
-        self._shown.update(more)
         self._advanced(self.n, self._total)
-
-    def __enter__(self) -> _Bar:
-        self._advanced(self.n, self._total)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._shown.close()
 
 
 class Engine(Protocol):

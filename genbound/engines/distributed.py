@@ -76,9 +76,9 @@ class Distributed:
         stored = {index for indices, _ in known for index in indices}
         missing = [index for index in range(len(items)) if index not in stored]
         ends = time.monotonic() + known[0][1]  # by the clock of the first
-        with stage.bar(len(items), len(stored)) as bar:
-            failure = self._compute(stage, items, function, missing, found, ends, bar)
-            parts = self._exchange(found, f"end of {stage.key}", failure)
+        count = stage.count(len(items), len(stored))
+        failure = self._compute(stage, items, function, missing, found, ends, count)
+        parts = self._exchange(found, f"end of {stage.key}", failure)
         everything = {index: part for share in parts for index, part in share.items()}
         if len(everything) < len(items):
             raise TimeBudgetSpent
@@ -86,12 +86,12 @@ class Distributed:
 
     def _compute(
         self, stage: Stage, items: Sequence[Any], function: Callable[[Any], Part], missing: list[int],
-        found: dict[int, Part], ends: float, bar: Any,
+        found: dict[int, Part], ends: float, count: Any,
     ) -> Exception | None:  # fmt: skip
         """Compute and store parts as long as there are some, and give what went wrong."""
         counter = f"next/{self._stages}"
         while missing and (place := self._add(counter, 1) - 1) < len(missing):
-            bar.update(len(items) - len(missing) + min(place, len(missing)) - bar.n)
+            count.update(len(items) - len(missing) + min(place, len(missing)) - count.n)
             if time.monotonic() > ends:
                 self._add(counter, ALL)
                 return None

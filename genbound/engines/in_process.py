@@ -24,13 +24,13 @@ class InProcess:
     def map(self, stage: Stage, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
         """The parts of all items, in their order."""
         found = stage.read(range(len(items)))
-        with stage.bar(len(items), len(found)) as bar:
-            for index in [index for index in range(len(items)) if index not in found]:
-                if stage.seconds_left() < 0:
-                    raise TimeBudgetSpent
-                found[index] = function(items[index])
-                stage.keep(index, found[index])
-                bar.update()
+        count = stage.count(len(items), len(found))
+        for index in [index for index in range(len(items)) if index not in found]:
+            if stage.seconds_left() < 0:
+                raise TimeBudgetSpent
+            found[index] = function(items[index])
+            stage.keep(index, found[index])
+            count.update()
         return [found[index] for index in range(len(items))]
 
     def settle(self, decide: Callable[[], T]) -> T:

@@ -113,11 +113,11 @@ class Leader:
         """The parts of all items, in their order."""
         found = stage.read(range(len(items)))
         left = deque(index for index in range(len(items)) if index not in found)
-        with stage.bar(len(items), len(found)) as bar:
-            for index, part in self._computed(stage, left):
-                stage.keep(index, part)
-                found[index] = part
-                bar.update()
+        count = stage.count(len(items), len(found))
+        for index, part in self._computed(stage, left):
+            stage.keep(index, part)
+            found[index] = part
+            count.update()
         if len(found) < len(items):
             raise self._fail(TimeBudgetSpent())
         self._tell(GIVE, [found[index] for index in range(len(items))])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -35,8 +36,10 @@ from genbound.network.network import Network
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
 from genbound.quantities.catalogue import FORMER_NAMES
-from genbound.results.events import Advanced, Begun, Finished, Listener, Planned
+from genbound.results.display import Display
+from genbound.results.events import Advanced, Begun, Event, Finished, Listener, Planned
 from genbound.results.progress import Plan
+from genbound.results.progress_bar import Bar
 from genbound.results.results import Results, samples_frame, to_plain
 from genbound.version import __version__
 
@@ -50,7 +53,7 @@ def evaluate(
     out: str | Path | None = None,
     confusion: np.ndarray | None = None,
     delta: float = 0.05,
-    progress: bool = False,
+    progress: bool | str = False,
     time_budget: float | None = None,
     config: Mapping[str, Any] | None = None,
     engine: Engine | None = None,
@@ -67,7 +70,8 @@ def evaluate(
         out: directory where finished parts are kept and continued from; ``None`` keeps nothing.
         confusion: label noise ``F[y, z] = P(observed z | true y)``, for ``noisy_label_distance``.
         delta: failure probability of bounds that state one.
-        progress: show progress bars on standard error.
+        progress: show on standard error how far it is, and on a terminal the table as it grows; ``"verbose"`` says of
+            each quantity what it took.
         time_budget: seconds after which no further part is started.
         config: more entries for the results' ``config``.
         engine: what computes the parts (:func:`genbound.engines.open_engine.open_engine`); ``None`` means this process.
@@ -93,8 +97,9 @@ def evaluate(
     )
     with writing_to(out, engine):
         agree_on(problem, engine)
-        telling = _Telling(asked, listen if engine.leads else None)
-        found = _measure(problem, selection, seed, out, progress, time_budget, confusion, engine, telling)
+        with _shown(progress if engine.leads else False, listen) as listener:
+            telling = _Telling(asked, listener if engine.leads else None)
+            found = _measure(problem, selection, seed, out, time_budget, confusion, engine, telling)
     return replace(
         asked.conclude(found),
         data=data_entry(problem, found.measured),
@@ -255,7 +260,6 @@ def _measure(
     selection: Selection,
     seed: int,
     out: str | Path | None,
-    progress: bool,
     time_budget: float | None,
     confusion: np.ndarray | None,
     engine: Engine,
@@ -284,7 +288,7 @@ def _measure(
         )  # fmt: skip
         store = open_store(out if engine.stores else None, name, *depends)
         context = StoredContext(
-            name, seed, options, found.measured, store, progress and engine.leads, deadline, given, engine=engine,
+            name, seed, options, found.measured, store, deadline, given, engine=engine,
             advanced=partial(telling.advanced, name),
         )  # fmt: skip
         if isinstance(store, DiskStore):
@@ -303,6 +307,23 @@ def _measure(
             raise
         telling.finished(name, found)
     return found
+
+
+@contextmanager
+def _shown(progress: bool | str, listen: Listener | None) -> Iterator[Listener | None]:
+    """Whoever listens, and beside them a display where one is wanted."""
+    if not progress:
+        yield listen
+        return
+    with Bar() as bar:
+        display = Display(bar, verbose=progress == "verbose")
+
+        def both(event: Event) -> None:
+            display(event)
+            if listen is not None:
+                listen(event)
+
+        yield both
 
 
 def _gradients(problem: BaseProblem, selection: Selection) -> dict[str, float]:

@@ -35,7 +35,6 @@ class StoredContext(Context):
         options: its options.
         measured: the quantities before it.
         store: where its parts are kept.
-        progress: show a bar on standard error.
         deadline: time on the monotonic clock, in seconds, after which no further part is started.
         confusion: label noise ``F[y, z] = P(observed z | true y)``, of a quantity that reads it.
         earlier: seconds that calls before this one spent on what is not finished.
@@ -49,7 +48,6 @@ class StoredContext(Context):
     options: Any
     measured: Mapping[str, Measured]
     store: MemoryStore
-    progress: bool = False
     deadline: float | None = None
     confusion: np.ndarray | None = None
     earlier: float = 0.0
@@ -84,7 +82,7 @@ class StoredContext(Context):
 
         return Stage(
             f"{self.name}: {stage}", lambda index: self.store.part(f"{stage}-{index}", behind), keep,
-            self._seconds_left, self.progress, f"stage {stage} of {self.name}, {num} parts",
+            self._seconds_left, f"stage {stage} of {self.name}, {num} parts",
             partial(self.advanced, stage),
         )  # fmt: skip
 

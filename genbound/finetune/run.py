@@ -29,6 +29,7 @@ from genbound.finetune.radius_search import AUTO, choose_radius
 from genbound.finetune.settings import Settings, differences
 from genbound.finetune.start import Start, build_start
 from genbound.finetune.task import RunSpec, Task, read_task
+from genbound.results.progress_bar import Bar
 from genbound.user_code import rng_untouched
 from genbound.version import __version__
 
@@ -205,7 +206,7 @@ def _train(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train, from the last checkpoint on if there is one; the network, and what is to be recorded of it."""
     from genbound.finetune.stop_at_loss import StopAtLoss
-    from genbound.finetune.trainer import FineTuner, last_whole_checkpoint
+    from genbound.finetune.trainer import FineTuner, Progress, last_whole_checkpoint
     from genbound.finetune.trainer_callback import DistanceCallback
 
     constraint = constraint_of(start.model, start.head, settings)
@@ -223,7 +224,8 @@ def _train(
         freeze_body(start.model, start.head)
     trainer = FineTuner(start.model, task, objective, settings, out / "checkpoints", callbacks)
     checkpoint = last_whole_checkpoint(out / "checkpoints")
-    with huggingface.quiet():
+    with huggingface.quiet(), Bar() as bar:
+        trainer.add_callback(Progress(bar))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trained: Any = start.model
     network = trained.merge_and_unload() if settings.lora else trained

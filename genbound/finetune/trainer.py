@@ -9,14 +9,13 @@ perturbed weights, checkpoints with every buffer and tie, and a mark that says a
 from __future__ import annotations
 
 import shutil
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
@@ -26,6 +25,7 @@ from genbound.finetune.objective import Objective
 from genbound.finetune.settings import Settings
 from genbound.finetune.task import Task
 from genbound.network.forward import call_arguments, scores
+from genbound.results.progress_bar import Bar
 
 try:
     import accelerate  # noqa: F401 - the Trainer asks for it only when it is built
@@ -97,7 +97,7 @@ class FineTuner(Trainer):
             eval_dataset=Places(held_out) if held_out else None,
             compute_loss_func=_counting,
             compute_metrics=_accuracy if held_out else None,
-            callbacks=[*callbacks, Marks(), Progress()],
+            callbacks=[*callbacks, Marks()],
         )
         self.remove_callback(PrinterCallback)
         if settings.early_stopping:
@@ -211,33 +211,31 @@ class Marks(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """A bar on standard error, with the loss of the last epoch."""
+    """How far the training is, on standard error, with the loss of the last epoch.
+
+    Args:
+        bar: where it is shown.
+    """
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar, self._found, self._begun, self._first = bar, "", 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar, at the step that the run continues from."""
-        self.bar = None
-        if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step", mininterval=2,
-                file=sys.stderr, disable=None,
-            )  # fmt: skip
+        """Count from the step that the run continues from."""
+        self._begun, self._first = time.monotonic(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar to the step."""
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
+        if state.is_world_process_zero:
+            here, last = state.global_step, state.max_steps
+            left = (time.monotonic() - self._begun) * (last - here) / max(1, here - self._first)
+            self._bar.show(here / last, f"fine-tuning, step {here} of {last}{self._found}", left)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the newest loss and validation accuracy beside the bar."""
-        if self.bar is not None and logs:
-            short = {"loss": "loss", "eval_accuracy": "validation"}
-            shown = {short[name]: f"{logs[name]:.3f}" for name in short if name in logs}
-            self.bar.set_postfix(shown, refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
+        short = {"loss": "loss", "eval_accuracy": "validation"}
+        shown = [f"{short[name]} {logs[name]:.3f}" for name in short if name in (logs or {})]
+        self._found = "".join(f", {text}" for text in shown) or self._found
 
 
 def _accuracy(prediction: Any) -> dict[str, float]:

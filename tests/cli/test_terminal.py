@@ -1,7 +1,9 @@
 """On a terminal every table fits it, and into a pipe goes Markdown without a colour."""
 
 import io
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -169,3 +171,20 @@ def test_footnotes_do_not_repeat_themselves():
     assert below == ["[1] a", "[2] b", "[3] c"]
     assert marks == ["[1] [2]", "", "[2]", "[2] [3]", "[1] [2]"]
     assert footnotes(["one; two", "one; two"]) == (["[1]", "[1]"], ["[1] one; two"])
+
+
+def test_nothing_is_drawn_where_nobody_looks(tmp_path):
+    """Standard error in a file: a few lines, and no carriage return, escape or line of a bar."""
+    demo = ROOT / "examples" / "demo"
+    command = [sys.executable, "-m", "genbound", "evaluate", "finetuned.safetensors", "pretrained.safetensors"]
+    command += ["--model", "model.py:build", "--data", "data.py:train", "--samples", "8", "-v"]
+    command += ["--measures", "losses,displacement_norm,margin"]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environment |= {"PYTHONPATH": str(ROOT), "FORCE_COLOR": "1"}
+    done = subprocess.run(command, cwd=demo, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    for stream in (done.stdout, done.stderr):
+        assert b"\r" not in stream and b"\x1b" not in stream
+    told = done.stderr.decode().splitlines()
+    assert {line.split(": ")[1] for line in told[1:]} >= {"losses", "displacement_norm", "margin"}
+    assert len(told) < 12, told
