@@ -34,6 +34,7 @@ class Follower:
         self._heard: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._said: queue.Queue[tuple[Any, list[BaseException] | None]] = queue.Queue()
         self._ended: list[BaseException] | None = None
+        self._listening = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._thread.start()
 
@@ -47,6 +48,17 @@ class Follower:
     def hear(self, kind: str, content: Any) -> None:
         """What the leader says, which the driver comes to in its time."""
         self._heard.put((kind, content))
+
+    def ready(self) -> None:
+        """Come back when the driver has loaded what it needs and listens for the first time, or has ended."""
+        while not self._listening.wait(LOOK):
+            if not self._thread.is_alive():
+                return
+
+    def _next(self) -> tuple[str, Any]:
+        """What the driver is told next."""
+        self._listening.set()
+        return self._heard.get()
 
     def answer(self, kind: str, content: Any) -> tuple[Any, list[BaseException] | None]:
         """What the driver answers, and what went wrong."""
@@ -75,7 +87,7 @@ class Follower:
     def map(self, stage: Stage, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
         """The parts of all items, in their order: computed here or elsewhere."""
         while True:
-            kind, content = self._heard.get()
+            kind, content = self._next()
             if kind == COMPUTE:
                 self._said.put(_attempt(function, items[content]))
             else:
@@ -84,7 +96,7 @@ class Follower:
 
     def settle(self, decide: Callable[[], T]) -> T:
         """What the leader has decided."""
-        return _given(*self._heard.get())
+        return _given(*self._next())
 
     def together(self, work: Callable[[], T]) -> T:
         """What is found here."""
@@ -97,11 +109,11 @@ class Follower:
 
     def gather(self, fact: T) -> list[T]:
         """What each process says, this one too where it came later."""
-        kind, content = self._heard.get()
+        kind, content = self._next()
         if kind != ASK:
             return [*_given(kind, content), fact]
         self._said.put((fact, None))
-        return _given(*self._heard.get())
+        return _given(*self._next())
 
 
 def _given(kind: str, content: Any) -> Any:

@@ -23,6 +23,7 @@ from genbound.estimators.measured import Part
 from genbound.optional import import_optional
 
 ATTEMPTS = 3  # at a part, before it is taken to be what ends the actors
+LOSSES = 10  # actors for each worker, lost one after the other without anything done between, before the run ends
 LOOK = 0.5  # seconds between two looks at the time budget
 Work = Callable[[Engine], None]
 
@@ -45,6 +46,10 @@ class Actor:
     def tell(self, kind: str, content: Any) -> None:
         """What the leader has decided, or the parts of a stage."""
         self._follower.hear(kind, content)
+
+    def ready(self) -> None:
+        """Come back when everything is loaded."""
+        self._follower.ready()
 
     def ask(self, kind: str, content: Any) -> tuple[Any, list[BaseException] | None, str]:
         """A part, or a fact; what went wrong; and where."""
@@ -79,6 +84,7 @@ class Leader:
         self._work: Work | None = None
         self._actors: list[Any] = []
         self._told: list[tuple[str, Any]] = []
+        self._losses = 0  # since a worker last got something done
 
     def device(self, wanted: str) -> str:
         """The device as it is asked for; Ray shows each actor its own."""
@@ -101,9 +107,17 @@ class Leader:
         return actor
 
     def _replace(self, actor: Any) -> Any:
-        tell("a worker was lost; another one takes its place")
+        """Another one in the place of a lost actor.
+
+        Raises:
+            GenboundError: they are all lost before they get anything done.
+        """
+        self._losses += 1
         with contextlib.suppress(Exception):
             self._ray.kill(actor)
+        if self._losses > (most := LOSSES * self.workers):
+            raise self._fail(_nothing_done(most))
+        tell("a worker was lost; another one takes its place")
         self._actors[self._actors.index(actor)] = new = self._new()
         return new
 
@@ -125,11 +139,11 @@ class Leader:
 
     def _computed(self, stage: Stage, left: deque[int]) -> Any:
         """``(number, part)`` of the items as they come, until none is left or the time budget is spent."""
-        idle, running, attempts = deque(self._actors), {}, Counter[int]()
-        while left or running:
+        idle, attempts = deque(self._actors), Counter[int]()
+        running: dict[Any, tuple[Any, int | None]] = {}  # reference -> actor and part, None while it loads
+        while left or any(index is not None for _, index in running.values()):
             while left and idle and stage.seconds_left() >= 0:
                 actor, index = idle.popleft(), left.popleft()
-                attempts[index] += 1
                 running[actor.ask.remote(COMPUTE, index)] = actor, index
             if not running:
                 return
@@ -137,13 +151,21 @@ class Leader:
             for reference in ready:
                 actor, index = running.pop(reference)
                 try:
-                    part, failure, host = self._ray.get(reference)
+                    answer = self._ray.get(reference)
                 except self._ray.exceptions.RayActorError:
-                    idle.append(self._replace(actor))
-                    left.appendleft(index)
-                    if attempts[index] == ATTEMPTS:
-                        raise self._fail(_ends_workers(stage, index)) from None
+                    if index is not None:
+                        left.appendleft(index)
+                        attempts[index] += 1
+                        if attempts[index] == ATTEMPTS:
+                            raise self._fail(_ends_workers(stage, index)) from None
+                    new = self._replace(actor)
+                    running[new.ready.remote()] = new, None
                     continue
+                self._losses = 0
+                if index is None:
+                    idle.append(actor)
+                    continue
+                part, failure, host = answer
                 if failure is not None:
                     raise self._fail(unpacked(failure, f"a worker on {host}: "))
                 idle.append(actor)
@@ -184,14 +206,13 @@ class Leader:
         """What each process says."""
         facts = [fact]
         for actor in list(self._actors):
-            for attempt in range(ATTEMPTS):
+            while True:
                 try:
                     said, failure, host = self._ray.get(actor.ask.remote(ASK, None))
                     break
-                except self._ray.exceptions.RayActorError as error:
-                    if attempt == ATTEMPTS - 1:
-                        raise GenboundError(f"workers end before they begin ({error})") from error
+                except self._ray.exceptions.RayActorError:
                     actor = self._replace(actor)
+            self._losses = 0
             if failure is not None:
                 raise unpacked(failure, f"a worker on {host}: ")
             facts.append(said)
@@ -206,6 +227,13 @@ class Leader:
         self._ray.shutdown()
 
     abandon = close
+
+
+def _nothing_done(number: int) -> GenboundError:
+    return GenboundError(
+        f"{number} workers one after the other were lost before they got anything done, for want of memory perhaps: "
+        "give fewer --workers; what was finished is kept, the same command continues"
+    )
 
 
 def _ends_workers(stage: Stage, index: int) -> GenboundError:

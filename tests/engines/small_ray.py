@@ -11,12 +11,16 @@ class RayActorError(Exception):
 
 
 class SmallRay:
-    """``lose(number of the question) -> bool`` says which question ends the actor that it was put to."""
+    """``lose(number of the question) -> bool`` says which question ends the actor that it was put to.
+
+    ``lose_loading(number of the actor) -> bool`` says which one is lost before it is ready.
+    """
 
     exceptions = SimpleNamespace(RayActorError=RayActorError)
 
     def __init__(self, lose=lambda number: False):
         self.lose, self.started, self.running, self.asked = lose, 0, False, itertools.count()
+        self.lose_loading = lambda number: False
 
     def init(self, **_):
         self.running = True
@@ -49,6 +53,7 @@ class SmallRay:
 class Handle:
     def __init__(self, ray, kind, given):
         self.ray, self.dead = ray, False
+        self.number = ray.started
         ray.started += 1
         self.pool = ThreadPoolExecutor(1)
         self.actor = self.pool.submit(kind, *given)
@@ -58,6 +63,7 @@ class Handle:
 
     def _call(self, method, given):
         self.dead = self.dead or (method == "ask" and self.ray.lose(next(self.ray.asked)))
+        self.dead = self.dead or (method == "ready" and self.ray.lose_loading(self.number))
         if self.dead:
             raise RayActorError
         given = [value.result() if isinstance(value, Future) else value for value in given]

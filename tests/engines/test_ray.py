@@ -70,6 +70,31 @@ def test_a_part_that_ends_its_workers_ends_the_run(monkeypatch, capsys):
     engine.abandon()
 
 
+def test_workers_that_are_lost_as_they_load_are_replaced_for_long(monkeypatch, capsys):
+    """Nobody else is held up, and no part is blamed."""
+    engine, small = lead(monkeypatch)
+    small.lose_loading = lambda number: 2 <= number < 12
+    small.lose = lambda number: number == 3
+    heard, followed = [], []
+    engine.employ(partial(driver, heard=followed))
+    driver(engine, heard)
+    engine.close()
+    assert heard == [FOUND] and small.started >= 4
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("loading", [True, False])
+def test_workers_that_never_get_anything_done_end_the_run_in_one_line(monkeypatch, capsys, loading):
+    monkeypatch.setattr(ray_actors, "LOSSES", 4)
+    engine, small = lead(monkeypatch, lambda number: loading or number > 2)
+    small.lose_loading = lambda number: True
+    engine.employ(partial(driver, heard=[]))
+    with pytest.raises(GenboundError, match="8 workers one after the other were lost before they got anything done"):
+        driver(engine, [])
+    engine.abandon()
+    assert 2 + 8 <= small.started <= 2 + 8 + 2 * (not loading)  # one more each for what was done before
+
+
 def test_a_worker_that_is_out_of_step_says_so(monkeypatch):
     engine, _ = lead(monkeypatch)
     engine.employ(lambda engine: engine.settle(lambda: 1))
