@@ -91,7 +91,8 @@ def merge(base: nn.Module, adapter: StateFile) -> Merged:
     factors = factors_of(model)
     try:
         with huggingface.quiet():
-            merged = model.merge_and_unload()
+            # Safely, LoRA merges each weight in a copy of its own, and the base's stays what it was.
+            merged = model.merge_and_unload(safe_merge=kind == "LORA")
     except Exception as error:
         raise GenboundError(
             f"adapters of type {kind} cannot be merged into weights: {error}; merge the model yourself"
@@ -114,8 +115,7 @@ def _attached(base: nn.Module, adapter: StateFile) -> tuple[Any, str]:
                     f"{str(adapter.path)!r} is a {kind} adapter: it learns prompts and leaves every "
                     "weight where it was, so there is no distance to measure"
                 )
-            # The base is copied in full precision: merging into half precision would round the displacement.
-            model: Any = peft.get_peft_model(copy.deepcopy(base).float(), config)
+            model: Any = peft.get_peft_model(_in_full_precision(base, kind), config)
             report = peft.set_peft_model_state_dict(model, dict(adapter.tensors))
     except GenboundError:
         raise
@@ -128,6 +128,22 @@ def _attached(base: nn.Module, adapter: StateFile) -> tuple[Any, str]:
     if arguments.get("bias") not in (None, "none"):
         _refuse_lost_biases(model, adapter, arguments["bias"])
     return model, kind
+
+
+def _in_full_precision(base: nn.Module, kind: str) -> nn.Module:
+    """A copy of the base in float32, because merging into half precision would round the displacement.
+
+    LoRA writes into biases and into copies of whole modules alone. So weights that are in float32 already are shared
+    with the base, which may be mapped into memory: a large model is there once.
+    """
+    if kind != "LORA":
+        return copy.deepcopy(base).float()
+    shared = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False)
+        for p in base.parameters()
+        if p.dim() >= 2 and p.dtype == torch.float32
+    }
+    return copy.deepcopy(base, shared).float()
 
 
 def _arguments(peft: Any, adapter: StateFile, kind: str) -> dict[str, Any]:

@@ -23,6 +23,8 @@ of max(x, 0) itself is not one-sided.
 
 References:
     Golub & Meurant, Matrices, Moments and Quadrature with Applications, Princeton University Press, 2010.
+    Greenbaum, Behavior of slightly perturbed Lanczos and conjugate-gradient recurrences, Linear Algebra and its
+    Applications, 1989 (what the recursion means once orthogonality is lost).
     Karlin & Studden, Tchebycheff Systems: with Applications in Analysis and Statistics, Interscience, 1966.
 """
 
@@ -41,6 +43,7 @@ from torch import Tensor
 ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-5}
 
 BLOCK = 16  # basis vectors that are stored together
+LEAST = 4  # basis vectors that are kept whatever they take: a step needs the last two
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -49,20 +52,27 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 class Lanczos:
-    r"""Lanczos tridiagonalisation of N symmetric operators side by side, with full reorthogonalisation in float64.
+    r"""Lanczos tridiagonalisation of N symmetric operators side by side, reorthogonalised in float64.
 
     The numbers stay where the vectors are until they are asked for, all together: no step waits for an accelerator.
+
+    Every new vector is made orthogonal to all before it, as long as those are ``keep`` at most. Beyond that the first
+    ones stay, which the large eigenvalues settle in, and of the later ones the last few. What is lost with the others
+    is orthogonality to them and not the numbers' meaning: the recursion is then that of a matrix with copies of
+    eigenvalues, at the start vector's weights, up to the rounding of the products (Greenbaum 1989), which the certified
+    brackets allow for anyway. Copies cost steps: the brackets narrow later.
 
     Args:
         product: maps ``[N, d]`` to ``[N, d]``, each row through its own operator.
         start: ``[N, d]``, not zero.
+        keep: basis vectors of each row that there is room for, ``8 N d`` bytes each; ``None`` means all.
 
     Attributes:
         norm: of every start vector ``[N]``.
     """
 
-    def __init__(self, product: Callable[[Tensor], Tensor], start: Tensor):
-        self._product = product
+    def __init__(self, product: Callable[[Tensor], Tensor], start: Tensor, keep: int | None = None):
+        self._product, self._keep = product, keep if keep is None else max(keep, LEAST)
         start = start.double()
         self.norm = start.norm(dim=1)
         self._last = start / self.norm.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(1)
@@ -97,10 +107,12 @@ class Lanczos:
 
     def step(self, precision: float) -> None:
         """One more product. A residual below ``precision`` times the largest norm seen ends that row's recursion."""
-        q, place = self._last, self.num_products % BLOCK
-        if place == 0:
-            self._blocks.append(q.new_zeros(len(q), BLOCK, q.shape[1]))
-        self._blocks[-1][:, place] = q
+        q, slot = self._last, self._slot()
+        group, place = divmod(slot, BLOCK)
+        if group == len(self._blocks):
+            size = BLOCK if self._keep is None else min(BLOCK, self._keep - slot)
+            self._blocks.append(q.new_zeros(len(q), size, q.shape[1]))
+        self._blocks[group][:, place] = q
         w = self._product(q).double()
         self._scale = torch.maximum(self._scale, w.norm(dim=1))
         alpha = (q * w).sum(1)
@@ -119,11 +131,22 @@ class Lanczos:
         self._alphas.append(alpha)
         self._betas.append(beta)
 
+    def _slot(self) -> int:
+        """Where the next basis vector goes: behind the others, or in place of the oldest of the last few."""
+        number = self.num_products
+        if self._keep is None or number < self._keep:
+            return number
+        last_few = min(BLOCK, self._keep // 2)
+        first = self._keep - last_few
+        return first + (number - first) % last_few
+
     def select(self, rows: list[int], product: Callable[[Tensor], Tensor]) -> Lanczos:
-        """The same recursion for some of the rows only, continued with a product for them."""
+        """The same recursion for some of the rows only, continued with a product for them; this one ends with it."""
         kept = object.__new__(Lanczos)
         kept._product, kept.norm, kept._scale = product, self.norm[rows], self._scale[rows]
-        kept._last, kept._blocks = self._last[rows], [block[rows] for block in self._blocks]
+        kept._keep, kept._last, kept._blocks = self._keep, self._last[rows], []
+        while self._blocks:  # one by one, so that hardly more than one of them is there twice
+            kept._blocks.append(self._blocks.pop(0)[rows])
         kept._alphas, kept._betas = [a[rows] for a in self._alphas], [b[rows] for b in self._betas]
         kept._read = None
         return kept
@@ -162,7 +185,7 @@ class Lanczos:
         return max(0.0, lower - allowance), upper + allowance
 
     def ritz_pairs(self, row: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
-        """What the row's Krylov space knows of the operator's eigenvalues.
+        """What the row's Krylov space knows of the operator's eigenvalues; all its basis vectors must have been kept.
 
         Returns:
             Ritz values ``[steps]``, norms of their residuals ``[steps]`` and orthonormal vectors ``[steps, d]``.

@@ -12,7 +12,7 @@ import torch
 from genbound.engines.base import Engine
 from genbound.errors import GenboundError
 from genbound.network.identity import agree, kind_of, weights_digest
-from genbound.network.network import Network
+from genbound.network.problem import Problem
 from genbound.network.weights import BaseProblem
 from genbound.version import __version__
 
@@ -24,7 +24,7 @@ def agree_on(problem: BaseProblem, engine: Engine) -> None:
     """See that all processes have the same problem, and let them pass it in batches of one size with as many threads.
 
     Args:
-        problem: as this process has it; its ``batch_size`` becomes the smallest of all.
+        problem: as this process has it; its ``batch_size`` and ``memory_budget`` become the smallest of all.
         engine: that of the run; one process agrees with itself.
 
     Raises:
@@ -33,9 +33,9 @@ def agree_on(problem: BaseProblem, engine: Engine) -> None:
     if engine.ranks == 1:
         return
     torch.set_num_threads(engine.settle(torch.get_num_threads))
-    if isinstance(problem, Network):
-        sizes = engine.gather(problem.batch_size)
-        problem.batch_size = engine.settle(lambda: min(sizes))
+    if isinstance(problem, Problem):
+        sizes = engine.gather((problem.batch_size, problem.memory_budget))
+        problem.batch_size, problem.memory_budget = engine.settle(lambda: [min(of) for of in zip(*sizes, strict=True)])
     facts, answers = engine.together(lambda: _facts(problem)), engine.together(problem.answers)
     everywhere = engine.gather((facts, answers))
     engine.together(lambda: _refuse_unlike(everywhere, problem.dtype))

@@ -169,6 +169,7 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
     problem = Problem(
         pair.model, pair.init, samples, loss, test_data=held_out, head=pair.head, excluded=pair.excluded, dtype=dtype,
         provenance=provenance, init_buffers=pair.init_buffers, factors=pair.factors, unlabelled=unlabelled,
+        copy_weights=False,  # the pair is read from files, often mapped into memory, and is nobody else's
         **{name: value for name, value in said.items() if value is not None}, **options,
     )  # fmt: skip
     problem.remarks += (*_about_images(pair, samples), *_about_prior(spec))

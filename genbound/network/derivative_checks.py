@@ -9,19 +9,24 @@ samples,
     (\nabla^2\phi\, u)_i \approx \frac{\nabla_i\phi(W + h u) - \nabla_i\phi(W - h u)}{2h},
 
 the first for each layer along a direction of its own, the second for all layers along one. Likewise of the loss in the
-outputs.
+outputs (:mod:`genbound.network.loss_derivative_checks`).
 A weight that autograd does not know must leave the outputs where they are when it is moved. Combinations of the outputs
 stand for the loss because a loss may be flat at the samples tried. Passes are in double precision, unless the network
 computes in single precision whatever it is given. Where a difference meets a kink, another direction and step are
 tried; second derivatives in single precision are not held against anything where there are kinks.
 
-Cost: four forward passes of at most two samples for each layer, and about twelve gradients of them.
+In a large network layers that are called alike but for their numbers (``layers.3.mlp.weight``) and have one shape are
+tried together, along a direction of them all: they are copies of one module, whose code is the same. Of second
+derivatives the first of each such group is tried. So no more than a group's gradients are in memory at a time.
+
+Cost: four forward passes of at most two samples for each layer or group, and about twelve gradients of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +38,7 @@ from genbound.data.sample_parts import map_tensors
 from genbound.errors import GenboundError
 from genbound.estimators.random import generator, normal
 from genbound.network.graph import Graph
-from genbound.network.loss_functions import Loss
+from genbound.network.loss_derivative_checks import check_loss_derivatives
 from genbound.network.operation import Kind
 from genbound.network.operations import named, of_aten, operation
 
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 
 TRIALS = 3  # directions, with smaller and smaller steps: a kink is met by one of them at most, so most must agree
 LARGEST = 2**31  # bytes of weights up to which a copy in double precision is made
+LARGE = 2**25  # weights above which layers that are alike are tried together
 
 
 @dataclass(frozen=True)
@@ -129,17 +135,25 @@ class _Trial:
         """The weights, those of the directions moved by ``step`` times them."""
         return self.weights | {name: self.weights[name] + step * u for name, u in directions.items()}
 
-    def leave_kinks(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def leave_kinks(self, names: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Go a little aside, for a network that stands on a kink exactly; the combination and its gradients there."""
-        self.weights = self.moved({name: self.direction(name, TRIALS) for name in self.weights}, 1e-3)
-        value, gradients = self.gradients(self.weights)
-        return value, {name: g.detach() for name, g in gradients.items()}
+        chosen = list(names)
+        self.weights = self.moved({name: self.direction(name, TRIALS) for name in chosen}, 1e-3)
+        return self.gradients(self.weights, chosen)
 
-    def gradients(self, weights: Mapping[str, Tensor], second: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """The combination, and its gradients in the layers that autograd knows, on the graph if ``second``."""
+    def gradients(
+        self, weights: Mapping[str, Tensor], names: Iterable[str], second: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The combination, and its gradients in those of these layers that autograd knows, on the graph if ``second``.
+
+        Args:
+            weights: of all layers.
+            names: the layers whose gradients are wanted.
+            second: whether the gradients are to be differentiated again.
+        """
         with torch.enable_grad():
-            leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
-            value = self.value(leaves)
+            leaves = {name: weights[name].detach().requires_grad_() for name in names}
+            value = self.value({**weights, **leaves})
             if not value.requires_grad:
                 return value, {}
             found = torch.autograd.grad(value, list(leaves.values()), create_graph=second, allow_unused=True)
@@ -162,100 +176,84 @@ def check_derivatives(network: Network, names: Sequence[str]) -> tuple[str, ...]
     """
     _check_unwritten(network, names)
     check_loss_derivatives(network.loss, *_sample_outputs(network))
+    wrong: list[str] = []
     with torch.no_grad():
-        trial = _trial(network, names)
-        value, gradients = trial.gradients(trial.weights)
-        known = {name: g.detach() for name, g in gradients.items()}
-        _check_unknown(trial, [name for name in names if name not in known])
-        wrong = [name for name in known if not _first_agrees(trial, name, known[name])]
+        trial, alike = _trial(network, names), _alike(network, names)
+        # Each layer by itself from one gradient of them all, or each group by itself from a gradient of its own.
+        for together, units in [(names, [[name] for name in names])] if alike is None else [(g, [g]) for g in alike]:
+            wrong += _first_wrong(trial, together, units)
         if wrong:
-            value, known = trial.leave_kinks()
-            wrong = [name for name in wrong if name in known and not _first_agrees(trial, name, known[name])]
-        if wrong:
-            if trial.executed.rounds:
-                return (
-                    f"the network rounds and hands gradients past it (in {_listed(wrong)}): curvature is that of the "
-                    "surrogate that it is differentiated by, not of what it computes",
-                )
-            raise GenboundError(
-                f"the derivative in layer {wrong[0]} is not that of what the network computes (moving the weight says "
-                "so): "
-                f"part of it is hidden from autograd by {_culprits(value, trial)}; let it be differentiated"
+            return (
+                f"the network rounds and hands gradients past it (in {_listed(wrong)}): curvature is that of the "
+                "surrogate that it is differentiated by, not of what it computes",
             )
         if trial.precision is DOUBLE or not trial.executed.kinks:  # steps of single precision do not pass kinks by
-            if _second_differs(trial, known) and (wrong := _second_differs(trial, trial.leave_kinks()[1])):
-                raise GenboundError(
-                    f"the second derivative in layer {wrong[0]} is not that of what the network computes (differences "
-                    "of first derivatives say so): it is cut by "
-                    f"{_culprits(trial.gradients(trial.weights)[0], trial)}; let it be differentiated twice"
-                )
+            _check_second(trial, names if alike is None else [group[0] for group in alike])
     return ()
 
 
+def _alike(network: Network, names: Sequence[str]) -> list[list[str]] | None:
+    """The layers in groups of one shape whose names differ in numbers alone; ``None`` for a network that is not large.
+
+    Layers of one group are copies of one module in a stack of blocks.
+    """
+    if sum(p.numel() for p in network.params.values()) <= LARGE:
+        return None
+    groups: dict[tuple[str, torch.Size], list[str]] = {}
+    for name in names:
+        groups.setdefault((re.sub(r"\d+", "#", name), network.params[name].shape), []).append(name)
+    return list(groups.values())
+
+
+def _first_wrong(trial: _Trial, names: Sequence[str], units: Sequence[Sequence[str]]) -> list[str]:
+    """Layers whose first derivative is wrong on purpose, because the network rounds.
+
+    Args:
+        trial: the network.
+        names: the layers whose derivatives are taken.
+        units: the same, those together that are tried along one direction.
+
+    Raises:
+        GenboundError: one is wrong for no such reason, or cut.
+    """
+    value, known = trial.gradients(trial.weights, names)
+    _check_unknown(trial, [name for name in names if name not in known])
+
+    def disagreeing(tried: Sequence[Sequence[str]]) -> list[list[str]]:
+        there = [[name for name in unit if name in known] for unit in tried]
+        return [unit for unit in there if unit and not _first_agrees(trial, unit, known)]
+
+    wrong = disagreeing(units)
+    if wrong:
+        value, known = trial.leave_kinks(names)
+        wrong = disagreeing(wrong)
+    if wrong and not trial.executed.rounds:
+        raise GenboundError(
+            f"the derivative in layer {wrong[0][0]} is not that of what the network computes (moving the weight says "
+            f"so): part of it is hidden from autograd by {_culprits(value, trial)}; let it be differentiated"
+        )
+    return [unit[0] for unit in wrong]
+
+
+def _check_second(trial: _Trial, names: Sequence[str]) -> None:
+    """Refuse second derivatives in these layers that are not those of what the network computes."""
+    known = trial.gradients(trial.weights, names)[1]
+    if _second_differs(trial, known) and (wrong := _second_differs(trial, trial.leave_kinks(names)[1])):
+        raise GenboundError(
+            f"the second derivative in layer {wrong[0]} is not that of what the network computes (differences of first "
+            f"derivatives say so): it is cut by {_culprits(trial.gradients(trial.weights, names)[0], trial)}; let it "
+            "be differentiated twice"
+        )
+
+
 def _check_unwritten(network: Network, names: Sequence[str]) -> None:
-    """Refuse layers that a pass writes into: the passes so far have counted up the version of the network's copy."""
-    written = [name for name in names if network.params[name]._version]
+    """Refuse layers that a pass writes into: the passes so far have counted up the version of the weight."""
+    written = [name for name in names if network.params[name]._version != network.versions[name]]
     if written:
         raise GenboundError(
             f"the network's own pass changes layer {written[0]} in place (as max_norm of an embedding does), so what "
             "is measured would not be what moves: build the model without that, or leave the layer out with --layers"
         )
-
-
-def check_loss_derivatives(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
-    """Refuse a loss whose first or second derivative in the ``outputs [N, ...]`` is cut.
-
-    Raises:
-        GenboundError: naming the loss.
-    """
-    outputs = outputs.detach().double()
-    first, second = [], []
-    for trial in range(TRIALS):
-        u = normal(tuple(outputs.shape), generator(trial, "derivative_checks", "loss"), outputs)
-        for scale in (1.0, 0.1):  # a loss may be flat where the network is sure
-            at, step = scale * outputs, 10.0 ** (-5 - trial)
-            ends = [at + sign * step * u for sign in (1, -1)]
-            with torch.no_grad():
-                sides = [loss.per_sample(end, targets).double().sum() for end in ends]
-            g, product = _loss_derivatives(loss, at, targets, u)
-            slopes = [_loss_derivatives(loss, end, targets, u)[0] for end in ends]
-            change = (slopes[0] - slopes[1]) / (2 * step)
-            wanted = float(sides[0] - sides[1]) / (2 * step)
-            # A loss of nearly zero comes from outputs that are not small, and has their rounding.
-            rounding = 1e-14 * float(sides[0].abs() + at.norm()) / step
-            # At a minimum the gradient is zero, and what a difference makes of it is far below the step's own change.
-            slack = 1e-2 * step * float(change.norm() * u.norm()) + rounding
-            first.append(abs(float((g * u).sum()) - wanted) <= 1e-2 * (float(g.norm()) + abs(wanted)) + slack)
-            allowed = 1e-2 * float(change.norm()) + 1e-3 * float(g.norm()) + 1e-13 / step
-            second.append(product is None or float((product - change).norm()) <= allowed)
-    for order, agrees in (("first", first), ("second", second)):
-        if any(not any(agrees[i::2]) for i in (0, 1)):
-            raise GenboundError(
-                f"the {order} derivative of the loss {loss.name} is not that of its values: part of it is hidden from "
-                "autograd (torch.no_grad, .detach(), .data, .item(), or a Function that is differentiated once only); "
-                "let it be differentiated"
-            )
-
-
-def _loss_derivatives(loss: Loss, at: Tensor, targets: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Gradient of the summed losses in the outputs, and their Hessian times ``u``, zero where autograd knows none.
-
-    ``None`` in place of the product where torch says itself that there is none.
-    """
-    zero = torch.zeros_like(at)
-    with torch.enable_grad():
-        at = at.detach().requires_grad_()
-        total = loss.per_sample(at, targets).sum()
-        if not total.requires_grad:
-            return zero, zero
-        gradient = torch.autograd.grad(total, at, create_graph=True, allow_unused=True)[0]
-        if gradient is None or not gradient.requires_grad:
-            return (zero if gradient is None else gradient), zero
-        try:
-            product = torch.autograd.grad((gradient * u).sum(), at, allow_unused=True)[0]
-        except RuntimeError:
-            return gradient.detach(), None
-    return gradient.detach(), zero if product is None else product
 
 
 def _sample_outputs(network: Network) -> tuple[Tensor, Tensor]:
@@ -290,15 +288,19 @@ def _check_unknown(trial: _Trial, names: Sequence[str]) -> None:
                 )
 
 
-def _first_agrees(trial: _Trial, name: str, gradient: Tensor) -> bool:
+def _first_agrees(trial: _Trial, names: Sequence[str], gradients: Mapping[str, Tensor]) -> bool:
+    """Whether differences along a random direction of these layers are those that the gradients foretell."""
     agreed = 0
     for number in range(TRIALS):
-        u, step = trial.direction(name, number), trial.precision.first * 10.0**-number
-        ends = [trial.value(trial.moved({name: u}, sign * step)).double() for sign in (1, -1)]
-        wanted, found = float(ends[0] - ends[1]) / (2 * step), float((gradient.double() * u.double()).sum())
+        step = trial.precision.first * 10.0**-number
+        us = {name: trial.direction(name, number) for name in names}
+        ends = [trial.value(trial.moved(us, sign * step)).double() for sign in (1, -1)]
+        wanted, found, square = float(ends[0] - ends[1]) / (2 * step), 0.0, 0.0
+        for name, u in us.items():
+            found += float((gradients[name].double() * u.double()).sum())
+            square += float(gradients[name].double().norm()) ** 2 * float(u.double().norm()) ** 2 / u.numel()
         rounding = 20 * torch.finfo(trial.precision.dtype).eps * float((trial.own * trial.cotangent).abs().sum()) / step
-        size = abs(wanted) + float(gradient.double().norm()) * float(u.double().norm()) / math.sqrt(u.numel())
-        agreed += abs(found - wanted) <= trial.precision.close * size + rounding
+        agreed += abs(found - wanted) <= trial.precision.close * (abs(wanted) + math.sqrt(square)) + rounding
         if agreed == 2:
             return True
     return False
@@ -314,7 +316,7 @@ def _second_differs(trial: _Trial, known: Mapping[str, Tensor]) -> list[str]:
             products = dict(_products(trial, directions))
         except RuntimeError:
             return []  # torch says itself that there is no second derivative; what needs none can still be measured
-        sides = [trial.gradients(trial.moved(directions, sign * step))[1] for sign in (1, -1)]
+        sides = [trial.gradients(trial.moved(directions, sign * step), known)[1] for sign in (1, -1)]
         for name in set(wrong):
             zero = torch.zeros_like(known[name])
             wanted = (sides[0].get(name, zero) - sides[1].get(name, zero)).double() / (2 * step)
@@ -329,7 +331,7 @@ def _second_differs(trial: _Trial, known: Mapping[str, Tensor]) -> list[str]:
 
 def _products(trial: _Trial, directions: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Layer -> Hessian of the combination times the joint direction."""
-    _, gradients = trial.gradients(trial.weights, second=True)
+    _, gradients = trial.gradients(trial.weights, directions, second=True)
     with torch.enable_grad():
         slope = sum((g * directions[name]).sum() for name, g in gradients.items())
     leaves = {name: trial.leaves[name] for name in directions}

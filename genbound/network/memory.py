@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from genbound.network.network import Network
 
 GRAPHS = 3  # a double backward pass keeps the forward graph, the graph of its gradients and what it is computing
+VECTORS = 2**30  # bytes of the vectors that a recursion keeps, a quarter of the budget at most
 COPIES = 4  # of the weights: their own, the initial ones, the displacements and a perturbed copy
 
 
@@ -61,18 +62,31 @@ def machine_budget(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def largest_batch(network: Network, samples_first: Mapping[str, bool], budget: int | None) -> int:
+def budget_of(device: torch.device, asked: int | None) -> int:
+    """What passes and weights may take, in bytes: what was asked for, or half of what the machine has.
+
+    Raises:
+        GenboundError: it is not positive.
+    """
+    if asked is not None and asked <= 0:
+        raise GenboundError(f"a memory budget of {asked / 2**30:g} GiB holds nothing: it must be positive")
+    return machine_budget(device) if asked is None else asked
+
+
+def vector_room(budget: int) -> int:
+    """Bytes for the vectors of the recursions that run side by side, out of a memory budget."""
+    return min(VECTORS, budget // 4)
+
+
+def largest_batch(network: Network, samples_first: Mapping[str, bool], budget: int) -> int:
     """The network's batch size, or as many of the longest samples as the budget holds beside the weights; 1 at least.
 
     Args:
         network: what is run; its batch size is not exceeded.
         samples_first: of the layers whose derivatives are taken (see :class:`~genbound.network.tape.Tape`).
-        budget: in bytes; ``None`` means half of the machine's memory.
+        budget: in bytes.
 
     Cost: a forward pass of one sample.
     """
-    if budget is not None and budget <= 0:
-        raise GenboundError(f"a memory budget of {budget / 2**30:g} GiB holds nothing: it must be positive")
-    budget = machine_budget(network.device) if budget is None else budget
     each = graph_bytes(network, [network.num_samples - 1], samples_first)  # in order of length
     return max(1, min(network.batch_size, (budget - weight_bytes(network)) // max(each, 1)))

@@ -43,9 +43,13 @@ class Network:
         batch_size: most samples in one forward pass.
         init_buffers: the pretrained model's buffers, those it has; the model's own stand in for the others.
         output: name or place of the scores, where the model returns several tensors.
+        copy_weights: of weights that are in ``dtype`` on ``device`` already, too. Without, nobody may change them as
+            long as the network is measured.
 
     Attributes:
-        params, init: name -> fine-tuned and pretrained weight, detached copies in ``dtype`` on ``device``.
+        params, init: name -> fine-tuned and pretrained weight, detached, in ``dtype`` on ``device``; copies unless
+            ``copy_weights`` is false.
+        versions: name -> how often the weight had been written to when the network was made.
         buffers, init_buffers: name -> buffer of the fine-tuned and the pretrained model, likewise.
         borrowed_buffers: names of the pretrained buffers that the fine-tuned model's stand in for.
         indices: position -> index, in order of the samples' length, so that a batch of sequences is hardly padded.
@@ -75,6 +79,7 @@ class Network:
         batch_size: int = BLOCK,
         init_buffers: Mapping[str, Tensor] | None = None,
         output: str | int | None = None,
+        copy_weights: bool = True,
     ):
         if batch_size < 1:
             raise GenboundError(f"batch size {batch_size} is not positive")
@@ -88,8 +93,9 @@ class Network:
         self.indices = sorted(_choose(len(self.data), num_samples, sample_seed), key=lambda i: (self.data.size(i), i))
         _check_weights(model, init)
         self.dtype = _measured_dtype(model) if dtype is None else dtype
-        self.params = {name: self._copied(p) for name, p in model.named_parameters()}
-        self.init = {name: self._copied(init[name]) for name in self.params}
+        self.params = {name: self._moved(p.detach(), copy=copy_weights) for name, p in model.named_parameters()}
+        self.init = {name: self._moved(init[name].detach(), copy=copy_weights) for name in self.params}
+        self.versions = {name: p._version for name, p in self.params.items()}
         self.buffers = {name: self._copied(b) for name, b in model.named_buffers()}
         self.init_buffers, self.borrowed_buffers = _init_buffers(self.buffers, init_buffers or {})
         self._functions: PlainFunctions | None = PlainFunctions()

@@ -18,7 +18,7 @@ from genbound.network.displacement import Displacement
 from genbound.network.identity import answers, network_digest
 from genbound.network.layers import Layer, select_layers
 from genbound.network.loss_functions import Loss
-from genbound.network.memory import largest_batch
+from genbound.network.memory import budget_of, largest_batch
 from genbound.network.network import Network
 from genbound.network.prior import Prior
 from genbound.network.refusals import refusals
@@ -71,12 +71,14 @@ class Problem(Network, BaseProblem):
         prior_choices: from how many priors ``prior`` was chosen after the other samples had been seen: which tensors
             may move is a choice of the prior. Certificates pay its logarithm.
         unlabelled: inputs that training never saw, for certificates of the network itself; labels are not looked at.
+        copy_weights: see :class:`~genbound.network.network.Network`.
 
     Attributes:
         prior: the centre of certificates, ``None`` where it is the start.
         layers: the weights that are measured, in the order of ``model.named_parameters()``.
         samples_first: layer -> order of the rows of the operations that use it.
         displacement: layer -> fine-tuned minus pretrained weight.
+        memory_budget: bytes that a pass, the weights and the vectors of recursions may take.
         remarks: what a reader of every number must know of the network.
 
     Raises:
@@ -132,10 +134,12 @@ class Problem(Network, BaseProblem):
         prior_factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         prior_choices: int | None = None,
         unlabelled: Any = None,
+        copy_weights: bool = True,
     ):
         super().__init__(
             model, init, data, loss, loss_range=loss_range, num_samples=num_samples, sample_seed=sample_seed,
             dtype=dtype, device=device, batch_size=batch_size, init_buffers=init_buffers, output=output,
+            copy_weights=copy_weights,
         )  # fmt: skip
         self.test_data: Samples | None = None if test_data is None else as_samples(test_data)
         self.unlabelled: Samples | None = None if unlabelled is None else as_samples(unlabelled)
@@ -162,7 +166,8 @@ class Problem(Network, BaseProblem):
         self.remarks = tuple(remark for remark in said if remark)
         self._by_batch = {layer.name: layer.by_batch for layer in self.layers}
         self.displacement = Displacement.between(self.params, self.init, self.samples_first, factors)
-        self.batch_size = largest_batch(self, self.samples_first, memory_budget)
+        self.memory_budget = budget_of(self.device, memory_budget)
+        self.batch_size = largest_batch(self, self.samples_first, self.memory_budget)
 
     def over_all(self) -> Problem:
         """The same problem with all samples of the data measured: other positions, the same indices."""

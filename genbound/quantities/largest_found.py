@@ -97,13 +97,15 @@ def _note(num: int, rows: dict[str, dict]) -> str:
 def _look(whole: Problem, context: Context, shard: range) -> Part:
     """``forms [n, L]`` and ``sizes [n]``: Gauss-Newton parts, and norms of the loss's gradient in the output."""
     forms, sizes = np.zeros((len(shard), len(whole.layers))), np.zeros(len(shard))
-    moved = {name: v for name, v in whole.displacement.items() if bool(v.any())}
+    moved = whole.displacement.moved
     for tape, columns in tapes_by_column(whole)(shard):
         rows = np.array([p - shard[0] for p in tape.positions])
         sizes[rows] = tape.output_gradient().flatten(1).norm(dim=1).double().cpu().numpy()
         kept = [(name, i) for name, i in zip(tape.layers, columns, strict=True) if name in moved and tape.uses[name]]
         if kept:
-            found = gauss_newton_forms(tape, {name: moved[name] for name, _ in kept}, _cotangents(tape, context))
+            found = gauss_newton_forms(
+                tape, whole.displacement.of([name for name, _ in kept]), _cotangents(tape, context)
+            )
             forms[np.ix_(rows, [i for _, i in kept])] = found.cpu().numpy()
     return {"forms": forms, "sizes": sizes}
 

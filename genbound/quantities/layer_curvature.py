@@ -75,7 +75,7 @@ def _forms(problem: Problem, options: LayerCurvatureOptions, shard: range) -> np
     found = np.zeros((len(shard), len(problem.layers)))
     for tape, columns in tapes_by_column(problem)(shard):
         rows = [p - shard[0] for p in tape.positions]
-        vs = {name: problem.displacement[name] for name in tape.layers}
+        vs = problem.displacement.of(tape.layers)
         if options.curvature == "hessian":
             forms = {name: tape.product(name, v)[0] for name, v in vs.items()}
         else:

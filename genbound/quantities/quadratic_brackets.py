@@ -11,6 +11,7 @@ from genbound.curvature.layer_block import LayerBlock
 from genbound.estimators.lanczos import Lanczos, rounding
 from genbound.network.layers import Layer
 from genbound.network.loss_functions import output_form
+from genbound.network.memory import vector_room
 from genbound.network.problem import Problem
 from genbound.network.tape import Tape
 from genbound.quantities.base import Part
@@ -21,7 +22,6 @@ CHECKPOINTS = frozenset({
     2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384,
     512,
 })  # fmt: skip
-KRYLOV_BYTES = 2**30
 FIRST = 4  # samples that are refined to the end before the others
 TOGETHER = 64  # samples of a layer that are refined by one process, in batches, while others refine others
 RECORDING = 8  # products that recording a tape is reckoned at
@@ -49,7 +49,7 @@ def screen(problem: Problem, positions: Sequence[int], layers: Sequence[Layer] |
     column, place = {layer.name: i for i, layer in enumerate(layers)}, {p: i for i, p in enumerate(positions)}
     for tape in problem.tapes(positions, list(column)):
         rows = [place[p] for p in tape.positions]
-        moved = [n for n in tape.layers if tape.uses[n] and bool(problem.displacement[n].any())]
+        moved = [n for n in tape.layers if tape.uses[n] and n in problem.displacement.moved]
         certain = [n for n in moved if n in tape.positive_semidefinite]
         for name, low, high in _output_forms(problem, tape, certain):
             lower[rows, column[name]], upper[rows, column[name]] = low, high
@@ -65,14 +65,14 @@ def screen(problem: Problem, positions: Sequence[int], layers: Sequence[Layer] |
 def _output_forms(problem: Problem, tape: Tape, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """``(name, lower [n], upper [n])`` of positive semidefinite layers, from what they do to the output."""
     allowance = rounding(problem.dtype)
-    for name, u in tape.output_derivatives({name: problem.displacement[name] for name in names}).items():
+    for name, u in tape.output_derivatives(problem.displacement.of(names)).items():
         value = output_form(problem.loss, tape.outputs, tape.targets, u).cpu().numpy()
         yield name, value * (1 - allowance), value * (1 + allowance)
 
 
 def _start(problem: Problem, block: LayerBlock) -> Lanczos:
     """A recursion from the layer's displacement, after its first product."""
-    run = Lanczos(block.product, block.start(problem.displacement[block.name]))
+    run = Lanczos(block.product, block.start(problem.displacement[block.name]), keep=1)
     run.step(block.precision)
     return run
 
@@ -160,11 +160,15 @@ class Refinement:
         return [int(p) for p in order if self._is_open(p) and p not in visited]
 
     def _batch_size(self) -> int:
-        """Samples refined side by side: all vectors of a recursion are kept in float64."""
+        """Samples refined side by side: as many as have room for all vectors of their recursions, or one."""
         if not self._layer.by_batch:
             return 1
         dimension = self._block([int(np.argmax(self._upper))]).dimension
-        return max(1, min(self._problem.batch_size, KRYLOV_BYTES // (8 * dimension * self._options.max_products)))
+        return max(1, min(self._problem.batch_size, self._room(dimension) // self._options.max_products))
+
+    def _room(self, dimension: int) -> int:
+        """Vectors of this length in float64 that are kept at a time."""
+        return vector_room(self._problem.memory_budget) // (8 * dimension)
 
     def _block(self, positions: list[int]) -> LayerBlock:
         return LayerBlock(self._problem.tape(positions, [self._layer.name]), self._layer.name)
@@ -172,7 +176,8 @@ class Refinement:
     def _refine(self, members: list[int]) -> None:
         """Samples side by side, until none is open or the products are spent."""
         block = self._block(members)
-        run = Lanczos(block.product, block.start(self._problem.displacement[self._layer.name]))
+        start, room = block.start(self._problem.displacement[self._layer.name]), self._room(block.dimension)
+        run = Lanczos(block.product, start, keep=room // len(members))
         while members and run.num_products < self._options.max_products and self._products < self._most:
             run.step(block.precision)
             self._products += len(members)

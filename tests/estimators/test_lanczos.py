@@ -13,10 +13,10 @@ def exact(h, v):
     return float(((v @ vectors) ** 2 * values.clamp(min=0)).sum())
 
 
-def brackets(hs, vs, products, dtype=D):
+def brackets(hs, vs, products, dtype=D, keep=None):
     """Certified bracket of every row after every product, ``[products, rows, 2]``."""
     hs, vs = torch.stack(list(hs)).to(dtype), torch.stack(list(vs)).to(dtype)
-    run = Lanczos(lambda x: (hs @ x.to(dtype).unsqueeze(2)).squeeze(2), vs)
+    run = Lanczos(lambda x: (hs @ x.to(dtype).unsqueeze(2)).squeeze(2), vs, keep)
     found = []
     for _ in range(products):
         run.step(1e-12 if dtype == D else 1e-6)
@@ -72,6 +72,49 @@ def test_bracket_contains_the_truth_after_every_product(name, dtype):
     size = np.array([float(v.norm() * (h @ v).norm()) for h, v in pairs])
     assert (found[..., 0] <= truth + 1e-14 * size).all(), ((found[..., 0] - truth) / size).max()
     assert (found[..., 1] >= truth - 1e-14 * size).all(), ((truth - found[..., 1]) / size).max()
+
+
+WIDE = {
+    "two_sided_decay": lambda r: np.concatenate(
+        [10.0 ** np.linspace(4, -2, 100), -(10.0 ** np.linspace(3.5, -2, 100))]
+    ),
+    "outliers": lambda r: np.concatenate([[1000.0, -800.0, 500.0], r.normal(size=197)]),
+    "cluster": lambda r: np.concatenate([np.linspace(900, 1000, 20), 1e-3 * r.normal(size=180)]),
+    "gaussian": lambda r: r.normal(size=200),
+}
+
+
+@pytest.mark.parametrize("dtype", [D, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", WIDE)
+def test_bracket_holds_the_truth_where_few_vectors_are_kept(name, dtype):
+    """Orthogonality is lost there: copies of the large eigenvalues appear, and the brackets are hardly wider."""
+    r = rng(0)
+    h = 0.5 * ((found := matrix(WIDE[name](r), 0)[0]) + found.mT)
+    vs = [torch.as_tensor(r.normal(size=200)), h @ torch.as_tensor(r.normal(size=200))]
+    h, vs = h.to(dtype).double(), [v.to(dtype).double() for v in vs]
+    truth = np.array([exact(h, v) for v in vs])
+    every = brackets([h, h], vs, 120, dtype)
+    for keep in (1, 8, 40):
+        few = brackets([h, h], vs, 120, dtype, keep)
+        assert (few[..., 0] <= truth).all() and (few[..., 1] >= truth).all()
+        assert (few[-1, :, 1] - few[-1, :, 0] <= (every[-1, :, 1] - every[-1, :, 0]) + 0.02 * truth).all()
+        np.testing.assert_array_equal(few[: max(keep, 4)], every[: max(keep, 4)])
+
+
+def test_no_more_vectors_are_kept_than_have_room():
+    h = matrix(np.linspace(-1, 1, 64), 0)[0]
+    run = Lanczos(lambda x: x @ h, torch.ones(2, 64, dtype=D), keep=21)
+    sizes = []
+    for _ in range(60):
+        run.step(1e-12)
+        sizes.append(sum(block.shape[1] for block in run._blocks))
+    assert max(sizes) == 21 and sizes[0] == 16
+    kept = torch.cat([block[0] for block in run._blocks])
+    assert float((kept @ kept.mT - torch.eye(21, dtype=D)).abs().max()) < 1e-12
+    fewer = run.select([1], lambda x: x @ h)
+    assert not run._blocks and sum(block.shape[1] for block in fewer._blocks) == 21
+    fewer.step(1e-12)
+    assert fewer.num_products == 61
 
 
 @pytest.mark.parametrize("name", SPECTRA)

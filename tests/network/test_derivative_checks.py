@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import genbound
 from genbound.errors import GenboundError
-from genbound.network.derivative_checks import check_loss_derivatives
+from genbound.network.loss_derivative_checks import check_loss_derivatives
 from genbound.network.loss_functions import Loss, get_loss
 
 

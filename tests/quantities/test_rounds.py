@@ -34,8 +34,10 @@ class Shuffled(InProcess):
         return [parts[index] for index in range(len(items))]
 
 
+@pytest.mark.parametrize("room", [1, 2**30])
 @pytest.mark.parametrize("together", [2, 64])
-def test_the_certified_maximum_holds_whatever_is_refined_side_by_side(monkeypatch, together):
+def test_the_certified_maximum_holds_whatever_is_refined_side_by_side(monkeypatch, together, room):
+    """Also where hardly any vectors have room, so that orthogonality is lost."""
     monkeypatch.setattr(quadratic_brackets, "TOGETHER", together)
     monkeypatch.setattr(quadratic_brackets, "FIRST", 1)
     stream = torch.Generator().manual_seed(0)
@@ -45,7 +47,10 @@ def test_the_certified_maximum_holds_whatever_is_refined_side_by_side(monkeypatc
     init = {n: p.detach() + torch.randn(p.shape, generator=stream).double() for n, p in model.named_parameters()}
     # Samples that are nearly alike stay open until each is known.
     data = 1 + 0.01 * torch.randn(40, 3, generator=stream).double(), torch.zeros(40, dtype=torch.long)
-    problem, options = genbound.Problem(model, init, data), {"max_quadratic_form": {"tolerance": 1e-9}}
+    problem, options = (
+        genbound.Problem(model, init, data, memory_budget=4 * room),
+        {"max_quadratic_form": {"tolerance": 1e-9}},
+    )
     engine = Shuffled()
     found = genbound.evaluate(problem, ["max_quadratic_form"], options=options, engine=engine)
     whole = genbound.evaluate(problem, ["max_quadratic_form"], options=options)

@@ -1,0 +1,157 @@
+"""What is otherwise in a large network: weights are shared, differences made when needed, copies tried together."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import genbound
+from genbound.checkpoints.architecture import load_pair
+from genbound.checkpoints.pair_spec import PairSpec
+from genbound.errors import GenboundError
+from genbound.network import derivative_checks, displacement
+from genbound.network.displacement import Differences, Displacement
+
+
+class Block(nn.Module):
+    def __init__(self, hides):
+        super().__init__()
+        self.dense, self.out, self.hides = nn.Linear(4, 4), nn.Linear(4, 4), hides
+
+    def forward(self, x):
+        inner = torch.tanh(self.dense(x))
+        if self.hides == "first":
+            inner = inner.detach()
+        if self.hides == "second":
+            inner = SavedSlope.apply(self.dense(x))
+        return x + self.out(inner)
+
+
+class SavedSlope(torch.autograd.Function):
+    """Its backward pass takes a number of its forward pass for a constant."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.slope = 1 - x.tanh() ** 2
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.slope
+
+
+def problem(hides=None, which=1, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        blocks = [Block(hides if i == which else None) for i in range(5)]
+        model = nn.Sequential(*blocks, nn.Linear(4, 3)).double()
+        init = {n: p.detach() - 0.1 * torch.randn_like(p) for n, p in model.named_parameters()}
+        data = torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 3
+    return genbound.Problem(model, init, data, **options)
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every network counts as a large one."""
+    monkeypatch.setattr(derivative_checks, "LARGE", 0)
+    monkeypatch.setattr(displacement, "KEPT", 0)
+
+
+def test_copies_of_a_module_are_tried_together(large, monkeypatch):
+    tried = []
+    own = derivative_checks._first_agrees
+    monkeypatch.setattr(
+        derivative_checks, "_first_agrees", lambda trial, names, known: tried.append(names) or own(trial, names, known)
+    )
+    assert len(problem().layers) == 11
+    assert [len(names) for names in tried] == [5, 5, 1]
+
+
+@pytest.mark.parametrize("which", [0, 3])
+def test_a_derivative_that_one_of_them_hides_is_found(large, which):
+    with pytest.raises(GenboundError, match=r"layer \d\.dense\.weight moves the network's output"):
+        problem("first", which)
+
+
+def test_a_second_derivative_that_the_first_of_them_hides_is_found(large):
+    with pytest.raises(GenboundError, match=r"second derivative in layer 0\.dense"):
+        problem("second", 0)
+
+
+def test_a_part_that_one_of_them_hides_is_found(large):
+    """Half of what the layer does is seen by autograd."""
+
+    class Half(Block):
+        def forward(self, x):
+            inner = torch.tanh(self.dense(x))
+            return x + self.out(0.5 * inner + 0.5 * inner.detach())
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(None), Block(None), Half(None), nn.Linear(4, 3)).double()
+    init = {n: p.detach() - 0.1 * torch.randn_like(p) for n, p in model.named_parameters()}
+    with pytest.raises(GenboundError, match=r"the derivative in layer 0\.dense\.weight is not that"):
+        genbound.Problem(model, init, (torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 3))
+
+
+def test_displacements_made_when_needed_are_the_same(monkeypatch):
+    names = ["displacement_norm", "max_quadratic_form", "layer_curvature"]
+    kept = genbound.evaluate(problem(), names)
+    monkeypatch.setattr(displacement, "KEPT", 0)
+    lazy = problem()
+    assert isinstance(lazy.displacement._dense, Differences)
+    assert genbound.evaluate(lazy, names).quantities == kept.quantities
+    for options in ({}, {"maximum": "found"}):
+        found = genbound.measure(lazy, "max_quadratic_form", **options)
+        assert found == genbound.measure(problem(), "max_quadratic_form", **options)
+
+
+def test_some_layers_of_a_displacement(large):
+    params = {"a": torch.ones(2, 2), "b": torch.zeros(2, 2), "c": torch.ones(2, 2)}
+    init = {name: torch.zeros(2, 2) for name in params}
+    factors = {"c": (torch.ones(2, 1), torch.ones(1, 2))}
+    moved = Displacement.between(params, init, params, factors)
+    assert moved.moved == {"a", "c"} and set(moved) == {"a", "b", "c"} and len(moved) == 3
+    some = moved.of(["c", "a"])
+    assert set(some) == {"a", "c"} and torch.equal(some["a"], torch.ones(2, 2)) and some.norm("c") == 2.0
+    with pytest.raises(KeyError):
+        some["b"]
+
+
+def test_a_problem_copies_the_weights_of_a_model_that_may_go_on_training():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    init = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    data = torch.randn(4, 3), torch.arange(4) % 2
+    own, shared = (genbound.Problem(model, init, data, copy_weights=c) for c in (True, False))
+    before = own.params["weight"].clone()
+    with torch.no_grad():
+        model.weight.add_(1)
+    assert torch.equal(own.params["weight"], before)
+    assert shared.params["weight"].data_ptr() == model.weight.data_ptr()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers so
+def test_the_base_of_an_adapter_is_in_memory_once(tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    base = transformers.LlamaForCausalLM(config)
+    base.save_pretrained(tmp_path / "base")
+    start = copy.deepcopy(base.state_dict())
+    tuned = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    for name, p in tuned.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p)
+    tuned.save_pretrained(tmp_path / "tuned")
+    pair = load_pair(PairSpec(str(tmp_path / "tuned"), str(tmp_path / "base")))
+    assert len(pair.factors) == 2
+    for name, weight in pair.params.items():
+        adapted = "q_proj" in name
+        assert torch.equal(pair.init[name], start[name])
+        assert torch.equal(weight, start[name]) is not adapted
+        if weight.dim() == 2:
+            assert (weight.data_ptr() == pair.init[name].data_ptr()) is not adapted
