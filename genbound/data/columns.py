@@ -15,11 +15,13 @@ from genbound.data.images import ImageSamples
 from genbound.data.labels import read_labels
 from genbound.data.samples import Samples
 from genbound.data.spec import DataSpec, Reader
+from genbound.data.stored_columns import StoredColumn
 from genbound.data.table_files import read_table
 from genbound.data.texts import TextSamples, TokenSamples
 from genbound.errors import GenboundError
 
 TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+LABELS = ("labels", "label")  # of tokens
 Labels = Tensor | list[list[int]] | None
 
 
@@ -51,7 +53,7 @@ def file_samples(spec: DataSpec, reader: Reader) -> Samples:
         wanted += spec.options["label"].split(",")
     elif reader.labelled and not reader.next_token:
         raise _unlabelled(spec)
-    columns = read_table(spec, wanted)
+    columns = read_table(spec, wanted, {*spec.options.get("label", "").split(","), *LABELS})
     return table_samples(spec, reader, Table(str(spec.path), columns, spec.path.parent, reader.label2id))
 
 
@@ -85,7 +87,7 @@ def _unlabelled(spec: DataSpec) -> GenboundError:
 
 def _label(spec: DataSpec, reader: Reader, table: Table) -> str | None:
     """The label column, or several with commas; ``None`` where the tokens themselves are the labels."""
-    usual = [name for name in ("labels", "label") if _is_tokenised(spec) and name in table.columns]
+    usual = [name for name in LABELS if _is_tokenised(spec) and name in table.columns]
     label = spec.options.get("label") or next(iter(usual), None)
     if label is None:
         if reader.labelled and not reader.next_token:
@@ -112,8 +114,14 @@ def _read_labels(spec: DataSpec, reader: Reader, table: Table, label: str | None
 
 def _image_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels) -> ImageSamples:
     images = table.columns[spec.options["image"]]
-    if isinstance(images, list):  # a data set's own column opens an image when it is asked for
-        images = [table.folder / image if isinstance(image, str) else image for image in images]
+
+    def placed(image: Any) -> Any:
+        return table.folder / image if isinstance(image, str) else image
+
+    if isinstance(images, StoredColumn):
+        images = images.changed(placed)
+    elif isinstance(images, list):  # a data set's own column opens an image when it is asked for
+        images = [placed(image) for image in images]
     return ImageSamples(images, labels, make_transform(spec.options, reader.images, reader.image_settings), spec.text)
 
 
@@ -127,6 +135,8 @@ def _text_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels) 
 
 def _texts(table: Table, name: str) -> Sequence[Any]:
     """A column of texts, or of lists of words."""
+    if isinstance(column := table.columns[name], StoredColumn) and column.holds in ("text", "words"):
+        return column
     for row, text in enumerate(table.columns[name]):
         if not isinstance(text, str) and not (isinstance(text, list) and text and isinstance(text[0], str)):
             raise GenboundError(
@@ -145,13 +155,26 @@ def _token_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels)
             f"data {spec.text!r} does not say which column is the text (add text=COL), "
             f"and {table.where!r} holds no tokens in 'input_ids'; it has {', '.join(map(str, columns))}"
         )
+    pad = getattr(reader.tokenizer, "pad_token_id", None)
+    side = getattr(reader.tokenizer, "padding_side", "right")
+    if all(isinstance(values, StoredColumn) and values.holds == "numbers" for values in inputs.values()):
+        rows: Sequence[dict[str, list[int]]] = _stored_rows(inputs)
+        return TokenSamples(rows, labels, {"input_ids": pad or 0}, side, reader.next_token, spec.text)
     for name, values in inputs.items():
         odd = next((i for i, value in enumerate(values) if not isinstance(value, list)), None)
         if odd is not None:
             raise GenboundError(f"{table.where!r}: column {name!r} of sample {odd} holds no list of tokens")
-    rows = [{name: inputs[name][i] for name in inputs} for i in range(len(inputs["input_ids"]))]
-    for row in rows:
-        row.setdefault("attention_mask", [1] * len(row["input_ids"]))
-    pad = getattr(reader.tokenizer, "pad_token_id", None)
-    side = getattr(reader.tokenizer, "padding_side", "right")
+    rows = [_with_mask({name: inputs[name][i] for name in inputs}) for i in range(len(inputs["input_ids"]))]
     return TokenSamples(rows, labels, {"input_ids": pad or 0}, side, reader.next_token, spec.text)
+
+
+def _with_mask(row: dict[str, list[int]]) -> dict[str, list[int]]:
+    """A sample's tokens with the mask that the model wants, if none is there."""
+    row.setdefault("attention_mask", [1] * len(row["input_ids"]))
+    return row
+
+
+def _stored_rows(inputs: Mapping[str, StoredColumn]) -> StoredColumn:
+    """Rows of tokens that are put together when they are read."""
+    first = inputs["input_ids"]
+    return StoredColumn(lambda i: _with_mask({name: c[i] for name, c in inputs.items()}), len(first), "", "")

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from genbound.data.columns import Table, table_samples
+from genbound.data import stored_columns
+from genbound.data.columns import LABELS, Table, table_samples
 from genbound.data.samples import Samples
 from genbound.data.spec import DataSpec, Reader
+from genbound.data.stored_columns import StoredColumn
 from genbound.errors import GenboundError, first_line
 from genbound.optional import import_optional
 
@@ -38,12 +40,20 @@ def hub_samples(spec: DataSpec, reader: Reader) -> Samples:
             raise GenboundError(
                 f"data {spec.text!r}: no column {spec.options[what]!r}; the columns are {', '.join(found.column_names)}"
             )
-    # The image column stays as it is: it opens an image when it is asked for.
-    columns = {
-        name: found[name] if name == spec.options.get("image") else list(found[name]) for name in found.column_names
-    }
+    whole = {*spec.options.get("label", "").split(","), *LABELS}
+    columns = {name: _column(found, name, spec, name in whole) for name in found.column_names}
     classes = _class_names(found, spec.options.get("label")) or reader.label2id
     return table_samples(spec, reader, Table(f"hf:{spec.place}", columns, spec.base_dir, classes))
+
+
+def _column(found: Any, name: str, spec: DataSpec, whole: bool) -> Any:
+    """A column's values: as they are, all of them read, or of a large data set each when it is asked for."""
+    if name == spec.options.get("image"):
+        return found[name]  # it opens an image when it is asked for
+    if whole or (found.data.nbytes or 0) <= stored_columns.LARGE:
+        return list(found[name])
+    column, kind = found[name], stored_columns.kind_of(str(found.data.schema.field(name).type))
+    return StoredColumn(lambda row: column[row], len(found), f"hf:{spec.place}: column {name!r}", kind)
 
 
 def _with_usual_columns(spec: DataSpec, columns: list[str]) -> DataSpec:
@@ -136,7 +146,9 @@ def _from_files(datasets: Any, path: Path, split: str | None, cache: str, stream
     given = {"data_files": [str(file) for file in files], "split": "train", "cache_dir": cache}
     if streaming:
         return datasets.load_dataset(kinds[0], streaming=True, **given)
-    return datasets.load_dataset(kinds[0], keep_in_memory=True, **given)
+    small = sum(file.stat().st_size for file in files) <= stored_columns.LARGE
+    # What is not kept in memory is written to the cache once, and stays mapped when the cache is gone.
+    return datasets.load_dataset(kinds[0], keep_in_memory=small, **given)
 
 
 def _from_cache(datasets: Any, name: str, streaming: bool) -> Any:

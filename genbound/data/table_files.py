@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from genbound.data import stored_columns
 from genbound.data.spec import DataSpec
 from genbound.errors import GenboundError
 from genbound.optional import import_optional
 
 
-def read_table(spec: DataSpec, columns: Sequence[str] | None) -> dict[str, list]:
+def read_table(spec: DataSpec, columns: Sequence[str] | None, whole: Collection[str] = ()) -> dict[str, Sequence]:
     """The named columns of the first rows of a csv (with a header, UTF-8), jsonl or parquet file.
 
     Args:
         spec: the file, and how many rows are wanted.
         columns: names; ``None`` for all.
+        whole: those that are read now, whatever their size. Of a large parquet file the others are read by need.
 
     Returns:
         Name -> values, one a row.
     """
     path = spec.existing_file()
-    read = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}[spec.scheme]
-    table = read(path, columns, spec.samples)
+    table: dict[str, Sequence]
+    if spec.scheme == "parquet":
+        table = _read_parquet(path, columns, spec.samples, whole)
+    else:
+        table = dict({"csv": _read_csv, "jsonl": _read_jsonl}[spec.scheme](path, columns, spec.samples))
     if not table or not next(iter(table.values())):
         raise GenboundError(f"{str(path)!r} has no rows; write it again")
     return table
@@ -81,7 +87,9 @@ def _read_jsonl(path: Path, columns: Sequence[str] | None, limit: int | None) ->
     return table
 
 
-def _read_parquet(path: Path, columns: Sequence[str] | None, limit: int | None) -> dict[str, list]:
+def _read_parquet(
+    path: Path, columns: Sequence[str] | None, limit: int | None, whole: Collection[str]
+) -> dict[str, Sequence]:
     pyarrow, parquet = (
         import_optional(name, "parquet files need pyarrow", "pyarrow") for name in ("pyarrow", "pyarrow.parquet")
     )
@@ -89,15 +97,26 @@ def _read_parquet(path: Path, columns: Sequence[str] | None, limit: int | None) 
         with parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names) if columns is None else list(columns)
             _require(repr(str(path)), columns, file.schema_arrow.names)
-            table: dict[str, list] = {column: [] for column in columns}
-            for batch in file.iter_batches(columns=columns):
-                for column, values in batch.to_pydict().items():
-                    table[column] += values
-                if limit is not None and len(table[columns[0]]) >= limit:
-                    break
-            return {column: values[:limit] for column, values in table.items()}
+            size = sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups))
+            if size > stored_columns.LARGE:
+                now = [column for column in columns if column in whole]
+                later = [column for column in columns if column not in whole]
+                stored = stored_columns.of_parquet(parquet.ParquetFile(path), path, later, limit)
+                return {**stored, **_read_batches(file, now, limit)}
+            return dict(_read_batches(file, columns, limit))
     except (pyarrow.ArrowException, OSError, MemoryError, ValueError) as error:
         reason = str(error)[:200]
         raise GenboundError(
             f"{str(path)!r} is no readable parquet file (truncated?): {reason}; write it again"
         ) from error
+
+
+def _read_batches(file: Any, columns: Sequence[str], limit: int | None) -> dict[str, list]:
+    """The columns of the first rows of an open parquet file."""
+    table: dict[str, list] = {column: [] for column in columns}
+    for batch in file.iter_batches(columns=list(columns)) if columns else ():
+        for column, values in batch.to_pydict().items():
+            table[column] += values
+        if limit is not None and len(table[columns[0]]) >= limit:
+            break
+    return {column: values[:limit] for column, values in table.items()}
