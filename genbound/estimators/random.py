@@ -51,8 +51,8 @@ def grouped(rows: Sequence[Row]) -> dict[tuple, tuple[list[int], list[int]]]:
 def row_signs(rows: Sequence[Row], seed: int, name: str, positions: int, width: int, like: Tensor) -> Tensor:
     """Independent signs, position by position: more positions only continue the earlier ones.
 
-    Every row has a SplitMix64 stream of its own (Steele, Lea & Flood, OOPSLA 2014). Its words are computed where they
-    are needed: all rows at once, and nothing for rows that are not there.
+    Every row has a SplitMix64 stream of its own (Steele, Lea & Flood, OOPSLA 2014): a function of its number alone. Its
+    words are computed where they are needed, on the device of ``like`` and the same on each, all rows at once.
 
     Args:
         rows: where each row's signs come from.
@@ -68,14 +68,56 @@ def row_signs(rows: Sequence[Row], seed: int, name: str, positions: int, width: 
     starts = [hashlib.sha256(repr((int(seed), *key, member, name)).encode()).digest()[:8] for key, member in rows]
     start = np.frombuffer(b"".join(starts), dtype="<u8")
     num_words = positions * -(-width // 64)
-    words = start[:, None] + np.arange(1, num_words + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+    if _is_host(like.device):
+        words = torch.from_numpy(_words(start, num_words).view(np.int64))
+    else:
+        words = words_on(torch.from_numpy(start.view(np.int64).copy()).to(like.device), num_words)
+    bytes_ = words.view(torch.uint8).view(len(rows), positions, -1).int()
+    signs = embedding(bytes_, SIGNS_OF_BYTE.to(like.device)).flatten(2)[..., :width]
+    return signs.to(device=like.device, dtype=like.dtype)
+
+
+STEP = 0x9E3779B97F4A7C15
+MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+LAST = 31
+
+
+def _is_host(device: torch.device) -> bool:
+    """NumPy makes the words there: several times faster than signed arithmetic of torch."""
+    return device.type == "cpu"
+
+
+def _words(start: np.ndarray, num: int) -> np.ndarray:
+    """The first words of SplitMix64 streams, ``[rows] -> [rows, num]``, in unsigned integers."""
+    words = start[:, None] + np.arange(1, num + 1, dtype=np.uint64) * np.uint64(STEP)
+    for shift, factor in MIXES:
         words ^= words >> np.uint64(shift)
         words *= np.uint64(factor)
-    words ^= words >> np.uint64(31)
-    bytes_ = torch.from_numpy(words.view(np.uint8)).view(len(rows), positions, -1).int()
-    signs = embedding(bytes_, SIGNS_OF_BYTE).flatten(2)[..., :width]
-    return signs.to(device=like.device, dtype=like.dtype)
+    words ^= words >> np.uint64(LAST)
+    return words
+
+
+def words_on(start: Tensor, num: int) -> Tensor:
+    """The same bits from signed integers, the only ones of 64 bits that every device multiplies: they wrap alike.
+
+    Args:
+        start: of each stream, int64 ``[rows]``, on the device.
+        num: words of each.
+
+    Returns:
+        int64 ``[rows, num]``, on the device.
+    """
+
+    def signed(number: int) -> int:
+        return number - (1 << 64) if number >> 63 else number
+
+    def shifted(words: Tensor, shift: int) -> Tensor:
+        return (words >> shift) & ((1 << (64 - shift)) - 1)  # zeros come in from the left, whatever the sign was
+
+    words = start[:, None] + torch.arange(1, num + 1, device=start.device) * signed(STEP)
+    for shift, factor in MIXES:
+        words = (words ^ shifted(words, shift)) * signed(factor)
+    return words ^ shifted(words, LAST)
 
 
 def rademacher(shape: tuple[int, ...], stream: torch.Generator, like: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from cases import D
 from seeded import matrix, rng
 
+from genbound.estimators import random as numbers
 from genbound.estimators.random import BLOCK, generator, grouped, normal, rademacher, row_of, row_signs
 
 LIKE = torch.zeros(1, dtype=D)
@@ -97,3 +99,22 @@ def test_signs_do_not_depend_on_which_samples_share_a_pass():
     assert set(whole.unique().tolist()) == {-1.0, 1.0}
     assert torch.equal(row_signs([rows[7], rows[3]], 1, "layer", 3, 70, like), whole[[7, 3]])
     assert abs(float(rademacher((1000, 1000), generator(2, "x"), like).mean())) < 4e-3
+
+
+def test_words_made_on_a_device_are_those_of_the_host():
+    """In signed arithmetic, as accelerators have it."""
+    starts = np.random.default_rng(0).integers(0, 2**64, size=50, dtype=np.uint64)
+    starts[:4] = [0, 1, 2**63, 2**64 - 1]
+    host = numbers._words(starts, 77)
+    device = numbers.words_on(torch.from_numpy(starts.view(np.int64).copy()), 77)
+    np.testing.assert_array_equal(device.numpy().view(np.uint64), host)
+    # The first outputs of SplitMix64 from 0, as its reference implementation prints them.
+    assert [int(word) for word in host[0, :3]] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+
+
+@pytest.mark.parametrize(("positions", "width"), [(7, 100), (1, 64), (3, 1)])
+def test_signs_do_not_depend_on_where_they_are_made(monkeypatch, positions, width):
+    rows = [row_of("probe", p, d, 64) for p in range(3) for d in range(20)]
+    host = row_signs(rows, 5, "fc.weight", positions, width, LIKE)
+    monkeypatch.setattr(numbers, "_is_host", lambda device: False)
+    assert torch.equal(row_signs(rows, 5, "fc.weight", positions, width, LIKE), host)
