@@ -32,6 +32,7 @@ MEASURES = {
 }  # fmt: skip
 OPTIONS = {"max_quadratic_form": {"tolerance": 0.05}}
 SHAPES = ("equal", "inverse root of the trace", "norm of the layer")
+FORWARD = 256  # samples of a pass that no derivative is taken of
 PAIRS = 64  # antithetic pairs of noise a shape and sigma
 
 
@@ -195,7 +196,7 @@ def _rises(problem: Any, weights: dict, own: dict[str, float], base: float, seed
 @torch.no_grad()
 def _mean_losses(problem: Any, moved: dict[str, torch.Tensor]) -> float:
     total, count = 0.0, 0
-    for run in problem.batches(range(problem.num_samples)):
+    for run in problem.batches(range(problem.num_samples), FORWARD):
         batch = problem.batch(run)
         outputs = problem.forward({**problem.params, **moved}, batch.inputs)
         total += float(problem.loss.per_sample(outputs, batch.targets).double().sum())

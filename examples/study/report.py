@@ -30,7 +30,7 @@ def blocks(cells: list[Cell], rows: list[Cell]) -> dict[str, str]:
     """Every table by its name in the page."""
     found: dict[str, str | None] = {
         "cells": tables.progress(cells),
-        "claims": claims.table(claims.all_claims(cells, rows)),
+        "claims": claims.as_table(claims.all_claims(cells, rows)),
         "tasks": sections(cells),
     }
     for task in pilot.TASKS if rows else ():

@@ -147,12 +147,15 @@ def power_of(cells: Sequence[Cell], task: str) -> str | None:
     )
 
 
-def difference(cells: Sequence[Cell], one: str, other: str, kind: str = "loss") -> tuple[float, float, float]:
+def difference(frame: pd.DataFrame, one: str, other: str) -> tuple[float, float, float]:
     """How much larger the size of one Kendall coefficient is than that of another: value and 95 % interval.
 
     Over the same resampled clusters, for the two are about the same networks.
+
+    Args:
+        frame: one row a network, as :func:`table` makes it.
+        one, other: columns, or what costs nothing.
     """
-    frame = table(cells, kind)
     rivals = pd.DataFrame(frame.attrs["rivals"])
     both = frame.join(rivals)[[one, other, "gap", "cluster"]].dropna()
     x, y, gap = (both[name].to_numpy(float) for name in (one, other, "gap"))
