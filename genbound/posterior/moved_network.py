@@ -80,7 +80,9 @@ class MovedNetwork:
         actions: dict[str, Action] = {}
         self._factors = {group.weight: group.factors for group in groups if group.factors is not None}
         params = problem.params
-        candidates = {g.name: params[g.name] for g in groups if g.name in may_act and g.name in params}
+        # A bias goes into the call of its weight, where it would be taken for a second one.
+        names = [g.name for g in groups if g.name in may_act and g.name in params and params[g.name].dim() > 1]
+        candidates = {name: params[name] for name in names}
         if candidates:
             longest = max(range(len(problem.data)), key=problem.data.size)
             inputs = problem.to_device(problem.data.batch([longest])).inputs

@@ -58,6 +58,33 @@ def test_without_the_noise_in_the_trials_it_fails(monkeypatch):
     assert wrong(range(6)) > 0.5
 
 
+@pytest.fixture
+def acting(monkeypatch):
+    """No tensor has a covariance of its own, and noise on both weights is drawn as what it does to a sample."""
+    monkeypatch.setitem(OPTIONS, "gibbs_error", OPTIONS["gibbs_error"] | {"most_full": 1})
+
+
+def test_coin_flips_are_not_certified_where_noise_acts_on_results(acting):
+    assert wrong(range(4)) == 0
+
+
+def test_without_the_noise_on_results_it_fails(acting, monkeypatch):
+    """Nothing is noisy, and all is paid for as if it were."""
+    normals, draw, used = Posterior.normals, Posterior.draw, set()
+
+    def no_normals(self, seed, keys, actions):
+        used.update(actions)
+        return {name: torch.zeros_like(tensor) for name, tensor in normals(self, seed, keys, actions).items()}
+
+    def still(self, seed, keys):
+        tuned = {group.name: group.tuned for group in self.groups}
+        return {name: tuned[name].expand_as(tensor) for name, tensor in draw(self, seed, keys).items()}
+
+    monkeypatch.setattr(Posterior, "normals", no_normals)
+    monkeypatch.setattr(Posterior, "draw", still)
+    assert wrong(range(3)) > 0.5 and used == {"0.weight", "2.weight"}
+
+
 def test_with_samples_weighted_by_how_well_they_do_it_fails(monkeypatch):
     """A weighted draw: of several trials of a sample the best is counted."""
     plain = gibbs_error._Gibbs._draw
@@ -229,3 +256,8 @@ def test_with_samples_counted_that_the_prior_saw_it_fails(monkeypatch):
 @pytest.mark.slow
 def test_coin_flips_are_hardly_ever_certified():
     assert wrong(range(300)) <= 0.05
+
+
+@pytest.mark.slow
+def test_coin_flips_are_hardly_ever_certified_where_noise_acts_on_results(acting):
+    assert wrong(range(1000)) <= 0.05

@@ -176,6 +176,16 @@ def test_what_is_used_otherwise_is_drawn_itself():
     assert network.acting["seen.weight"] == Action(2, 8, False)
 
 
+def test_a_bias_does_not_keep_its_weight_from_acting():
+    """Both are in one call: the bias, which cannot act, is drawn itself."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 8), nn.Tanh(), nn.Linear(8, 2))
+    init = {name: p.detach() + 1.0 for name, p in net.named_parameters()}
+    problem = genbound.Problem(net, init, (torch.randn(40, 20), torch.randint(2, (40,))))
+    groups = changed_groups(problem)
+    assert set(MovedNetwork(problem, groups, [group.name for group in groups]).acting) == {"0.weight", "2.weight"}
+
+
 def test_a_pass_that_uses_a_weight_otherwise_is_refused():
     weight = torch.randn(3, 3)
     calls = WeightCalls({"w": weight})
