@@ -138,6 +138,18 @@ def stratified_mean(counts: np.ndarray, means: np.ndarray, variances: np.ndarray
     return means.mean(0), np.sqrt((variances / counts).sum(0)) / len(means)
 
 
+def stratified_freedom(counts: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """Degrees of freedom of the squared error of :func:`stratified_mean`, with the same arguments: ``[...]``.
+
+    Infinite where some strata have one draw: then there are many, and their doubles know their spread.
+    """
+    if counts.min() < 2:
+        return np.full(variances.shape[1:], np.inf)
+    along = counts.reshape(-1, *[1] * (variances.ndim - 1))
+    each = variances / along
+    return _freedom(each.sum(0), (each**2 / (along - 1)).sum(0))
+
+
 def data_sem(values: np.ndarray, noise: np.ndarray, num_data: int) -> np.ndarray:
     """Standard error that comes from measuring ``N`` of ``num_data`` samples, drawn without replacement.
 

@@ -16,8 +16,9 @@ class Measured:
 
     Attributes:
         summary: JSON-ready: ``layers``, ``total``, ``sigmas`` or named values.
-        samples: per-sample values, name -> ``[N, L]`` or ``[N]`` array in the order of the measured samples.
-        data: values of every training sample, in the order of the data: for other quantities to read.
+        samples: per-sample values, name -> ``[N, L]`` or ``[N]`` array in the order of the measured samples, or of the
+            indices in ``sample [N]``.
+        data: values of every training sample, in the order of the data, and what else other quantities read.
         weights: tensors of a network that was made of the fine-tuned one, by their names in it; the others are its own.
     """
 

@@ -284,7 +284,10 @@ def _measure(
         depends = (
             known.get(quantity.reads_test_data(options)), name, seed, selection.behind(name),
             None if given is None else given.tolist(),
-            [digest_of_measured(found.measured[required]) for required in quantity.requires if out is not None],
+            [
+                digest_of_measured(found.measured[required], required in quantity.reads_data_of)
+                for required in quantity.requires if out is not None
+            ],
         )  # fmt: skip
         store = open_store(out if engine.stores else None, name, *depends)
         context = StoredContext(
@@ -384,9 +387,11 @@ def _samples(problem: BaseProblem, found: Found) -> Any:
     arrays = {name: measured.samples for name, measured in found.measured.items() if measured.samples}
     indices = list(problem.indices)
     if problem.data is not None:
-        labels = [problem.data.label(i) for i in indices]
+        own = [i for named in arrays.values() for i in named.get("sample", np.array([], int)).tolist()]
+        every = list(dict.fromkeys([*indices, *own]))
+        labels = [problem.data.label(i) for i in every]
         if None not in labels:
-            arrays["label"] = {"value": np.asarray(labels)}
+            arrays["label"] = {"value": np.asarray(labels), "sample": np.array(every)}
     return samples_frame(indices, [layer.name for layer in problem.layers], arrays)
 
 

@@ -41,8 +41,10 @@ def digest_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     return digest_of(rows)
 
 
-def digest_of_measured(measured: Measured) -> str:
-    """SHA-256 of what a quantity found."""
+def digest_of_measured(measured: Measured, data_only: bool = False) -> str:
+    """SHA-256 of what a quantity found, or of its arrays ``data`` alone."""
+    if data_only:
+        return digest_of_arrays(measured.data)
     summary = json.dumps(measured.summary, sort_keys=True)
     arrays = (measured.samples, measured.data, measured.weights)
     return digest_of(summary, *map(digest_of_arrays, arrays))

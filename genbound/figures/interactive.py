@@ -200,7 +200,8 @@ def layers_figure(results: Results, most: int = 30) -> Any:
 
 def samples_figure(results: Results) -> Any:
     """vᵀH⁺v of each sample in the unit of the loss, added up over the layers, largest first; the largest is marked."""
-    table = results.samples.groupby("sample")[["max_quadratic_form_lower", "max_quadratic_form_upper"]].sum()
+    table = results.samples.dropna(subset="max_quadratic_form_upper")  # traces may be of other samples
+    table = table.groupby("sample")[["max_quadratic_form_lower", "max_quadratic_form_upper"]].sum()
     table = table.sort_values("max_quadratic_form_upper", ascending=False, kind="stable")
     fig = figure(title_text="vᵀH⁺v over the samples")
     rank = list(range(1, len(table) + 1))

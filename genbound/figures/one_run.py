@@ -127,8 +127,8 @@ def plot_samples(results: Results, ax: Any = None) -> Any:
             the unit of the loss.
         ax: where to draw.
     """
-    table = results.samples
     column = "max_quadratic_form_upper"
+    table = results.samples.dropna(subset=column)  # traces may be of other samples
     upper = table.groupby("sample")[column].sum()
     lower = table.groupby("sample")["max_quadratic_form_lower"].sum()
     order = np.argsort(-upper.to_numpy(), kind="stable")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from genbound.data.samples import Samples, as_samples
 from genbound.errors import GenboundError
+from genbound.estimators.choice import Choice
 from genbound.estimators.random import BLOCK
 from genbound.network.derivative_checks import check_derivatives
 from genbound.network.displacement import Displacement
@@ -80,6 +81,8 @@ class Problem(Network, BaseProblem):
         displacement: layer -> fine-tuned minus pretrained weight.
         memory_budget: bytes that a pass, the weights and the vectors of recursions may take.
         remarks: what a reader of every number must know of the network.
+        choice: how the measured samples stand for the data, where they were not drawn alike; else ``None``.
+        sample_seed: what they are drawn from.
 
     Raises:
         GenboundError: weights, data or model cannot be measured; the message says why and what would mend it.
@@ -103,6 +106,7 @@ class Problem(Network, BaseProblem):
     loss: Loss
     num_classes: int
     batch_size: int
+    choice: Choice | None = None
 
     @refusals()
     def __init__(
@@ -141,6 +145,7 @@ class Problem(Network, BaseProblem):
             dtype=dtype, device=device, batch_size=batch_size, init_buffers=init_buffers, output=output,
             copy_weights=copy_weights,
         )  # fmt: skip
+        self.sample_seed = int(sample_seed)
         self.test_data: Samples | None = None if test_data is None else as_samples(test_data)
         self.unlabelled: Samples | None = None if unlabelled is None else as_samples(unlabelled)
         if self.unlabelled is not None and self.unlabelled.digest() == self.data.digest():
@@ -168,6 +173,19 @@ class Problem(Network, BaseProblem):
         self.displacement = Displacement.between(self.params, self.init, self.samples_first, factors)
         self.memory_budget = budget_of(self.device, memory_budget)
         self.batch_size = largest_batch(self, self.samples_first, self.memory_budget)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """How much each measured sample counts in a mean over the data, in units of the average one ``[N]``."""
+        return np.ones(self.num_samples) if self.choice is None else self.choice.shares
+
+    def measured_on(self, choice: Choice) -> Problem:
+        """The same problem with these samples of the data measured: other positions, the same indices."""
+        found = copy.copy(self)
+        order = sorted(range(len(choice.members)), key=lambda i: (self.data.size(int(choice.members[i])), i))
+        found.choice = choice.ordered(order)
+        found.indices = found.choice.members.tolist()
+        return found
 
     def over_all(self) -> Problem:
         """The same problem with all samples of the data measured: other positions, the same indices."""

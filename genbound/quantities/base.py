@@ -74,6 +74,7 @@ class Quantity:
         measure: ``(problem, context) -> Measured``.
         options: dataclass of its options, each an :func:`~genbound.quantities.measure_options.option`.
         requires: quantities whose results it reads.
+        reads_data_of: those of them of which it reads nothing but what they know of every training sample.
         needs_data: needs a model and samples, not the weights alone.
         reads_test_data: ``options -> bool``, whether its value depends on the test data too.
         reads_confusion: it finds more where the confusion matrix of the labels is given.
@@ -91,6 +92,7 @@ class Quantity:
     measure: Callable[[Any, Context], Measured]
     options: type = NoOptions
     requires: tuple[str, ...] = ()
+    reads_data_of: tuple[str, ...] = ()
     needs_data: bool = True
     reads_test_data: Callable[[Any], bool] = lambda options: False
     reads_confusion: bool = False

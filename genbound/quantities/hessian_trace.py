@@ -13,8 +13,11 @@ Cost:
     ``num_pilot`` probes of at most ``PILOT`` samples comes first. :mod:`genbound.estimators.trace_plan` says which
     kinds of probe there are, and what they cost.
 Variance:
-    Only the remainder's: ``2 (||R_s||_F^2 - sum_j R_jj^2)`` for independent signs, plus the cross-layer blocks where
-    layers are probed together. The draws go where the spread is. A sample's spread is told by the first probes of its
+    Over the draws only the remainder's: ``2 (||R_s||_F^2 - sum_j R_jj^2)`` for independent signs, plus the cross-layer
+    blocks where layers are probed together. Draws stop at a quarter of what the choice of the samples leaves
+    (``data_sem``): samples are chosen by size and weighted (:mod:`genbound.quantities.chosen_samples`).
+
+    The draws go where the spread is. A sample's spread is told by the first probes of its
     neighbours in size, not by its own, and by the pilot, whose draws are not used again. What all first probes decide
     together is the scale of the counts and the layers' shares. It biases the value by less than their relative error
     over the number of samples: nothing for a hundred samples, but a reason to take more first probes where there are
@@ -29,7 +32,9 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,27 +46,33 @@ from genbound.curvature.traces import (
     sampled_gauss_newton_trace,
 )
 from genbound.estimators.draws import Sampler
-from genbound.estimators.estimate import Sampled, data_sem, stratum_variances
+from genbound.estimators.estimate import Sampled, stratum_variances
 from genbound.estimators.random import row_of
 from genbound.estimators.trace_plan import Plan, with_total
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, per_layer, stack
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
+from genbound.quantities.chosen_samples import as_arrays, chosen_problem, data_sem_of, said_of
 from genbound.quantities.remainder_probes import (
+    ERROR_SHARE,
     Probes,
     draw_remainder,
     pilot_probes,
     plan_remainder,
+    sampled_on,
     tapes_by_column,
 )
 
 NAME = "hessian_trace"
 SMALL_NETWORK = 2**16  # weights of a network that takes well below a millisecond for a product
+FIRST = 128  # samples that tell how many an error takes
+ROUNDS = 5  # in which the samples may grow to that number
+SLACK = 1.05  # times as many samples as are thought to do
 
 
 @dataclass(frozen=True)
-class _FirstLook:
-    """What the pass over all N samples finds, for L layers.
+class FirstLook:
+    """What the pass over the N samples finds, for L layers; each sample's by how much it counts.
 
     Attributes:
         gauss_newton: the Gauss-Newton part, with the total in the last column ``[N, L + 1]``.
@@ -77,18 +88,82 @@ class _FirstLook:
     sizes: np.ndarray
     probes: np.ndarray
 
+    @property
+    def remainder(self) -> Sampled:
+        """What the first probes say of the remainder, with the total in the last column."""
+        probes = with_total(self.probes)
+        return Sampled.of(probes.mean(1), probes.var(1, ddof=1) / probes.shape[1], 0.0)
+
 
 def measure(problem: Problem, context: Context) -> Measured:
-    """The exact Gauss-Newton part, and the remainder: exact where that is cheap, else probed."""
-    look, plan = _first_look(problem, context), None
+    """The exact Gauss-Newton part, and the remainder: exact where that is cheap, else probed.
+
+    Where an error is asked for there may be several rounds, each of more samples.
+    """
+    options = context.options
+    num = min(FIRST, len(problem.data)) if options.error else problem.num_samples
+    for step in range(ROUNDS):
+        chosen, own, last = _chosen(problem, context, num), _Round(context, step), step == ROUNDS - 1
+        look = first_look(chosen, own, options, "gauss_newton")
+        num = _wanted_samples(chosen, look.gauss_newton + look.remainder, options.error)
+        if num > chosen.num_samples and not last:
+            continue
+        trace, plan = _with_remainder(chosen, own, look)
+        num = _wanted_samples(chosen, trace, options.error)
+        if num <= SLACK * chosen.num_samples:
+            break
+    return _report(chosen, trace, plan)
+
+
+class _Round:
+    """A context whose stages have names of their own in each round.
+
+    Args:
+        context: of the measurement.
+        step: number of the round.
+    """
+
+    def __init__(self, context: Context, step: int):
+        self.seed, self.options, self.measured = context.seed, context.options, context.measured
+        self.confusion, self._context, self._suffix = context.confusion, context, f" again {step}" if step else ""
+
+    def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
+        """As of the context."""
+        return self._context.map(f"{stage}{self._suffix}", items, function)
+
+
+def _with_remainder(problem: Problem, context: Context, look: FirstLook) -> tuple[Sampled, Plan | None]:
+    """The whole traces, and how the remainder was probed if it was."""
     trace = look.gauss_newton
-    if look.curved.any() and look.products <= _affordable_products(problem, context.options):
-        trace += _exact_remainder(problem, context)
-    elif look.curved.any():
-        probes = Probes(problem, context.seed, look.curved)
-        plan = plan_remainder(problem, context, probes, trace, look.sizes, look.probes)
-        trace += draw_remainder(problem, context, probes, plan, look.probes)
-    return _report(problem, trace, plan)
+    if not look.curved.any():
+        return trace, None
+    if look.products <= _affordable_products(problem, context.options):
+        return trace + _exact_remainder(problem, context), None
+    probes = Probes(problem, context.seed, look.curved)
+    plan = plan_remainder(problem, context, probes, trace, look.sizes, look.probes)
+    return trace + draw_remainder(problem, context, probes, plan, look.probes), plan
+
+
+def _wanted_samples(problem: Problem, trace: Sampled, error: float) -> int:
+    """How many samples leave so much of a relative error that draws with a quarter of their error complete it.
+
+    So many as there are where no error is asked for, or samples are not chosen.
+    """
+    if not error or problem.choice is None:
+        return problem.num_samples
+    own = sampled_on(problem, trace)
+    left = data_sem_of(problem, own.samples, own.noise)[-1]
+    wanted = error * abs(trace.value[-1]) / np.hypot(1, ERROR_SHARE)
+    if left <= wanted:
+        return problem.num_samples
+    most = len(problem.data)
+    return int(min(np.ceil(SLACK * problem.num_samples * (left / max(wanted, 1e-300)) ** 2), most))
+
+
+def _chosen(problem: Problem, context: Context, num: int) -> Problem:
+    """The problem with the samples that are measured."""
+    alike = context.options.choice == "uniform"
+    return problem if alike else chosen_problem(problem, context.measured["losses"], num)
 
 
 def _affordable_products(problem: Problem, options: HessianTraceOptions) -> float:
@@ -97,25 +172,25 @@ def _affordable_products(problem: Problem, options: HessianTraceOptions) -> floa
     return options.exact_products * min(1.0, SMALL_NETWORK / weights)
 
 
-def _first_look(problem: Problem, context: Context) -> _FirstLook:
-    parts = context.map("gauss_newton", problem.shards(), lambda shard: _look_at(problem, context, shard))
-    counts = np.full(problem.num_samples, context.options.num_factors)
-    variances = stratum_variances(counts, stack(parts, "squares"))
-    noise = variances / counts[:, None]
-    spread = (noise**2).sum(0) / (context.options.num_factors - 1)
-    return _FirstLook(
-        Sampled.of(stack(parts, "mean"), noise, spread),
+def first_look(problem: Problem, context: Context, options: HessianTraceOptions, stage: str) -> FirstLook:
+    """The pass over the measured samples that has their Gauss-Newton parts and first probes."""
+    parts = context.map(stage, problem.shards(), lambda shard: _look_at(problem, context.seed, options, shard))
+    counts, shares = np.full(problem.num_samples, options.num_factors), problem.shares
+    noise = stratum_variances(counts, stack(parts, "squares")) / counts[:, None] * shares[:, None] ** 2
+    spread = (noise**2).sum(0) / (options.num_factors - 1)
+    return FirstLook(
+        Sampled.of(stack(parts, "mean") * shares[:, None], noise, spread),
         np.logical_or.reduce([part["curved"] for part in parts]),
         sum(int(part["products"]) for part in parts),
-        stack(parts, "sizes"),
-        stack(parts, "first"),
+        stack(parts, "sizes") * shares,
+        stack(parts, "first") * shares[:, None, None],
     )
 
 
-def _look_at(problem: Problem, context: Context, shard: range) -> Part:
+def _look_at(problem: Problem, seed: int, options: HessianTraceOptions, shard: range) -> Part:
     """The first look at a shard of the samples."""
     layers, num_first = len(problem.layers), _num_first(problem)
-    exact = problem.num_outputs <= context.options.exact_outputs
+    exact = problem.num_outputs <= options.exact_outputs
     values, first = np.zeros((len(shard), layers)), np.zeros((len(shard), num_first, layers))
     curved, products, sizes = np.zeros(layers, bool), 0, np.zeros(len(shard))
     for tape, columns in tapes_by_column(problem)(shard):
@@ -127,12 +202,12 @@ def _look_at(problem: Problem, context: Context, shard: range) -> Part:
             values[np.ix_(rows, columns)] = gauss_newton_trace(tape).cpu().numpy()
         for draw in range(num_first):
             numbers = [row_of(f"{NAME} first", p, draw, num_first) for p in tape.positions]
-            probed = probe_trace(tape, "remainder", numbers, context.seed)
+            probed = probe_trace(tape, "remainder", numbers, seed)
             first[rows[:, None], draw, columns] = probed.cpu().numpy()
     part: Part = {"curved": curved, "products": np.array(products), "sizes": sizes, "first": first}
     if exact:
         return part | {"mean": with_total(values), "squares": np.zeros((len(shard), layers + 1))}
-    drawn = _sampled_gauss_newton(problem, context).moments(shard, [context.options.num_factors] * len(shard))
+    drawn = _sampled_gauss_newton(problem, seed).moments(shard, [options.num_factors] * len(shard))
     return part | {"mean": drawn.mean, "squares": drawn.squares}
 
 
@@ -141,11 +216,11 @@ def _num_first(problem: Problem) -> int:
     return max(2, -(-128 // problem.num_samples))
 
 
-def _sampled_gauss_newton(problem: Problem, context: Context) -> Sampler:
+def _sampled_gauss_newton(problem: Problem, seed: int) -> Sampler:
     """Draws of the Gauss-Newton part from random combinations of the output coordinates."""
     return Sampler(
         "gauss_newton", tapes_by_column(problem),
-        lambda tape, rows: sampled_gauss_newton_trace(tape, rows, context.seed),
+        lambda tape, rows: sampled_gauss_newton_trace(tape, rows, seed),
         len(problem.layers), problem.batch_size, lambda draws, _: with_total(draws),
     )  # fmt: skip
 
@@ -160,26 +235,29 @@ def _exact_remainder(problem: Problem, context: Context) -> Sampled:
             values[np.ix_(rows, columns)] = dense_remainder_trace(tape).cpu().numpy()
         return {"mean": with_total(values)}
 
-    values = stack(context.map("dense_remainder", problem.shards(), diagonals), "mean")
+    values = stack(context.map("dense_remainder", problem.shards(), diagonals), "mean") * problem.shares[:, None]
     return Sampled.of(values, np.zeros_like(values))
 
 
 def _report(problem: Problem, trace: Sampled, plan: Plan | None) -> Measured:
     num, layers = problem.num_samples, len(problem.layers)
+    own = sampled_on(problem, trace)
     num_probes = np.zeros(num, dtype=int) if plan is None else plan.counts + plan.joint
     deviation = np.zeros((num, layers)) if plan is None else plan.deviation
-    spread = data_sem(trace.samples, trace.noise, problem.num_data)
+    spread = data_sem_of(problem, own.samples, own.noise)
     summary = {"value": trace.value, "sem": trace.widened, "data_sem": spread}
     entries = {name: row | {"num_samples": num} for name, row in per_layer(problem, summary).items()}
     total = {key: float(array[-1]) for key, array in summary.items()} | {"num_samples": num}
     return Measured(
-        {"layers": entries, "total": total, "num_probes": int(num_probes.sum())},
+        {"layers": entries, "total": total, "num_probes": int(num_probes.sum()), **said_of(problem)},
         {
-            "value": trace.samples[:, :-1],
-            "sem": np.sqrt(trace.noise[:, :-1]),
+            "value": own.samples[:, :-1],
+            "sem": np.sqrt(own.noise[:, :-1]),
             "num_probes": num_probes,
-            "probe_std": deviation,
+            "probe_std": deviation / problem.shares[:, None],
+            **({} if problem.choice is None else {"sample": np.array(problem.indices), "weight": problem.shares}),
         },
+        as_arrays(problem),
     )
 
 

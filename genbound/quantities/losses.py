@@ -39,7 +39,8 @@ from genbound.quantities.base import Context, Measured, Part, data_shards, stack
 
 def measure(problem: Problem, context: Context) -> Measured:
     """Losses, errors and margins over all training and test samples given."""
-    train = _measure_all(problem, context, "train", problem.data)
+    chosen = problem.num_samples < len(problem.data)  # by the sizes of all
+    train = _measure_all(problem, context, "train", problem.data, chosen)
     test = None if problem.test_data is None else _measure_all(problem, context, "test", problem.test_data)
     constant_loss, constant_error = _constant(problem, train.target)
     seen = [train] if test is None else [train, test]
@@ -57,7 +58,7 @@ def measure(problem: Problem, context: Context) -> Measured:
         "constant_error": constant_error,
         **_reweighted(problem, context.confusion, train, test),
     }
-    return Measured(summary, {"loss": train.loss[problem.indices]}, {"margin": train.margin})
+    return Measured(summary, {"loss": train.loss[problem.indices]}, {"margin": train.margin, "size": train.size})
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class _Losses:
         tokens: positions that bear a label ``[N]``.
         reweighted: the reweighted loss of the sample's label ``[N]``; NaN where there is none.
         reweighted_size: the largest size of the reweighted loss of any class ``[N]``, likewise.
+        size: norm of the loss's gradient in the output ``[N]``; NaN where nobody needs it.
         target: all labels, of every position, in no order.
     """
 
@@ -80,6 +82,7 @@ class _Losses:
     tokens: np.ndarray
     reweighted: np.ndarray
     reweighted_size: np.ndarray
+    size: np.ndarray
     target: np.ndarray
 
     def mean_error(self) -> float | None:
@@ -91,24 +94,24 @@ class _Losses:
         return float((self.loss * self.tokens).sum() / self.tokens.sum()) if self.tokens.max() > 1 else None
 
 
-def _measure_all(problem: Problem, context: Context, stage: str, samples: Samples) -> _Losses:
+def _measure_all(problem: Problem, context: Context, stage: str, samples: Samples, sized: bool = False) -> _Losses:
     inverse = _inverse(context.confusion)
-    parts = context.map(stage, data_shards(len(samples)), lambda s: _measure_shard(problem, samples, s, inverse))
+    parts = context.map(stage, data_shards(len(samples)), lambda s: _measure_shard(problem, samples, s, inverse, sized))
     return _Losses(**{key: stack(parts, key) for key in parts[0]})
 
 
-def _measure_shard(problem: Problem, samples: Samples, shard: range, inverse: np.ndarray | None) -> Part:
+def _measure_shard(problem: Problem, samples: Samples, shard: range, inverse: np.ndarray | None, sized: bool) -> Part:
     parts, order = [], []
     # In order of length, so that a batch of sequences is hardly padded.
     for batch in samples.batches(sorted(shard, key=samples.size), problem.batch_size):
-        parts.append(_measure_batch(problem, problem.to_device(batch), samples.spec, inverse))
+        parts.append(_measure_batch(problem, problem.to_device(batch), samples.spec, inverse, sized))
         order += list(batch.indices)
     back = np.argsort(order, kind="stable")
     per_sample = {key: stack(parts, key)[back] for key in parts[0] if key != "target"}
     return per_sample | {"target": stack(parts, "target")}
 
 
-def _measure_batch(problem: Problem, batch: Batch, spec: str, inverse: np.ndarray | None) -> Part:
+def _measure_batch(problem: Problem, batch: Batch, spec: str, inverse: np.ndarray | None, sized: bool) -> Part:
     """The fields of :class:`_Losses` for a batch of the data that ``spec`` names; ``inverse`` is F⁻¹ ``[K, K]``."""
     loss, targets = problem.loss, batch.targets
     with torch.no_grad():
@@ -129,6 +132,9 @@ def _measure_batch(problem: Problem, batch: Batch, spec: str, inverse: np.ndarra
         "tokens": _tokens(targets).cpu().numpy(),
         "reweighted": every[np.arange(len(batch)), label],
         "reweighted_size": np.abs(every).max(1),
+        "size": loss.output_gradient(outputs, targets).flatten(1).norm(dim=1).double().cpu().numpy()
+        if sized
+        else unknown,
         "target": targets.flatten().double().cpu().numpy(),
     }
 

@@ -75,6 +75,7 @@ QUANTITY = Quantity(
     measure,
     MarginOptions,
     requires=("losses",),
+    reads_data_of=("losses",),
     applies_to=applies_to,
     reading=Reading(fixed=True),
 )

@@ -14,7 +14,8 @@ the brackets' ends. They are certain of these probes alone: ``sem`` is what the 
 side. ``value`` is the middle.
 
 Cost:
-    Exact blocks: nothing beyond ``hessian_trace``, or one double backward pass for each dimension of the block.
+    Exact blocks: nothing beyond ``hessian_trace``, or k backward passes and two double ones where that measured other
+    samples (chosen by size), or one double backward pass for each dimension of the block.
     Estimates: 600 double backward passes of one sample for each layer at most, fewer where the brackets close sooner.
 Variance:
     ``sem`` is the standard error over the last probes, widened as Student's law asks for so few; 0 where the trace is
@@ -41,7 +42,9 @@ from genbound.estimators.random import rademacher
 from genbound.network.layers import Layer
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, stream
+from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
 from genbound.quantities.catalogue.max_positive_trace import MaxPositiveTraceOptions
+from genbound.quantities.hessian_trace import first_look
 
 NAME = "max_positive_trace"
 FRESH = 4  # probes of each finalist
@@ -106,8 +109,8 @@ class _SampleBlock:
 
 def measure(problem: Problem, context: Context) -> Measured:
     """The largest trace of every layer, each by a search over the samples."""
-    layers = problem.layers
-    parts = context.map("layers", list(range(len(layers))), lambda i: _Search(problem, context, i).run())
+    layers, known = problem.layers, _traces(problem, context)
+    parts = context.map("layers", list(range(len(layers))), lambda i: _Search(problem, context, i, known).run())
     rows = {
         layer.name: {
             **{key: float(part[key]) for key in ("value", "lower", "upper", "sem")},
@@ -124,6 +127,19 @@ def measure(problem: Problem, context: Context) -> Measured:
     return Measured({"layers": rows, "note": note})
 
 
+def _traces(problem: Problem, context: Context) -> Part:
+    """What is known of every sample's traces, ``[N, L]`` each: from ``hessian_trace`` if it measured these samples.
+
+    Else from a first look at them: a maximum is not over samples that were chosen by size.
+    """
+    measured = context.measured["hessian_trace"]
+    if "sample" not in measured.samples and len(measured.samples["value"]) == problem.num_samples:
+        return measured.samples
+    look = first_look(problem, context, HessianTraceOptions(), "look")
+    trace, deviation = look.gauss_newton + look.remainder, look.probes.std(1, ddof=1)
+    return {"value": trace.samples[:, :-1], "sem": np.sqrt(trace.noise[:, :-1]), "probe_std": deviation}
+
+
 class _Search:
     """The search for one layer's largest trace, by the first way that is affordable.
 
@@ -131,12 +147,12 @@ class _Search:
         problem: what is measured.
         context: of the measurement.
         number: of the layer.
+        known: of all samples' traces.
     """
 
-    def __init__(self, problem: Problem, context: Context, number: int):
+    def __init__(self, problem: Problem, context: Context, number: int, known: Part):
         self._problem, self._context, self._options = problem, context, context.options
         self._number, self._layer, self._name = number, problem.layers[number], problem.layers[number].name
-        known = context.measured["hessian_trace"].samples
         self._trace = {key: known[key][:, number] for key in ("value", "sem", "probe_std")}
 
     def run(self) -> Part:

@@ -54,12 +54,14 @@ import torch
 
 from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, predict
 from genbound.estimators.control_variate import ControlledDraws
-from genbound.estimators.estimate import data_sem, stratified_mean, stratum_variances
+from genbound.estimators.estimate import data_sem, stratified_freedom, stratified_mean, stratum_variances, student
 from genbound.estimators.tail import pareto_shape, skewness_of_mean
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, stack
 from genbound.quantities.catalogue.noise_stability import NoiseStabilityOptions
+from genbound.quantities.chosen_samples import data_sem_of, said_of, same_samples
 from genbound.quantities.quadratic_regime import is_quadratic, mark_kinks, relative_rss, relative_rss_noise
+from genbound.quantities.remainder_probes import ERROR_SHARE
 from genbound.quantities.weight_noise import Draw, NoisePerBlock, find_noise, ordered_draws
 
 DRAWS = 128  # whose results are stored together
@@ -78,6 +80,7 @@ Row = dict[str, Any]  # what is reported of one sigma
 
 def measure(problem: Problem, context: Context) -> Measured:
     """A spread over shared draws, then the rise at every sigma from as many draws as the pilot asks for."""
+    problem = same_samples(problem, context.measured["hessian_trace"])
     parts = context.map("base", problem.shards(), lambda shard: _losses(problem, shard))
     losses, gradients = stack(parts, "loss"), stack(parts, "size")
     every = range(0, problem.num_samples, -(-problem.num_samples // context.options.max_shared_samples))
@@ -92,6 +95,7 @@ def measure(problem: Problem, context: Context) -> Measured:
         "leaves_quadratic_regime_at": next((r["sigma"] for r in rows if r["quadratic_regime"] is False), None),
         "noise": grid.noise.summary,
         "std_num_samples": len(every),
+        **said_of(problem),
     })  # fmt: skip
 
 
@@ -115,7 +119,8 @@ def _shared_rises(problem: Problem, context: Context, losses: np.ndarray, positi
     noise, sigmas = NoisePerBlock(problem, context, losses), context.options.sigmas
     numbers = list(range(context.options.num_shared))
     parts = context.map("shared", numbers, lambda draw: {"rise": noise.each(list(positions), ("shared", draw), sigmas)})
-    return np.stack([part["rise"].mean(0) for part in parts])
+    shares = problem.shares[list(positions)]
+    return np.stack([np.average(part["rise"], axis=0, weights=shares) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ class _Grid:
         self.noise = find_noise(problem, context, losses)
         self._trace: Mapping[str, float] = context.measured["hessian_trace"].summary["total"]
         # What the spread of each stratum grows with, and how many samples it has, [strata].
+        gradients, losses = gradients * problem.shares, losses * problem.shares
         self._expected = np.array([np.linalg.norm(gradients[members]) for members in self.noise.strata])
         self._sizes = np.array([len(members) for members in self.noise.strata])
         self._losses = np.array([np.linalg.norm(losses[members]) for members in self.noise.strata])
@@ -192,7 +198,8 @@ class _Grid:
         weights = sum(layer.num_weights for layer in self._problem.layers)
         affordable = min(self.noise.most_draws // strata, SMALL // (self._problem.num_samples * weights))
         # Few strata: each one's spread must be known better. Where draws cost nothing, its tail is looked at as well.
-        num_pilot = max(options.num_pilot, -(-128 // len(piloted)), min(TAIL_PILOT // len(piloted), affordable))
+        least = -(-options.least_pairs // len(piloted))
+        num_pilot = max(options.num_pilot, least, min(TAIL_PILOT // len(piloted), affordable))
         counts = np.zeros(strata, dtype=int)
         counts[piloted] = num_pilot
         draws = self._draw("pilot", "pilot", counts, options.sigmas)
@@ -250,7 +257,7 @@ class _Grid:
             cheap: the control was dropped for more draws.
         """
         strata, budget = len(self._sizes), max(self._options.max_perturbations, affordable)
-        minimum = -(-128 // strata)
+        minimum = -(-self._options.least_pairs // strata)
         counts = allocate(variances, np.array([target]), minimum=minimum, budget=budget)
         piloted = list(piloted)
         while cheap and counts.mean() < affordable:
@@ -267,6 +274,7 @@ class _Grid:
         for i, sigma in enumerate(self._options.sigmas):
             # Beyond the quadratic regime the value is larger than that, or has met its ceiling and spreads less.
             target = SAFETY * self._options.relative_sem * 0.5 * sigma**2 * abs(self._trace["value"])
+            target = max(target, SAFETY * ERROR_SHARE * 0.5 * sigma**2 * self._trace["data_sem"])
             known = 0.5 * slopes[i] * self._trace["sem"]
             if known > target / SAFETY:
                 slopes[i] = known = 0.0
@@ -282,7 +290,9 @@ class _Grid:
         counts = counts + doubles
         draws = self._draw(f"draws {sigmas[0]:g}", "draws", counts, sigmas, controlled=bool(slopes.any()))
         mean, squares = draws.moments(slopes)
-        value, sem = stratified_mean(counts, mean, stratum_variances(counts, squares, doubles))
+        variances = stratum_variances(counts, squares, doubles)
+        value, sem = stratified_mean(counts, mean, variances)
+        sem = sem * student(stratified_freedom(counts, variances))
         shapes = [pareto_shape(sizes) for sizes in draws.contributions(slopes).T]
         # From the mean over strata of sums to the mean over the samples, and the control's mean put back.
         scale = len(self._sizes) / self._problem.num_samples
@@ -299,6 +309,9 @@ class _Grid:
             return np.zeros(draws.values.shape[1])
         mean, squares = draws.moments()
         variances = stratum_variances(draws.counts, squares, doubles) / draws.counts[:, None]
+        if self._problem.choice is not None:  # every stratum is a sample
+            own = self._problem.shares[:, None]
+            return data_sem_of(self._problem, mean / own, variances / own**2)
         sizes, num = self._sizes[:, None], len(self._sizes)
         num_data = max(num, round(self._problem.num_data * (num / self._problem.num_samples)))
         return data_sem(mean / sizes, variances / sizes**2, num_data)
@@ -360,10 +373,11 @@ def _std_over_shared_draws(rises: np.ndarray) -> np.ndarray:
 def forecast(problem: Problem, options: NoiseStabilityOptions) -> float:
     """Gradients over the measured samples; one is about three forward passes.
 
-    A few pairs a sample are common, and 128 in all the least. The second-order term of one costs five passes.
+    A few pairs a sample are common, and ``least_pairs`` in all the least. The second-order term of one costs five
+    passes.
     """
     num = problem.num_samples
     shared = options.num_shared * min(1.0, options.max_shared_samples / num)
-    pilot = max(options.num_pilot * min(1.0, PILOT / num), 128 / num)
-    pairs = max(min(4, options.max_perturbations), 128 / num)
+    pilot = max(options.num_pilot * min(1.0, PILOT / num), options.least_pairs / num)
+    pairs = max(min(4, options.max_perturbations), options.least_pairs / num)
     return (2 * len(options.sigmas) * (shared + pilot + pairs) + 5) / 3

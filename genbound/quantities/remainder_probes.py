@@ -8,6 +8,7 @@ few samples, which are not used again. The *draws* are then what the plan says.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,10 +23,12 @@ from genbound.network.problem import SHARD, Problem
 from genbound.network.tape import Tape
 from genbound.quantities.base import Context, Part, stack
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
+from genbound.quantities.chosen_samples import data_sem_of
 
 PILOT = 128  # most samples of the pilot
 HARDEST = 8  # samples of the pilot that sweeps are tried on
 TRIED = 16  # joint sweeps of each of them
+ERROR_SHARE = 0.25  # of what the choice of the samples leaves, that the draws may add
 DEAR = 10  # times the pilot's own cost: work before which it pays
 TYPICAL = 0.8  # variance of a joint sweep over that of a double backward probe, where nothing is measured
 SMALL = 2**28  # samples x weights x probes that take no more than about half a minute: small problems get better errors
@@ -92,7 +95,13 @@ class Probes:
         return lambda positions: ((Sweep(self._problem, run), filled) for run in self._problem.batches(positions))
 
     def _sampler(self, kind: str, passes: Callable, width: int, draw: Callable, finish: Callable = as_drawn) -> Sampler:
-        return Sampler(f"hessian_trace {kind}", passes, draw, width, self._problem.batch_size, finish)
+        shares = self._problem.shares
+
+        def counted(draws: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+            """Draws by how much their samples count."""
+            return finish(draws * shares[np.asarray(positions)][:, None, None], positions)
+
+        return Sampler(f"hessian_trace {kind}", passes, draw, width, self._problem.batch_size, counted)
 
 
 class Pilot:
@@ -180,7 +189,8 @@ def plan_remainder(
     options, num, num_first = context.options, problem.num_samples, first.shape[1]
     first = with_total(first)
     spread = first.var(1, ddof=1)
-    targets = _wanted_errors(options, known, first.mean(1), spread / num_first)
+    looked = known + Sampled.of(first.mean(1), spread / num_first)
+    targets = _wanted_errors(options, known, looked, _left_by_choice(problem, looked))
     variances = expect(sizes, spread)
     weights = sum(layer.num_weights for layer in problem.layers)
     budget = max(options.max_probes, min(options.small_probes, SMALL // (num * weights)))
@@ -193,27 +203,38 @@ def plan_remainder(
     return plan_probes(variances, targets, num_first, budget, pilot.sweeps() if swept else None)
 
 
-def _wanted_errors(
-    options: HessianTraceOptions, known: Sampled, remainder: np.ndarray, noise: np.ndarray
-) -> np.ndarray:
+def sampled_on(problem: Problem, counted: Sampled) -> Sampled:
+    """Values by how much their samples count, as the samples' own; the mean stays that over the data."""
+    shares = problem.shares[:, None]
+    return replace(counted, samples=counted.samples / shares, noise=counted.noise / shares**2)
+
+
+def _left_by_choice(problem: Problem, looked: Sampled) -> np.ndarray:
+    """Standard errors that the choice of the samples leaves, whatever is drawn, ``[L + 1]``."""
+    own = sampled_on(problem, looked)
+    return data_sem_of(problem, own.samples, own.noise)
+
+
+def _wanted_errors(options: HessianTraceOptions, known: Sampled, looked: Sampled, left: np.ndarray) -> np.ndarray:
     """Standard errors that the remainder's means may have, ``[L + 1]``.
 
     Args:
         options: of ``hessian_trace``.
         known: the Gauss-Newton part.
-        remainder: a first estimate of every sample's remainder ``[N, L + 1]``.
-        noise: its variance ``[N, L + 1]``.
+        looked: a first estimate of all.
+        left: what the choice of the samples leaves ``[L + 1]``; a quarter of it is always good enough.
     """
-    found = known.samples + remainder
-    magnitude = np.abs(found.mean(0))
+    magnitude = np.abs(looked.value)
     # Of the samples' own values, free of the probes' noise.
-    square = (found**2 - noise).mean(0)
+    square = (looked.samples**2 - looked.noise).mean(0)
     typical = np.sqrt(np.maximum(square, 0))[:-1]
     least = np.full(len(typical), 0.01 * magnitude[:-1].max())
     layers = options.layer_sem * np.maximum.reduce([magnitude[:-1], 0.1 * typical, least])
     # Layers of opposite sign may cancel in the total: then it is the layers that set the scale.
     total = max(options.total_sem * magnitude[-1], 0.25 * options.total_sem * magnitude[:-1].sum())
-    wanted = np.append(layers, total)
+    if options.error:  # what the choice of the samples does not use up of it
+        total = np.sqrt(max((options.error * magnitude[-1]) ** 2 - left[-1] ** 2, (0.1 * total) ** 2))
+    wanted = np.maximum(np.append(layers, total), ERROR_SHARE * left)
     return np.sqrt(np.maximum(wanted**2 - known.sem**2, (0.5 * wanted) ** 2))
 
 

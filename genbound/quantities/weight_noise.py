@@ -55,9 +55,11 @@ class NoisePerBlock:
     def rises(self, draws: Sequence[Draw], sigmas: Sequence[float], controlled: bool) -> tuple[np.ndarray, np.ndarray]:
         r"""The rise summed over each draw's samples ``[draws, S]``, and its second-order term at sigma 1 ``[draws]``.
 
+        Each sample's by how much it counts.
         The latter, :math:`\tfrac12 U^\top H U`, is zero where it is not known or not asked for.
         """
-        rises = np.stack([self.each(*draw, sigmas).sum(0).mean(1) for draw in draws])
+        shares = self._problem.shares[:, None, None]
+        rises = np.stack([(self.each(*draw, sigmas) * shares[draw[0]]).sum(0).mean(1) for draw in draws])
         return rises, np.zeros(len(draws))
 
     def each(self, positions: Sequence[int], key: tuple, sigmas: Sequence[float]) -> np.ndarray:
@@ -99,7 +101,7 @@ class NoisePerSample:
 
     def rises(self, draws: Sequence[Draw], sigmas: Sequence[float], controlled: bool) -> tuple[np.ndarray, np.ndarray]:
         """As of :class:`NoisePerBlock`."""
-        problem, done = self._problem, 0
+        problem, shares, done = self._problem, self._problem.shares, 0
         values, control = np.zeros((len(draws), len(sigmas))), np.zeros(len(draws))
         for run in problem.batches([positions[0] for positions, _ in draws]):
             rows = [(p, (NAME, *key), member) for p, (_, (key, member)) in zip(run, draws[done:], strict=False)]
@@ -109,11 +111,12 @@ class NoisePerSample:
                 self._sweep = None  # before the next passes take memory
             # Read back together: an accelerator is waited for once a batch.
             losses = torch.stack([noisy_losses(problem, rows, normals, (sigma, -sigma)).mean(0) for sigma in sigmas], 1)
-            values[now] = losses.double().cpu().numpy() - self._losses[run][:, None]
+            values[now] = (losses.double().cpu().numpy() - self._losses[run][:, None]) * shares[run][:, None]
             if controlled and self._can_sweep:
                 if self._sweep is None:
                     self._sweep = Sweep(problem, run)
-                control[now] = 0.5 * self._sweep.hessian(*noise_directions(self._sweep, normals)).cpu().numpy()
+                second = self._sweep.hessian(*noise_directions(self._sweep, normals)).cpu().numpy()
+                control[now] = 0.5 * second * shares[run]
             done += len(run)
         return values, control
 

@@ -195,19 +195,21 @@ def _compare(
     layers = _layers(results, baseline)
     before, now = (_of_other_layers(observe(run), [row.where for row in layers]) for run in (baseline, results))
     terms = _terms(results, baseline, rounding)
-    random = [name for name, o in before.items() if name in now and terms.sem(o, now[name])]
-    terms = replace(terms, k=k if k is not None else float(norm.isf(false_alarm / 2 / max(1, len(random)))))
+    own = {measure: _terms_of(measure, terms, results, baseline) for measure in {o.measure for o in before.values()}}
+    random = [name for name, o in before.items() if name in now and own[o.measure].sem(o, now[name])]
+    k = k if k is not None else float(norm.isf(false_alarm / 2 / max(1, len(random))))
     rows = []
     for name, expected in before.items():
         absent = replace(expected, value=None, reason=results.notes.get(expected.measure, ""))
-        rows.append(judge(expected, now.get(name, absent), tolerance_of(rules, expected), terms))
+        term = replace(own[expected.measure], k=k)
+        rows.append(judge(expected, now.get(name, absent), tolerance_of(rules, expected), term))
     rows += [
         Row(o.measure, o.where, "", as_text(o), "", "new")
         for name, o in now.items()
         if name not in before and o.value is not None
     ]
     remarks = () if terms.same_weights else ("The checkpoint's weights are not those of the baseline.",)
-    return Check((*_conditions(results, baseline), *layers, *rows), terms.k, len(random), remarks)
+    return Check((*_conditions(results, baseline), *layers, *rows), k, len(random), remarks)
 
 
 def _terms(results: Results, baseline: Results, rounding: float | None) -> Terms:
@@ -246,6 +248,12 @@ def _layers(results: Results, baseline: Results) -> list[Row]:
 def _of_other_layers(found: Mapping[str, Observation], layers: Sequence[str]) -> dict[str, Observation]:
     """The observations without those of these layers."""
     return {name: o for name, o in found.items() if not any(f"{o.where}.".startswith(f"{layer}.") for layer in layers)}
+
+
+def _terms_of(measure: str, terms: Terms, results: Results, baseline: Results) -> Terms:
+    """The terms of one measure: samples that are chosen by size are others where the checkpoint is another one."""
+    one, other = (run.quantities.get(measure, {}).get("samples_sha256") for run in (results, baseline))
+    return replace(terms, same_samples=one == other) if one or other else terms
 
 
 def _same_samples(results: Results, baseline: Results) -> bool:

@@ -306,20 +306,24 @@ def samples_frame(
         indices: of the N measured samples in the data.
         layers: names of the L layers.
         arrays: quantity -> name -> values of the samples ``[N]`` or of the samples and layers ``[N, L]``, in the unit
-            of the quantity; others are left out.
+            of the quantity; others are left out. One that was measured on others has their indices as ``sample``.
 
     Returns:
-        N times L rows with ``sample``, ``layer`` and a column for each array; ``None`` if there is none.
+        L rows with ``sample`` and ``layer`` for every sample that any was measured on, with a column for each array,
+        NaN where it was not measured; ``None`` if there is none.
     """
-    index = pd.MultiIndex.from_product([indices, layers], names=["sample", "layer"])
-    table = pd.DataFrame(index=index)
+    own = [named["sample"].tolist() for named in arrays.values() if "sample" in named]
+    every = list(dict.fromkeys([*indices, *(i for numbers in own for i in numbers)]))
+    table = pd.DataFrame(index=pd.MultiIndex.from_product([every, layers], names=["sample", "layer"]))
     for quantity, named in arrays.items():
+        numbers = named["sample"].tolist() if "sample" in named else indices
+        rows = pd.MultiIndex.from_product([numbers, layers], names=["sample", "layer"])
         for key, values in named.items():
             column = quantity if key == "value" else f"{quantity}_{key}"
-            if values.shape == (len(indices), len(layers)):
-                table[column] = values.reshape(-1)
-            elif values.shape == (len(indices),):
-                table[column] = np.repeat(values, len(layers))
+            if key != "sample" and values.shape == (len(numbers), len(layers)):
+                table[column] = pd.Series(values.reshape(-1), rows)
+            elif key != "sample" and values.shape == (len(numbers),):
+                table[column] = pd.Series(np.repeat(values, len(layers)), rows)
     return table.reset_index() if len(table.columns) else None
 
 

@@ -73,6 +73,15 @@ def test_nothing_takes_more_than_a_default_evaluation_may(arguments):
     assert any("maximum found in place of certified" in remark for remark in found.remarks)
 
 
+@pytest.mark.parametrize("num", [8, 24])
+def test_few_samples_have_their_noise_stability(num):
+    problem = deep(num=num, total=num)
+    found = planned(problem)
+    assert "noise_stability" in found.selection.options
+    assert found.gradients["noise_stability"] <= SHARE * (GRADIENTS + PASSES)
+    assert any("noise_stability is measured with" in remark for remark in found.remarks)
+
+
 def test_what_is_left_out_says_what_it_takes_and_what_measures_it():
     problem = deep()
     found = planned(problem)

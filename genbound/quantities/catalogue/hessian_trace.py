@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from genbound.errors import GenboundError
 from genbound.formatting import digits, with_error
 from genbound.quantities.base import Quantity, later
 from genbound.quantities.measure_options import check_options, option
@@ -14,12 +15,28 @@ from genbound.quantities.summary import Reading, Summary
 class HessianTraceOptions:
     """Options of ``hessian_trace``."""
 
+    choice: str = option(
+        "size",
+        "how the samples are chosen where not all are measured: size (more likely those with the larger gradient of the"
+        " loss in the output, each weighted accordingly) or uniform",
+        flag="--choice", choices=("size", "uniform"),
+    )  # fmt: skip
+    error: float = option(
+        0.0,
+        "wanted error of the total over all samples of the data, draws and choice of samples together, relative to it:"
+        " as many samples are measured as it takes (0: those that --samples says)",
+        flag="--error",
+    )
     layer_sem: float = option(
         0.07,
         "wanted standard error of each layer, relative to its trace (or to a tenth of its root mean square over the"
         " samples, where they cancel, or to 1 % of the largest layer's)",
     )
-    total_sem: float = option(0.02, "wanted standard error of the total, relative to it")
+    total_sem: float = option(
+        0.02,
+        "wanted standard error of the total over the draws, relative to it; a quarter of"
+        " what the choice of samples leaves is always good enough, of the layers too",
+    )
     num_pilot: int = option(4, "probes per sample in the pilot round")
     max_probes: int = option(
         8,
@@ -36,6 +53,10 @@ class HessianTraceOptions:
     )
 
     def __post_init__(self) -> None:
+        if not 0 <= self.error < 1:
+            raise GenboundError(f"error {self.error:g} is no relative error: give a number between 0 and 1, 0.05 say")
+        if self.error and self.choice == "uniform":
+            raise GenboundError("error needs the samples that it chooses by size: leave choice uniform out")
         check_options(self, layer_sem=0, total_sem=0, num_pilot=2, max_probes=1, small_probes=1, num_factors=2)
 
 
@@ -44,7 +65,17 @@ def _describe(summary: Summary) -> list[str]:
     choice = f"; ± {digits(total['data_sem'])} from the choice of samples" if total["data_sem"] else ""
     value = with_error(total["value"], total["sem"])
     error = "± sem over the draws" if total["sem"] else "nothing was drawn: exact up to rounding"
-    return [f"Hessian trace, all layers: {value} ({error}{choice})."]
+    return [f"Hessian trace, all layers: {value} ({error}{choice}){chosen(summary)}."]
+
+
+def chosen(summary: Summary) -> str:
+    """What is said of samples that were chosen by size; nothing of others."""
+    if summary.get("choice") != "size":
+        return ""
+    return (
+        f", estimated for all training samples from {summary['total']['num_samples']:,} that were chosen by the size of"
+        " their loss's gradient in the output and weighted"
+    )
 
 
 QUANTITY = Quantity(
@@ -52,6 +83,8 @@ QUANTITY = Quantity(
     "trace of each layer's Hessian block, exact Gauss-Newton part plus a probed remainder",
     later("genbound.quantities.hessian_trace:measure"),
     HessianTraceOptions,
+    requires=("losses",),
+    reads_data_of=("losses",),
     lighter=tuple({"max_probes": most, "small_probes": most} for most in (4, 2, 1))
     + ({"max_probes": 1, "small_probes": 1, "exact_outputs": 0, "num_factors": 8},),
     gradients=later("genbound.quantities.hessian_trace:forecast"),

@@ -1,0 +1,250 @@
+"""Traces and noise of all training samples from some that were chosen by size."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import genbound
+from genbound.errors import GenboundError
+
+N, SIGMAS = 400, (0.003, 0.03)
+OTHERS = (
+    "losses", "margin", "input_norm", "hessian_trace", "max_quadratic_form", "max_positive_trace", "fisher_rao_norm",
+    "relative_flatness",
+)  # fmt: skip
+
+
+class Text(nn.Module):
+    """One block of attention over words, and eight classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(40, 8)
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.up, self.head = nn.Linear(8, 10), nn.Linear(10, 8)
+
+    def forward(self, x):
+        e = self.words(x)
+        weights = (self.query(e) @ self.key(e).mT / math.sqrt(8)).softmax(-1)
+        return self.head(F.gelu(self.up(e + weights @ self.value(e))).mean(1))
+
+
+class Image(nn.Module):
+    """Two convolutions, and five classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.head = nn.Linear(6 * 9, 5)
+
+    def forward(self, x):
+        return self.head(F.silu(self.second(F.silu(self.first(x)))).flatten(1))
+
+
+def text(stream):
+    x = torch.randint(0, 40, (N, 6), generator=stream)
+    scores = torch.randn(40, 8, generator=stream)[x].sum(1)
+    return Text(), x, (scores + torch.randn(N, 8, generator=stream)).argmax(1), 30
+
+
+def image(stream):
+    y = torch.randint(0, 5, (N,), generator=stream)
+    x = torch.randn(5, 1, 6, 6, generator=stream)[y] + 1.5 * torch.randn(N, 1, 6, 6, generator=stream)
+    return Image(), x.double(), y, 12
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """``trained(kind)``: a network of that kind, its start, inputs and labels; kept."""
+    kept = {}
+
+    def get(kind):
+        if kind not in kept:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                net, x, y, epochs = {"text": text, "image": image}[kind](torch.Generator().manual_seed(0))
+                net = net.double()
+                init = {name: p.detach().clone() for name, p in net.named_parameters()}
+                steps = torch.optim.Adam(net.parameters(), lr=5e-3)
+                for run in (run for _ in range(epochs) for run in torch.randperm(N).split(40)):
+                    steps.zero_grad()
+                    F.cross_entropy(net(x[run]), y[run]).backward()
+                    steps.step()
+            kept[kind] = net.eval(), init, x, y
+        return kept[kind]
+
+    return get
+
+
+def problem_of(trained, kind, num=None, seed=0, **more):
+    net, init, x, y = trained(kind)
+    return genbound.Problem(net, init, (x, y), num_samples=num, sample_seed=seed, batch_size=64, **more)
+
+
+def measured(problem, *names, seed=0, sigmas=SIGMAS, **options):
+    given = {"hessian_trace": options} if options else {}
+    if "noise_stability" in names:
+        given["noise_stability"] = {"sigmas": sigmas}
+    return genbound.evaluate(problem, names, seed, options=given)
+
+
+def error_of(row):
+    return float(np.hypot(row["sem"], row["data_sem"]))
+
+
+def test_where_all_samples_are_measured_nothing_is_chosen(trained):
+    names, problem = ("hessian_trace", "noise_stability"), problem_of(trained, "image")
+    chosen, alike = measured(problem, *names), measured(problem, *names, choice="uniform")
+    assert chosen.quantities == alike.quantities
+    assert "choice" not in chosen.quantities["hessian_trace"]
+
+
+def test_what_is_no_mean_stays_with_the_samples_that_were_drawn_alike(trained):
+    names, problem = OTHERS, problem_of(trained, "text", 24)
+    chosen, alike = measured(problem, *names), measured(problem, *names, choice="uniform")
+    changed = {name for name in chosen.quantities if chosen.quantities[name] != alike.quantities[name]}
+    assert "hessian_trace" in changed and changed <= {"hessian_trace", "max_positive_trace"}
+    one, other = (r.quantities["max_positive_trace"]["layers"] for r in (chosen, alike))
+    assert all(one[name]["value"] == pytest.approx(other[name]["value"]) for name in one if one[name]["exact"])
+
+
+def test_noise_and_trace_have_the_same_samples_and_say_so(trained):
+    results = measured(problem_of(trained, "text", 40), "hessian_trace", "noise_stability")
+    trace, noise = results.quantities["hessian_trace"], results.quantities["noise_stability"]
+    assert trace["choice"] == noise["choice"] == "size" and trace["samples_sha256"] == noise["samples_sha256"]
+    assert trace["samples_sha256"] != results.config["samples_sha256"]
+    assert "from 40 that were chosen by the size of their loss's gradient" in results.to_markdown()
+    assert (
+        "chosen by the size"
+        not in measured(problem_of(trained, "text", 40), "hessian_trace", choice="uniform").to_markdown()
+    )
+
+
+def test_the_table_of_samples_has_those_of_either_choice(trained):
+    results = measured(problem_of(trained, "text", 40), "hessian_trace", "max_quadratic_form")
+    table, layers = results.samples, len(results.layer_rows)
+    trace = table.dropna(subset="hessian_trace")
+    assert len(trace) == len(table.dropna(subset="max_quadratic_form_upper")) == 40 * layers
+    assert 40 * layers < len(table) <= 80 * layers and not table["label"].isna().any()
+    totals = trace.groupby("sample")["hessian_trace"].sum()
+    weights = trace.groupby("sample")["hessian_trace_weight"].first()
+    assert (totals * weights).mean() == pytest.approx(results.quantities["hessian_trace"]["total"]["value"])
+    assert set(results.plots()) >= {"samples"} and results.plot("samples") is not None
+
+
+def test_few_samples_and_noise_of_blocks_are_drawn_alike(trained):
+    assert "choice" not in measured(problem_of(trained, "text", 6), "hessian_trace").quantities["hessian_trace"]
+    stream = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 3))
+    net.append(nn.Linear(3, 4)).append(net[0]).append(nn.Linear(4, 3))  # the first weight is used twice
+    init = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    data = torch.randn(40, 4, generator=stream), torch.arange(40) % 3
+    problem = genbound.Problem(net, init, data, num_samples=20)
+    results = measured(problem, "hessian_trace", "noise_stability", sigmas=(0.1,))
+    assert "choice" not in results.quantities["hessian_trace"]
+    assert results.quantities["noise_stability"]["noise"] == "per block of 16 samples"
+
+
+def test_draws_stop_at_a_quarter_of_what_the_choice_leaves(trained, monkeypatch):
+    exact = {"exact_products": 1, "total_sem": 0.005, "layer_sem": 0.03}  # which would take many draws
+    found = measured(problem_of(trained, "text", 60), "hessian_trace", **exact).quantities["hessian_trace"]
+    assert 0.05 * found["total"]["data_sem"] < found["total"]["sem"] < 0.35 * found["total"]["data_sem"]
+    monkeypatch.setattr("genbound.quantities.remainder_probes.ERROR_SHARE", 0.0)
+    more = measured(problem_of(trained, "text", 60), "hessian_trace", **exact).quantities["hessian_trace"]
+    assert found["num_probes"] < 0.5 * more["num_probes"] and found["total"]["sem"] > 1.5 * more["total"]["sem"]
+
+
+@pytest.mark.parametrize("error", [0.1, 0.03])
+def test_an_error_is_asked_for(trained, error):
+    found = measured(problem_of(trained, "text", 20), "hessian_trace", "noise_stability", error=error, exact_products=1)
+    total = found.quantities["hessian_trace"]["total"]
+    assert error_of(total) <= 1.1 * error * total["value"]
+    assert 20 < total["num_samples"] < N
+    assert found.quantities["noise_stability"]["sigmas"][0]["num_samples"] == total["num_samples"]
+    assert found.config["num_samples"] == 20
+
+
+def test_an_error_that_takes_all_samples_measures_all(trained):
+    found = measured(problem_of(trained, "text", 20), "hessian_trace", "noise_stability", error=0.001)
+    total = found.quantities["hessian_trace"]["total"]
+    assert total["num_samples"] == N and total["data_sem"] == 0
+    whole = measured(problem_of(trained, "text"), "hessian_trace").quantities["hessian_trace"]["total"]
+    assert abs(total["value"] - whole["value"]) < 4 * math.hypot(total["sem"], whole["sem"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"error": 1.5}, "no relative error"), ({"error": -0.1}, "no relative error"),
+     ({"error": 0.1, "choice": "uniform"}, "leave choice uniform out"), ({"choice": "sizes"}, "did you mean")],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(trained, options, said):
+    with pytest.raises(GenboundError, match=said):
+        measured(problem_of(trained, "text", 20), "hessian_trace", **options)
+
+
+def test_a_check_of_another_checkpoint_counts_both_choices(trained):
+    net, init, x, y = trained("text")
+    baseline = measured(problem_of(trained, "text", 60), "hessian_trace")
+    other = Text().double()
+    other.load_state_dict({name: p * 1.01 for name, p in net.state_dict().items()})
+    found = measured(genbound.Problem(other, init, (x, y), num_samples=60, batch_size=64), "hessian_trace")
+    one, two = (r.quantities["hessian_trace"] for r in (baseline, found))
+    assert (
+        one["samples_sha256"] != two["samples_sha256"]
+        and found.config["samples_sha256"] == baseline.config["samples_sha256"]
+    )
+    rows = [row for row in genbound.check(found, baseline).rows if row.measure == "hessian_trace"]
+    assert rows and not any(row.failed for row in rows)
+
+
+def coverage(trained, kind, seeds, num, **options):
+    """Errors and stated errors over seeds ``[seeds, numbers]``, in units of each number's value on all samples."""
+    whole = problem_of(trained, kind)
+    exact = genbound.evaluate(
+        whole, ["hessian_trace", "noise_stability"],
+        options={"noise_stability": {"sigmas": SIGMAS, "relative_sem": 0.004, "max_perturbations": 4096}},
+    ).quantities  # fmt: skip
+
+    def rows(quantities):
+        trace = quantities["hessian_trace"]
+        return [trace["total"], *trace["layers"].values(), *quantities["noise_stability"]["sigmas"]]
+
+    truth = np.array([row["value"] for row in rows(exact)])
+    own = np.array([error_of(row) for row in rows(exact)])
+    found, stated = [], []
+    for seed in range(seeds):
+        names = "hessian_trace", "noise_stability"
+        results = measured(problem_of(trained, kind, num, seed), *names, seed=seed, **options)
+        found.append([row["value"] for row in rows(results.quantities)])
+        stated.append([np.hypot(error_of(row), e) for row, e in zip(rows(results.quantities), own, strict=True)])
+    return (np.array(found) - truth) / np.abs(truth), np.array(stated) / np.abs(truth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_stated_errors_cover_the_value_on_all_samples(trained, kind):
+    errors, stated = coverage(trained, kind, 100, 60)
+    covered = (np.abs(errors) <= 2 * stated).mean(0)
+    assert covered[0] >= 0.93 and covered[-len(SIGMAS) :].min() >= 0.93
+    assert covered.min() >= 0.88 and covered.mean() >= 0.93
+    alike, _ = coverage(trained, kind, 100, 60, choice="uniform")
+    assert errors[:, 0].std() < 0.8 * alike[:, 0].std()
+    assert errors[:, -len(SIGMAS)].std() < 0.8 * alike[:, -len(SIGMAS)].std()
+    assert abs(errors[:, 0].mean()) < 4 * errors[:, 0].std() / 10
+
+
+def test_stated_errors_cover_over_a_few_seeds(trained):
+    exact = measured(problem_of(trained, "image"), "hessian_trace", exact_products=10**9)
+    value = exact.quantities["hessian_trace"]["total"]["value"]
+    totals = [
+        measured(problem_of(trained, "image", 40, seed), "hessian_trace", seed=seed).quantities["hessian_trace"][
+            "total"
+        ]
+        for seed in range(8)
+    ]
+    assert all(abs(row["value"] - value) <= 3 * error_of(row) for row in totals)
+    assert 0.3 < np.mean([abs(row["value"] - value) / error_of(row) for row in totals]) < 1.5
