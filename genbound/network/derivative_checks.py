@@ -41,6 +41,7 @@ from genbound.network.graph import Graph
 from genbound.network.loss_derivative_checks import check_loss_derivatives
 from genbound.network.operation import Kind
 from genbound.network.operations import named, of_aten, operation
+from genbound.network.refusals import is_unsupported
 
 if TYPE_CHECKING:
     from genbound.network.network import Network
@@ -314,7 +315,9 @@ def _second_differs(trial: _Trial, known: Mapping[str, Tensor]) -> list[str]:
         directions = {name: trial.direction(name, number) for name in known}
         try:
             products = dict(_products(trial, directions))
-        except RuntimeError:
+        except RuntimeError as error:
+            if not is_unsupported(error):
+                raise
             return []  # torch says itself that there is no second derivative; what needs none can still be measured
         sides = [trial.gradients(trial.moved(directions, sign * step), known)[1] for sign in (1, -1)]
         for name in set(wrong):

@@ -8,6 +8,7 @@ from torch import Tensor
 from genbound.errors import GenboundError
 from genbound.estimators.random import generator, normal
 from genbound.network.loss_functions import Loss
+from genbound.network.refusals import is_unsupported
 
 TRIALS = 3  # directions, with smaller and smaller steps: a kink is met by one of them at most
 
@@ -63,6 +64,8 @@ def _loss_derivatives(loss: Loss, at: Tensor, targets: Tensor, u: Tensor) -> tup
             return (zero if gradient is None else gradient), zero
         try:
             product = torch.autograd.grad((gradient * u).sum(), at, allow_unused=True)[0]
-        except RuntimeError:
+        except RuntimeError as error:
+            if not is_unsupported(error):
+                raise
             return gradient.detach(), None
     return gradient.detach(), zero if product is None else product
