@@ -83,7 +83,7 @@ def says_continuous_integration(namespace, printed):
 
 def says_certificate(namespace, printed):
     plain, tuned, again = printed.values()
-    assert "No guarantee that says anything" in plain
+    assert re.search(r"compression_certificate \| ≤ 0\.7\d", plain)  # hardly better than 0.8, guessing
     assert "head-" in tuned or "all-" in tuned
     bounds = namespace["results"].bounds
     assert bounds["compression_certificate"].value < bounds["pac_bayes_certificate"].value < 0.3

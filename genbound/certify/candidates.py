@@ -18,7 +18,7 @@ from genbound.finetune.settings import Settings
 FORMS = ("all", "head")  # fixed before any sample is seen
 # Radius of each layer's ball around the prior, as a share of how far the prior's training moved the layer.
 SHARES = (1.0, 0.3, 0.1)
-# Certificates that are alike: of so many the network with the least training error is the best one to have.
+# Certificates, and errors, that are alike: of such candidates the better network is taken, then the better noisy one.
 ALIKE = 0.01
 
 
@@ -68,6 +68,7 @@ class Tried:
     Attributes:
         candidate: it.
         value: the lesser of its certificates, ``None`` where it has none.
+        noisy: that of the noisy network; infinite where there is none.
         error: training error of the network itself.
         deviation: root mean square of its posterior's noise on a coordinate; 0 where there is none.
         note: of its first certificate.
@@ -75,6 +76,7 @@ class Tried:
 
     candidate: Candidate
     value: float | None
+    noisy: float
     error: float
     deviation: float
     note: str
@@ -83,19 +85,26 @@ class Tried:
     def of(
         cls, candidate: Candidate, rows: Sequence[Mapping[str, Any]], quantities: Mapping[str, Mapping[str, Any]]
     ) -> Tried:
-        """From the results of a measurement."""
+        """From the results of a measurement; the first row is that of the noisy network."""
         values = [row["value"] for row in rows if row["value"] is not None]
         groups = quantities.get("gibbs_error", {}).get("groups", {}).values()
         total = sum(group["size"] for group in groups)
         square = sum(group["size"] * group["deviation"] ** 2 for group in groups) / max(1, total)
         error = quantities["losses"]["train_error"]
-        return cls(candidate, min(values, default=None), error, math.sqrt(square), rows[0]["note"])
+        noisy = math.inf if rows[0]["value"] is None else rows[0]["value"]
+        return cls(candidate, min(values, default=None), noisy, error, math.sqrt(square), rows[0]["note"])
 
 
 def least(tried: Sequence[Tried]) -> Tried | None:
-    """Of those whose certificate is the least or alike, the one with the least training error."""
+    """The best candidate.
+
+    Of those whose certificate is the least or alike, and then of those whose training error is the least or alike, the
+    one whose noisy network has the least certificate.
+    """
     certified = [(one.value, one) for one in tried if one.value is not None]
     if not certified:
         return None
     limit = min(value for value, _ in certified) + ALIKE
-    return min((one for value, one in certified if value <= limit), key=lambda one: one.error)
+    close = [one for value, one in certified if value <= limit]
+    error = min(one.error for one in close) + ALIKE
+    return min((one for one in close if one.error <= error), key=lambda one: one.noisy)

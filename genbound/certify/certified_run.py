@@ -4,7 +4,7 @@
 2. From there every candidate trains on all samples, each layer kept within a ball around the prior. The certificate
    measures distances from the same point, so that algorithm and certificate have the same balls.
 3. A candidate is judged by the lesser of its certificates on the samples that the prior did not see, with draws of its
-   own seed; of those that are as good, the one with the least training error is taken.
+   own seed; of those that are as good, one with a small training error is taken, and a small certificate of its noise.
 4. It is certified with fresh draws.
 """
 

@@ -102,11 +102,13 @@ def test_every_choice_is_paid_for(folder, monkeypatch, capsys):
 
 
 def test_of_certificates_that_are_alike_the_best_network_is_taken():
-    def tried(name, value, error):
-        return Tried(Candidate(name, 1.0), value, error, 0.0, "")
+    def tried(value, error, noisy):
+        return Tried(Candidate("all", 1.0), value, noisy, error, 0.0, "")
 
-    low, close, far, none = tried("a", 0.2, 0.1), tried("b", 0.209, 0.05), tried("c", 0.22, 0.0), tried("d", None, 0.0)
+    low, close, far, none = tried(0.2, 0.1, 0.3), tried(0.209, 0.05, 0.9), tried(0.22, 0.0, 0.22), tried(None, 0.0, 9)
     assert least([low, close, far, none]) is close and least([far, low, none]) is low and least([none]) is None
+    alike = tried(0.205, 0.055, 0.5)
+    assert least([low, close, alike, far]) is alike
 
 
 @pytest.mark.slow
