@@ -128,7 +128,7 @@ def measure(problem: BaseProblem, name: str, seed: int = 0, **options: Any) -> d
     name = FORMER_NAMES.get(name, name)
     if name not in QUANTITIES:
         hint = did_you_mean(name, QUANTITIES)
-        raise GenboundError(f"unknown quantity {name!r}{hint}: use one of {', '.join(QUANTITIES)}")
+        raise GenboundError(f"unknown quantity {name!r}{hint}; `genbound list quantities` shows all {len(QUANTITIES)}")
     # A quantity that another one needs is measured with that one's defaults.
     results = evaluate(problem, [name], seed, options={name: options})
     if name not in results.quantities:

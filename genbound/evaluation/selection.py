@@ -113,7 +113,7 @@ def resolve(measures: str | Iterable[str] | None) -> tuple[list[str], list[str]]
         if name not in QUANTITIES and name not in BOUNDS:
             known = [*QUANTITIES, *BOUNDS]
             hint = did_you_mean(name, [*known, DEFAULT])
-            raise GenboundError(f"unknown measure {name!r}{hint}; `genbound list` shows all: {', '.join(known)}")
+            raise GenboundError(f"unknown measure {name!r}{hint}; `genbound list` shows all {len(known)}")
     needed = _with_required(r for name in wanted for r in (BOUNDS[name].requires if name in BOUNDS else (name,)))
     return [name for name in QUANTITIES if name in needed], [name for name in BOUNDS if name in wanted]
 

@@ -29,6 +29,7 @@ from genbound.results.verdict import answers, short_rows, verdict
 
 SCHEMA_VERSION = 1
 HEAD = ["bound", "value", "of", "kind", "vacuous", "value / gap", "note"]
+RESULT = ("value", "sem", "lower", "upper")  # of a layer: the number that a quantity is named after, and its errors
 SHOWN = 18  # bounds that fit a screen
 
 
@@ -80,15 +81,21 @@ class Results:
         rows = [{"bound": name} | {c: row[c] for c in columns} for name, row in self.bounds.items()]
         return pd.DataFrame(rows, columns=["bound", *columns]).set_index("bound")
 
-    def layers(self) -> pd.DataFrame:
-        """One row a layer, one column (with its error) a quantity."""
+    def layers(self, every: bool = False) -> pd.DataFrame:
+        """One row a layer, one column (with its error or interval) a quantity.
+
+        Args:
+            every: all that is known of a layer, as in ``layers.csv``: quantities with several numbers too, what else
+                was found there, and how it was measured.
+        """
         table = pd.DataFrame(self.layer_rows).set_index("name")
         table["shape"] = [" x ".join(map(str, shape)) for shape in table["shape"]]
         columns: dict[str, dict[str, float]] = {}
         for quantity, summary in self.quantities.items():
             for name, row in summary.get("layers", {}).items():
                 for key, value in row.items():
-                    if isinstance(value, int | float) and key not in ("num_samples", "data_sem"):
+                    wanted = key not in ("num_samples", "data_sem") if every else "value" in row and key in RESULT
+                    if isinstance(value, int | float) and wanted:
                         column = quantity if key == "value" else f"{quantity}_{key}"
                         columns.setdefault(column, {})[name] = value
         for column, values in columns.items():
@@ -119,7 +126,7 @@ class Results:
         folder = self.path = Path(directory)
         earlier = remove_checksums(folder)
         write_json(folder / "results.json", to_plain(self.to_json()))
-        write_atomically(folder / "layers.csv", lambda path: write_csv(self.layers(), path))
+        write_atomically(folder / "layers.csv", lambda path: write_csv(self.layers(every=True), path))
         write_atomically(folder / "table.md", lambda path: path.write_text(self.to_markdown() + "\n", encoding="utf-8"))
         samples = self.samples
         if samples is None:

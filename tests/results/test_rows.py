@@ -44,3 +44,14 @@ def test_the_representation_fits_a_screen():
     text = repr(run({f"bound_{i}": bound(float(i + 1)) for i in range(40)}))
     assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 120
     assert "256 of n = 1000 training samples" in text and "bound_0: 1 (measure)" in text and "and 22 more" in text
+
+
+def test_a_column_for_each_quantity_or_every_entry():
+    """By-products are left out: the norm of the start, how exact a maximum is, what has several names."""
+    results = run()
+    results.quantities["layer_norms"] = {"layers": {"a.weight": {"bias_norm": 0.5}}}
+    layers, every = results.layers(), results.layers(every=True)
+    bounds = ["max_quadratic_form", "max_quadratic_form_lower", "max_quadratic_form_upper"]
+    assert list(layers.columns[5:]) == ["displacement_norm", "hessian_trace", "hessian_trace_sem", *bounds]
+    more = {"displacement_norm_init_norm", "max_quadratic_form_exact", "max_quadratic_form_sample"}
+    assert set(every.columns) - set(layers.columns) == {*more, "layer_norms_bias_norm"}
