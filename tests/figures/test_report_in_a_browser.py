@@ -1,4 +1,4 @@
-"""The report as a reader meets it, in a real Chromium: ``pip install 'genbound[browser]'``."""
+"""The report as a reader meets it, in a real Chromium: ``pip install 'genbound[test]'``."""
 
 import importlib.util
 from pathlib import Path
@@ -7,7 +7,10 @@ import pytest
 from browser import visit
 
 pytest.importorskip("plotly", reason="the report needs plotly")
-pytest.importorskip("PyQt6.QtWebEngineCore", reason="pip install 'genbound[browser]' to see the report in a Chromium")
+pytest.importorskip(  # what is lacking may be a library of the system: libEGL, libnss3, libxkbcommon …
+    "PyQt6.QtWebEngineCore", reason="no Chromium: pip install 'genbound[test]', and what Qt needs of the system",
+    exc_type=ImportError,
+)  # fmt: skip
 
 DRAWN = """new Promise(done => { const ask = () => {
   const seen = [...document.querySelectorAll(".figure")].filter(p => p.getBoundingClientRect().top < innerHeight);
@@ -34,7 +37,7 @@ def axe():
     """The script of axe-core that comes with a package of Python."""
     found = importlib.util.find_spec("axe_core_python")
     if found is None:
-        pytest.skip("pip install 'genbound[browser]' for axe-core")
+        pytest.skip("pip install 'genbound[test]' for axe-core")
     return (Path(found.submodule_search_locations[0]) / "axe.min.js").read_text(encoding="utf-8")
 
 
@@ -47,6 +50,22 @@ def test_plots_fit_at_load_and_axe_finds_nothing(page, width, dark):
     assert scrolled <= width  # wide tables scroll by themselves
     assert all(inner <= outer and outer - inner < 2 for inner, outer in boxes)
     assert violations == [] and unfolded == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (375, 800)])
+def test_the_first_screen_answers(page, width, height):
+    """Is it a guarantee, how does it stand to the gap, which layer drives it, did it get worse: without scrolling."""
+    shown = """["guarantee", "gap", "layer drives it", "worse"].map(word => {
+      const found = [...document.querySelectorAll("h1, h2, h3, h4, dt, dd, p, strong, span, div")].filter(part =>
+        part.textContent.toLowerCase().includes(word) && !part.children.length);
+      return Math.min(...found.map(part => part.getBoundingClientRect().bottom)); })"""
+    outside = """[...document.querySelectorAll("main *")].filter(part => {
+      const box = part.getBoundingClientRect();
+      return box.width && !part.closest(".scroll, .figure") && (box.right > innerWidth + 1 || box.left < -1);
+      }).map(part => part.outerHTML.slice(0, 80))"""
+    bottoms, beyond = visit(page, width, height, False, [shown, outside])["values"]
+    assert all(bottom is not None and bottom <= height for bottom in bottoms), bottoms
+    assert beyond == []
 
 
 def test_colours_follow_the_reader(page):
