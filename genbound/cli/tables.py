@@ -41,12 +41,15 @@ def status(folder: str) -> None:
 @click.option("--reference", metavar="RUN", default=None, help="Show how many times this run's values the others' are.")
 @DEBUG
 def compare(runs: tuple[str, ...], form: str | None, **given: Any) -> None:
-    """Print a table of bounds × checkpoints of stored runs."""
+    """Say whether the last of stored runs is worse than the first, and print a table of bounds × checkpoints."""
+    from genbound.results.cells import markdown
     from genbound.results.comparison import compare as run
+    from genbound.results.verdict import WORSE
 
     found = run(runs, **given)
     if form is None:
-        show(found.to("md"))
+        worse = [f"> **{WORSE}** {markdown(found.summary())}", ""] if len(found.runs) > 1 else []
+        show(*worse, found.to("md"))
     else:
         click.echo(found.to(form))
 

@@ -114,7 +114,7 @@ def _verdict(lines: list[str], width: int) -> Iterator[RenderableType]:
     grid.add_column(ratio=1, overflow="fold")
     for line in lines:
         asked, said = _pair(_QUESTION, line[2:].strip())
-        grid.add_row(Text(asked, "bold"), Text(said, _tone(said)))
+        grid.add_row(Text(asked, "bold"), Text(plain(said), _tone(said)))
     yield Panel(grid, width=min(width, 120), border_style="cyan")
 
 

@@ -29,13 +29,13 @@ from genbound.results.glance import change, in_short
 from genbound.results.likeness import few
 from genbound.results.rank_statistics import STATISTICS
 from genbound.results.results import Results, read_samples
-from genbound.results.verdict import DRIVER, GAP, GUARANTEE, answers, leading, short_rows, verdict
+from genbound.results.verdict import DRIVER, GAP, GUARANTEE, WORSE, answers, leading, short_rows, verdict
 
 MANY = 24  # runs, from which on a page shows how they are spread
 FOLDED_BYTES = 2_000_000  # of what belongs to one run alone: a page of many runs stays below 5 MB
 UNFOLDED = 3  # runs that stand open
 UNFOLDED_LAYERS = 12  # rows of a table of layers that stands open
-WORSE, ASKED = "Did it get worse?", (GUARANTEE, GAP, DRIVER)
+ASKED = (GUARANTEE, GAP, DRIVER)
 ONE_RUN = "One run alone does not say. A report of the earlier run and this one, in this order, does."
 MOST_LINES = 400  # of what is said of measures: notes may hold numbers of their run
 
@@ -82,9 +82,10 @@ def _answer(named: Mapping[str, Results]) -> str:
         short = in_short(after)
         said = [(question, short.get(question, ""), text) for question, text in answers(after).items()]
         return cards([*said, (WORSE, "", ONE_RUN)])
-    found = cards([(f"{WORSE} {last} against {first}, the first given", *change(after, before))])
+    worse = (f"{WORSE} {last} against {first}, the first given", *change(after, before))
     if len(named) > MANY:
-        return found
+        return cards([worse])
+    found = cards([worse, *((f"{question} {last}", short, "") for question, short in in_short(after).items())])
     rows = []
     for name, results in named.items():
         short = in_short(results)

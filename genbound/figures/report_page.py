@@ -65,7 +65,8 @@ def cards(items: Iterable[tuple[str, str, str]]) -> str:
         parts.append(
             f'<article class="card"><h3>{html.escape(question)}</h3>{large}<p>{html.escape(text)}</p></article>'
         )
-    return f'<div class="cards">{"".join(parts)}</div>'
+    four = " four" if len(parts) == 4 else ""  # in one row where there is room
+    return f'<div class="cards{four}">{"".join(parts)}</div>'
 
 
 def folded(title: str, content: str, heading: bool = False, unfolded: bool = False) -> str:

@@ -21,6 +21,7 @@ nav ul { display: flex; gap: .2rem 1.2rem; margin: 0 auto; padding: .5rem 1rem; 
 :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
 .lede, figcaption span, footer { color: var(--pale); font-size: .9rem; } .lede p { margin: .15rem 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: .8rem; }
+.cards.four { grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; background: var(--soft); }
 .card h3 { margin: 0; font-size: .85rem; font-weight: 600; color: var(--pale); }
 .card p { margin: .3rem 0 0; font-size: .92rem; }

@@ -17,6 +17,7 @@ from genbound.formatting import digits, percent, value_text
 from genbound.results.cells import markdown, markdown_table, write_csv
 from genbound.results.common_range import observed_ranges, on_common_range
 from genbound.results.gap import measured
+from genbound.results.glance import change
 from genbound.results.latex import latex_number, latex_text
 from genbound.results.likeness import culprits, few, refuse_unlike, unlike
 from genbound.results.results import Results
@@ -219,6 +220,14 @@ class Comparison:
         if form not in writers:
             raise GenboundError(f"format {form!r} is unknown: use {', '.join(FORMATS)}")
         return writers[form]()
+
+    def summary(self) -> str:
+        """Whether the last of several runs is worse than the first, in a sentence or two; empty for a single one."""
+        if len(self.runs) < 2:
+            return ""
+        (first, before), (last, after) = (list(self.runs.items())[place] for place in (0, -1))
+        short, said = change(after, before)
+        return f"{last} against {first}, the first given: {short}. {said}"
 
     def to_markdown(self) -> str:
         """A table of cells as they are shown, a line a bound; below it each doubt once, and the remarks."""

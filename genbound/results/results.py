@@ -25,11 +25,12 @@ from genbound.results.network_files import remove_networks, save_network
 from genbound.results.rows import Row, bound_row
 from genbound.results.sample_table import read_sample_table
 from genbound.results.schema import MEND, check_content, read_json, readable
-from genbound.results.verdict import answers, short_rows, verdict
+from genbound.results.verdict import WORSE, answers, short_rows, verdict
 
 SCHEMA_VERSION = 1
 HEAD = ["bound", "value", "of", "kind", "vacuous", "value / gap", "note"]
 RESULT = ("value", "sem", "lower", "upper")  # of a layer: the number that a quantity is named after, and its errors
+ONE_RUN = "One run alone does not say; `genbound compare EARLIER THIS` does."
 SHOWN = 18  # bounds that fit a screen
 
 
@@ -182,6 +183,7 @@ class Results:
         """
         title, *lines = self.headline()
         said = [f"> **{question}** {line}  " for question, line in answers(self).items()]
+        said += [f"> **{WORSE}** {ONE_RUN}"] * bool(said)
         rows = list(self.bounds) if every else short_rows(self) or list(self.bounds)
         below = self._left_out(len(self.bounds) - len(rows)) if len(rows) < len(self.bounds) else self._below()
         blocks = [[f"# {title}"], lines, said, *self._bounds_table(rows), below]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 OURS = ("noisy_label_distance", "hessian_distance", "trace_distance", "zhang2024")
 GUARANTEE, GAP, DRIVER = "Is it a guarantee?", "How does it stand to the gap?", "Which layer drives it?"
 RESTS, SHARPER = "What does it rest on?", "What would sharpen it?"
+WORSE = "Did it get worse?"  # than an earlier run: two runs answer that (glance.change)
 LONGEST = 90  # characters of a sample that are shown
 
 

@@ -125,7 +125,9 @@ def test_a_pipe_is_never_coloured(force, runs, monkeypatch, capsys):
     assert max(map(len, out.splitlines())) <= 80
     monkeypatch.delenv("COLUMNS")
     main(tables(runs)["compare"])
-    assert capsys.readouterr().out.startswith("| bound ")
+    verdict, _, table = capsys.readouterr().out.partition("\n\n")
+    assert verdict.startswith("> **Did it get worse?** a-long-name-of-a-run-4 against a-long-name-of-a-run-0")
+    assert table.startswith("| bound ")
 
 
 def test_a_format_that_is_named_is_printed_as_it_is(runs, monkeypatch, capsys):

@@ -204,3 +204,12 @@ def test_the_command(pair, tmp_path, capsys):
     assert main(["compare", paths[0], str(tmp_path / "three"), "--allow-mixed"]) == 0
     assert main(["compare", str(tmp_path / "absent")]) == 2
     assert main(["compare"]) == 2
+
+
+def test_did_it_get_worse():
+    """By the arithmetic of the rows, the first run's name last."""
+    before, after = run({"hessian_distance": bound(0.5)}), run({"hessian_distance": bound(0.6)}, name="later")
+    found = genbound.compare([before, after])
+    first, last = found.runs
+    assert found.summary() == f"{last} against {first}, the first given: Yes. Worse: hessian_distance (+20 %)."
+    assert genbound.compare([before]).summary() == ""
