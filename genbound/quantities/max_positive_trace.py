@@ -28,7 +28,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -54,9 +54,12 @@ ROOM = 2**28  # bytes of the Krylov bases that are held at a time
 
 def _probes(operator: LayerBlock, shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
     """Sign probes of the weight, one for each row of the pass, in the basis of its sample's inputs ``[N, d]``."""
-    like = operator.tape.outputs.detach()
-    num = len(operator.tape)
-    return operator.start(rademacher((num, *shape), source, like)).reshape(num, -1).double()
+    return _seen(operator, rademacher((len(operator.tape), *shape), source, operator.tape.outputs.detach()))
+
+
+def _seen(operator: LayerBlock, probes: torch.Tensor) -> torch.Tensor:
+    """What the blocks see of directions of the weight ``[N, *shape]``, ``[N, d]``."""
+    return operator.start(probes).reshape(len(operator.tape), -1).double()
 
 
 def _quadratures(operator: LayerBlock, starts: torch.Tensor) -> np.ndarray:
@@ -108,9 +111,16 @@ class _SampleBlock:
 
 
 def measure(problem: Problem, context: Context) -> Measured:
-    """The largest trace of every layer, each by a search over the samples."""
+    """The largest trace of every layer, each by a search over the samples; the steps of all layers go side by side."""
     layers, known = problem.layers, _traces(problem, context)
-    parts = context.map("layers", list(range(len(layers))), lambda i: _Search(problem, context, i, known).run())
+    searches = [_Search(problem, context, i, known) for i in range(len(layers))]
+    parts = context.map("layers", list(range(len(layers))), lambda i: searches[i].at_once())
+    estimated = [i for i, part in enumerate(parts) if "likely" in part]
+    if estimated:
+        chosen = _choose(context, searches, {i: parts[i]["likely"].tolist() for i in estimated})
+        found = context.map("measure", estimated, lambda i: searches[i].estimate(chosen[i]))
+        for i, part in zip(estimated, found, strict=True):
+            parts[i] = part
     rows = {
         layer.name: {
             **{key: float(part[key]) for key in ("value", "lower", "upper", "sem")},
@@ -140,6 +150,29 @@ def _traces(problem: Problem, context: Context) -> Part:
     return {"value": trace.samples[:, :-1], "sem": np.sqrt(trace.noise[:, :-1]), "probe_std": deviation}
 
 
+def _choose(context: Context, searches: Sequence[_Search], likely: Mapping[int, Sequence[int]]) -> dict[int, int]:
+    """The sample of each layer that is measured: by two rounds, in which samples and layers are each by themselves.
+
+    Args:
+        context: of the measurement.
+        searches: of all layers.
+        likely: number of a layer -> its candidates.
+    """
+    items = [(i, p) for i, positions in likely.items() for p in positions]
+    parts = context.map("screen", items, lambda item: {"value": searches[item[0]].screen(item[1])})
+    values: dict[int, list[tuple[int, float]]] = {i: [] for i in likely}
+    for (i, p), part in zip(items, parts, strict=True):
+        values[i].append((p, float(part["value"])))
+    finalists = {
+        i: [p for p, _ in sorted(found, key=lambda pair: -pair[1])[: context.options.finalists]]
+        for i, found in values.items()
+    }
+    items = [(i, p) for i, positions in finalists.items() for p in positions if len(positions) > 1]
+    parts = context.map("choose", items, lambda item: {"value": searches[item[0]].mean(item[1])}) if items else []
+    means = {item: float(part["value"]) for item, part in zip(items, parts, strict=True)}
+    return {i: max(positions, key=lambda p: means.get((i, p), 0.0)) for i, positions in finalists.items()}
+
+
 class _Search:
     """The search for one layer's largest trace, by the first way that is affordable.
 
@@ -155,8 +188,8 @@ class _Search:
         self._number, self._layer, self._name = number, problem.layers[number], problem.layers[number].name
         self._trace = {key: known[key][:, number] for key in ("value", "sem", "probe_std")}
 
-    def run(self) -> Part:
-        """The largest trace and its standard error, with the sample that has it and how it was found."""
+    def at_once(self) -> Part:
+        """The largest trace where it is known or formed densely; else ``likely``, the candidates of an estimate."""
         every = range(self._problem.num_samples)
         if self._layer.positive_semidefinite:
             return self._gauss_newton()
@@ -168,9 +201,24 @@ class _Search:
         likely = sorted(self._candidates(self._trace["value"] + self._trace["probe_std"]))
         if self._affordable(likely):
             return _largest(self._dense(likely), likely, "dense for candidates", False)
-        chosen = self._choose(self._screen(likely))
-        found = _SampleBlock(self._problem, self._layer, chosen).trace(self._options, self._stream("measure", chosen))
-        return _part(found, chosen, "stochastic Lanczos quadrature", False)
+        return {"likely": np.array(likely)}
+
+    def screen(self, position: int) -> np.ndarray:
+        """A quadrature of one probe of a candidate."""
+        (operator,) = self._operators([position])
+        probe = rademacher((1, *self._layer.shape), self._stream("screen", position), operator.tape.outputs.detach())
+        return _quadratures(operator, _seen(operator, probe))[0]
+
+    def mean(self, position: int) -> np.ndarray:
+        """The mean of fresh quadratures of a finalist."""
+        block = _SampleBlock(self._problem, self._layer, position)
+        return block.quadratures(FRESH, self._stream("choose", position)).mean()
+
+    def estimate(self, position: int) -> Part:
+        """The trace of the chosen sample, by fresh probes again."""
+        block = _SampleBlock(self._problem, self._layer, position)
+        found = block.trace(self._options, self._stream("measure", position))
+        return _part(found, position, "stochastic Lanczos quadrature", False)
 
     def _gauss_newton(self) -> Part:
         """Exact traces. Where the output is large they were probed, and only the largest few are computed."""
@@ -198,25 +246,6 @@ class _Search:
         """Exact traces of these samples, ``[n]``."""
         eigenvalues = (torch.linalg.eigvalsh(dense_blocks(op)) for op in self._operators(positions))
         return np.concatenate([values.clamp(min=0).sum(1).cpu().numpy() for values in eigenvalues])
-
-    def _screen(self, positions: list[int]) -> list[int]:
-        """The finalists: those of the candidates with the largest quadratures of one probe each."""
-        found: list[tuple[int, float]] = []
-        source = self._stream("screen")
-        for operator in self._operators(positions):
-            starts = _probes(operator, self._layer.shape, source)
-            values = _quadratures(operator, starts)
-            found += zip(operator.tape.positions, values, strict=True)
-        return [p for p, _ in sorted(found, key=lambda pair: -pair[1])[: self._options.finalists]]
-
-    def _choose(self, finalists: list[int]) -> int:
-        """The finalist with the largest mean of fresh quadratures."""
-
-        def mean(position: int) -> float:
-            block = _SampleBlock(self._problem, self._layer, position)
-            return block.quadratures(FRESH, self._stream("choose", position)).mean()
-
-        return max(finalists, key=mean) if len(finalists) > 1 else finalists[0]
 
     def _operators(self, positions: Sequence[int]) -> Iterator[LayerBlock]:
         return (LayerBlock(tape, self._name) for tape in self._problem.tapes(positions, [self._name]))

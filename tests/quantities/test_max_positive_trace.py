@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import genbound
 from genbound.data.samples import ListSamples
+from genbound.engines.in_process import InProcess
 from genbound.network.problem import Problem
 
 
@@ -45,6 +46,27 @@ def test_max_positive_trace_estimated(name, problems, truths):
         assert row["value"] == pytest.approx((row["lower"] + row["upper"]) / 2)
         assert row["lower"] <= float(values.max()) + 4 * row["sem"] + 1e-6 * max(1.0, truth)
     assert ("lower estimates" in summary["note"]) == (len(psd) < len(summary["layers"]))
+
+
+class Backwards(InProcess):
+    """Computes the parts in another order, as several processes do, and notes how many there were."""
+
+    def map(self, stage, items, function):
+        self.titles = [*getattr(self, "titles", []), (stage.title.partition(": ")[2], len(items))]
+        return [function(item) for item in reversed(items)][::-1]
+
+
+def test_the_steps_of_an_estimate_go_side_by_side(problems):
+    options = {"max_positive_trace": {"dense_products": 0, "candidates": 5, "finalists": 2, "num_probes": 4}}
+    engine = Backwards()
+    found = genbound.evaluate(problems("mlp_gelu"), ["max_positive_trace"], options=options, engine=engine)
+    again = genbound.evaluate(problems("mlp_gelu"), ["max_positive_trace"], options=options)
+    assert found.quantities == again.quantities
+    rows = found.quantities["max_positive_trace"]["layers"].values()
+    estimated = sum(not row["exact"] for row in rows)
+    assert estimated > 0 and engine.titles[-4:] == [
+        ("layers", len(rows)), ("screen", 5 * estimated), ("choose", 2 * estimated), ("measure", estimated),
+    ]  # fmt: skip
 
 
 def test_max_positive_trace_finds_the_sample_that_stands_out():
