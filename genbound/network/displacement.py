@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-KEPT = 2**28  # bytes of all differences up to which they are kept
+KEPT = 2**28  # bytes of all differences, or of all initial weights in another type, up to which they are kept
 
 
 class Differences(Mapping):

@@ -80,7 +80,8 @@ def network_digest(problem: Problem, test_data: bool) -> str:
 
 
 def _tensors(group: Mapping[str, Tensor]) -> bytes:
-    rows = [(name, str(t.dtype), tuple(t.shape), tensor_digest(t)) for name, t in sorted(group.items())]
+    # One after the other: some weights are made when they are asked for.
+    rows = [(name, str((t := group[name]).dtype), tuple(t.shape), tensor_digest(t)) for name in sorted(group)]
     return repr(rows).encode()
 
 

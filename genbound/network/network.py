@@ -14,12 +14,14 @@ from genbound.data.sample_parts import map_tensors
 from genbound.data.samples import Batch, Samples, as_samples
 from genbound.errors import GenboundError
 from genbound.estimators.random import BLOCK
+from genbound.network import displacement
 from genbound.network.checks import check_forward
 from genbound.network.forward import call_arguments, evaluation_mode, scores
 from genbound.network.label_losses import arrangement
 from genbound.network.loss_functions import Loss, get_loss, ranged
 from genbound.network.plain_functions import PlainFunctions
 from genbound.network.plain_operations import plain_operations
+from genbound.network.weights_by_need import WeightsByNeed
 
 COMPILED = "_orig_mod"  # what torch.compile calls the module in its own
 
@@ -94,7 +96,7 @@ class Network:
         _check_weights(model, init)
         self.dtype = _measured_dtype(model) if dtype is None else dtype
         self.params = {name: self._moved(p.detach(), copy=copy_weights) for name, p in model.named_parameters()}
-        self.init = {name: self._moved(init[name].detach(), copy=copy_weights) for name in self.params}
+        self.init = self._initial(init, copy_weights)
         self.versions = {name: p._version for name, p in self.params.items()}
         self.buffers = {name: self._copied(b) for name, b in model.named_buffers()}
         self.init_buffers, self.borrowed_buffers = _init_buffers(self.buffers, init_buffers or {})
@@ -107,6 +109,14 @@ class Network:
             self._functions = None
         self.num_outputs, self.num_classes = outputs[0].numel(), outputs.shape[-1]
         self.loss_range_spec, self.loss = loss_range, ranged(given, loss_range, self.num_classes)
+
+    def _initial(self, init: Mapping[str, Tensor], copy: bool) -> Mapping[str, Tensor]:
+        """The pretrained weights: in the type that is measured in, or of a large network as they are stored."""
+        stored = {name: init[name].detach() for name in self.params}
+        size = sum(p.numel() * p.element_size() for p in self.params.values())
+        if not copy and size > displacement.KEPT:
+            return WeightsByNeed(stored, self._moved)
+        return {name: self._moved(tensor, copy=copy) for name, tensor in stored.items()}
 
     def _moved(self, tensor: Tensor, copy: bool = False) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else None

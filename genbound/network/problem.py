@@ -98,7 +98,7 @@ class Problem(Network, BaseProblem):
 
     # Of a problem with a network there is always:
     params: dict[str, Tensor]
-    init: dict[str, Tensor]
+    init: Mapping[str, Tensor]
     buffers: dict[str, Tensor]
     init_buffers: dict[str, Tensor]
     data: Samples

@@ -12,6 +12,7 @@ from genbound.checkpoints.pair_spec import PairSpec
 from genbound.errors import GenboundError
 from genbound.network import derivative_checks, displacement
 from genbound.network.displacement import Differences, Displacement
+from genbound.network.weights_by_need import WeightsByNeed
 
 
 class Block(nn.Module):
@@ -104,6 +105,27 @@ def test_displacements_made_when_needed_are_the_same(monkeypatch):
     for options in ({}, {"maximum": "found"}):
         found = genbound.measure(lazy, "max_quadratic_form", **options)
         assert found == genbound.measure(problem(), "max_quadratic_form", **options)
+
+
+def test_initial_weights_stay_in_half_precision_until_they_are_asked_for(monkeypatch):
+    """Widening is exact: all numbers are those of weights that were widened at once."""
+
+    def half():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = nn.Sequential(Block(None), nn.Linear(4, 3)).bfloat16()
+            init = {n: (p.detach() - 0.1 * torch.randn_like(p)) for n, p in model.named_parameters()}
+            return genbound.Problem(model, init, (torch.randn(6, 4), torch.arange(6) % 3), copy_weights=False)
+
+    names = ["displacement_norm", "max_quadratic_form", "matrix_norms", "loss_path", "layer_norms"]
+    known = half()
+    monkeypatch.setattr(displacement, "KEPT", 0)
+    lazy = half()
+    assert isinstance(lazy.init, WeightsByNeed) and set(lazy.init) == set(known.init) and "1.bias" in lazy.init
+    assert all(stored.dtype == torch.bfloat16 for stored in lazy.init._stored.values())
+    assert lazy.digest() == known.digest()
+    found, expected = (genbound.evaluate(p, names).quantities for p in (lazy, known))
+    assert found == expected
 
 
 def test_some_layers_of_a_displacement(large):
