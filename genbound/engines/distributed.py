@@ -2,14 +2,19 @@
 
 Parts travel over gloo, whatever device they were computed on. Who computes what is not fixed beforehand: each process
 takes the next part from a counter, so that slow ones hold nobody up. Processes meet on that counter's server before
-they exchange anything, so that none sits in an exchange that nothing interrupts while another one still computes.
+they exchange anything, so that none sits in an exchange that nothing interrupts while another one still computes. One
+that is cut off during an exchange leaves the others in it: so it runs in a thread, beside which the signs of life are
+looked at.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -19,7 +24,7 @@ import torch.distributed as dist
 
 from genbound.engines.base import Engine, Stage, T, TimeBudgetSpent
 from genbound.engines.failures import is_shared, packed, share, unpacked
-from genbound.engines.heartbeat import Heartbeat, patience
+from genbound.engines.heartbeat import CUT_OFF, Heartbeat, patience
 from genbound.engines.launch import Launch
 from genbound.errors import GenboundError, first_line
 from genbound.estimators.measured import Part
@@ -56,6 +61,7 @@ class Distributed:
                 "started, and that MASTER_ADDR and MASTER_PORT can be reached"
             ) from error
         self._store, self._meetings, self._stages = dist.PrefixStore("genbound", store), 0, 0
+        self._stuck = False
         self._heartbeat = Heartbeat(self._store, self.rank, self.ranks)
         self._names = self.gather(f"rank {self.rank} on {socket.gethostname()}")
 
@@ -145,8 +151,9 @@ class Distributed:
     def abandon(self) -> None:
         """Leave the others as they are."""
         self._heartbeat.stop()
-        with contextlib.suppress(Exception):
-            dist.destroy_process_group(self._group)
+        if not self._stuck:
+            with contextlib.suppress(Exception):
+                dist.destroy_process_group(self._group)
 
     # -- the exchange ---------------------------------------------------------------------------------------------
 
@@ -156,7 +163,7 @@ class Distributed:
         sent = (key, None if failure is None else packed(failure), value if failure is None else None)
         try:
             self._meet()
-            dist.all_gather_object(everything, sent, group=self._group)
+            self._gather(everything, sent)
         except (RuntimeError, ValueError, GenboundError) as error:  # torch's own are of the first two kinds
             lost = GenboundError(f"the ranks have lost each other ({first_line(error)}): {CONTINUES}")
             raise share(lost, self.rank < 2) from error  # the first or, where it is lost, the second says so
@@ -170,6 +177,35 @@ class Distributed:
         if len({key for key, _, _ in everything}) > 1:
             raise share(_out_of_step([key for key, _, _ in everything], self._names), self.leads)
         return [value for _, _, value in everything]
+
+    def _gather(self, everything: list[Any], sent: Any) -> None:
+        """Let ``everything`` be what all have sent.
+
+        Raises:
+            RuntimeError: the connection to another one has ended.
+            GenboundError: another one gives no sign of life any more.
+        """
+        failures: list[Exception] = []
+
+        def exchange() -> None:
+            try:
+                dist.all_gather_object(everything, sent, group=self._group)
+            except Exception as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=exchange, daemon=True, name="genbound exchange")
+        thread.start()
+        while thread.is_alive():
+            thread.join(LONGEST)
+            try:
+                if thread.is_alive():
+                    self._heartbeat.check()
+            except (RuntimeError, GenboundError):
+                self._stuck = True
+                atexit.register(_leave)  # Python would wait at its end for the exchange's own
+                raise
+        if failures:
+            raise failures[0]
 
     def _meet(self) -> None:
         """Wait until all processes are here."""
@@ -186,6 +222,13 @@ class Distributed:
 
     def _add(self, counter: str, number: int) -> int:
         return self._store.add(counter, number)
+
+
+def _leave() -> None:
+    """End the process, which has said why."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(CUT_OFF)
 
 
 def _group(store: Any, launch: Launch) -> Any:
