@@ -92,7 +92,7 @@ def test_workers_that_never_get_anything_done_end_the_run_in_one_line(monkeypatc
     with pytest.raises(GenboundError, match="8 workers one after the other were lost before they got anything done"):
         driver(engine, [])
     engine.abandon()
-    assert 2 + 8 <= small.started <= 2 + 8 + 2 * (not loading)  # one more each for what was done before
+    assert 2 + 8 <= small.started < 2 * (2 + 8)  # some more were lost before what was done at first
 
 
 def test_a_worker_that_is_out_of_step_says_so(monkeypatch):

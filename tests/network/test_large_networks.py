@@ -1,7 +1,10 @@
 """What is otherwise in a large network: weights are shared, differences made when needed, copies tried together."""
 
 import copy
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -177,3 +180,52 @@ def test_the_base_of_an_adapter_is_in_memory_once(tmp_path):
         assert torch.equal(weight, start[name]) is not adapted
         if weight.dim() == 2:
             assert (weight.data_ptr() == pair.init[name].data_ptr()) is not adapted
+
+
+MEMORY = """
+import gc
+import sys
+from pathlib import Path
+
+import genbound
+from genbound.checkpoints import adapters, huggingface  # what they import is not the network's
+
+
+def own():
+    gc.collect()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+huggingface.import_transformers().LlamaForCausalLM, __import__("peft")
+before = own()
+problem = genbound.load(sys.argv[1], sys.argv[2], data=f"npz:{sys.argv[3]}", layers="*.3.self_attn.q_proj.weight")
+weights = sum(p.numel() * p.element_size() for p in problem.params.values()) / 2**20
+print(own() - before, weights)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers so
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_loaded_network_takes_less_than_its_weights(tmp_path):
+    """They are mapped from the file: what is there beside them is the merged layers and what torch holds on to."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=30000, hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12,
+        num_key_value_heads=4, tie_word_embeddings=False,
+    )  # fmt: skip
+    base = transformers.LlamaForCausalLM(config)
+    base.save_pretrained(tmp_path / "base")
+    tuned = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+    for name, p in tuned.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p, std=0.02)
+    tuned.save_pretrained(tmp_path / "tuned")
+    ids = torch.randint(0, 30000, (4, 16)).numpy()
+    np.savez(tmp_path / "data.npz", input_ids=ids, labels=ids)
+    paths = [str(tmp_path / name) for name in ("tuned", "base", "data.npz")]
+    ran = subprocess.run([sys.executable, "-c", MEMORY, *paths], capture_output=True, text=True, timeout=1200)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    own, weights = map(float, ran.stdout.split())
+    assert weights > 350 and own < 0.8 * weights
