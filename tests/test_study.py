@@ -288,6 +288,29 @@ def test_the_pilot_from_the_files_alone(study):
         assert names[0] == "*training loss*" and measures[0] == "hessian_distance (held out)"
 
 
+def test_the_report_of_other_cells(study, tmp_path):
+    """Cells elsewhere, without the pilot: few of them, one under label noise with fewer samples to train on."""
+    task, some = "digits", sorted((STUDY / "results" / "digits").glob("clean-*.json"))[:6]
+    (tmp_path / task / "samples").mkdir(parents=True)
+    digests = STUDY / "results" / task / "samples" / "digests.json"
+    (tmp_path / task / "samples" / "digests.json").write_text(digests.read_text())
+    for file in some:
+        (tmp_path / task / file.name).write_text(file.read_text())
+    noisy = json.loads(some[0].read_text())
+    noisy |= {"name": "noise", "group": "noise", "noise": "symmetric", "rate": 0.4, "n": 140}
+    for row in noisy["measures"].values():
+        row["n"] = 140
+    noisy["measures"]["training"]["num_samples"] = 140
+    (tmp_path / task / "noise.json").write_text(json.dumps(noisy))
+    cells, rows = study.stored.cells(tmp_path), study.stored.pilot(tmp_path)
+    assert len(cells) == 7 and rows == []
+    found = study.report.blocks(cells, rows)
+    assert "Label noise, symmetric, 40 %" in found["tasks"] and "pilot" not in found["claims"]
+    drawn = importlib.import_module("figures").figures(cells, rows, tmp_path / "images")
+    assert {path.name for path in drawn} >= {"study_tracking.png", "study_gap.png", "study_growth.png"}
+    assert study.report.blocks([], [])["tasks"] == "No cell of the protocol is there yet."
+
+
 def test_the_page_is_what_the_cells_say(study, cells):
     text = PAGE.read_text(encoding="utf-8")
     assert study.report.refreshed(text, study.report.blocks(cells, study.stored.pilot())) == text

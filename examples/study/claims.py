@@ -94,6 +94,7 @@ def following(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
     tried = [
         (f"{title}, pilot", None, pilot.points(rows, task, "loss"), f"{OURS} (held out)")
         for task, title in pilot.TASKS.items()
+        if rows
     ]
     for task in TASKS:
         own = clean(cells, task)
@@ -167,7 +168,7 @@ def noisy(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
     """Six-fold reduction, and the two gains in accuracy."""
     found = []
     for kind, wanted in (("symmetric", SYMMETRIC), ("correlated", CORRELATED)):
-        for task, title in pilot.TASKS.items():
+        for task, title in pilot.TASKS.items() if rows else ():
             where = f"{title}, {kind} 40, pilot"
             logs = pilot.reductions(rows, task, f"{kind}40", "both")
             low, high = (math.exp(side) for side in t_interval(logs))

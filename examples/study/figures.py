@@ -27,7 +27,7 @@ def figures(cells: Sequence[Cell], rows: list[Cell], out: Path) -> list[Path]:
     tasks = [task for task in TASKS if len(clean(cells, task)) >= FEWEST]
     along = [task for task in TASKS if swept(cells, task)]
     wanted = (
-        ("study_tracking", [*tasks, *pilot.TASKS], 6.0, draw_tracking),
+        ("study_tracking", [*tasks, *(pilot.TASKS if rows else ())], 6.0, draw_tracking),
         ("study_gap", tasks, 3.6, draw_gap),
         ("study_growth", tasks, 3.0, draw_growth),
         ("study_layers", [t for t in tasks if any("stability" in c for c in clean(cells, t))], 3.0, draw_layers),

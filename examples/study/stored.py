@@ -43,7 +43,7 @@ def conditions(cell: Cell) -> dict[str, Any]:
         "protocol": cell["protocol"],
         "sets": tuple(cell["digests"][name] for name in SETS),
         "C": {row["C"] for row in rows},
-        "samples measured": {row["num_samples"] for row in rows},
+        "samples measured": cell["measures"]["measurement"]["num_samples"],
     }
 
 
@@ -56,10 +56,12 @@ def _alike(task: str, own: list[Cell]) -> None:
             differing.append("n of a row")
         if differing:
             raise SystemExit(f"{task}: {cell['name']} differs from {own[0]['name']} in {', '.join(differing)}")
-    for group in ("clean", "radius"):
-        sizes = {cell["n"] for cell in own if cell["group"] == group}
+    for group in ("clean", "radius"):  # noisy runs that hold samples out have fewer to train on
+        sizes = {(c["n"], c["measures"]["training"]["num_samples"]) for c in own if c["group"] == group}
         if len(sizes) > 1:
-            raise SystemExit(f"{task}: n is not the same in all {group} cells: {sorted(sizes)}")
+            raise SystemExit(
+                f"{task}: n, or the training samples measured, differ among {group} cells: {sorted(sizes)}"
+            )
 
 
 def pilot(results: Path = RESULTS) -> list[Cell]:
