@@ -59,7 +59,9 @@ class Evidence:
         if not isinstance(found, int | float) or not math.isfinite(found):
             summary = self.quantities.get(quantity, {})
             reason = summary.get(f"{keys[-1]}_reason") or summary.get("reason") or ""
-            raise NotAvailable(f"{quantity} has no {' of '.join(reversed(keys))}" + (f": {reason}" if reason else ""))
+            # The name of an entry says nothing to who reads a table, where the reason says all.
+            missing = f" has no {' of '.join(reversed(keys))}"
+            raise NotAvailable(quantity + (f": {reason}" if reason else missing))
         return float(found)
 
     def bounded_range(self) -> float:

@@ -221,7 +221,7 @@ class Results:
     def _left_out(self, num: int) -> list[str]:
         """What the short form does not show, and where it is."""
         missing = [f"Not measured: {', '.join(self.notes)}."] if self.notes else []
-        more = f"{num} more rows: --all, or `table.md` in the run's directory, where each quantity has its say too."
+        more = f"{num} more rows: --all, or `table.md` in the run's directory (--out); each quantity has its say there."
         return [*missing, more]
 
     def _below(self) -> list[str]:

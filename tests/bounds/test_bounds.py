@@ -89,7 +89,7 @@ def test_noisy_label_distance():
 def test_noisy_label_distance_needs_the_reweighted_loss():
     reason = {"losses": {"train_loss": 0.1, "reason": "one label for every sample"}}
     row = value("noisy_label_distance", evidence(confusion=np.eye(2), quantities=reason))
-    assert row["value"] is None and row["note"] == "losses has no reweighted_range: one label for every sample"
+    assert row["value"] is None and row["note"] == "losses: one label for every sample"
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
