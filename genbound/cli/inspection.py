@@ -95,12 +95,13 @@ def _cost(problem: Problem, selection: Selection, effort: str) -> list[str | Col
     planned = plan(problem, selection, effort)
     cost = forecast_of(problem, planned)
 
-    def row(name: str, gradients: float, remark: str = "") -> list[str]:
-        return [name, f"{gradients:.1f}", _duration(gradients * cost.seconds_per_gradient), remark]
+    def row(name: str, gradients: float, seconds: float, remark: str = "") -> list[str]:
+        return [name, f"{gradients:.1f}", _duration(seconds), remark]
 
-    rows = [row(name, gradients) for name, gradients in cost.gradients.items()]
-    rows.append(row("all", sum(cost.gradients.values())))
-    rows += [row(name, planned.gradients[name], f"left out of --effort {effort}") for name in planned.left_out]
+    rows = [row(name, gradients, cost.seconds_of[name]) for name, gradients in cost.gradients.items()]
+    rows.append(row("all", sum(cost.gradients.values()), cost.seconds))
+    left = {name: planned.gradients[name] for name in planned.left_out}
+    rows += [row(name, n, n * cost.seconds_per_gradient, f"left out of --effort {effort}") for name, n in left.items()]
     return [
         f"A gradient over the measured samples takes {_duration(cost.seconds_per_gradient)}. Forecast, "
         "within a factor of about 3:",

@@ -1,16 +1,14 @@
-"""What an evaluation would cost, from one gradient on one batch; and what is known before anything is measured."""
+"""What an evaluation would cost, from units of work that are timed on one batch."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from genbound.evaluation.effort import Plan
 from genbound.evaluation.selection import get_options
+from genbound.evaluation.unit_costs import factors, unit_seconds
 from genbound.network.memory import graph_bytes, weight_bytes
 from genbound.network.problem import Problem
 from genbound.quantities import QUANTITIES
@@ -22,30 +20,31 @@ class Forecast:
 
     Attributes:
         seconds_per_gradient: measured: one forward and backward pass over all measured samples.
-        gradients: quantity -> expected number of such gradients.
+        gradients: quantity -> how many such gradients it may take.
+        seconds_of: quantity -> what it is expected to take, by the units that its work is made of.
         peak_bytes: expected peak of the tensors: weights, their copies, and the graph of a double backward pass.
     """
 
     seconds_per_gradient: float
     gradients: dict[str, float]
+    seconds_of: dict[str, float]
     peak_bytes: int
 
     @property
     def seconds(self) -> float:
-        """All gradients together."""
-        return self.seconds_per_gradient * sum(self.gradients.values())
+        """All quantities together."""
+        return sum(self.seconds_of.values())
 
 
 def forecast(problem: Problem, names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """Time a gradient on one batch (the faster of two) and add up what the quantities will need.
+    """Time a few units of work on one batch and add up what the quantities will need.
 
     Args:
         problem: what they would be measured on.
         names: quantities.
         options: quantity -> its options, where they are not the defaults.
     """
-    gradients = {name: QUANTITIES[name].gradients(problem, get_options(name, options.get(name, {}))) for name in names}
-    return _timed(problem, gradients)
+    return _timed(problem, {name: get_options(name, options.get(name, {})) for name in names})
 
 
 def forecast_of(problem: Problem, planned: Plan) -> Forecast:
@@ -55,19 +54,22 @@ def forecast_of(problem: Problem, planned: Plan) -> Forecast:
         problem: what they would be measured on.
         planned: what is measured.
     """
-    kept = planned.selection.options
-    return _timed(problem, {name: cost for name, cost in planned.gradients.items() if name in kept})
+    return _timed(problem, {name: o for name, o in planned.selection.options.items() if name in planned.gradients})
 
 
-def _timed(problem: Problem, gradients: dict[str, float]) -> Forecast:
-    """A forecast with the time of a gradient on one batch, the faster of two."""
+def _timed(problem: Problem, options: Mapping[str, Any]) -> Forecast:
+    """The forecast of quantities with these options."""
+    seconds = unit_seconds(problem)
+    gradient, factor = seconds["gradient"] * problem.num_samples, factors(seconds)
+    most = {name: QUANTITIES[name].gradients(problem, given) for name, given in options.items()}
+    expected = {name: expected_gradients(problem, name, given) for name, given in options.items()}
+    seconds_of = {name: count * factor[QUANTITIES[name].unit] * gradient for name, count in expected.items()}
     run = next(problem.batches(range(problem.num_samples)))
-    times = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        tape = problem.tape(run)
-        used = [w for name, w in tape.weights.items() if tape.uses[name]]
-        torch.autograd.grad(tape.losses.sum(), used)
-        times.append(time.perf_counter() - begin)
     peak = weight_bytes(problem) + graph_bytes(problem, run, problem.samples_first)
-    return Forecast(min(times) / len(run) * problem.num_samples, gradients, peak)
+    return Forecast(gradient, most, seconds_of, peak)
+
+
+def expected_gradients(problem: Problem, name: str, options: Any) -> float:
+    """What a quantity mostly takes, in gradients over the measured samples."""
+    quantity = QUANTITIES[name]
+    return (quantity.usual or quantity.gradients)(problem, options)

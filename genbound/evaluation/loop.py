@@ -24,6 +24,7 @@ from genbound.estimators.measured import Measured
 from genbound.evaluation.agreement import agree_on
 from genbound.evaluation.effort import Plan as EffortPlan
 from genbound.evaluation.effort import plan
+from genbound.evaluation.forecast import expected_gradients
 from genbound.evaluation.order import cheapest_first
 from genbound.evaluation.provenance import config_entries, data_entry, file_entry, layer_rows, loss_range, peak_memory
 from genbound.evaluation.recognition import identities
@@ -333,7 +334,7 @@ def _gradients(problem: BaseProblem, selection: Selection) -> dict[str, float]:
     """Quantity -> its forecast cost in gradients; nothing where there is no network to take them of."""
     if not isinstance(problem, Network):
         return dict.fromkeys(selection.options, 0.0)
-    return {name: float(QUANTITIES[name].gradients(problem, given)) for name, given in selection.options.items()}
+    return {name: float(expected_gradients(problem, name, given)) for name, given in selection.options.items()}
 
 
 def _cost(found: Found, seconds: float) -> dict[str, Any]:

@@ -78,7 +78,10 @@ class Quantity:
         needs_data: needs a model and samples, not the weights alone.
         reads_test_data: ``options -> bool``, whether its value depends on the test data too.
         reads_confusion: it finds more where the confusion matrix of the labels is given.
-        gradients: ``(problem, options) -> float``, forecast cost in gradients over the measured samples.
+        gradients: ``(problem, options) -> float``, forecast cost in gradients over the measured samples: what it may
+            take, which a default evaluation's budget goes by.
+        usual: likewise what it mostly takes, where that is another number: what the forecast of time goes by.
+        unit: what most of it is made of, which the forecast times (:data:`genbound.evaluation.unit_costs.NOMINAL`).
         over_all: it looks at all samples of the data, and not at the measured ones.
         lighter: values of options with which it takes less, the dearest first: what a default evaluation falls back on.
         on_request: it is measured where it is named, and not with everything.
@@ -100,6 +103,8 @@ class Quantity:
     over_all: bool = False
     lighter: tuple[Mapping[str, Any], ...] = ()
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
+    usual: Callable[[Any, Any], float] | None = None
+    unit: str = "gradient"
     applies_to: Callable[[Any], str | None] = lambda problem: None
     reference: str = ""
     reading: Reading = Reading()

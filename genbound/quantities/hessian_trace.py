@@ -64,6 +64,7 @@ from genbound.quantities.remainder_probes import (
 )
 
 NAME = "hessian_trace"
+SMALL_PROBLEM = 2**24  # samples x weights x probes
 SMALL_NETWORK = 2**16  # weights of a network that takes well below a millisecond for a product
 FIRST = 128  # samples that tell how many an error takes
 ROUNDS = 5  # in which the samples may grow to that number
@@ -268,8 +269,23 @@ def forecast(problem: Problem, options: HessianTraceOptions) -> float:
     probes, then ``max_probes`` more for the layers and as much again for the total. It is less where the errors are met
     sooner, and more for a problem so small that this takes seconds (``small_probes``).
     """
+    probes: float = _num_first(problem) + 2 * options.max_probes
+    return _cost(problem, options, probes + pilot_probes(problem, options, probes))
+
+
+def usual(problem: Problem, options: HessianTraceOptions) -> float:
+    """Likewise what it mostly takes: little beside the first probes where the choice of the samples rules the error.
+
+    So it is in a small problem, where the many samples' first probes are mostly enough.
+    """
+    num, first = problem.num_samples, _num_first(problem)
+    weights = sum(layer.num_weights for layer in problem.layers)
+    if num < len(problem.data) or num * weights * first <= SMALL_PROBLEM:
+        return _cost(problem, options, first + 1)
+    return forecast(problem, options)
+
+
+def _cost(problem: Problem, options: HessianTraceOptions, probes: float) -> float:
     outputs = problem.num_outputs if problem.num_outputs <= options.exact_outputs else options.num_factors
     curved = any(layer.curved_by for layer in problem.layers)
-    probes: float = _num_first(problem) + 2 * options.max_probes
-    probes += pilot_probes(problem, options, probes)
     return 0.5 + 0.4 * outputs + (1.2 * probes if curved else 0.0)

@@ -62,7 +62,7 @@ from genbound.quantities.catalogue.noise_stability import NoiseStabilityOptions
 from genbound.quantities.chosen_samples import data_sem_of, said_of, same_samples
 from genbound.quantities.quadratic_regime import is_quadratic, mark_kinks, relative_rss, relative_rss_noise
 from genbound.quantities.remainder_probes import ERROR_SHARE
-from genbound.quantities.weight_noise import Draw, NoisePerBlock, find_noise, ordered_draws
+from genbound.quantities.weight_noise import Draw, NoisePerBlock, NoisePerSample, find_noise, ordered_draws
 
 DRAWS = 128  # whose results are stored together
 PILOT = 96  # most samples of the pilot round
@@ -376,8 +376,20 @@ def forecast(problem: Problem, options: NoiseStabilityOptions) -> float:
     A few pairs a sample are common, and ``least_pairs`` in all the least. The second-order term of one costs five
     passes.
     """
+    return _cost(problem, options, 0.0, 0.0)
+
+
+def usual(problem: Problem, options: NoiseStabilityOptions) -> float:
+    """Likewise what it mostly takes: with the second-order term of every draw, and in a small problem more draws."""
+    num, weights = problem.num_samples, sum(layer.num_weights for layer in problem.layers)
+    return _cost(problem, options, min(NoisePerSample.most_draws // num, SMALL // (num * weights)), 5.0)
+
+
+def _cost(problem: Problem, options: NoiseStabilityOptions, affordable: float, second: float) -> float:
+    """Gradients, where so many draws of a sample cost nothing and a second-order term takes so many forward passes."""
     num = problem.num_samples
     shared = options.num_shared * min(1.0, options.max_shared_samples / num)
-    pilot = max(options.num_pilot * min(1.0, PILOT / num), options.least_pairs / num)
-    pairs = max(min(4, options.max_perturbations), options.least_pairs / num)
-    return (2 * len(options.sigmas) * (shared + pilot + pairs) + 5) / 3
+    piloted = min(PILOT, num)
+    pilot = max(options.num_pilot, options.least_pairs / piloted, min(TAIL_PILOT / piloted, affordable)) * piloted / num
+    pairs = max(min(4, options.max_perturbations), options.least_pairs / num, 0.1 * affordable)
+    return (2 * len(options.sigmas) * (shared + pilot + pairs) + max(5.0, second * (pilot + pairs))) / 3

@@ -69,6 +69,7 @@ QUANTITY = Quantity(
     later("genbound.quantities.flatness:measure"),
     FlatnessOptions,
     gradients=later("genbound.quantities.flatness:forecast"),
+    unit="forward",
     applies_to=later("genbound.quantities.flatness:applies_to"),
     reference="Jiang et al. 2020",
     reading=Reading(observe=_observe),

@@ -88,6 +88,7 @@ QUANTITY = Quantity(
     lighter=tuple({"max_probes": most, "small_probes": most} for most in (4, 2, 1))
     + ({"max_probes": 1, "small_probes": 1, "exact_outputs": 0, "num_factors": 8},),
     gradients=later("genbound.quantities.hessian_trace:forecast"),
+    usual=later("genbound.quantities.hessian_trace:usual"),
     reference="Hutchinson 1990; Ju, Li & Zhang 2022",
     reading=Reading(describe=_describe, by_layer=True),
 )

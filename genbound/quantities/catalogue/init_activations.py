@@ -11,5 +11,6 @@ QUANTITY = Quantity(
     applies_to=later("genbound.quantities.init_activations:applies_to"),
     over_all=True,
     gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
+    unit="forward",
     reference="Gouk et al. 2021",
 )

@@ -12,5 +12,6 @@ QUANTITY = Quantity(
     applies_to=later("genbound.quantities.input_norm:applies_to"),
     over_all=True,
     gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
+    unit="forward",
     reading=Reading(fixed=True),
 )

@@ -59,6 +59,7 @@ QUANTITY = Quantity(
     LossPathOptions,
     on_request=True,
     gradients=later("genbound.quantities.loss_path:forecast"),
+    unit="forward",
     reference="Goodfellow, Vinyals & Saxe 2015",
     reading=Reading(describe=_describe, observe=_observe, plots=("loss_path",)),
 )

@@ -36,6 +36,7 @@ QUANTITY = Quantity(
     reads_confusion=True,
     over_all=True,
     gradients=lambda problem, options: 0.33 * len(problem.data) / problem.num_samples,
+    unit="forward",
     reading=Reading(
         fixed=True,
         headline=_headline,

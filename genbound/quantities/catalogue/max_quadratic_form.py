@@ -99,6 +99,7 @@ QUANTITY = Quantity(
         )
     ),
     gradients=later("genbound.quantities.max_quadratic_form:forecast"),
+    unit="product",
     reference="Ju, Li & Zhang 2022",
     reading=Reading(
         observe=_observe,

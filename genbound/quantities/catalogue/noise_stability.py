@@ -89,6 +89,8 @@ QUANTITY = Quantity(
     lighter=tuple({"max_perturbations": most, "num_shared": 2} for most in (4, 2, 1))
     + tuple({"max_perturbations": 1, "num_shared": 2, "least_pairs": least} for least in (32, 16)),
     gradients=later("genbound.quantities.noise_stability:forecast"),
+    usual=later("genbound.quantities.noise_stability:usual"),
+    unit="noise",
     reference="Ju, Li & Zhang 2022",
     reading=Reading(
         # Copies of the trace or computed from it; the spread over a handful of shared draws has no error bar of its

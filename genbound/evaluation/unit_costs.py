@@ -1,0 +1,82 @@
+"""What a quantity's work takes on this machine: the seconds of a few of its units, on this network and in this process.
+
+A quantity's forecast counts gradients, which makes the quantities comparable. What a gradient's worth of its work takes
+is another matter: noise is drawn on the processor, and a sample alone takes more than its part of a batch. So a *unit*
+of each kind is timed, on the samples of one batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from genbound.curvature.layer_block import LayerBlock
+from genbound.curvature.noise_by_row import Normals, can_move_rows, noisy_losses
+from genbound.estimators.random import row_of
+from genbound.network.problem import Problem
+
+# Unit -> the gradients on single samples that forecasts count it as: a forward pass; a backward pass beside it; a pair
+# of noisy passes at one sigma; a product of one sample alone with the block of a layer halfway up.
+NOMINAL = {"forward": 1 / 3, "gradient": 1.0, "noise": 2 / 3, "product": 0.7}
+SIGMAS = (0.001, 0.002, 0.003, 0.004, 0.005)  # as many as usual
+
+
+def unit_seconds(problem: Problem) -> dict[str, float]:
+    """Unit -> its seconds for one sample; one that the network has not is left out.
+
+    Cost: twice each of them, on one batch.
+    """
+    run = next(problem.batches(range(problem.num_samples)))
+    batch, own = problem.batch(run), [(p, *row_of("time", p, 0, 1)) for p in run]
+    curved = [layer.name for layer in problem.layers if not layer.positive_semidefinite and layer.kind != "unused"]
+
+    def forward() -> None:
+        with torch.no_grad():
+            problem.forward(problem.params, batch.inputs)
+
+    def gradient() -> None:
+        tape = problem.tape(run)
+        used = [weight for name, weight in tape.weights.items() if tape.uses[name]]
+        torch.autograd.grad(tape.losses.sum(), used)
+
+    def noise() -> None:
+        normals = Normals(own, 0, like)  # one draw for the whole grid
+        for sigma in SIGMAS:
+            noisy_losses(problem, own, normals, (sigma, -sigma))
+
+    def moved() -> None:
+        for _ in SIGMAS:
+            forward()
+            forward()
+
+    like, draw = problem.params[problem.layers[0].name], noise if can_move_rows(problem) else moved
+    found = {"forward": _seconds(forward), "gradient": _seconds(gradient), "noise": _seconds(draw) / len(SIGMAS)}
+    found = {unit: seconds / len(run) for unit, seconds in found.items()}
+    if curved:
+        middle = curved[len(curved) // 2]
+        block = LayerBlock(problem.tape(run[:1], [middle]), middle)
+        start = block.start(
+            torch.randn(problem.params[middle].shape, generator=torch.Generator().manual_seed(0)).to(like)
+        )
+        found["product"] = _seconds(lambda: block.product(start))
+    return found
+
+
+def factors(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Unit -> how many times as long its work takes as forecasts in gradients say; 1 for one that was not timed."""
+    return {
+        unit: seconds[unit] / (nominal * seconds["gradient"]) if unit in seconds else 1.0
+        for unit, nominal in NOMINAL.items()
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The faster of two."""
+    times = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return min(times)

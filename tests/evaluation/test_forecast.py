@@ -1,0 +1,49 @@
+"""The forecast of time: units of work that are timed, and what each quantity takes of them."""
+
+import pytest
+
+from genbound.evaluation import forecast as forecasts
+from genbound.evaluation.forecast import expected_gradients, forecast
+from genbound.evaluation.selection import get_options
+from genbound.evaluation.unit_costs import NOMINAL, factors, unit_seconds
+from genbound.quantities import QUANTITIES
+
+
+def test_every_unit_is_timed_that_the_network_has(problems):
+    assert set(unit_seconds(problems("mlp_gelu"))) == set(NOMINAL)
+    assert set(unit_seconds(problems("mlp_relu"))) == set(NOMINAL) - {"product"}
+    assert set(unit_seconds(problems("twice"))) == set(NOMINAL)  # noise is added to the weights
+    assert all(seconds > 0 for seconds in unit_seconds(problems("mlp_gelu")).values())
+
+
+def test_every_quantity_has_a_unit_that_is_timed():
+    assert {quantity.unit for quantity in QUANTITIES.values()} <= set(NOMINAL)
+
+
+def test_units_that_take_as_long_as_they_count_change_nothing():
+    assert set(factors(NOMINAL).values()) == {1.0}
+    assert factors({**NOMINAL, "noise": 2.0})["noise"] == pytest.approx(3)
+    assert factors({"gradient": 0.5})["product"] == 1
+
+
+def test_seconds_are_those_of_the_units(problems, monkeypatch):
+    problem = problems("mlp_gelu")
+    monkeypatch.setattr(
+        forecasts, "unit_seconds", lambda problem: {name: 2.0 * n for name, n in NOMINAL.items()} | {"noise": 40.0}
+    )
+    found = forecast(problem, ["losses", "noise_stability", "sharpness"], {})
+    counts = {name: expected_gradients(problem, name, get_options(name, {})) for name in found.seconds_of}
+    seconds = 2.0 * problem.num_samples
+    assert found.seconds_per_gradient == pytest.approx(seconds)
+    assert found.seconds_of["losses"] == pytest.approx(counts["losses"] * seconds)
+    assert found.seconds_of["noise_stability"] == pytest.approx(counts["noise_stability"] * seconds * 30)
+    assert found.seconds == pytest.approx(sum(found.seconds_of.values()))
+
+
+def test_the_trace_of_chosen_samples_is_expected_to_take_few_probes(problems):
+    whole = problems("mlp_gelu", num_data=10**9)
+    options = get_options("hessian_trace", {})
+    most, usual = (
+        f(whole, options) for f in (QUANTITIES["hessian_trace"].gradients, QUANTITIES["hessian_trace"].usual)
+    )
+    assert usual < most
