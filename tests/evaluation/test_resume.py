@@ -140,7 +140,7 @@ def test_an_interrupted_run_prints_what_it_knows_and_continues(folder, monkeypat
         assert main(arguments(folder, out)) == 130
     table, said = capsys.readouterr()
     assert "interrupted" in said and not (out / "results.json").exists()
-    assert "150 training samples" in table and "hessian_trace: not measured: the run was stopped before" in table
+    assert "150 training samples" in table and "noise_stability: not measured: the run was stopped before" in table
     before = stamps(out)
     assert 0 < len(before) < len(MEASURES.split(",")) - 1
     assert main(arguments(folder, out)) == 0
