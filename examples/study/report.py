@@ -97,12 +97,12 @@ def section(cells: list[Cell], task: str) -> str:
 
 
 def refreshed(page: str, found: dict[str, str]) -> str:
-    """The page with its tables replaced; a place for what was not run says so."""
+    """The page with its tables replaced; a place for what was not run says so. Other comments of the page stay."""
 
     def table(match: re.Match) -> str:
         return f"<!-- {match[1]} -->\n{found.get(match[1], NOTHING)}\n<!-- end -->"
 
-    return re.sub(r"<!-- ([^>]+?) -->\n.*?<!-- end -->", table, page, flags=re.S)
+    return re.sub(r"<!-- ((?!end)[\w ]+) -->\n.*?<!-- end -->", table, page, flags=re.S)
 
 
 def main() -> None:
