@@ -38,7 +38,7 @@ from torch import Tensor
 from genbound.data.samples import Batch
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
-from genbound.posterior.curvature import Curvature, measure_curvature
+from genbound.posterior.curvature import MOST_COLUMNS, Curvature, measure_curvature
 from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.gaussian import LAMBDAS
 from genbound.posterior.groups import changed_groups, choice_nats, factor_groups, unseen, why_no_posterior
@@ -53,6 +53,8 @@ PLANNED_BOUND, PLANNED_MONTE_CARLO = 0.045, 0.005
 Tried = tuple[float, float, Posterior, float]  # promised, τ, posterior, its error in the pilot
 MOST_BYTES = 1 << 28  # of the tensors of one batch of draws
 CLOSE, AGAIN = 0.03, 4  # what promises that much more than the least is tried on so many times the pilot
+NOISY_PASS = 1.5  # gradients that a forward pass with noise of its own for each sample mostly takes, draws and all
+ENOUGH_TRIALS = 20_000  # with which the Monte Carlo error mostly costs the certificate less than 0.01
 MANY, FEW_SAMPLES = 100_000, 1024  # coordinates above which the curvature is that of fewer samples
 
 
@@ -66,6 +68,20 @@ def forecast(problem: Problem, options: Any) -> float:
     whole = len(problem.data) / max(1, problem.num_samples)
     curvature = min(options.num_curvature, len(problem.data)) / len(problem.data)
     return whole * (0.33 * min(3, options.max_passes) + 0.33 * min(problem.num_outputs, 32) * curvature)
+
+
+def usual(problem: Problem, options: Any) -> float:
+    """What is mostly taken: half of the τ come to a pilot, and there are as many trials as keep their error small."""
+    groups = factor_groups(problem, changed_groups(problem))
+    num, outputs = len(unseen(problem)), min(problem.num_outputs, MOST_COLUMNS)
+    pilot = (len(options.taus) + 2) / 2 * min(options.num_pilot, num)
+    if problem.num_outputs == 2 and find_linear_head(problem, groups) is not None:
+        return (pilot + num + min(options.num_curvature, num) * outputs) / 3 / max(1, problem.num_samples)
+    pilot += 2 * min(AGAIN * options.num_pilot, num)
+    trials = min(options.max_passes, math.ceil(ENOUGH_TRIALS / num)) * num
+    most = min(options.num_curvature, FEW_SAMPLES) if sum(g.size for g in groups) > MANY else options.num_curvature
+    curvature = min(most, num) * (1 + 2 / 3 * outputs)
+    return (NOISY_PASS * (pilot + trials) + curvature) / max(1, problem.num_samples)
 
 
 def measure(problem: Problem, context: Context) -> Measured:

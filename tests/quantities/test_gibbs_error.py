@@ -8,8 +8,9 @@ from torch import nn
 
 import genbound
 from genbound.errors import GenboundError
+from genbound.evaluation.selection import get_options
 from genbound.posterior.moved_network import worst_if_not_finite
-from genbound.quantities import gibbs_error
+from genbound.quantities import QUANTITIES, gibbs_error
 
 
 def found(problem, seed=0, **options):
@@ -116,3 +117,26 @@ def test_too_many_numbers_are_refused_with_the_mend():
     for wrong in ({"taus": ()}, {"taus": (0.0,)}, {"max_passes": 0}, {"covariance": "diagonal"}):
         with pytest.raises(GenboundError):
             found(mlp(), **wrong)
+
+
+def test_expects_the_noisy_passes_that_are_made(monkeypatch):
+    """Samples of the pilots and trials of a run, against what the forecast of time counts with."""
+    options = {"num_pilot": 40, "max_passes": 30}
+    drawn = []
+    draw = gibbs_error._Gibbs._draw
+    monkeypatch.setattr(
+        gibbs_error._Gibbs, "_draw", lambda self, q, some, key: drawn.append(len(some)) or draw(self, q, some, key)
+    )
+    problem = mlp(num=400)
+    found(problem, **options)
+    monkeypatch.setattr(gibbs_error, "measure_curvature", None)  # nothing is measured by the forecast
+    quantity = QUANTITIES["gibbs_error"]
+    expected = quantity.usual(problem, get_options("gibbs_error", options)) * problem.num_samples
+    curvature = 400 * (1 + 2 / 3 * problem.num_outputs)
+    assert sum(drawn) / 2 < (expected - curvature) / gibbs_error.NOISY_PASS < 2 * sum(drawn)
+
+
+def test_expects_of_a_head_what_its_features_take():
+    problem = head(num=60)
+    expected = QUANTITIES["gibbs_error"].usual(problem, get_options("gibbs_error", {}))
+    assert expected == pytest.approx((13 / 2 * 60 + 60 + 2 * 60) / 3 / 60)
