@@ -166,9 +166,11 @@ def _evaluate(
             effort=given["effort"],
             config={"hyperparameters": given["tags"]} if given["tags"] else None, engine=engine, listen=listen,
         )  # fmt: skip
-    except (KeyboardInterrupt, Terminated):
-        for conclude in known:  # whoever stops it may want what is known
-            _show(conclude(STOPPED), given)
+    except (KeyboardInterrupt, Terminated) as stopped:
+        # Whoever stops it may want what is known; a launcher of ranks may start them again, and the table comes then.
+        if engine.ranks == 1 or isinstance(stopped, KeyboardInterrupt):
+            for conclude in known:
+                _show(conclude(STOPPED), given)
         raise
     if not engine.leads:
         return None
