@@ -1,12 +1,11 @@
 """What commands print: Markdown into files and pipes, and on a terminal the same text in tables that fit it.
 
-A width that the environment states (``COLUMNS``) is kept to off a terminal too. Colours are for terminals alone, and
-for those whose user has not set ``NO_COLOR``. rich is loaded where something is drawn, and not before.
+Colours are for terminals alone, and for those whose user has not set ``NO_COLOR``. rich is loaded where something is
+drawn, and not before.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,19 +58,14 @@ def show(*blocks: str | Columns) -> None:
 
 
 def draws() -> bool:
-    """Whether tables are drawn: on a terminal, or where the environment states a width."""
-    return sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    """Whether tables are drawn. A pipe gets Markdown, whatever width the environment states."""
+    return sys.stdout.isatty()
 
 
 def _console() -> Console:
     from rich.console import Console
 
-    # What a pipe carries is never coloured, whatever else the environment asks for.
-    off = None if sys.stdout.isatty() else False
-    return Console(
-        file=sys.stdout, force_terminal=off, no_color=True if off is False else None, highlight=False, markup=False,
-        emoji=False, soft_wrap=False,
-    )  # fmt: skip
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 # -- Markdown, as this package writes it ------------------------------------------------------------------------------
