@@ -20,7 +20,7 @@ class Forecast:
 
     Attributes:
         seconds_per_gradient: measured: one forward and backward pass over all measured samples.
-        gradients: quantity -> how many such gradients it may take.
+        gradients: quantity -> how many such gradients it is expected to take.
         seconds_of: quantity -> what it is expected to take, by the units that its work is made of.
         peak_bytes: expected peak of the tensors: weights, their copies, and the graph of a double backward pass.
     """
@@ -61,12 +61,11 @@ def _timed(problem: Problem, options: Mapping[str, Any]) -> Forecast:
     """The forecast of quantities with these options."""
     seconds = unit_seconds(problem)
     gradient, factor = seconds["gradient"] * problem.num_samples, factors(seconds)
-    most = {name: QUANTITIES[name].gradients(problem, given) for name, given in options.items()}
     expected = {name: expected_gradients(problem, name, given) for name, given in options.items()}
     seconds_of = {name: count * factor[QUANTITIES[name].unit] * gradient for name, count in expected.items()}
     run = next(problem.batches(range(problem.num_samples)))
     peak = weight_bytes(problem) + graph_bytes(problem, run, problem.samples_first)
-    return Forecast(gradient, most, seconds_of, peak)
+    return Forecast(gradient, expected, seconds_of, peak)
 
 
 def expected_gradients(problem: Problem, name: str, options: Any) -> float:
