@@ -78,9 +78,17 @@ def test_a_derivative_that_one_of_them_hides_is_found(large, which):
         problem("first", which)
 
 
-def test_a_second_derivative_that_the_first_of_them_hides_is_found(large):
-    with pytest.raises(GenboundError, match=r"second derivative in layer 0\.dense"):
-        problem("second", 0)
+@pytest.mark.parametrize("which", [0, 3])
+def test_a_second_derivative_that_one_of_them_hides_is_found(large, which):
+    with pytest.raises(GenboundError, match=r"second derivative in layer \d\.dense"):
+        problem("second", which)
+
+
+def test_a_reader_is_told_that_they_were_tried_together(large, monkeypatch):
+    (remark,) = problem().remarks
+    assert "11 layers were checked in 3 groups" in remark
+    monkeypatch.setattr(derivative_checks, "LARGE", 10**6)
+    assert not problem().remarks
 
 
 def test_a_part_that_one_of_them_hides_is_found(large):
