@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,35 +13,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from genbound.bounds import BOUNDS, Evidence
 from genbound.data.label_confusion import check_confusion
 from genbound.engines.base import Engine, TimeBudgetSpent
 from genbound.engines.in_process import InProcess
 from genbound.errors import GenboundError, did_you_mean, first_line
 from genbound.estimators import Estimate, Interval
-from genbound.estimators.measured import Measured
 from genbound.evaluation.agreement import agree_on
-from genbound.evaluation.effort import Plan as EffortPlan
+from genbound.evaluation.asked import Asked, Found
 from genbound.evaluation.effort import plan
 from genbound.evaluation.forecast import expected_gradients
 from genbound.evaluation.order import cheapest_first
-from genbound.evaluation.provenance import config_entries, data_entry, file_entry, layer_rows, loss_range, peak_memory
+from genbound.evaluation.provenance import data_entry
 from genbound.evaluation.recognition import identities
 from genbound.evaluation.run_directory import writing_to
 from genbound.evaluation.sealed import digest_of_measured
 from genbound.evaluation.selection import Selection, select
 from genbound.evaluation.stage import StoredContext, measure_stages, open_store, why_not
 from genbound.evaluation.store import DiskStore
+from genbound.evaluation.telling import Telling, shown
 from genbound.network.network import Network
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
 from genbound.quantities.catalogue import FORMER_NAMES
-from genbound.results.display import Display
-from genbound.results.events import Advanced, Begun, Event, Finished, Listener, Planned
+from genbound.results.events import Listener
 from genbound.results.progress import Plan
-from genbound.results.progress_bar import Bar
 from genbound.results.results import Results, samples_frame, to_plain
-from genbound.version import __version__
 
 
 def evaluate(
@@ -93,13 +88,11 @@ def evaluate(
     _check(delta, time_budget)
     confusion = None if confusion is None else check_confusion(confusion, problem.num_classes)
     engine = engine or InProcess()
-    asked = _Asked(
-        problem, planned, seed, confusion, delta, {**to_plain(dict(config or {})), "effort": effort}, started
-    )
+    asked = Asked(problem, planned, seed, confusion, delta, {**to_plain(dict(config or {})), "effort": effort}, started)
     with writing_to(out, engine):
         agree_on(problem, engine)
-        with _shown(progress if engine.leads else False, listen) as listener:
-            telling = _Telling(asked, listener if engine.leads else None)
+        with shown(progress if engine.leads else False, listen) as listener:
+            telling = Telling(asked, listener if engine.leads else None)
             found = _measure(problem, selection, seed, out, time_budget, confusion, engine, telling)
     return replace(
         asked.conclude(found),
@@ -156,106 +149,6 @@ def _as_value(row: Mapping[str, Any]) -> Estimate | Interval:
 # -- the steps of an evaluation ---------------------------------------------------------------------------------------
 
 
-@dataclass
-class Found:
-    """What an evaluation has measured.
-
-    Attributes:
-        measured: quantity -> what it found.
-        seconds: quantity -> the time that took.
-        notes: quantity -> why it was not measured.
-        earlier: seconds of all that were spent in earlier calls on the same directory.
-    """
-
-    measured: dict[str, Measured] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-    earlier: float = 0.0
-
-    @property
-    def summaries(self) -> dict[str, dict[str, Any]]:
-        """Quantity -> its summary, as ``results.json`` stores it, in the order of the catalogue."""
-        return {name: self.measured[name].summary for name in QUANTITIES if name in self.measured}
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What was asked for, and what follows from what is found.
-
-    Attributes:
-        problem: what is measured.
-        planned: the quantities and bounds, and what is left out.
-        seed: of all randomness.
-        confusion: label noise, where there is some.
-        delta: failure probability of bounds that state one.
-        config: more entries for the results' ``config``.
-        started: when the call began, on the monotonic clock.
-    """
-
-    problem: BaseProblem
-    planned: EffortPlan
-    seed: int
-    confusion: np.ndarray | None
-    delta: float
-    config: Mapping[str, Any]
-    started: float
-
-    def conclude(self, found: Found) -> Results:
-        """The bounds of what is found, without the samples' own values, their digest and networks that were made."""
-        problem, planned = self.problem, self.planned
-        found = replace(found, notes={**found.notes, **planned.left_out})
-        evidence = _evidence(problem, found, self.confusion, self.delta)
-        entries = config_entries(problem, planned.selection, found.measured, self.seed, self.delta)
-        return Results(
-            config=entries | {"remarks": [*entries["remarks"], *planned.remarks]} | dict(self.config),
-            checkpoint=file_entry(problem, "checkpoint"),
-            init=file_entry(problem, "init"),
-            data={"spec": None if problem.data is None else problem.data.spec, "sha256": None},
-            layer_rows=layer_rows(problem),
-            quantities=found.summaries,
-            bounds=to_plain({name: BOUNDS[name].evaluate(evidence) for name in planned.selection.bounds}),
-            notes=found.notes,
-            cost=_cost(found, time.monotonic() - self.started),
-            genbound=__version__,
-        )
-
-
-class _Telling:
-    """Tells whoever listens what is measured.
-
-    Args:
-        asked: what was asked for.
-        listen: hears it; ``None`` where nobody does.
-    """
-
-    def __init__(self, asked: _Asked, listen: Listener | None):
-        self._asked, self._order = asked, list[str]()
-        self._listen: Listener = listen or (lambda event: None)
-
-    def planned(self, gradients: Mapping[str, float]) -> None:
-        """What is measured in which order, with the forecast costs."""
-        self._order = list(gradients)
-        self._listen(Planned(gradients))
-
-    def begun(self, name: str) -> None:
-        """A quantity is measured now."""
-        self._listen(Begun(name))
-
-    def advanced(self, name: str, stage: str, done: int, total: int) -> None:
-        """One more part of it is there."""
-        self._listen(Advanced(name, stage, done, total))
-
-    def finished(self, name: str, found: Found) -> None:
-        """It is measured, or passed over, which ``found`` says."""
-        here = replace(found, measured={**found.measured}, seconds={**found.seconds}, notes={**found.notes})
-        waiting = self._order[self._order.index(name) + 1 :]
-
-        def known(reason: str) -> Results:
-            return self._asked.conclude(replace(here, notes={**here.notes, **dict.fromkeys(waiting, reason)}))
-
-        self._listen(Finished(name, found.notes.get(name, ""), found.seconds.get(name, 0.0), known))
-
-
 def _measure(
     problem: BaseProblem,
     selection: Selection,
@@ -264,7 +157,7 @@ def _measure(
     time_budget: float | None,
     confusion: np.ndarray | None,
     engine: Engine,
-    telling: _Telling,
+    telling: Telling,
 ) -> Found:
     deadline = None if time_budget is None else time.monotonic() + time_budget
     # To hash all samples is the work of one; the others take its word.
@@ -313,49 +206,11 @@ def _measure(
     return found
 
 
-@contextmanager
-def _shown(progress: bool | str, listen: Listener | None) -> Iterator[Listener | None]:
-    """Whoever listens, and beside them a display where one is wanted."""
-    if not progress:
-        yield listen
-        return
-    with Bar() as bar:
-        display = Display(bar, verbose=progress == "verbose")
-
-        def both(event: Event) -> None:
-            display(event)
-            if listen is not None:
-                listen(event)
-
-        yield both
-
-
 def _gradients(problem: BaseProblem, selection: Selection) -> dict[str, float]:
     """Quantity -> its forecast cost in gradients; nothing where there is no network to take them of."""
     if not isinstance(problem, Network):
         return dict.fromkeys(selection.options, 0.0)
     return {name: float(expected_gradients(problem, name, given)) for name, given in selection.options.items()}
-
-
-def _cost(found: Found, seconds: float) -> dict[str, Any]:
-    """The results' ``cost``; ``seconds`` are those of this call."""
-    return {"seconds": {**found.seconds, "total": found.earlier + seconds}, "peak_memory_bytes": peak_memory()}
-
-
-def _evidence(problem: BaseProblem, found: Found, confusion: np.ndarray | None, delta: float) -> Evidence:
-    known = loss_range(problem, found.measured)
-    largest = known["value"]
-    return Evidence(
-        num_data=problem.num_data,
-        loss_range=float("nan") if largest is None else largest,
-        least_loss=known.get("least", 0.0),
-        quantities={**found.summaries, "_missing": found.notes},
-        layers=layer_rows(problem),
-        confusion=confusion,
-        delta=delta,
-        loss_lipschitz=None if problem.loss is None else problem.loss.lipschitz,
-        num_samples=problem.num_samples,
-    )
 
 
 def _networks(problem: BaseProblem, found: Found) -> dict[str, dict[str, np.ndarray]]:
