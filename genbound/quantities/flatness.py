@@ -44,9 +44,10 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -63,6 +64,9 @@ from genbound.quantities.perturbed_error import (
     perturbed_names,
     sample_groups,
 )
+from genbound.quantities.side_by_side import side_by_side
+
+T = TypeVar("T")
 
 NAME = "flatness"
 START, STEP = 2.0**-6, 4.0  # first trial, and the factor of the trials until the rise is bracketed
@@ -81,9 +85,9 @@ def measure(problem: Problem, context: Context) -> Measured:
     displacement = weights - flattened(problem, problem.init)
     summary: dict[str, float | int | str | None] = {}
     sigmas: dict[str, float | None] = {}
-    for kind, prefix in KINDS.items():
-        found = _search(_Rise(problem, context, kind, bases), options)
-        sigmas[kind] = found.sigma
+    searches = {kind: _search(kind, options) for kind in KINDS}
+    for kind, found in side_by_side(searches, _Rises(problem, context, bases)).items():
+        prefix, sigmas[kind] = KINDS[kind], found.sigma
         summary |= {
             kind: found.sigma, f"{prefix}rise": found.rise, f"{prefix}sem_error": found.sem,
             f"{prefix}reason": found.reason,
@@ -120,42 +124,57 @@ class _Trial:
     sem: float
 
 
-class _Rise:
-    """The mean rise of the error as a function of sigma. Every call is a stage of draws that are stored.
+class _Asked(NamedTuple):
+    """A sigma, and how many draws of the noise its rise is the mean of."""
+
+    sigma: float
+    num_draws: int
+
+
+_Search = Generator[_Asked, _Trial, T]  # asks for mean rises of the error
+
+
+class _Rises:
+    """The mean rises of the error as functions of sigma. Every call is a stage of draws that are stored.
 
     Args:
         problem: what is measured.
         context: of the measurement.
-        kind: which deviations the noise has, one of ``KINDS``.
         bases: error of each group of samples without noise.
     """
 
-    def __init__(self, problem: Problem, context: Context, kind: str, bases: Sequence[float]):
-        self.kind = kind
+    def __init__(self, problem: Problem, context: Context, bases: Sequence[float]):
         self._problem, self._context, self._bases = problem, context, bases
-        self._groups, self._stages = sample_groups(problem), count()
+        self._groups = sample_groups(problem)
+        self._last: tuple[tuple[str, float], dict[str, Tensor | float]] | None = None
 
-    def __call__(self, sigma: float, num_draws: int) -> _Trial:
-        deviations = self._deviations(sigma)
-        parts = self._context.map(
-            f"{self.kind}-{next(self._stages)}", range(num_draws), lambda index: self._draw(index, deviations)
-        )
-        rises = stack(parts, "rise")
-        return _Trial(sigma, float(rises.mean()), float(rises.std(ddof=1) / math.sqrt(num_draws)))
+    def __call__(self, number: int, asked: Mapping[str, _Asked]) -> dict[str, _Trial]:
+        items = [(kind, sigma, index) for kind, (sigma, draws) in asked.items() for index in range(draws)]
+        rises = iter(stack(self._context.map(f"trials {number}", items, lambda item: self._draw(*item)), "rise"))
+        found = {}
+        for kind, (sigma, draws) in asked.items():
+            values = np.array([next(rises) for _ in range(draws)])
+            found[kind] = _Trial(sigma, float(values.mean()), float(values.std(ddof=1) / math.sqrt(draws)))
+        return found
 
-    def _deviations(self, sigma: float) -> dict[str, Tensor | float]:
+    def _deviations(self, kind: str, sigma: float) -> dict[str, Tensor | float]:
         """Standard deviation of every entry's noise, of the parameters' shapes or one for all entries."""
+        if self._last is None or self._last[0] != (kind, sigma):  # its draws come one after the other
+            self._last = (kind, sigma), self._made(kind, sigma)
+        return self._last[1]
+
+    def _made(self, kind: str, sigma: float) -> dict[str, Tensor | float]:
         problem, names = self._problem, perturbed_names(self._problem)
-        if self.kind == "sigma":
+        if kind == "sigma":
             return dict.fromkeys(names, sigma)
-        init = problem.init if self.kind == "magnitude_sigma" else dict.fromkeys(names, 0.0)
+        init = problem.init if kind == "magnitude_sigma" else dict.fromkeys(names, 0.0)
         references = {name: problem.params[name] - init[name] for name in names}
         epsilon = self._context.options.epsilon
         return {name: (sigma**2 * v.square() + epsilon**2).sqrt() for name, v in references.items()}
 
-    def _draw(self, index: int, deviations: dict[str, Tensor | float]) -> Part:
+    def _draw(self, kind: str, sigma: float, index: int) -> Part:
         """The rise of the error of the next group of samples."""
-        problem = self._problem
+        problem, deviations = self._problem, self._deviations(kind, sigma)
         source = stream(self._context, NAME, "draw", index)  # the same normals for every sigma and kind
         moved = {
             name: problem.params[name]
@@ -215,29 +234,29 @@ class _Found:
     reason: str = ""
 
 
-def _search(rise: _Rise, options: FlatnessOptions) -> _Found:
+def _search(kind: str, options: FlatnessOptions) -> _Search[_Found]:
     """The largest sigma at which the error rises by the displacement at most."""
-    if rise.kind != "sigma" and (floor := rise(0.0, options.num_draws).rise) > options.displacement:
+    if kind != "sigma" and (floor := (yield _Asked(0.0, options.num_draws)).rise) > options.displacement:
         return _Found(reason=f"noise of standard deviation {options.epsilon:g} alone raises the error by {floor:.2g}")
-    bracket = _bracket(rise, options)
+    bracket = yield from _bracket(options)
     if bracket.closed:
-        bracket = _close_in(rise, bracket, options)
+        bracket = yield from _close_in(bracket, options)
     if not bracket.closed:
         return _Found(reason=bracket.why_open())
     low, _ = bracket.ends
     return _Found(low.sigma, low.rise, low.sem)
 
 
-def _bracket(rise: _Rise, options: FlatnessOptions) -> _Bracket:
+def _bracket(options: FlatnessOptions) -> _Search[_Bracket]:
     """Sigmas of ratio ``STEP`` around the crossing, with few draws each; open if there is none."""
     bracket, sigma = _Bracket(options.displacement), START
     while not bracket.closed and SMALLEST <= sigma <= LARGEST:
-        bracket.add(rise(sigma, options.num_coarse))
+        bracket.add((yield _Asked(sigma, options.num_coarse)))
         sigma = sigma * STEP if bracket.high is None else sigma / STEP
     return bracket
 
 
-def _close_in(rise: _Rise, coarse: _Bracket, options: FlatnessOptions) -> _Bracket:
+def _close_in(coarse: _Bracket, options: FlatnessOptions) -> _Search[_Bracket]:
     """Sigmas of ratio ``1 + tolerance`` around the crossing, with all draws each; open if there is none."""
     target, width = options.displacement, math.log(1 + options.tolerance)  # widths are in logarithms
     low, high = coarse.ends
@@ -245,7 +264,7 @@ def _close_in(rise: _Rise, coarse: _Bracket, options: FlatnessOptions) -> _Brack
     slope = min(max(slope, 0.5), 4.0)  # in logarithms; about 2 while the loss is quadratic
     bracket, sigma = _Bracket(target), _aim(low, slope, target)
     for step in count(1):
-        trial = rise(sigma, options.num_draws)
+        trial = yield _Asked(sigma, options.num_draws)
         bracket.add(trial)
         if not bracket.closed:
             # Just beyond where the crossing seems to be; farther each time, so that a plateau ends too.

@@ -41,10 +41,9 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
-from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -61,6 +60,9 @@ from genbound.quantities.perturbed_error import (
     perturbed_names,
     sample_groups,
 )
+from genbound.quantities.side_by_side import side_by_side
+
+T = TypeVar("T")
 
 NAME = "sharpness"
 START = {"alpha": 2.0**-10, "magnitude_alpha": 2.0**-6}  # first trial
@@ -75,9 +77,10 @@ def measure(problem: Problem, context: Context) -> Measured:
     ascent = _Ascent(problem, context, sample_groups(problem, options.num_samples)[0])
     weights = flattened(problem, problem.params)
     displacement = weights - flattened(problem, problem.init)
+    searches = {kind: _search(kind, options) for kind in START}
     summary: dict[str, Any] = {}
-    for kind in START:
-        summary |= _search(kind, ascent.rises(kind), options)
+    for found in side_by_side(searches, ascent.rises).values():
+        summary |= found
     for name, reference in (("log_sum_init", displacement), ("log_sum_origin", weights)):
         for end in ("", "_above"):
             alpha = summary[f"magnitude_alpha{end}"]
@@ -146,16 +149,14 @@ class _Ascent:
         )
         self.base = float(part["error"][0])
 
-    def rises(self, kind: str) -> Callable[[float, int], float]:
-        """``(alpha, steps) -> largest rise of the error found`` for boxes of a kind. Every call is a stored stage."""
-        stages = count()
-
-        def rise(alpha: float, steps: int) -> float:
-            stage = f"{kind}-{next(stages)}"
-            parts = self._context.map(stage, [alpha], lambda a: {"rise": np.array([self._worst_rise(kind, a, steps)])})
-            return float(parts[0]["rise"][0])
-
-        return rise
+    def rises(self, number: int, trials: Mapping[str, _Asked]) -> dict[str, float]:
+        """Kind -> largest rise of the error found in its box. Every call is a stored stage."""
+        parts = self._context.map(
+            f"trials {number}",
+            list(trials.items()),
+            lambda item: {"rise": np.array([self._worst_rise(item[0], *item[1])])},
+        )
+        return {kind: float(part["rise"][0]) for kind, part in zip(trials, parts, strict=True)}
 
     def _worst_rise(self, kind: str, alpha: float, steps: int) -> float:
         """Largest rise that ascent finds in the box; the first one beyond the displacement ends it."""
@@ -190,6 +191,16 @@ class _Ascent:
         return {name: normal(tuple(g.shape), source, g).sign() for name, g in gradient.items()}
 
 
+class _Asked(NamedTuple):
+    """A size of the box, and how many perturbations the ascent may look at."""
+
+    alpha: float
+    steps: int
+
+
+_Search = Generator[_Asked, float, T]  # asks for rises of the error
+
+
 class _Trial(NamedTuple):
     """A size, and the largest rise of the error found there."""
 
@@ -197,16 +208,14 @@ class _Trial(NamedTuple):
     rise: float
 
 
-def _bracket(
-    rise: Callable[[float], float], start: float, width: float, most: float
-) -> tuple[_Trial | None, _Trial | None]:
+def _bracket(steps: int, start: float, width: float, most: float) -> _Search[tuple[_Trial | None, _Trial | None]]:
     """Two sizes of that ratio: the rise is at most ``most`` at the lower one, and more at the upper one.
 
     One is ``None`` if there is no such size.
     """
     low, high, alpha, factor = None, None, start, STEP
     while True:
-        trial = _Trial(alpha, rise(alpha))
+        trial = _Trial(alpha, (yield _Asked(alpha, steps)))
         low, high = (low, trial) if trial.rise > most else (trial, high)
         if low is not None and high is not None:
             if high.alpha <= low.alpha * width:
@@ -219,18 +228,14 @@ def _bracket(
             factor **= 2
 
 
-def _search(kind: str, rise: Callable[[float, int], float], options: SharpnessOptions) -> dict[str, float | str | None]:
+def _search(kind: str, options: SharpnessOptions) -> _Search[dict[str, float | str | None]]:
     """The interval in which the largest rise passes the displacement, with the rises at its ends; or nulls and why."""
-    most = options.displacement + ROUNDING
-
-    def full(alpha: float) -> float:
-        return rise(alpha, options.num_steps)
-
-    if kind != "alpha" and (floor := full(0.0)) > most:
+    most, whole = options.displacement + ROUNDING, options.num_steps
+    if kind != "alpha" and (floor := (yield _Asked(0.0, whole))) > most:
         return _none(kind, f"perturbations of size {options.epsilon:g} alone raise the error by {floor:.2g} or more")
-    low, high = _bracket(lambda alpha: rise(alpha, 1), START[kind], STEP, most)
+    low, high = yield from _bracket(1, START[kind], STEP, most)
     start = START[kind] if low is None or high is None else low.alpha
-    low, high = _bracket(full, start, 1 + options.tolerance, most)
+    low, high = yield from _bracket(whole, start, 1 + options.tolerance, most)
     if high is None:
         rise_found = 0.0 if low is None else low.rise
         return _none(kind, f"the error rises by {rise_found:.2g} only, in the worst corner found of any box")

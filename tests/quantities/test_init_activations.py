@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from genbound import Problem, evaluate
+from genbound.evaluation.stage import StoredContext
 
 DTYPE = torch.float64
 
@@ -80,3 +81,57 @@ def test_not_for_token_numbers():
         Problem(model, init, (torch.arange(8).view(4, 2) % 5, torch.arange(4) % 2)), ["init_activations"]
     )
     assert "token numbers" in results.notes["init_activations"]
+
+
+def small(x):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(x.shape[-1], 3), nn.ReLU(), nn.Linear(3, 2)).to(DTYPE)
+    init = {name: torch.randn_like(value) for name, value in model.named_parameters()}
+    return model, init
+
+
+def test_shards_add_up(monkeypatch):
+    """Any number of them, and no more than their sums have room for."""
+    x = torch.randn(100, 4, dtype=DTYPE, generator=torch.Generator().manual_seed(1))
+    whole, counts = measured(*small(x), x), []
+    mapped = StoredContext.map
+
+    def counted(self, stage, items, function):
+        counts.append([len(item) for item in items])
+        return mapped(self, stage, items, function)
+
+    monkeypatch.setattr(StoredContext, "map", counted)
+    monkeypatch.setattr("genbound.quantities.base.DATA_SHARD", 16)
+    cut = measured(*small(x), x)
+    monkeypatch.setattr("genbound.quantities.init_activations.MOST", 3 * 8 * (4 + 3))
+    few = measured(*small(x), x)
+    assert [len(c) for c in counts] == [7, 3] and [sum(c) for c in counts] == [100, 100]
+    for found in (cut, few):
+        for name, row in whole["layers"].items():
+            assert found["layers"][name] == {"value": pytest.approx(row["value"], rel=1e-14), "width": row["width"]}
+
+
+@pytest.mark.parametrize("shard", [16, 512])
+def test_samples_of_other_sizes_have_no_common_coordinates(monkeypatch, shard):
+    """In one batch or in two shards: the layer that sees the size has no value, the one behind the mean has one."""
+    monkeypatch.setattr("genbound.quantities.base.DATA_SHARD", shard)
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv1d(1, 3, 2), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc(torch.relu(self.conv(x)).mean(-1))
+
+    torch.manual_seed(0)
+    model = Pooled().to(DTYPE)
+    init = {name: torch.randn_like(value) for name, value in model.named_parameters()}
+    samples = [(torch.randn(1, 1, 4 + (i > 15), dtype=DTYPE), torch.tensor([i % 2])) for i in range(32)]
+    problem = Problem(model, init, samples)
+    rows = evaluate(problem, ["init_activations"]).quantities["init_activations"]["layers"]
+    assert rows["conv.weight"]["value"] is None and rows["conv.weight"]["reason"]
+    model.load_state_dict(init)
+    with torch.no_grad():
+        seen = torch.cat([torch.relu(model.conv(x)).mean(-1) for x, _ in samples])
+    assert rows["fc.weight"]["value"] == pytest.approx(float(seen.square().mean(0).max().sqrt()), rel=1e-12)
