@@ -143,6 +143,15 @@ class Samples:
         return self.digest()
 
 
+def same_inputs(one: Samples, other: Samples) -> bool:
+    """Whether both have the same inputs in the same order; they are read up to the first difference."""
+
+    def read(samples: Samples, i: int) -> list[tuple[str, str, torch.Size, bytes]]:
+        return [(name, str(x.dtype), x.shape, raw_bytes(x)) for name, x in leaves(samples.batch([i]).inputs)]
+
+    return len(one) == len(other) and all(read(one, i) == read(other, i) for i in range(len(one)))
+
+
 class TensorSamples(Samples):
     """Samples that are stacked already: the first axis of every tensor counts them."""
 

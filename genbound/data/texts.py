@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genbound.data.kept_tokens import KeptTokens, Row
 from genbound.data.sample_parts import IGNORED
 from genbound.data.samples import Batch, Samples
 from genbound.errors import GenboundError, first_line
@@ -152,23 +153,30 @@ class TextSamples(TokenSamples):
         self.max_length = max_length or (known if known and known < 1_000_000 else 512)
         self._texts, self._pairs, self._tokenizer = texts, pairs, tokenizer
         self._words = bool(len(texts)) and isinstance(texts[0], list)
-        self._known: dict[int, Tokens] = {}
-        self._word_labels: dict[int, list[int]] = {}
+        self._kept, self._sizes = KeptTokens(), dict[int, int]()
 
     def _tokens(self, indices: list[int]) -> list[Tokens]:
-        missing = [i for i in dict.fromkeys(indices) if i not in self._known]
+        missing = [i for i in dict.fromkeys(indices) if i not in self._kept]
         if missing:
             texts = [self._texts[i] for i in missing]
             pairs = None if self._pairs is None else [self._pairs[i] for i in missing]
             split = {"is_split_into_words": True} if self._words else {}
             encoded = self._tokenizer(texts, pairs, truncation=True, max_length=self.max_length, padding=False, **split)
             for place, i in enumerate(missing):
-                self._known[i] = {name: values[place] for name, values in encoded.items()}
-                if not self._known[i]["input_ids"]:
+                row = {name: values[place] for name, values in encoded.items()}
+                if not row["input_ids"]:
                     raise GenboundError(f"sample {i} of {self.spec or 'the texts'} has no tokens; remove empty texts")
-                if self._words and self._labels is not None:
-                    self._word_labels[i] = self._first_tokens(encoded, place, i)
-        return [self._known[i] for i in indices]
+                of_words = self._words and self._labels is not None
+                self._kept[i] = Row(row, self._first_tokens(encoded, place, i) if of_words else None)
+        found = [self._kept[i].tokens for i in indices]
+        self._kept.let_go(least=len(indices))
+        return found
+
+    def size(self, i: int) -> int:
+        """How many tokens the text has."""
+        if i not in self._sizes:
+            self._sizes[i] = super().size(i)
+        return self._sizes[i]
 
     def shown(self, i: int) -> str:
         """The text, or both."""
@@ -190,11 +198,12 @@ class TextSamples(TokenSamples):
         return labels
 
     def _label(self, i: int, row: Tokens) -> Any:
-        if i in self._word_labels:
-            if all(number == IGNORED for number in self._word_labels[i]):
-                raise GenboundError(f"sample {i} of {self.spec or 'the texts'} has no labelled token; remove it")
-            return self._word_labels[i]
-        return super()._label(i, row)
+        of_words = self._kept[i].labels
+        if of_words is None:
+            return super()._label(i, row)
+        if all(number == IGNORED for number in of_words):
+            raise GenboundError(f"sample {i} of {self.spec or 'the texts'} has no labelled token; remove it")
+        return of_words
 
     def digest(self) -> str:
         """SHA-256 of the texts, the labels and how they are tokenised."""

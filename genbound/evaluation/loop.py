@@ -77,7 +77,8 @@ def evaluate(
 
     Returns:
         :class:`~genbound.results.results.Results`. Quantities that could not be measured are named in ``notes`` with
-        the reason.
+        the reason. Of several processes only the one that leads has the samples' own values and networks that were
+        made.
 
     Raises:
         GenboundError: an argument is wrong; one line says which, and what would mend it.
@@ -94,9 +95,12 @@ def evaluate(
         with shown(progress if engine.leads else False, listen) as listener:
             telling = Telling(asked, listener if engine.leads else None)
             found = _measure(problem, selection, seed, out, time_budget, confusion, engine, telling)
+    # What looks at all samples of the data is the work of one.
+    concluded = replace(asked.conclude(found), data=engine.settle(lambda: data_entry(problem, found.measured)))
+    if not engine.leads:
+        return concluded
     return replace(
-        asked.conclude(found),
-        data=data_entry(problem, found.measured),
+        concluded,
         samples=_samples(problem, found),
         networks=_networks(problem, found),
         network_config=_network_config(problem),

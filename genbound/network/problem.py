@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genbound.data.samples import Samples, as_samples
+from genbound.data.samples import Samples, as_samples, same_inputs
 from genbound.errors import GenboundError
 from genbound.estimators.choice import Choice
 from genbound.estimators.random import BLOCK
@@ -148,7 +148,7 @@ class Problem(Network, BaseProblem):
         self.sample_seed = int(sample_seed)
         self.test_data: Samples | None = None if test_data is None else as_samples(test_data)
         self.unlabelled: Samples | None = None if unlabelled is None else as_samples(unlabelled)
-        if self.unlabelled is not None and self.unlabelled.digest() == self.data.digest():
+        if self.unlabelled is not None and same_inputs(self.unlabelled, self.data):
             raise GenboundError("the unlabelled samples are the training samples: give inputs that training never saw")
         self.num_data = len(self.data) if num_data is None else int(num_data)
         if other_samples and num_data is None:

@@ -204,3 +204,82 @@ def test_a_command_that_is_refused_is_refused_once(tmp_path, capfd):
     (tmp_path / "init.safetensors").unlink()
     assert in_ranks(2, lambda rank: main(arguments(tmp_path, tmp_path / "all")), tmp_path) == [2, 2]
     assert capfd.readouterr().err.count("genbound: error:") == 1 and not (tmp_path / "all").exists()
+
+
+class Watched(torch.utils.data.Dataset):
+    """Samples that note who reads them."""
+
+    def __init__(self, num):
+        stream = torch.Generator().manual_seed(0)
+        self.x, self.read = torch.randn(num, 4, generator=stream), []
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return self.x[i], i % 3
+
+
+def test_a_rank_reads_no_sample_that_it_does_not_measure(tmp_path):
+    """But for the 100 and 93 of the two subsets, whose lengths say in which order they go, and a few for checks."""
+    import genbound
+    from genbound.evaluation.stage import StoredContext
+
+    def work(rank):
+        mine, mapped, measured = engine(), StoredContext.map, set()
+
+        def watched(self, stage, items, function):
+            def noted(item):
+                read = set(training.read)
+                del training.read[:]
+                others.update(read)
+                time.sleep(0.02)  # the ranks take turns
+                part = function(item)
+                measured.update(training.read)
+                del training.read[:]
+                return part
+
+            return mapped(self, stage, items, noted)
+
+        StoredContext.map, others = watched, set()
+        training, held_out, never_seen = Watched(2048), Watched(700), Watched(2048)
+        never_seen.x = never_seen.x + 1
+        model = torch.nn.Linear(4, 3)
+        stream = torch.Generator().manual_seed(0)
+        model.load_state_dict({"weight": torch.randn(3, 4, generator=stream), "bias": torch.zeros(3)})
+        init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        problem = genbound.Problem(model, init, training, test_data=held_out, unlabelled=never_seen, num_samples=100)
+        del held_out.read[:], never_seen.read[:]
+        results = genbound.evaluate(problem, ["losses", "hessian_trace"], out=tmp_path / "out", engine=mine)
+        mine.close()
+        others.update(training.read)
+        return len(measured), len(others), len(set(held_out.read)), len(set(never_seen.read)), results
+
+    found = in_ranks(3, work, tmp_path)
+    assert all(not isinstance(rank, Exception) for rank in found), found
+    assert found[0][1] == 2048 and found[0][3] == 2048  # the first hashes them all
+    for measured, others, held_out, never_seen, results in found[1:]:
+        assert measured < 2048 and others <= 220 and held_out <= 512 and never_seen == 0
+        assert results.samples is None and results.quantities == found[0][4].quantities
+    assert found[0][4].samples is not None and found[0][4].data == found[1][4].data
+
+
+def test_kinds_of_device_are_not_mixed(tmp_path):
+    import genbound
+    from genbound.evaluation import agreement
+
+    def work(rank):
+        mine = engine()
+        model = torch.nn.Linear(4, 3)
+        torch.nn.init.ones_(model.weight)
+        init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        alike = genbound.Problem(model, init, (torch.eye(4), torch.arange(4) % 3))
+        agree_on(alike, mine)
+        kind = agreement.kind_of
+        agreement.kind_of = lambda device: f"{kind(device)}{' of another make' * rank}"
+        agree_on(alike, mine)
+
+    one, two = in_ranks(2, work, tmp_path)
+    assert isinstance(one, GenboundError) and "ranks 0 and 1 have different kinds of device" in str(one)
+    assert str(two) == str(one)

@@ -11,6 +11,7 @@ from torch import nn
 
 import genbound
 from genbound.bounds.certificates import of_the_network
+from genbound.data.samples import TensorSamples, same_inputs
 from genbound.errors import GenboundError
 from genbound.estimators.kl_inverse import kl_inverse
 
@@ -94,6 +95,23 @@ def test_training_samples_are_no_unlabelled_ones():
         y = net(x).argmax(1)
     with pytest.raises(GenboundError, match="are the training samples"):
         problem(net, init, unlabelled=(x, y))
+    with pytest.raises(GenboundError, match="are the training samples"):  # under other labels, too
+        problem(net, init, unlabelled=(x, 1 - y))
+
+
+def test_unlabelled_samples_are_read_up_to_the_first_that_is_another():
+    class Read(TensorSamples):
+        read = ()
+
+        def batch(self, indices):
+            self.read = (*self.read, *indices)
+            return super().batch(indices)
+
+    x, y = torch.randn(200, 4), torch.zeros(200, dtype=torch.long)
+    one, other = Read(x, y), Read(torch.cat([x[:3], x[3:] + 1]), y)
+    assert not same_inputs(one, other) and one.read == other.read == (0, 1, 2, 3)
+    assert not same_inputs(one, Read(x.double(), y)) and not same_inputs(one, Read(x[:199], y[:199]))
+    assert same_inputs(one, Read(x.clone(), 1 - y))
 
 
 def test_from_files(tmp_path):
