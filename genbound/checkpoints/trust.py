@@ -16,7 +16,7 @@ from pathlib import Path
 from genbound.errors import GenboundError
 
 # Schemes that are read and never run. Whatever else has a colon is taken for code.
-DATA_SCHEMES = frozenset({"npz", "csv", "jsonl", "parquet", "imagefolder", "hf", "run"})
+DATA_SCHEMES = frozenset({"npz", "csv", "jsonl", "parquet", "imagefolder", "hf", "run", "webdataset"})
 PLAIN = {
     "model": frozenset({"hf", "timm", "torchvision"}), "data": DATA_SCHEMES, "test_data": DATA_SCHEMES,
     "loss": frozenset[str](),

@@ -14,6 +14,7 @@ from genbound.data.npz import npz_samples
 from genbound.data.run_folder import inner_spec, relabelled
 from genbound.data.samples import Samples, as_samples
 from genbound.data.spec import FUNCTION, DataSpec, Reader
+from genbound.data.tar_shards import shard_samples
 from genbound.data.texts import shifted
 from genbound.user_code import call_user
 
@@ -38,6 +39,7 @@ SCHEMES: dict[str, Callable[[DataSpec, Reader], Samples]] = {
     "jsonl": file_samples,
     "parquet": file_samples,
     "hf": hub_samples,
+    "webdataset": shard_samples,
     "run": run_samples,
     FUNCTION: function_samples,
 }
@@ -49,7 +51,7 @@ def load_data(spec: Any, reader: Reader | None = None, base_dir: str | os.PathLi
     Args:
         spec: ``npz:FILE[?x=NAME&y=NAME]``; ``imagefolder:DIR``;
             ``csv:|jsonl:|parquet:FILE?text=COL[&text_pair=COL]&label=COL``; ``hf:DIR`` or ``hf:NAME[/CONFIG]`` with
-            ``?split=NAME`` and columns likewise; ``run:DIR`` of ``genbound finetune``;
+            ``?split=NAME`` and columns likewise; ``webdataset:DIR`` of tar files; ``run:DIR`` of ``genbound finetune``;
             ``FILE.py:function`` or ``pkg.mod:function``; each also with
             ``samples=N`` for the first N. docs/data.md has all options. What is no string goes to
             :func:`~genbound.data.samples.as_samples`.

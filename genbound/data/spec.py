@@ -22,6 +22,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "jsonl": COLUMNS,
     "parquet": COLUMNS,
     "hf": (*COLUMNS, "split", "streaming"),
+    "webdataset": COLUMNS,
     "run": ("samples",),
     FUNCTION: ("samples",),
 }
@@ -95,7 +96,8 @@ class DataSpec:
             return cls(text, FUNCTION, place, _options(text, query, OPTIONS[FUNCTION]), Path(base_dir))
         raise GenboundError(
             f"data {text!r} is not understood: use npz:FILE, imagefolder:DIR, "
-            "csv:FILE?text=COL&label=COL (or jsonl:, parquet:), hf:DIR, run:DIR, FILE.py:function or pkg.mod:function"
+            "csv:FILE?text=COL&label=COL (or jsonl:, parquet:), hf:DIR, webdataset:DIR, run:DIR, FILE.py:function or "
+            "pkg.mod:function"
         )
 
     @property
