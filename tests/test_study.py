@@ -23,7 +23,9 @@ pytest.importorskip("sklearn", reason="needs the digits of scikit-learn")
 ROOT = Path(genbound.__file__).parent.parent
 STUDY = ROOT / "examples" / "study"
 PAGE = ROOT / "docs" / "study.md"
-MODULES = "claims figures measure pilot plan report run sources stored tables tasks tracking weights".split()
+MODULES = (
+    "claims figures measure pilot plan pretraining report run sources stored tables tasks tracking weights"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -179,13 +181,36 @@ def test_a_small_study(tmp_path):
     assert fitted["reached"] and fitted["training"]["loss"] <= 0.15 and fitted["steps"] < 780
 
 
+def test_what_language_models_are_asked(study):
+    """Only masked tokens count, one at least of every text; else the next token, and none of the padding."""
+    import torch
+
+    tokens = torch.tensor([[0, 7, 8, 9, 2], [0, 7, 2, 1, 1]])
+    drawn = torch.tensor([[0.0, 0.9, 0.1, 0.9, 0.0], [0.9, 0.9, 0.9, 0.0, 0.9]])
+    given, wanted = study.pretraining._masked(tokens, drawn)
+    assert given.tolist() == [[0, 7, 4, 9, 2], [0, 4, 2, 1, 1]]
+    assert wanted.tolist() == [[-100, -100, 8, -100, -100], [-100, 7, -100, -100, -100]]
+    given, wanted = study.pretraining._causal(tokens, drawn)
+    assert given.equal(tokens) and wanted.tolist() == [[7, 8, 9, 2, -100], [7, 2, -100, -100, -100]]
+
+
+def test_what_is_measured_of_a_task(study):
+    """The smallest network has everything on both sets; a deep one what needs a margin on training samples alone."""
+    names, options = study.measure.measures("cifar5", True)
+    held_out, plain = study.measure.measures("cifar5", False)
+    assert set(study.measure.SIX) < set(names) and options["compression"] == {"num_samples": 8}
+    assert set(names) - set(held_out) == set(study.measure.BY_MARGIN) and plain == study.measure.OPTIONS
+    assert study.measure.measures("digits", True) == study.measure.measures("digits", False)
+    assert "hessian_distance" in study.measure.measures("gpt2", False)[0]
+
+
 # -- the stored cells --------------------------------------------------------------------------------------------------
 
 
 def test_cells_are_alike_or_refused(study, cells, tmp_path):
     if not cells:
         pytest.skip("no cell is stored yet")
-    task = cells[0]["task"]
+    task = "digits"
     folder = tmp_path / task
     (folder / "samples").mkdir(parents=True)
     digests = json.loads((study.stored.RESULTS / task / "samples" / "digests.json").read_text())
@@ -231,6 +256,37 @@ def test_every_cell_by_itself(study, cells):
             assert all(a[2] <= b[2] + 1e-12 for a, b in zip(row["growth"], row["growth"][1:], strict=False))
         if cell["reached"]:
             assert cell["training"]["loss"] < 2 * study.tasks.TASKS[cell["task"]].stop_loss
+
+
+def test_the_certified_error(study, cells):
+    """The limit of Clopper and Pearson, by scipy, and what the page says of it."""
+    for task in {cell["task"] for cell in cells}:
+        own = [cell for cell in cells if cell["task"] == task and cell["group"] == "clean"]
+        text = study.tables.certified(cells, task)
+        if text is None:
+            continue
+        limits = []
+        for cell in own:
+            num = cell["measurement"]["num"]
+            wrong = round(cell["measurement"]["error"] * num)
+            limits.append(stats.beta.ppf(0.95, wrong + 1, num - wrong))
+            assert study.tables.certificate(cell) == pytest.approx(limits[-1], rel=1e-6)
+        test = [cell["test"]["error"] for cell in own]
+        below = sum(limit < error for limit, error in zip(limits, test, strict=True))
+        assert f"{below} of {len(own)} test errors are above" in text
+        assert column(text, "τ with the test error", "certified error %") == f"{stats.kendalltau(limits, test)[0]:.2f}"
+
+
+def test_the_sweeps_from_the_files_alone(study, cells):
+    found = [one for one in study.claims.distances(cells) if one.number != "/"]
+    assert len(found) == len(study.tables.swept(cells))
+    for one, (task, group) in zip(found, study.tables.swept(cells), strict=True):
+        own = [json.loads(file.read_text()) for file in sorted((STUDY / "results" / task).glob(f"{group}-*.json"))]
+        x = [cell["measures"]["measurement"]["bounds"]["hessian_distance"]["value"] for cell in own]
+        gap = [cell["gap"]["loss"] for cell in own]
+        distance = [cell["trivial"]["distance"] for cell in own]
+        assert f"τ of the two {stats.kendalltau(x, gap).statistic:.2f} [" in one.number
+        assert f"with the distance {stats.kendalltau(distance, gap).statistic:.2f};" in one.number
 
 
 def column(text, title, row):
@@ -379,7 +435,7 @@ def test_covariances_of_each_layers_own(study):
     problem = genbound.Problem(model, pair.init, data)
     rows = genbound.evaluate(problem, "hessian_trace").quantities["hessian_trace"]["layers"]
     traces = {name: row["value"] for name, row in rows.items()}
-    task = SimpleNamespace(sigmas=(0.01, 0.02))
+    task = SimpleNamespace(sigmas=(0.01, 0.02), pairs=64)
     found = study.measure.stability(task, pair, data, traces, seed=0)["rows"]
     assert len(found) == 6
     for row in found:

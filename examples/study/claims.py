@@ -13,7 +13,9 @@ from measure import SHAPES, SIX
 from scipy import stats
 from stored import Cell
 from tasks import TASKS
-from tracking import FEWEST, OURS, clean, correlated, difference, table
+from tracking import FEWEST, OURS, RESAMPLES, clean, correlated, difference, table
+
+from genbound.results.resampling import Draws
 
 HOLDS, PART, NOT, UNTESTED = "holds", "holds in part", "does not hold", "cannot be tested here"
 NEAR = 0.17  # of the rise over its approximation from 1: the root of the talk's larger relative RSS, 2.98 %
@@ -51,6 +53,17 @@ def near_one(low: float, high: float) -> str:
     if 1 - NEAR <= low and high <= 1 + NEAR:
         return HOLDS
     return NOT if low > 1 + NEAR or high < 1 - NEAR else UNTESTED
+
+
+def kendall_interval(x: Sequence[float], y: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
+    """95 % interval of Kendall's τ over resampled clusters, each drawn whole."""
+    names = list(dict.fromkeys(clusters))
+    counts = Draws(len(x), RESAMPLES, 0, tuple(names.index(name) for name in clusters)).counts
+    first, second = np.asarray(x), np.asarray(y)
+    drawn = (np.repeat(np.arange(len(x)), count) for count in counts)
+    found = [stats.kendalltau(first[index], second[index]).statistic for index in drawn]
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def follows(whole: tuple[float, float], partial: tuple[float, float]) -> str:
@@ -124,18 +137,26 @@ def following(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
 
 
 def distances(cells: Sequence[Cell]) -> list[Found]:
-    """Measure and gap rise together with the radius."""
+    """Measure and gap rise together with the radius; the seeds of one radius are a cluster."""
     claim, found = "along the distance from the start the measure and the gap rise together", []
-    for task in TASKS:
-        own = [cell for cell in cells if cell["task"] == task and cell["group"] == "radius"]
-        if len(own) >= FEWEST:
-            x = [cell["measures"]["measurement"]["bounds"][OURS]["value"] for cell in own]
-            y = [cell["gap"]["loss"] for cell in own]
-            tau = stats.kendalltau(x, y)
-            number = f"τ {tau.statistic:.2f}, p = {tau.pvalue:.2g}, {len(own)} networks"
-            found.append(
-                Found(claim, TASKS[task].title, number, HOLDS if tau.statistic > 0 and tau.pvalue < 0.05 else NOT)
-            )
+    for task, group in tables.swept(cells):
+        own = tables.along(cells, task, group)
+        sides = {
+            "measure": [cell["measures"]["measurement"]["bounds"][OURS]["value"] for cell in own],
+            "radius": [float(cell["strength"].rstrip("%")) for cell in own],
+            "distance": [cell["trivial"]["distance"] for cell in own],
+        }
+        gap, clusters = [cell["gap"]["loss"] for cell in own], [cell["strength"] for cell in own]
+        low, high = kendall_interval(sides["measure"], gap, clusters)
+        by_gap = {name: float(stats.kendalltau(side, gap).statistic) for name, side in sides.items()}
+        number = (
+            f"τ of the two {by_gap['measure']:.2f} [{low:.2f}, {high:.2f}]; of the gap with the radius "
+            f"{by_gap['radius']:.2f}, with the distance {by_gap['distance']:.2f}; {len(own)} networks"
+        )
+        said = (
+            "radius a share of each layer, head free" if group == "radius" else "radius alike for all layers and head"
+        )
+        found.append(Found(claim, f"{TASKS[task].title}, {said}", number, follows((low, high), (low, high))))
     return found or [Found(claim, "no cells", "/", UNTESTED)]
 
 
@@ -155,10 +176,11 @@ def smaller(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
     for task in TASKS:
         apart = []
         for cell in clean(cells, task):
-            bounds = cell["measures"]["measurement"]["bounds"]
-            logs = [bounds[name]["log10"] for name in SIX if bounds.get(name, {}).get("log10") is not None]
-            if logs and bounds[OURS]["log10"] is not None:
-                apart.append(min(logs) - bounds[OURS]["log10"])
+            bounds = [cell["measures"][where]["bounds"] for where in ("training", "measurement")]
+            logs = [row[name]["log10"] for row in bounds for name in SIX if row.get(name, {}).get("log10") is not None]
+            ours = bounds[1][OURS]["log10"]
+            if logs and ours is not None:
+                apart.append(min(logs) - ours)
         if apart:
             number = f"{min(apart):.1f} to {max(apart):.1f} decades below the smallest, {len(apart)} networks"
             found.append(Found(claim, TASKS[task].title, number, HOLDS if min(apart) > 1 else PART))
@@ -172,22 +194,29 @@ def noisy(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
         for task, title in pilot.TASKS.items() if rows else ():
             where = f"{title}, {kind} 40, pilot"
             logs = pilot.reductions(rows, task, f"{kind}40", "both")
-            low, high = (math.exp(side) for side in t_interval(logs))
-            number = f"{math.exp(np.mean(logs)):.1f} times" + (
-                f" [{low:.1f}, {high:.1f}]" if len(logs) > 1 else ", one seed"
-            )
-            found.append(Found("the algorithm makes the measure six times smaller", where, number,
-                               UNTESTED if len(logs) < 2 else reaches(low, high, SIXFOLD, nothing=1.0)))  # fmt: skip
+            found.append(_reduction(where, logs))
             gained = [100 * gain for gain in pilot.gains(rows, task, f"{kind}40", "both")]
             found.append(_gain(kind, wanted, where, gained))
         for task in TASKS:
             for rate in (20, 40, 60):
                 for against, said in (("loss", "plain to the fit"), ("best", "plain at its best stop")):
+                    where = f"{TASKS[task].title}, {kind} {rate}, over {said}"
                     own = tables.gains(cells, task, f"{kind}{rate}", "both", "epochs", against)
                     if len(own) > 1:
-                        where = f"{TASKS[task].title}, {kind} {rate}, over {said}"
                         found.append(_gain(kind, wanted, where, [100 * gain for gain in own]))
+                        logs = tables.reductions(cells, task, f"{kind}{rate}", "both", "epochs", against)
+                        found.append(_reduction(where, logs))
     return sorted(found, key=lambda one: one.claim)
+
+
+def _reduction(where: str, logs: Sequence[float]) -> Found:
+    low, high = (math.exp(side) for side in t_interval(logs))
+    interval = f" [{low:.2g}, {high:.2g}], {len(logs)} seeds" if len(logs) > 1 else ", one seed"
+    verdict = UNTESTED if len(logs) < 2 else reaches(low, high, SIXFOLD, nothing=1.0)
+    return Found(
+        "the algorithm makes the measure six times smaller", where, f"{math.exp(np.mean(logs)):.2g} times{interval}",
+        verdict,
+    )  # fmt: skip
 
 
 def _gain(kind: str, wanted: float, where: str, gained: Sequence[float]) -> Found:
@@ -196,17 +225,24 @@ def _gain(kind: str, wanted: float, where: str, gained: Sequence[float]) -> Foun
     return Found(f"+{wanted} points under {kind} noise", where, number, reaches(low, high, wanted))
 
 
-OTHERS = (
-    Found("RoBERTa and Vision Transformers", "no cells", "/", UNTESTED),
-    Found("the published tables' networks (ResNet-50, BERT-base) and CIFAR-100", "no weights at hand", "/", UNTESTED),
-)
+def architectures(cells: Sequence[Cell]) -> list[Found]:
+    """What no cell is there of; the rows of those that there are stand with the other networks'."""
+    there = {cell["task"] for cell in cells}
+    left = [title for task, title in SMALL.items() if task not in there]
+    absent = [("networks of the talk's size: ResNet-50, BERT-base, RoBERTa-base, ViT-Base; CIFAR-100", "no weights")]
+    if left:
+        absent.insert(0, (f"the same for {', '.join(left)}", "no cells"))
+    return [Found(claim, where, "/", UNTESTED) for claim, where in absent]
+
+
+SMALL = {"vit5": "a vision transformer", "roberta": "a RoBERTa", "gpt2": "a GPT-2"}
 
 
 def all_claims(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
     """Everything that the cells say, claim by claim."""
     of_both: tuple[Callable, ...] = (stability, following)
     found = [one for group in of_both for one in group(cells, rows)]
-    return [*found, *distances(cells), *smaller(cells, rows), *noisy(cells, rows), *OTHERS]
+    return [*found, *distances(cells), *smaller(cells, rows), *noisy(cells, rows), *architectures(cells)]
 
 
 def as_table(found: Sequence[Found]) -> str:

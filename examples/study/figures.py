@@ -9,10 +9,10 @@ matplotlib.use("Agg")
 import numpy as np
 import pilot
 from matplotlib import pyplot as plt
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from measure import SHAPES
 from stored import Cell
-from tables import swept
+from tables import along, swept
 from tasks import TASKS
 from tracking import FEWEST, OURS, clean, correlated
 
@@ -25,13 +25,13 @@ TRIVIAL = ("training loss", "training error", "margin", "spread of the training 
 def figures(cells: Sequence[Cell], rows: list[Cell], out: Path) -> list[Path]:
     """Draw all of them."""
     tasks = [task for task in TASKS if len(clean(cells, task)) >= FEWEST]
-    along = [task for task in TASKS if swept(cells, task)]
+    sweeps = [f"{task}:{group}" for task, group in swept(cells)]
     wanted = (
         ("study_tracking", [*tasks, *(pilot.TASKS if rows else ())], 6.0, draw_tracking),
         ("study_gap", tasks, 3.6, draw_gap),
         ("study_growth", tasks, 3.0, draw_growth),
         ("study_layers", [t for t in tasks if any("stability" in c for c in clean(cells, t))], 3.0, draw_layers),
-        ("study_radius", along, 3.0, draw_radius),
+        ("study_radius", sweeps, 3.0, draw_radius),
     )
     written = []
     out.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def figures(cells: Sequence[Cell], rows: list[Cell], out: Path) -> list[Path]:
             )
             for place, (axis, task) in enumerate(zip(axes[0], panels, strict=True)):
                 of_pilot = name == "study_tracking" and place >= len(tasks)
-                axis.set_title(f"{pilot.TASKS[task]}, pilot" if of_pilot else TASKS[task].title)
+                axis.set_title(f"{pilot.TASKS[task]}, pilot" if of_pilot else TASKS[task.partition(":")[0]].title)
                 draw(axis, rows if of_pilot else cells, task, of_pilot)
             figure.savefig(out / f"{name}.png", dpi=120, metadata={"Software": None})
             plt.close(figure)
@@ -53,7 +53,7 @@ def figures(cells: Sequence[Cell], rows: list[Cell], out: Path) -> list[Path]:
 
 
 def draw_tracking(axis, cells: Sequence[Cell], task: str, of_pilot: bool) -> None:
-    """The size of Kendall's coefficient of every measure with its interval; what costs nothing in another colour."""
+    """Kendall's coefficient of every measure, turned to be positive, with its interval; rivals in colour."""
     found = pilot.correlated(pilot.points(cells, task, "loss")) if of_pilot else correlated(clean(cells, task))
     best = sorted(found.table.to_dict("records"), key=lambda row: abs(row["kendall"]))
     for at, row in enumerate(best):
@@ -68,7 +68,7 @@ def draw_tracking(axis, cells: Sequence[Cell], task: str, of_pilot: bool) -> Non
         range(len(best)), [s + r["measure"].replace("_", " ") for s, r in zip(signs, best, strict=True)], fontsize=6
     )
     axis.axvline(0, color="#999999", lw=0.8)
-    axis.set(xlabel="|Kendall's τ| with the gap, 95 % interval", xlim=(-1, 1.02))
+    axis.set(xlabel="τ with the gap, its sign turned to plus; 95 % interval", xlim=(-1, 1.02))
 
 
 def draw_gap(axis, cells: Sequence[Cell], task: str, _: bool) -> None:
@@ -79,11 +79,13 @@ def draw_gap(axis, cells: Sequence[Cell], task: str, _: bool) -> None:
             some = [c for c in own if (c["method"], c["stopping"]) == (method, stopping)]
             axis.plot(
                 [c["measures"]["measurement"]["bounds"][OURS]["value"] for c in some],
-                [c["gap"]["loss"] for c in some], MARKERS[index], color=COLOURS[index % len(COLOURS)], ms=4, ls="",
+                [c["gap"]["loss"] for c in some], MARKERS[index], color=COLOURS[index % len(COLOURS)], ms=5, ls="",
                 mfc=None if stopping == "loss" else "none",
                 label=method.replace("_", " ") if stopping == "loss" else None,
             )  # fmt: skip
     axis.set(xlabel="Hessian measure, measurement samples", ylabel="generalization gap (nats)", xscale="log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
     below(axis, 4)
 
@@ -116,13 +118,19 @@ def draw_layers(axis, cells: Sequence[Cell], task: str, _: bool) -> None:
 
 
 def draw_radius(axis, cells: Sequence[Cell], task: str, _: bool) -> None:
-    """Hessian measure and gap over the distance from the start, along the radius of the constraint."""
-    own = [cell for cell in cells if cell["task"] == task and cell["group"] == "radius"]
-    x = [cell["trivial"]["distance"] for cell in own]
+    """Hessian measure and gap along the radius of the constraint."""
+    own = along(cells, *task.split(":"))
+    x = [float(cell["strength"].rstrip("%")) for cell in own]
     other = axis.twinx()
+    other.spines["right"].set_visible(True)
     axis.plot(x, [c["measures"]["measurement"]["bounds"][OURS]["value"] for c in own], "o", color=COLOURS[0], ms=4)
     other.plot(x, [c["gap"]["loss"] for c in own], "D", color=COLOURS[3], ms=4)
-    axis.set_xlabel("distance from the start")
+    said = (
+        "radius, % of a layer's norm (head free)" if task.endswith(":radius") else "radius of every layer and the head"
+    )
+    axis.set(xlabel=said, xscale="log")
+    axis.set_xticks(sorted(set(x)), [f"{value:g}" for value in sorted(set(x))])
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_ylabel("Hessian measure", color=COLOURS[0])
     other.set_ylabel("generalization gap (nats)", color=COLOURS[3])
 

@@ -23,17 +23,15 @@ RANGE = 16.0
 SIX = ("pitas2017", "arora2018", "long2020", "gouk2021", "li2021", "neyshabur2018")  # the talk's table
 DISTANCES = ("distance_frobenius", "distance_spectral", "distance_mars", "distance_two_one")
 PLAIN = ("hessian_distance", "hessian_trace", *DISTANCES, "fisher_rao")
+# Divide by the margin, which 95 % of the training samples exceed and hardly any network's held-out samples.
+BY_MARGIN = ("pitas2017", "arora2018", "neyshabur2018", "bartlett2017", "path_norm")
+EVERY = (*PLAIN, "path_norm", "trace_distance", *SIX, "bartlett2017")
 # The six and the path norm do not exist for attention; a trace for every sample costs a transformer hours.
-MEASURES = {
-    "sst2": PLAIN, "mrpc": PLAIN,
-    "cifar10": (*PLAIN, "path_norm", "trace_distance", *SIX, "bartlett2017"),
-    "cifar5": (*PLAIN, "path_norm", "trace_distance", *SIX, "bartlett2017"),
-    "digits": (*PLAIN, "path_norm", "trace_distance", *SIX, "bartlett2017"),
-}  # fmt: skip
+MEASURES = {"cifar10": EVERY, "cifar5": EVERY, "digits": EVERY}
 OPTIONS = {"max_quadratic_form": {"tolerance": 0.05}}
+COMPRESSION = 8  # samples of the compression bound's cushions, quadratic in the depth, where a network is deep
 SHAPES = ("equal", "inverse root of the trace", "norm of the layer")
 FORWARD = 256  # samples of a pass that no derivative is taken of
-PAIRS = 64  # antithetic pairs of noise a shape and sigma
 
 
 def losses(model: Any, samples: Samples) -> dict[str, np.ndarray]:
@@ -103,7 +101,8 @@ def measured(task: Task, pair: Any, samples: Samples, num_data: int, seen: bool,
         pair.model, pair.init, samples, num_data=num_data, other_samples=not seen, loss_range=f"clip:{RANGE:g}",
         head=pair.head, init_buffers=pair.init_buffers, provenance=pair.provenance,
     )  # fmt: skip
-    results = evaluate(problem, ["losses", *MEASURES[task.name]], seed=0, options=OPTIONS, out=folder)
+    names, options = measures(task.name, seen)
+    results = evaluate(problem, ["losses", *names], seed=0, options=options, out=folder)
     bounds = {
         name: {"value": row["value"], "log10": row["log10"], "note": row["note"] if row["value"] is None else ""}
         for name, row in results.bounds.items()
@@ -121,6 +120,18 @@ def measured(task: Task, pair: Any, samples: Samples, num_data: int, seen: bool,
         "maxima": {name: row["value"] for name, row in maximum["layers"].items()},
         "growth": growth(results.samples, num_data),
     }
+
+
+def measures(task: str, seen: bool) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """What is measured of a task's networks on training (``seen``) or measurement samples, and with which options.
+
+    The smallest network has everything on both; a deep one what divides by the margin on training samples alone.
+    """
+    names = MEASURES.get(task, PLAIN)
+    if task == "digits" or names is PLAIN:
+        return list(names), OPTIONS
+    kept = [name for name in names if seen or name not in BY_MARGIN]
+    return kept, {**OPTIONS, **({"compression": {"num_samples": COMPRESSION}} if seen else {})}
 
 
 def growth(table: Any, num_data: int) -> list[tuple[int, float, float]]:
@@ -171,7 +182,7 @@ def stability(task: Task, pair: Any, samples: Samples, traces: dict[str, float],
         scale = math.sqrt(total / sum(relative[name] ** 2 * traces[name] for name in names))
         for sigma in task.sigmas:
             own = {name: sigma * scale * relative[name] for name in names}
-            rises = _rises(problem, weights, own, base, seed)
+            rises = _rises(problem, weights, own, base, seed, task.pairs)
             rows.append(
                 {
                     "shape": shape,
@@ -181,12 +192,12 @@ def stability(task: Task, pair: Any, samples: Samples, traces: dict[str, float],
                     "approximation": 0.5 * sum(own[name] ** 2 * traces[name] for name in names),
                 }
             )
-    return {"rows": rows, "num_samples": len(samples), "pairs": PAIRS}
+    return {"rows": rows, "num_samples": len(samples), "pairs": task.pairs}
 
 
-def _rises(problem: Any, weights: dict, own: dict[str, float], base: float, seed: int) -> list[float]:
+def _rises(problem: Any, weights: dict, own: dict[str, float], base: float, seed: int, pairs: int) -> list[float]:
     generator, found = torch.Generator().manual_seed(seed), []
-    for _ in range(PAIRS):
+    for _ in range(pairs):
         noise = {name: own[name] * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
         moved = [_mean_losses(problem, {n: weights[n] + sign * u for n, u in noise.items()}) for sign in (1, -1)]
         found.append(sum(moved) / 2 - base)

@@ -21,7 +21,11 @@ METHODS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("noise_stability", "noise_stability", (0.005,)),
 )
 RATES = (0.2, 0.4, 0.6)
-RADII = ("0.5%", "1%", "2%", "4%", "8%", "16%", "32%")
+# Of a sweep. A share of each layer's norm leaves a head that starts at random free; a number holds it, too.
+SWEEPS = {
+    "radius": ("0.5%", "1%", "2%", "4%", "8%", "16%", "32%"),
+    "distance": ("0.25", "0.5", "0.75", "1", "1.5", "2", "3"),
+}
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,13 @@ def clean(task: str) -> list[Cell]:
     return cells
 
 
-def radius(task: str) -> list[Cell]:
+def sweep(task: str, group: str) -> list[Cell]:
     """The correlation with the distance from the start: the constraint's radius alone varies."""
     lr = TASKS[task].lrs[1]
     return [
-        Cell(task, "radius", "constraint", value, lr, seed, "epochs", options={"radius": value})
+        Cell(task, group, "constraint", value, lr, seed, "epochs", options={"radius": value})
         for seed in SEEDS
-        for value in RADII
+        for value in SWEEPS[group]
     ]
 
 
@@ -126,20 +130,20 @@ def noisy(task: str, kind: str, rate: float) -> list[Cell]:
 
 
 def chosen(name: str) -> list[Cell]:
-    """The cells of ``TASK`` (clean), ``TASK:radius``, ``TASK:symmetric40`` and so on, or ``ci``."""
+    """The cells of ``TASK`` (clean), ``TASK:radius``, ``TASK:distance``, ``TASK:symmetric40`` and so on, or ``ci``."""
     if name == "ci":
         few, low = ("plain", "constraint"), TASKS["digits"].lrs[0]
         some = [c for c in clean("digits") if c.seed == 0 and c.method in few and c.lr == low]
         noise = [c for c in noisy("digits", "symmetric", 0.4) if c.seed == 0 and c.method in ("plain", "generalised")]
-        return [*some, *radius("digits")[:1], *noise]
+        return [*some, *sweep("digits", "radius")[:1], *noise]
     task, _, group = name.partition(":")
     if task not in TASKS:
         raise SystemExit(f"no task {task!r}: there are {', '.join(TASKS)}")
     if not group or group == "clean":
         return clean(task)
-    if group == "radius":
-        return radius(task)
+    if group in SWEEPS:
+        return sweep(task, group)
     for kind, rate in itertools.product(("symmetric", "correlated"), RATES):
         if group == f"{kind}{round(100 * rate)}":
             return noisy(task, kind, rate)
-    raise SystemExit(f"no group {group!r}: clean, radius, or symmetric or correlated with 20, 40 or 60")
+    raise SystemExit(f"no group {group!r}: clean, radius, distance, or symmetric or correlated with 20, 40 or 60")

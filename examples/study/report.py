@@ -19,6 +19,7 @@ import pilot
 import stored
 import tables
 import tracking
+from plan import SWEEPS
 from stored import Cell
 from tasks import TASKS
 
@@ -30,6 +31,7 @@ def blocks(cells: list[Cell], rows: list[Cell]) -> dict[str, str]:
     """Every table by its name in the page."""
     found: dict[str, str | None] = {
         "cells": tables.progress(cells),
+        "measuring": tables.measuring(cells),
         "claims": claims.as_table(claims.all_claims(cells, rows)),
         "tasks": sections(cells),
     }
@@ -59,8 +61,8 @@ def drawn(cells: list[Cell]) -> list[str]:
     ]
     if any("stability" in cell for cell in cells):
         lines.append("![The rise of the loss over its approximation, layer by layer](images/study_layers.png)")
-    if any(tables.radius(cells, task) and tables.swept(cells, task) for task in TASKS):
-        lines.append("![Hessian measure and gap over the distance from the start](images/study_radius.png)")
+    if tables.swept(cells):
+        lines.append("![Hessian measure and gap over the radius](images/study_radius.png)")
     return lines
 
 
@@ -87,10 +89,22 @@ def section(cells: list[Cell], task: str) -> str:
             tables.layered(cells, task),
         ),
         ("**Sizes** on the measurement samples:", tables.sizes(cells, task)),
-        ("**Along the radius** of the constraint, mean ± standard error over the seeds:", tables.radius(cells, task)),
+        (
+            "**Certified error** (Clopper–Pearson, 95 %, one network at a time, from the measurement samples):",
+            tables.certified(cells, task),
+        ),
+        (
+            "**Along the radius**, a share of each layer's norm that leaves the head free, for that starts at random; "
+            "mean ± standard error over the seeds:",
+            tables.radius(cells, task, "radius"),
+        ),
+        (
+            "**Along the distance**, one radius for every layer and the head alike:",
+            tables.radius(cells, task, "distance"),
+        ),
         *(
             (f"**Label noise, {group[:-2]}, {group[-2:]} %:**", tables.noise(cells, task, group))
-            for group in tables.GROUPS[2:]
+            for group in tables.GROUPS[1 + len(SWEEPS) :]
         ),
     ]
     return "\n\n".join([f"### {TASKS[task].title}", *(f"{said}\n\n{text}" for said, text in parts if text)])

@@ -96,23 +96,24 @@ class Texts(Source):
         self.name, self.first, self.second = name, first, second
 
     @cache  # noqa: B019 - a handful of them live as long as the process
-    def _rows(self, split: str) -> list[dict[str, str]]:
+    def rows(self, split: str) -> list[dict[str, str]]:
+        """The lines of the file, by column."""
         with data(f"{self.name}_{split}.csv").open(newline="", encoding="utf-8") as stream:
             return list(csv.DictReader(stream))
 
     def labels(self, split: str) -> np.ndarray:
         """All class numbers ``[N]``."""
-        return np.array([int(row["label"]) for row in self._rows(split)])
+        return np.array([int(row["label"]) for row in self.rows(split)])
 
     def contents(self, split: str) -> Sequence[bytes]:
         """The texts, whatever their case and spaces."""
         columns = [self.first, *([self.second] if self.second else [])]
-        rows = self._rows(split)
+        rows = self.rows(split)
         return ["\n".join(" ".join(row[c].lower().split()) for c in columns).encode() for row in rows]
 
     def samples(self, split: str, places: np.ndarray, init: Path) -> Samples:
         """Tokens."""
-        rows = [self._rows(split)[i] for i in places]
+        rows = [self.rows(split)[i] for i in places]
         pairs = None if self.second is None else [row[self.second] for row in rows]
         labels = torch.tensor([int(row["label"]) for row in rows])
         return TextSamples(

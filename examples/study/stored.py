@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from plan import SWEEPS
 from tasks import SETS, assert_disjoint
 
 Cell = dict[str, Any]
@@ -56,7 +57,7 @@ def _alike(task: str, own: list[Cell]) -> None:
             differing.append("n of a row")
         if differing:
             raise SystemExit(f"{task}: {cell['name']} differs from {own[0]['name']} in {', '.join(differing)}")
-    for group in ("clean", "radius"):  # noisy runs that hold samples out have fewer to train on
+    for group in ("clean", *SWEEPS):  # noisy runs that hold samples out have fewer to train on
         sizes = {(c["n"], c["measures"]["training"]["num_samples"]) for c in own if c["group"] == group}
         if len(sizes) > 1:
             raise SystemExit(

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 from measure import RANGE, SHAPES, relative_rss
 from pilot import markdown, mean_and_sem
-from plan import chosen
+from plan import SWEEPS, chosen
 from scipy.stats import kendalltau
 from stored import Cell
 from tasks import TASKS
 from tracking import FEWEST, OURS, clean
 
-GROUPS = ("clean", "radius", *(f"{kind}{rate}" for kind in ("symmetric", "correlated") for rate in (20, 40, 60)))
+from genbound.bounds.clopper1934heldout import held_out_limit
+from genbound.results.resampling import LEVEL
+
+GROUPS = ("clean", *SWEEPS, *(f"{kind}{rate}" for kind in ("symmetric", "correlated") for rate in (20, 40, 60)))
 
 
 def group_of(cell: Cell) -> str:
@@ -35,13 +38,31 @@ def progress(cells: Sequence[Cell]) -> str:
         counts = [
             f"{sum(group_of(cell) == group for cell in own)} of {len(chosen(f'{name}:{group}'))}" for group in GROUPS
         ]
-        noise = [count.split(" of ") for count in counts[2:]]
-        noisy = f"{sum(int(a) for a, _ in noise)} of {sum(int(b) for _, b in noise)}"
-        lines.append([task.title, f"`{name}`", sizes, counts[0], counts[1], noisy])
+        together = [_sum(counts[1 : 1 + len(SWEEPS)]), _sum(counts[1 + len(SWEEPS) :])]
+        lines.append([task.title, f"`{name}`", sizes, counts[0], *together])
     return markdown(
         lines,
-        ["network, data", "task", "training / measurement / test", "clean", "radius sweep", "label noise"],
+        ["network, data", "task", "training / measurement / test", "clean", "sweeps", "label noise"],
     )
+
+
+def _sum(counts: Sequence[str]) -> str:
+    """``3 of 7`` and ``2 of 5`` are ``5 of 12``."""
+    pairs = [count.split(" of ") for count in counts]
+    return f"{sum(int(done) for done, _ in pairs)} of {sum(int(planned) for _, planned in pairs)}"
+
+
+def measuring(cells: Sequence[Cell]) -> str | None:
+    """What differs between the tasks in how they are trained and measured, of those that have cells."""
+    there = [task for name, task in TASKS.items() if any(cell["task"] == name for cell in cells)]
+    lines = [
+        [f"`{task.name}`", str(task.measured), str(task.pairs), task.precision, f"{task.stop_loss:g}", str(task.epochs),
+         " and ".join(f"{lr:g}" for lr in task.lrs)]
+        for task in there
+    ]  # fmt: skip
+    head = ["task", "samples measured, each set", "pairs of noise", "trained in", "one training loss", "fixed epochs",
+            "rates"]  # fmt: skip
+    return markdown(lines, head) if lines else None
 
 
 def recipes(cells: Sequence[Cell], task: str) -> str | None:
@@ -101,35 +122,79 @@ def ratio(grids: Sequence[Sequence[dict]], side: int) -> tuple[float, float]:
 
 
 def sizes(cells: Sequence[Cell], task: str) -> str | None:
-    """Our measure and the others on the measurement samples: how many networks have a value, median and range."""
+    """Our measure and the others on the measurement samples: how many networks have a value, median and range.
+
+    What only the training samples were measured for stands at the end and says so.
+    """
     own = clean(cells, task)
+    if not own:
+        return None
+    names = [(name, "measurement") for name in own[0]["measures"]["measurement"]["bounds"]]
+    known = dict(names)
+    names += [(name, "training") for name in own[0]["measures"]["training"]["bounds"] if name not in known]
     lines = []
-    for name in own[0]["measures"]["measurement"]["bounds"] if own else ():
-        rows = [cell["measures"]["measurement"]["bounds"][name] for cell in own]
-        there = [row for row in rows if row["value"] is not None or row["log10"] is not None]
+    for name, where in names:
+        rows = [cell["measures"][where]["bounds"][name] for cell in own]
         logs = [
             row["log10"] if row["log10"] is not None else math.log10(row["value"]) if row["value"] > 0 else -math.inf
-            for row in there
+            for row in rows
+            if row["value"] is not None or row["log10"] is not None
         ]
-        if not logs:
-            lines.append([f"`{name}`", f"0 of {len(own)}", "/", "/"])
-            continue
-        lines.append([f"`{name}`", f"{len(logs)} of {len(own)}", f"{np.median(logs):.1f}",
-                      f"{min(logs):.1f} … {max(logs):.1f}"])  # fmt: skip
+        spread = [f"{np.median(logs):.1f}", f"{min(logs):.1f} … {max(logs):.1f}"] if logs else ["/", "/"]
+        said = f"`{name}`" + (", training" if where == "training" else "")
+        lines.append([said, f"{len(logs)} of {len(own)}", *spread])
     head = ["measure", "networks with a value", "log10, median", "log10, range"]
-    return f"{markdown(lines, head)}\n\nC = {RANGE:g} in all rows." if lines else None
+    return f"{markdown(lines, head)}\n\nC = {RANGE:g} in all rows."
 
 
-def swept(cells: Sequence[Cell], task: str) -> bool:
-    """Whether there are cells enough to look along the radius."""
-    return sum(cell["task"] == task and cell["group"] == "radius" for cell in cells) >= FEWEST
+def certified(cells: Sequence[Cell], task: str) -> str | None:
+    """The error that the measurement samples certify of every network (Clopper & Pearson) beside its test error."""
+    own = clean(cells, task)
+    if len(own) < FEWEST:
+        return None
+    test = np.array([cell["test"]["error"] for cell in own])
+    ours = np.array([cell["measures"]["measurement"]["bounds"][OURS]["value"] for cell in own])
+    limits = np.array([certificate(cell) for cell in own])
+    lines = [
+        ["certified error %", _span(limits), f"{kendalltau(limits, test).statistic:.2f}"],
+        ["error on the measurement samples %", _span([cell["measurement"]["error"] for cell in own]),
+         f"{kendalltau([cell['measurement']['error'] for cell in own], test).statistic:.2f}"],
+        ["Hessian measure", " … ".join(f"{f(ours):.2f}" for f in (min, max)),
+         f"{kendalltau(ours, test).statistic:.2f}"],
+        ["test error %", _span(test), "/"],
+    ]  # fmt: skip
+    below = int((limits < test).sum())
+    return (
+        f"{markdown(lines, ['', 'range', 'τ with the test error'])}\n\n"
+        f"{below} of {len(own)} test errors are above the certified one; on average that is "
+        f"{100 * float((limits - test).mean()):.1f} points above."
+    )
 
 
-def radius(cells: Sequence[Cell], task: str) -> str | None:
+def certificate(cell: Cell) -> float:
+    """Upper limit of the error at 95 %, from the measurement samples, which neither training nor a choice has seen."""
+    error, num = cell["measurement"]["error"], cell["measurement"]["num"]
+    return held_out_limit(error, round(error * num), num, math.log(1 - LEVEL))
+
+
+def _span(shares: Sequence[float]) -> str:
+    return " … ".join(f"{100 * f(shares):.1f}" for f in (min, max))
+
+
+def along(cells: Sequence[Cell], task: str, group: str) -> list[Cell]:
+    """The cells of a sweep of the constraint's radius."""
+    return [cell for cell in cells if cell["task"] == task and cell["group"] == group]
+
+
+def swept(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """The sweeps that have cells enough to look along them: task and group."""
+    return [(task, group) for task in TASKS for group in SWEEPS if len(along(cells, task, group)) >= FEWEST]
+
+
+def radius(cells: Sequence[Cell], task: str, group: str) -> str | None:
     """Hessian measure and gap along the radius of the constraint."""
-    own = [cell for cell in cells if cell["task"] == task and cell["group"] == "radius"]
     found = defaultdict(list)
-    for cell in own:
+    for cell in along(cells, task, group):
         found[cell["strength"]].append(cell)
     lines = [
         [
@@ -171,11 +236,29 @@ def noise(cells: Sequence[Cell], task: str, group: str) -> str | None:
 
 def gains(cells: Sequence[Cell], task: str, group: str, method: str, stopping: str, against: str) -> list[float]:
     """Test accuracy less that of plain fine-tuning of the same seed, to the fit (``loss``) or at its ``best`` stop."""
-    own = [cell for cell in cells if cell["task"] == task and cell["noise"] and group_of(cell) == group]
-    accuracy = {(c["method"], c["stopping"], c["seed"]): 1 - c["test"]["error"] for c in own}
-    seeds = sorted({c["seed"] for c in own})
     return [
-        accuracy[method, stopping, seed] - accuracy["plain", against, seed]
-        for seed in seeds
-        if (method, stopping, seed) in accuracy and ("plain", against, seed) in accuracy
+        plain["test"]["error"] - own["test"]["error"]
+        for own, plain in _pairs(cells, task, group, method, stopping, against)
+    ]
+
+
+def reductions(cells: Sequence[Cell], task: str, group: str, method: str, stopping: str, against: str) -> list[float]:
+    """Logarithms of how many times smaller than plain fine-tuning's the Hessian measure is, seed by seed."""
+    return [
+        math.log(plain["measures"]["measurement"]["bounds"][OURS]["value"])
+        - math.log(own["measures"]["measurement"]["bounds"][OURS]["value"])
+        for own, plain in _pairs(cells, task, group, method, stopping, against)
+    ]
+
+
+def _pairs(
+    cells: Sequence[Cell], task: str, group: str, method: str, stopping: str, against: str
+) -> list[tuple[Cell, Cell]]:
+    """The runs of a method, each with plain fine-tuning of the same seed."""
+    own = [cell for cell in cells if cell["task"] == task and cell["noise"] and group_of(cell) == group]
+    found = {(c["method"], c["stopping"], c["seed"]): c for c in own}
+    return [
+        (found[method, stopping, seed], found["plain", against, seed])
+        for seed in sorted({c["seed"] for c in own})
+        if (method, stopping, seed) in found and ("plain", against, seed) in found
     ]

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pretraining
 import sources
 import weights
 
@@ -49,7 +50,8 @@ class Task:
         batch_size, schedule, warmup: of the recipe.
         num_noisy: training samples under label noise.
         measured: samples of the training and of the measurement set that every measure is taken on.
-        sigmas: of noise stability.
+        sigmas, pairs: of noise stability: standard deviations, and antithetic draws for each.
+        precision: that training computes in; everything is measured in float32.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Task:
     batch_size: int = 32
     schedule: str = "linear"
     warmup: float = 0.1
+    pairs: int = 64
+    precision: str = "float32"
 
     @cached_property
     def parts(self) -> dict[str, Part]:
@@ -168,8 +172,26 @@ TASKS = {
         Task(
             "cifar5", "ResNet-20, CIFAR-10 classes 5–9", CIFAR5,
             divided(CIFAR5, "train", "test", measurement=500, test=-1), weights.resnet20, weights.resnet20_classes_0_4,
-            (1e-3, 4e-3), epochs=4, most_epochs=12, stop_loss=0.3, num_noisy=2000, measured=256,
-            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=64,
+            (1e-3, 4e-3), epochs=4, most_epochs=12, stop_loss=0.3, num_noisy=2000, measured=128,
+            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=64, pairs=12, precision="bfloat16",
+        ),
+        # Small transformers that the study pretrains itself.
+        Task(
+            "vit5", "ViT of 4 layers, CIFAR-10 classes 5–9", CIFAR5,
+            divided(CIFAR5, "train", "test", measurement=500, test=-1), None,
+            weights.directory(pretraining.vision_transformer),
+            (3e-4, 1e-3), epochs=4, most_epochs=12, stop_loss=0.5, num_noisy=2000, measured=32,
+            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=64, pairs=12, precision="bfloat16",
+        ),
+        *(
+            Task(
+                make.__name__, title, SST2, of_files(SST2, training="train", measurement="dev", test="test"), None,
+                weights.directory(make), (3e-4, 1e-3), epochs=3, most_epochs=8, stop_loss=0.2, num_noisy=2000,
+                measured=32, sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), pairs=12, precision="bfloat16",
+            )
+            for make, title in (
+                (pretraining.roberta, "RoBERTa of 4 layers, SST-2"), (pretraining.gpt2, "GPT-2 of 4 layers, SST-2")
+            )
         ),
         # The demo's small network on 8×8 images: no download, seconds on one core.
         Task(
