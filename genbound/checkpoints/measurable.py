@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genbound.errors import GenboundError, first_line
+from genbound.estimators.all_finite import all_finite
 
 QUANTISED = {
     ".SCB": "bitsandbytes, 8 bit", ".quant_state.bitsandbytes__nf4": "bitsandbytes, 4 bit",
@@ -128,7 +129,7 @@ def _refuse_unstored(name: str, tensor: Tensor, path: Path) -> None:
 
 def _refuse_damaged(name: str, tensor: Tensor, path: Path) -> None:
     _refuse_unstored(name, tensor, path)
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.is_floating_point() and not all_finite(tensor):
         raise GenboundError(
             f"checkpoint {str(path)!r}: weight {name!r} has NaN or infinite entries; the training "
             "diverged or the file is damaged, use an earlier checkpoint"

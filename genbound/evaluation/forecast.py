@@ -9,7 +9,7 @@ from typing import Any
 from genbound.evaluation.effort import Plan
 from genbound.evaluation.selection import get_options
 from genbound.evaluation.unit_costs import factors, unit_seconds
-from genbound.network.memory import graph_bytes, weight_bytes
+from genbound.network.memory import peak_bytes
 from genbound.network.problem import Problem
 from genbound.quantities import QUANTITIES
 
@@ -64,8 +64,7 @@ def _timed(problem: Problem, options: Mapping[str, Any]) -> Forecast:
     expected = {name: expected_gradients(problem, name, given) for name, given in options.items()}
     seconds_of = {name: count * factor[QUANTITIES[name].unit] * gradient for name, count in expected.items()}
     run = next(problem.batches(range(problem.num_samples)))
-    peak = weight_bytes(problem) + graph_bytes(problem, run, problem.samples_first)
-    return Forecast(gradient, expected, seconds_of, peak)
+    return Forecast(gradient, expected, seconds_of, peak_bytes(problem, run, problem.samples_first))
 
 
 def expected_gradients(problem: Problem, name: str, options: Any) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from genbound.data.sample_parts import counted
 from genbound.data.samples import Batch
 from genbound.errors import GenboundError
+from genbound.network.derivative_trial import is_large
 from genbound.network.forward import describe
 from genbound.network.label_losses import fitted
 from genbound.network.loss_functions import Loss
@@ -28,12 +29,13 @@ def check_forward(network: Network, loss: Loss) -> tuple[Tensor, Loss]:
         loss: that its outputs are for.
 
     Returns:
-        The output of the first N <= 4 samples, ``[N, ...]``, and the loss for labels of their form.
+        The output of the first N <= 4 samples (two of a large network), ``[N, ...]``, and the loss for labels of their
+        form.
 
     Raises:
         GenboundError: the network cannot run on its samples, or its outputs or losses are no function of each sample.
     """
-    positions = network.shared_run(4)
+    positions = network.shared_run(2 if is_large(network) else 4)
     batch, singles = network.batch(positions), [network.batch([p]) for p in positions]
     with torch.no_grad(), rng_untouched():
         state = torch.get_rng_state()

@@ -100,14 +100,14 @@ def select_layers(
         pattern: ``*`` wildcards, comma separated or one after the other; only matching parameters, embeddings included.
         excluded: parameters that are not layers (an excluded head).
 
-    Cost: a few forward and backward passes over at most three samples.
+    Cost: two forward and four backward passes over at most three samples.
     """
     parts = pattern.split(",") if isinstance(pattern, str) else pattern or ()
     wanted = [part.strip() for part in parts if part.strip()]
     candidates = _candidates(network.params, wanted, excluded)
     run = network.shared_run(3)
-    orders = _row_orders(network, run, candidates)
     tape = Tape(network, run, dict.fromkeys(candidates, True))
+    orders = _row_orders(network, run, tape)
     if not wanted and not any(tape.uses.values()):
         raise GenboundError(
             "no weight has a gradient path to the model's output: is the output detached, or computed under "
@@ -151,44 +151,49 @@ def _describe(tape: Tape, name: str, order: bool | None) -> Layer:
     )
 
 
-def _row_orders(network: Network, run: list[int], candidates: list[str]) -> dict[str, bool | None]:
+def _row_orders(network: Network, run: list[int], tape: Tape) -> dict[str, bool | None]:
     """How the rows of each weight's operations belong to the samples, found by experiment.
 
     True: sample by sample; False: position by position; None: neither, or not to be seen on these samples, so that
     samples must be passed one at a time.
+
+    Args:
+        network: whose weights are looked through.
+        run: positions that share a pass.
+        tape: their pass, of all weights that may be layers.
     """
     if len(run) == 1:
-        return dict.fromkeys(candidates, True)
-    found: dict[str, bool | None] = dict.fromkeys(candidates)
-    for order in (False, True):  # the later, usual order wins where both fit
-        fitting = set(candidates)
-        for positions in {tuple(run), tuple(run[:2])}:
-            fitting &= _fitting(Tape(network, positions, dict.fromkeys(candidates, order)))
-        found |= {name: order for name in fitting}
+        return dict.fromkeys(tape.layers, True)
+    fitting = _fitting(tape)
+    if len(run) > 2:
+        fewer = _fitting(Tape(network, run[:2], dict.fromkeys(tape.layers, True)))
+        fitting = {order: names & fewer[order] for order, names in fitting.items()}
+    found: dict[str, bool | None] = dict.fromkeys(tape.layers)
+    for order, names in fitting.items():  # the later, usual order wins where both fit
+        found |= dict.fromkeys(names, order)
     return found
 
 
-def _fitting(tape: Tape) -> set[str]:
-    """The layers of a tape whose rows belong to the samples in the order that the tape was given.
+def _fitting(tape: Tape) -> dict[bool, set[str]]:
+    """The layers of a tape whose rows belong to the samples position by position, and sample by sample.
 
     Multiplying random combinations of the samples' outputs by different powers of two multiplies exactly the rows that
     belong to them (of the outputs, because a loss may be flat in some samples and then says nothing about their rows).
     """
     if not tape.edges(tape.layers):
-        return set(tape.layers)
+        return {False: set(tape.layers), True: set(tape.layers)}
     outputs = tape.outputs
     scale = 2.0 ** torch.arange(len(tape), dtype=outputs.dtype, device=outputs.device)
     # The same combination for every sample: no sample's gradient is small for its loss's sake.
     combination = normal(tuple(outputs.shape[1:]), generator(0, "row_order"), outputs).expand_as(outputs)
     once = tape.backward(combination, tape.layers)
     scaled = tape.backward(scale.view(-1, *[1] * (outputs.dim() - 1)) * combination, tape.layers)
-    return {
-        name
-        for name in tape.layers
-        if all(
-            _rows_follow(use, a, b, scale) for use, a, b in zip(tape.uses[name], once[name], scaled[name], strict=True)
-        )
-    }
+
+    def fits(name: str, order: bool) -> bool:
+        uses = tape.uses_in_order(name, order)
+        return all(_rows_follow(use, a, b, scale) for use, a, b in zip(uses, once[name], scaled[name], strict=True))
+
+    return {order: {name for name in tape.layers if fits(name, order)} for order in (False, True)}
 
 
 def _rows_follow(use: Use, once: Tensor | None, scaled: Tensor | None, scale: Tensor) -> bool:

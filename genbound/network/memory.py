@@ -11,19 +11,43 @@ from torch import Tensor
 
 from genbound.data.sample_parts import stored_parts
 from genbound.errors import GenboundError
+from genbound.network import displacement
 from genbound.network.tape import Tape
+from genbound.network.weights_by_need import WeightsByNeed
 
 if TYPE_CHECKING:
     from genbound.network.network import Network
 
 GRAPHS = 3  # a double backward pass keeps the forward graph, the graph of its gradients and what it is computing
 VECTORS = 2**30  # bytes of the vectors that a recursion keeps, a quarter of the budget at most
-COPIES = 4  # of the weights: their own, the initial ones, the displacements and a perturbed copy
 
 
 def weight_bytes(network: Network) -> int:
-    """What the weights and their copies take, in bytes."""
-    return COPIES * sum(p.numel() * p.element_size() for p in network.params.values())
+    """What the weights take beside a pass, in bytes.
+
+    Both sets of them, where they share memory once; the displacements, where they are kept; and what a pass has of
+    their size: gradients, or perturbed weights.
+    """
+    initial = network.init.stored if isinstance(network.init, WeightsByNeed) else network.init
+    held = {
+        part.untyped_storage().data_ptr(): part.untyped_storage().nbytes()
+        for tensor in (*network.params.values(), *initial.values())
+        for part in stored_parts(tensor)
+    }
+    copy = _copy_bytes(network)
+    return sum(held.values()) + (copy if copy <= displacement.KEPT else 0) + copy
+
+
+def peak_bytes(network: Network, positions: Sequence[int], samples_first: Mapping[str, bool]) -> int:
+    """What a measurement takes at its peak: the weights, and a double backward pass or noise on all weights, in bytes.
+
+    The arguments and the cost are those of :func:`graph_bytes`.
+    """
+    return weight_bytes(network) + max(_copy_bytes(network), graph_bytes(network, positions, samples_first))
+
+
+def _copy_bytes(network: Network) -> int:
+    return sum(p.numel() * p.element_size() for p in network.params.values())
 
 
 def graph_bytes(network: Network, positions: Sequence[int], samples_first: Mapping[str, bool]) -> int:

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from genbound.data.sample_parts import map_tensors
 from genbound.data.samples import Batch, Samples, as_samples
 from genbound.errors import GenboundError
+from genbound.estimators.all_finite import all_finite
 from genbound.estimators.random import BLOCK
 from genbound.network import displacement
 from genbound.network.checks import check_forward
@@ -272,7 +273,7 @@ def _check_weights(model: nn.Module, init: Mapping[str, Tensor]) -> None:
                 "initialisation"
             )
         for what, tensor in (("fine-tuned", p), ("initial", init[name])):
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            if tensor.is_floating_point() and not all_finite(tensor):
                 raise GenboundError(f"{what} weight {name} has NaN or infinite entries: the checkpoint is damaged")
 
 
@@ -288,7 +289,7 @@ def _init_buffers(
     """The pretrained model's buffers, and the names of those that the fine-tuned model's stand in for."""
     fitting = {name for name, b in buffers.items() if name in given and given[name].shape == b.shape}
     for name in fitting:
-        if given[name].is_floating_point() and not torch.isfinite(given[name]).all():
+        if given[name].is_floating_point() and not all_finite(given[name]):
             raise GenboundError(f"initial buffer {name} has NaN or infinite entries: the checkpoint is damaged")
     found = {
         name: given[name].detach().to(device=b.device, dtype=b.dtype, copy=True) if name in fitting else b

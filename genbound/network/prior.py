@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from genbound.errors import GenboundError
+from genbound.estimators.all_finite import all_finite
 
 if TYPE_CHECKING:
     from genbound.network.network import Network
@@ -92,6 +93,6 @@ def _fitting(name: str, like: Tensor, found: Tensor | None) -> Tensor:
         )
         raise GenboundError(f"the prior is no checkpoint of this network: {name} {shape}")
     found = found.detach().to(device=like.device, dtype=like.dtype, copy=True)
-    if found.is_floating_point() and not torch.isfinite(found).all():
+    if found.is_floating_point() and not all_finite(found):
         raise GenboundError(f"{name} of the prior has NaN or infinite entries: the checkpoint is damaged")
     return found

@@ -53,7 +53,7 @@ class Tape:
     def __init__(self, network: Network, positions: Sequence[int], samples_first: Mapping[str, bool]):
         self.network, self.positions, self.layers = network, list(positions), list(samples_first)
         batch, loss = network.batch(self.positions), network.loss
-        self.targets, num = batch.targets, len(self.positions)
+        self.targets = batch.targets
         self.weights = {name: network.params[name].detach().requires_grad_() for name in self.layers}
         with torch.enable_grad():
             self.outputs = network.forward({**network.params, **self.weights}, batch.inputs)
@@ -63,16 +63,26 @@ class Tape:
         self.uses: dict[str, list[Use]] = {name: [] for name in self.layers}
         self.curved_by: dict[str, str] = {}
         if self.outputs.requires_grad:
-            self.graph = graph = Graph(self.outputs, self.weights)
-            self.curved_by = graph.curved_by
-            for name, weight in self.weights.items():
-                self.uses[name] = find_uses(graph, name, weight, num, samples_first[name])
+            self.graph = Graph(self.outputs, self.weights)
+            self.curved_by = self.graph.curved_by
+            self.uses = {name: self.uses_in_order(name, order) for name, order in samples_first.items()}
         self.piecewise_linear = frozenset(self.layers) - frozenset(self.curved_by)
         self.positive_semidefinite = self.piecewise_linear if loss.convex else frozenset()
         self._gradients: dict[str, dict[str, list[Tensor | None]]] = {}
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def uses_in_order(self, name: str, samples_first: bool) -> list[Use]:
+        """How a layer's weight acts, whatever the order of its operations' rows is: the same places in the record.
+
+        Args:
+            name: the layer.
+            samples_first: the rows are in order sample by sample, otherwise position by position.
+        """
+        if not self.outputs.requires_grad:
+            return []
+        return find_uses(self.graph, name, self.weights[name], len(self), samples_first)
 
     def needs_single_samples(self, name: str) -> bool:
         """The layer's use is the weight itself, which all samples of the pass share."""

@@ -13,19 +13,22 @@ class WeightsByNeed(Mapping):
     Args:
         stored: name -> weight as it is stored, which nobody changes.
         made: what makes the one of the other.
+
+    Attributes:
+        stored: as given.
     """
 
     def __init__(self, stored: Mapping[str, Tensor], made: Callable[[Tensor], Tensor]):
-        self._stored, self._made = dict(stored), made
+        self.stored, self._made = dict(stored), made
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._made(self._stored[name])
+        return self._made(self.stored[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self.stored)
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self.stored)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._stored
+        return name in self.stored

@@ -49,6 +49,7 @@ from genbound.estimators.draws import Sampler
 from genbound.estimators.estimate import Sampled, stratum_variances
 from genbound.estimators.random import row_of
 from genbound.estimators.trace_plan import Plan, with_total
+from genbound.network.derivative_trial import is_large
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, per_layer, stack
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
@@ -68,6 +69,7 @@ SMALL_PROBLEM = 2**24  # samples x weights x probes
 SMALL_NETWORK = 2**16  # weights of a network that takes well below a millisecond for a product
 FIRST = 128  # samples that tell how many an error takes
 ROUNDS = 5  # in which the samples may grow to that number
+FEW, DEAR_FEW = 128, 32  # first probes of all samples together, at the least; of a large network, where each is dear
 SLACK = 1.05  # times as many samples as are thought to do
 
 
@@ -214,7 +216,7 @@ def _look_at(problem: Problem, seed: int, options: HessianTraceOptions, shard: r
 
 def _num_first(problem: Problem) -> int:
     """Probes that every sample gets with its Gauss-Newton part: two, or enough that few samples know their spread."""
-    return max(2, -(-128 // problem.num_samples))
+    return max(2, -(-(DEAR_FEW if is_large(problem) else FEW) // problem.num_samples))
 
 
 def _sampled_gauss_newton(problem: Problem, seed: int) -> Sampler:

@@ -68,15 +68,16 @@ class NoisePerBlock:
         noise = {layer.name: normal(layer.shape, source, problem.params[layer.name]) for layer in problem.layers}
         values = np.zeros((len(positions), len(sigmas), 2))
         row = {p: i for i, p in enumerate(positions)}
-        for run in problem.batches(positions):
-            batch, rows = problem.batch(run), [row[p] for p in run]
-            for s, sigma in enumerate(sigmas):
-                for sign, scale in ((0, sigma), (1, -sigma)):
-                    moved = {name: problem.params[name].add(u, alpha=scale) for name, u in noise.items()}
+        for s, sigma in enumerate(sigmas):
+            for sign, scale in ((0, sigma), (1, -sigma)):
+                # Once for all samples: of a large network the noisy weights take about as long as a pass.
+                moved = {name: problem.params[name].add(u, alpha=scale) for name, u in noise.items()}
+                for run in problem.batches(positions):
+                    batch = problem.batch(run)
                     with torch.no_grad():
                         outputs = problem.forward({**problem.params, **moved}, batch.inputs)
                         losses = problem.loss.per_sample(outputs, batch.targets)
-                    values[rows, s, sign] = losses.double().cpu().numpy() - self._losses[run]
+                    values[[row[p] for p in run], s, sign] = losses.double().cpu().numpy() - self._losses[run]
         return values
 
 

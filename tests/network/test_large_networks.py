@@ -13,7 +13,7 @@ import genbound
 from genbound.checkpoints.architecture import load_pair
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.errors import GenboundError
-from genbound.network import derivative_checks, displacement
+from genbound.network import derivative_checks, derivative_trial, displacement
 from genbound.network.displacement import Differences, Displacement
 from genbound.network.weights_by_need import WeightsByNeed
 
@@ -55,10 +55,14 @@ def problem(hides=None, which=1, **options):
     return genbound.Problem(model, init, data, **options)
 
 
-@pytest.fixture
-def large(monkeypatch):
+@pytest.fixture(params=["whole weights", "some columns", "run by run"])
+def large(monkeypatch, request):
     """Every network counts as a large one."""
-    monkeypatch.setattr(derivative_checks, "LARGE", 0)
+    monkeypatch.setattr(derivative_trial, "LARGE", 0)
+    if request.param != "whole weights":
+        monkeypatch.setattr(derivative_trial, "PART", 8)
+    if request.param == "run by run":
+        monkeypatch.setattr(derivative_trial, "ROOM", 300)
     monkeypatch.setattr(displacement, "KEPT", 0)
 
 
@@ -87,7 +91,7 @@ def test_a_second_derivative_that_one_of_them_hides_is_found(large, which):
 def test_a_reader_is_told_that_they_were_tried_together(large, monkeypatch):
     (remark,) = problem().remarks
     assert "11 layers were checked in 3 groups" in remark
-    monkeypatch.setattr(derivative_checks, "LARGE", 10**6)
+    monkeypatch.setattr(derivative_trial, "LARGE", 10**6)
     assert not problem().remarks
 
 
@@ -133,7 +137,7 @@ def test_initial_weights_stay_in_half_precision_until_they_are_asked_for(monkeyp
     monkeypatch.setattr(displacement, "KEPT", 0)
     lazy = half()
     assert isinstance(lazy.init, WeightsByNeed) and set(lazy.init) == set(known.init) and "1.bias" in lazy.init
-    assert all(stored.dtype == torch.bfloat16 for stored in lazy.init._stored.values())
+    assert all(stored.dtype == torch.bfloat16 for stored in lazy.init.stored.values())
     assert lazy.digest() == known.digest()
     found, expected = (genbound.evaluate(p, names).quantities for p in (lazy, known))
     assert found == expected

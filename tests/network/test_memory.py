@@ -6,7 +6,8 @@ from torch import nn
 
 import genbound
 from genbound.cli.main import main
-from genbound.network.memory import graph_bytes, largest_batch, weight_bytes
+from genbound.network import displacement
+from genbound.network.memory import graph_bytes, largest_batch, peak_bytes, weight_bytes
 
 torch.manual_seed(0)
 MODEL = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3))
@@ -40,6 +41,25 @@ def test_as_many_samples_as_the_budget_holds(room, expected):
     budget = weight_bytes(free) + int(room * each)
     assert largest_batch(free, free.samples_first, budget) == expected
     assert problem(memory_budget=budget).batch_size == expected
+
+
+def test_weights_that_are_shared_count_once(monkeypatch):
+    """Own and initial weights, displacements and what a pass has of their size; of shared ones one copy less."""
+    size = sum(4 * p.numel() for p in MODEL.parameters())
+    assert weight_bytes(problem()) == 4 * size
+    monkeypatch.setattr(displacement, "KEPT", 0)  # a large network
+    apart = genbound.Problem(MODEL, {name: p.clone() for name, p in INIT.items()}, DATA, copy_weights=False)
+    shared = genbound.Problem(
+        MODEL, {name: p.detach() for name, p in MODEL.named_parameters()}, DATA, copy_weights=False
+    )
+    assert weight_bytes(apart) == 3 * size and weight_bytes(shared) == 2 * size
+
+
+def test_the_peak_is_a_graph_or_noise_on_all_weights():
+    given = problem()
+    graph, size = graph_bytes(given, range(16), given.samples_first), sum(4 * p.numel() for p in MODEL.parameters())
+    assert graph > size
+    assert peak_bytes(given, range(16), given.samples_first) == weight_bytes(given) + graph
 
 
 def test_by_default_a_small_model_keeps_its_batches():
