@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 NoisyRow = tuple[int, tuple, int]
 # ``(layer, positions, width) -> [rows, positions, width]``.
 Draw = Callable[[str, int, int], Tensor]
+DRAWING = 15  # operations of a pass that one normal takes, which serves ten of them
 
 
 # -- normals ----------------------------------------------------------------------------------------------------------
@@ -88,11 +89,22 @@ def _patch_normals(layer: Layer, use: ConvolutionUse, normals: Draw, shape: torc
 
 
 def _needs_weights(layer: Layer, use: Use, shape: torch.Size) -> bool:
-    """Whether noise is drawn on the layer's weights, not on their action on the inputs, for a result of this shape."""
+    """Whether noise is drawn on the layer's weights, not on their action on the inputs, for a result of this shape.
+
+    Where both can be done, what takes fewer products does.
+    """
     if isinstance(use, LinearUse):
-        return use.num_positions >= use.inputs.shape[-1]
-    few = math.prod(shape[2:]) < math.prod(layer.shape[1:])
-    return use.transposed or len(shape) != 4 or shape[0] != use.num or not few
+        return _is_cheaper(use.num_positions, use.inputs.shape[-1], shape[-1])
+    if use.transposed or len(shape) != 4 or shape[0] != use.num:
+        return True
+    return _is_cheaper(math.prod(shape[2:]), math.prod(layer.shape[1:]), layer.shape[0] // use.groups)
+
+
+def _is_cheaper(positions: int, inputs: int, outputs: int) -> bool:
+    """Whether ``X G`` is cheaper than ``R g``, by the products with a draw's numbers and those that make R."""
+    weights = 2 * positions * inputs * outputs + DRAWING * inputs * outputs
+    root = positions**2 * (2 * inputs + positions / 3 + 2 * outputs) + DRAWING * positions * outputs
+    return positions >= inputs or weights < root
 
 
 def _patches(layer: Layer, use: ConvolutionUse, x: Tensor) -> Tensor:

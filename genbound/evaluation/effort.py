@@ -19,9 +19,9 @@ from genbound.quantities import QUANTITIES
 from genbound.quantities.measure_options import as_text
 
 EFFORTS = ("quick", "standard", "thorough")
-GRADIENTS = 100.0  # over the measured samples, that a default evaluation takes at most
-PASSES = 2.0  # gradients over all samples of the data that it takes beside them
-SHARE = 0.25  # of the whole, that one quantity takes at most
+# A default evaluation takes at most so many gradients over the measured samples and so many over all samples of the
+# data, both together, whichever samples it spends them on; one quantity takes at most a share of that whole.
+GRADIENTS, PASSES, SHARE = 100.0, 2.0, 0.25
 EPOCH = 0.5  # gradients over the n training samples that a quick evaluation takes at most
 SMALL = 2**25  # samples x weights x gradients that take seconds: small problems are measured whole
 
@@ -50,8 +50,8 @@ def plan(problem: BaseProblem, selection: Selection, effort: str) -> Plan:
     Args:
         problem: what it is measured on.
         selection: what was asked for.
-        effort: ``thorough`` measures everything; ``standard`` what fits :data:`GRADIENTS` and :data:`PASSES`, each
-            quantity at most a quarter of both; ``quick`` what fits half an epoch, the cheapest first.
+        effort: ``thorough`` measures everything; ``standard`` what fits :data:`GRADIENTS` and :data:`PASSES` together,
+            each quantity at most a quarter of them; ``quick`` what fits half an epoch, the cheapest first.
 
     Raises:
         GenboundError: there is no such effort.
@@ -75,11 +75,9 @@ class _Planning:
 
     def __init__(self, problem: Problem, selection: Selection, effort: str):
         self._problem, self._selection, self._effort = problem, selection, effort
-        self._weights = sum(layer.num_weights for layer in problem.layers)
-        num, every = problem.num_samples, len(problem.data)
-        # In gradients of single samples: what is left for the measured ones and for all, and what one quantity takes.
-        self._left = {False: GRADIENTS * num, True: PASSES * every}
-        self._most = SHARE * sum(self._left.values())
+        # In gradients of single samples: what is left for all quantities, and what one of them takes.
+        self._left = GRADIENTS * problem.num_samples + PASSES * len(problem.data)
+        self._most = SHARE * self._left
 
     def plan(self) -> Plan:
         """Go through the quantities: what fits is kept, with other options where that makes it fit."""
@@ -91,8 +89,7 @@ class _Planning:
         if self._effort == "thorough":
             return Plan(self._selection, gradients=gradients)
         if self._effort == "quick":
-            self._most = EPOCH * self._problem.num_data
-            self._left = {False: self._most, True: self._most}
+            self._most = self._left = EPOCH * self._problem.num_data
         options, left_out, remarks = dict(self._selection.options), {}, []
         for name in self._order(gradients):
             fitting = self._fitting(name)
@@ -101,10 +98,11 @@ class _Planning:
                 del options[name]
                 continue
             if fitting != options[name]:
-                remarks.append(_changes(name, options[name], fitting))
+                remarks.append(self._changes(name, options[name], fitting))
             options[name] = fitting
             gradients[name] = QUANTITIES[name].gradients(self._problem, fitting)
-            self._charge(name, gradients[name] * self._problem.num_samples)
+            if not self._is_free(name, fitting):
+                self._left -= self._cost(name, fitting)
         return Plan(replace(self._selection, options=options), left_out, tuple(remarks), gradients)
 
     def _order(self, gradients: Mapping[str, float]) -> Iterable[str]:
@@ -122,38 +120,47 @@ class _Planning:
         usual, given = self._selection.options[name], self._selection.given.get(name, {})
         for changes in ({}, *QUANTITIES[name].lighter):
             options = replace(usual, **{key: value for key, value in changes.items() if key not in given})
-            if self._fits(name, QUANTITIES[name].gradients(self._problem, options) * self._problem.num_samples):
+            if self._fits(name, options):
                 return options
         return None
 
-    def _fits(self, name: str, cost: float) -> bool:
-        """Whether that many gradients of single samples may be spent on a quantity."""
-        if self._is_free(cost) or (self._effort == "quick" and name == "losses"):
+    def _fits(self, name: str, options: Any) -> bool:
+        """Whether a quantity may be measured with these options."""
+        if self._is_free(name, options) or (self._effort == "quick" and name == "losses"):
             return True
-        return cost <= min(self._most, self._left[QUANTITIES[name].over_all])
+        return self._cost(name, options) <= min(self._most, self._left)
 
-    def _is_free(self, cost: float) -> bool:
-        """Whether a quantity takes so little that nobody counts it."""
-        return cost * self._weights <= (SMALL if self._effort == "standard" else 0)
+    def _cost(self, name: str, options: Any) -> float:
+        """In gradients of single samples."""
+        return QUANTITIES[name].gradients(self._problem, options) * self._problem.num_samples
 
-    def _charge(self, name: str, cost: float) -> None:
-        if self._is_free(cost):
-            return
-        sides = (False, True) if self._effort == "quick" else (QUANTITIES[name].over_all,)
-        for side in sides:
-            self._left[side] -= cost
+    def _is_free(self, name: str, options: Any) -> bool:
+        """Whether a quantity takes seconds: nobody counts these."""
+        if self._effort != "standard":
+            return False
+        weights = sum(layer.num_weights for layer in self._problem.layers)
+        return self._cost(name, replace(options, **QUANTITIES[name].no_extra)) * weights <= SMALL
+
+    def _changes(self, name: str, usual: Any, chosen: Any) -> str:
+        """What a reader must know of a quantity whose options are not the usual ones; not of those without effect."""
+        changed = [key for key, value in vars(usual).items() if getattr(chosen, key) != value]
+        with_it = {key: self._cost(name, replace(chosen, **{key: getattr(usual, key)})) for key in changed}
+        telling = [key for key in changed if with_it[key] != self._cost(name, chosen)] or changed
+        values = [
+            f"{key} {as_text(getattr(chosen, key))} in place of {as_text(getattr(usual, key))}" for key in telling
+        ]
+        return f"{name} is measured with {', '.join(values)}, to take less (--effort thorough for the usual)"
 
     def _why(self, name: str, gradients: float) -> str:
         """The note of a quantity that is left out."""
-        over_all = QUANTITIES[name].over_all
         cost = gradients * self._problem.num_samples
         if self._effort == "quick":
             unit, of = float(self._problem.num_data), "epochs (gradients over the n training samples)"
-        elif over_all:
+        elif QUANTITIES[name].over_all:
             unit, of = float(len(self._problem.data)), "gradients over all samples"
         else:
             unit, of = float(self._problem.num_samples), "gradients over the measured samples"
-        may = max(0.0, min(self._most, self._left[over_all]))
+        may = max(0.0, min(self._most, self._left))
         return (
             f"left out of --effort {self._effort}: it takes about {_about(cost / unit)} {of} and may take "
             f"{_about(may / unit)}; --effort thorough or --measures default,{name} measures it"
@@ -163,10 +170,3 @@ class _Planning:
 def _about(number: float) -> str:
     """A forecast with two digits, and a comma between thousands."""
     return f"{float(f'{number:.2g}'):,.0f}" if number >= 10 else f"{number:.2g}"
-
-
-def _changes(name: str, usual: Any, chosen: Any) -> str:
-    """What a reader must know of a quantity whose options are not the usual ones."""
-    changed = [key for key, value in vars(usual).items() if getattr(chosen, key) != value]
-    values = [f"{key} {as_text(getattr(chosen, key))} in place of {as_text(getattr(usual, key))}" for key in changed]
-    return f"{name} is measured with {', '.join(values)}, to take less (--effort thorough for the usual)"

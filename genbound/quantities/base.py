@@ -16,7 +16,7 @@ its error is are functions, a baseline may be edited by hand, and runs stored lo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -84,6 +84,7 @@ class Quantity:
         unit: what most of it is made of, which the forecast times (:data:`genbound.evaluation.unit_costs.NOMINAL`).
         over_all: it looks at all samples of the data, and not at the measured ones.
         lighter: values of options with which it takes less, the dearest first: what a default evaluation falls back on.
+        no_extra: values of options with which it takes no more of a small problem than of others.
         on_request: it is measured where it is named, and not with everything.
         applies_to: ``problem -> None`` if it exists for the network, else a sentence that says why not.
         reference: where it comes from.
@@ -102,6 +103,7 @@ class Quantity:
     on_request: bool = False
     over_all: bool = False
     lighter: tuple[Mapping[str, Any], ...] = ()
+    no_extra: Mapping[str, Any] = field(default_factory=dict)
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
     usual: Callable[[Any, Any], float] | None = None
     unit: str = "gradient"

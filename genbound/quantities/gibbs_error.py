@@ -64,14 +64,10 @@ def applies_to(problem: Problem) -> str | None:
 
 
 def forecast(problem: Problem, options: Any) -> float:
-    """In gradients over the measured samples."""
-    whole = len(problem.data) / max(1, problem.num_samples)
-    curvature = min(options.num_curvature, len(problem.data)) / len(problem.data)
-    return whole * (0.33 * min(3, options.max_passes) + 0.33 * min(problem.num_outputs, 32) * curvature)
+    """In gradients over the measured samples.
 
-
-def usual(problem: Problem, options: Any) -> float:
-    """What is mostly taken: half of the τ come to a pilot, and there are as many trials as keep their error small."""
+    Half of the τ come to a pilot, and there are as many trials as mostly keep their error small.
+    """
     groups = factor_groups(problem, changed_groups(problem))
     num, outputs = len(unseen(problem)), min(problem.num_outputs, MOST_COLUMNS)
     pilot = (len(options.taus) + 2) / 2 * min(options.num_pilot, num)

@@ -58,6 +58,7 @@ from genbound.quantities.remainder_probes import (
     ERROR_SHARE,
     Probes,
     draw_remainder,
+    most_probes,
     pilot_probes,
     plan_remainder,
     sampled_on,
@@ -69,7 +70,7 @@ SMALL_PROBLEM = 2**24  # samples x weights x probes
 SMALL_NETWORK = 2**16  # weights of a network that takes well below a millisecond for a product
 FIRST = 128  # samples that tell how many an error takes
 ROUNDS = 5  # in which the samples may grow to that number
-FEW, DEAR_FEW = 128, 32  # first probes of all samples together, at the least; of a large network, where each is dear
+DEAR_FEW = 32  # first probes of all samples of a large network, where each is dear, at the least
 SLACK = 1.05  # times as many samples as are thought to do
 
 
@@ -192,7 +193,7 @@ def first_look(problem: Problem, context: Context, options: HessianTraceOptions,
 
 def _look_at(problem: Problem, seed: int, options: HessianTraceOptions, shard: range) -> Part:
     """The first look at a shard of the samples."""
-    layers, num_first = len(problem.layers), _num_first(problem)
+    layers, num_first = len(problem.layers), _num_first(problem, options)
     exact = problem.num_outputs <= options.exact_outputs
     values, first = np.zeros((len(shard), layers)), np.zeros((len(shard), num_first, layers))
     curved, products, sizes = np.zeros(layers, bool), 0, np.zeros(len(shard))
@@ -214,9 +215,10 @@ def _look_at(problem: Problem, seed: int, options: HessianTraceOptions, shard: r
     return part | {"mean": drawn.mean, "squares": drawn.squares}
 
 
-def _num_first(problem: Problem) -> int:
+def _num_first(problem: Problem, options: HessianTraceOptions) -> int:
     """Probes that every sample gets with its Gauss-Newton part: two, or enough that few samples know their spread."""
-    return max(2, -(-(DEAR_FEW if is_large(problem) else FEW) // problem.num_samples))
+    least = min(options.least_probes, DEAR_FEW) if is_large(problem) else options.least_probes
+    return max(2, -(-least // problem.num_samples))
 
 
 def _sampled_gauss_newton(problem: Problem, seed: int) -> Sampler:
@@ -267,12 +269,15 @@ def _report(problem: Problem, trace: Sampled, plan: Plan | None) -> Measured:
 def forecast(problem: Problem, options: HessianTraceOptions) -> float:
     """Gradients over the measured samples.
 
-    A backward pass to the activations is about 0.4 of one, a probe of all layers 1.2. Reckoned are every sample's first
-    probes, then ``max_probes`` more for the layers and as much again for the total. It is less where the errors are met
-    sooner, and more for a problem so small that this takes seconds (``small_probes``).
+    A backward pass to the activations is about 0.4 of one, a probe of all layers 1.2; 1 and 2 with convolutions, for
+    each sample has weights of its own there. Reckoned are every sample's first probes, then ``max_probes`` more
+    (``small_probes`` of a small problem) for the layers and as much again for the total. It is less where the errors
+    are met sooner. An exact remainder may take ``exact_products``, each some 0.4 of a gradient of one sample.
     """
-    probes: float = _num_first(problem) + 2 * options.max_probes
-    return _cost(problem, options, probes + pilot_probes(problem, options, probes))
+    curved = sum(layer.num_weights for layer in problem.layers if layer.curved_by)
+    products = min(_affordable_products(problem, options), problem.num_samples * curved)
+    probed = _probed(problem, options, most_probes(problem, options))
+    return max(probed, _cost(problem, options, 0.0) + 0.4 * products / problem.num_samples)
 
 
 def usual(problem: Problem, options: HessianTraceOptions) -> float:
@@ -280,14 +285,26 @@ def usual(problem: Problem, options: HessianTraceOptions) -> float:
 
     So it is in a small problem, where the many samples' first probes are mostly enough.
     """
-    num, first = problem.num_samples, _num_first(problem)
+    num, first = problem.num_samples, _num_first(problem, options)
     weights = sum(layer.num_weights for layer in problem.layers)
     if num < len(problem.data) or num * weights * first <= SMALL_PROBLEM:
         return _cost(problem, options, first + 1)
-    return forecast(problem, options)
+    return _probed(problem, options, options.max_probes)
+
+
+def _probed(problem: Problem, options: HessianTraceOptions, most: int) -> float:
+    """Likewise with so many probes for the layers, and for the total."""
+    probes: float = _num_first(problem, options) + 2 * most
+    return _cost(problem, options, probes + pilot_probes(problem, options, probes))
+
+
+def first_look_gradients(problem: Problem, options: HessianTraceOptions) -> float:
+    """Likewise what :func:`first_look` takes."""
+    return _cost(problem, options, _num_first(problem, options))
 
 
 def _cost(problem: Problem, options: HessianTraceOptions, probes: float) -> float:
     outputs = problem.num_outputs if problem.num_outputs <= options.exact_outputs else options.num_factors
     curved = any(layer.curved_by for layer in problem.layers)
-    return 0.5 + 0.4 * outputs + (1.2 * probes if curved else 0.0)
+    backward, probe = (1.0, 2.0) if any(layer.kind == "convolution" for layer in problem.layers) else (0.4, 1.2)
+    return 0.5 + backward * outputs + (probe * probes if curved else 0.0)

@@ -1,7 +1,8 @@
 r"""The largest :math:`v_i^\top H_i^+ v_i` found among all training samples, for ``maximum="found"``.
 
 1. One pass over all n samples has, for every layer, the exact Gauss-Newton part :math:`v_i^\top G_i v_i`, and the norm
-   of the loss's gradient in the output, which the size of the remainder :math:`v_i^\top R_i v_i` grows with.
+   of the loss's gradient in the output, which the size of the remainder :math:`v_i^\top R_i v_i` grows with. Where
+   there are many outputs that part is estimated, or left out and the norm alone decides.
 2. Of each curved layer the most promising samples get a product of their own: half of them those with the largest
    Gauss-Newton parts and the largest gradients. These say how much the remainder adds for a gradient of a given size;
    the other half are the largest by that.
@@ -16,8 +17,9 @@ was passed over: the maximum over all n is exact.
 
 Cost:
     A pass over all n samples with a backward pass to the activations for each output coordinate (one fewer for
-    cross-entropy; ``num_draws`` where there are more than 64). Then for each curved layer ``num_promising +
-    num_checked + layer_products`` products on single samples at most, whatever n.
+    cross-entropy; ``num_draws`` where there are more than ``exact_outputs``, and a forward pass alone where that is 0).
+    Then for each curved layer ``num_promising + num_checked + layer_products`` products on single samples at most,
+    whatever n.
 
 References:
     Clopper & Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial, Biometrika,
@@ -42,7 +44,6 @@ from genbound.quantities.quadratic_brackets import Refinement, is_closed, screen
 from genbound.quantities.remainder_probes import tapes_by_column
 
 NAME = "max_quadratic_form"
-EXACT_OUTPUTS = 64  # output coordinates, above which random combinations stand for them
 CONFIDENCE = 0.95
 SURE = 2  # samples of an exact maximum that are bracketed: the largest, and one that rounding may have swapped it for
 
@@ -50,7 +51,8 @@ SURE = 2  # samples of an exact maximum that are bracketed: the largest, and one
 def measure_found(problem: Problem, context: Context) -> Measured:
     """The largest of every layer among all samples of the data."""
     whole = problem.over_all()
-    parts = context.map("look", whole.shards(), lambda shard: _look(whole, context, shard))
+    look = _look if _is_exact(whole, context.options) or context.options.num_draws else _look_at_sizes
+    parts = context.map("look", whole.shards(), lambda shard: look(whole, context, shard))
     search = _Search(whole, context, stack(parts, "forms"), stack(parts, "sizes"))
     found = context.map("search", list(range(len(whole.layers))), search.layer)
     rows = {layer.name: _row(part, context.options) for layer, part in zip(whole.layers, found, strict=True)}
@@ -110,10 +112,27 @@ def _look(whole: Problem, context: Context, shard: range) -> Part:
     return {"forms": forms, "sizes": sizes}
 
 
+def _look_at_sizes(whole: Problem, context: Context, shard: range) -> Part:
+    """As :func:`_look`, from a forward pass: the Gauss-Newton parts are not known and zero."""
+    sizes = np.zeros(len(shard))
+    for run in whole.batches(shard):
+        batch = whole.batch(run)
+        with torch.no_grad():
+            outputs = whole.forward(whole.params, batch.inputs)
+        size = whole.loss.output_gradient(outputs, batch.targets).flatten(1).norm(dim=1)
+        sizes[[p - shard[0] for p in run]] = size.double().cpu().numpy()
+    return {"forms": np.zeros((len(shard), len(whole.layers))), "sizes": sizes}
+
+
+def _is_exact(problem: Problem, options: MaxQuadraticFormOptions) -> bool:
+    """Whether the Gauss-Newton parts of all samples are exact."""
+    return problem.num_outputs <= options.exact_outputs
+
+
 def _cotangents(tape: Tape, context: Context) -> list[torch.Tensor] | None:
     """Random combinations of the outputs, ``[N, *output]`` each; ``None`` where there are few of them."""
     like = tape.outputs.detach()
-    if like[0].numel() <= EXACT_OUTPUTS:
+    if like[0].numel() <= context.options.exact_outputs:
         return None
     *places, width = like.shape[1:]
     num = context.options.num_draws
@@ -141,14 +160,14 @@ class _Search:
 
     def __init__(self, whole: Problem, context: Context, forms: np.ndarray, sizes: np.ndarray):
         self._whole, self._options, self._forms, self._sizes = whole, context.options, forms, sizes
-        self._sampled = whole.num_outputs > EXACT_OUTPUTS
+        self._exact = _is_exact(whole, context.options)
         order = torch.randperm(whole.num_samples, generator=stream(context, NAME, "checked")).tolist()
         self._random = order[: self._options.num_checked]
 
     def layer(self, number: int) -> Part:
         """The largest sample of one layer."""
         layer = self._whole.layers[number]
-        if layer.positive_semidefinite and not self._sampled:
+        if layer.positive_semidefinite and self._exact:
             brackets = _Brackets(self._whole, number)
             brackets.add(_largest(self._forms[:, number], SURE))
             return self._part(brackets, 0, 0.0, True)
@@ -235,10 +254,16 @@ def _limit(exceeding: int, checked: int, others: int) -> float:
 
 
 def forecast_found(problem: Problem, options: MaxQuadraticFormOptions) -> float:
-    """Gradients over the measured samples: the pass over all, and 0.7 for each product on a single sample."""
-    every, outputs = len(problem.data), problem.num_outputs
-    passes = outputs - 1 if outputs <= EXACT_OUTPUTS else options.num_draws
+    """Gradients over the measured samples.
+
+    Counted are the pass over all, one of that sample for a first look at a sample and layer, and 0.7 for each further
+    product.
+    """
+    every, exact = len(problem.data), _is_exact(problem, options)
+    passes = max(1, problem.num_outputs - 1) if exact else options.num_draws
+    pass_over_all = 0.5 + 0.4 * passes if passes else 1 / 3
     curved = sum(not layer.positive_semidefinite for layer in problem.layers)
     looked = min(every, options.num_promising + options.num_checked)
     refined = min(options.layer_products, looked * options.max_products)
-    return (every * (0.5 + 0.4 * max(1, passes)) + 0.7 * curved * (looked + refined)) / problem.num_samples
+    searched = looked * (curved if exact else len(problem.layers)) + 0.7 * refined * curved
+    return (every * pass_over_all + searched) / problem.num_samples

@@ -44,7 +44,7 @@ from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, stream
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
 from genbound.quantities.catalogue.max_positive_trace import MaxPositiveTraceOptions
-from genbound.quantities.hessian_trace import first_look
+from genbound.quantities.hessian_trace import first_look, first_look_gradients
 
 NAME = "max_positive_trace"
 FRESH = 4  # probes of each finalist
@@ -270,10 +270,12 @@ def forecast(problem: Problem, options: MaxPositiveTraceOptions) -> float:
     """Gradients over the measured samples; a product on one sample is about a gradient of it.
 
     Products go to the candidates' probes, the finalists' and those of the estimate. A block that is small enough is
-    taken whole, a product for each of its dimensions.
+    taken whole, a product for each of its dimensions. Samples that ``hessian_trace`` was not measured on get a first
+    look.
     """
     num = problem.num_samples
     screening = SCREENING * (options.candidates + FRESH * options.finalists)
     searched = (screening + (1 + options.num_probes) * options.num_steps) / num
     curved = [layer.num_weights for layer in problem.layers if not layer.positive_semidefinite]
-    return sum(float(size) if num * size <= options.dense_products else searched for size in curved)
+    look = first_look_gradients(problem, HessianTraceOptions()) if num < len(problem.data) else 0.0
+    return look + sum(float(size) if num * size <= options.dense_products else searched for size in curved)

@@ -73,6 +73,7 @@ COARSE = 0.1  # relative error from which on few draws are wanted, and more woul
 ROUNDING = 2  # units of rounding of a stratum's losses up to which what the control leaves is rounding, with no tail
 LIGHT = 0.1  # shape of a tail that may stay where it can be had without
 HEAVY = 0.7  # shape of the draws' tail
+SECOND, RECORDING = 1.3, 4.0  # forward passes: a draw's second-order term, and recording its batch before
 SMALL = 2**26  # samples x weights x draws that take seconds: small problems get better errors
 
 Row = dict[str, Any]  # what is reported of one sigma
@@ -196,7 +197,11 @@ class _Grid:
         options, strata = self._options, len(self._sizes)
         piloted, _ = choose_pilot(self._expected, PILOT)
         weights = sum(layer.num_weights for layer in self._problem.layers)
-        affordable = min(self.noise.most_draws // strata, SMALL // (self._problem.num_samples * weights))
+        affordable = min(
+            self.noise.most_draws // strata,
+            SMALL // (self._problem.num_samples * weights),
+            options.small_perturbations,
+        )
         # Few strata: each one's spread must be known better. Where draws cost nothing, its tail is looked at as well.
         least = -(-options.least_pairs // len(piloted))
         num_pilot = max(options.num_pilot, least, min(TAIL_PILOT // len(piloted), affordable))
@@ -371,25 +376,22 @@ def _std_over_shared_draws(rises: np.ndarray) -> np.ndarray:
 
 
 def forecast(problem: Problem, options: NoiseStabilityOptions) -> float:
-    """Gradients over the measured samples; one is about three forward passes.
-
-    A few pairs a sample are common, and ``least_pairs`` in all the least. The second-order term of one costs five
-    passes.
-    """
-    return _cost(problem, options, 0.0, 0.0)
+    """Gradients over the measured samples; with convolutions a noisy pass takes about two others."""
+    convolutions = any(layer.kind == "convolution" for layer in problem.layers)
+    return usual(problem, options) * (2.0 if convolutions else 1.0)
 
 
 def usual(problem: Problem, options: NoiseStabilityOptions) -> float:
-    """Likewise what it mostly takes: with the second-order term of every draw, and in a small problem more draws."""
+    """Likewise where a noisy pass is one like others: how long it takes is timed. Three passes are a gradient.
+
+    A few pairs a sample are common, and ``least_pairs`` in all the least; a small problem has more. The second-order
+    term of a draw takes 1.3 passes, and recording a batch for it four, once for the pilot and once for the draws.
+    """
     num, weights = problem.num_samples, sum(layer.num_weights for layer in problem.layers)
-    return _cost(problem, options, min(NoisePerSample.most_draws // num, SMALL // (num * weights)), 5.0)
-
-
-def _cost(problem: Problem, options: NoiseStabilityOptions, affordable: float, second: float) -> float:
-    """Gradients, where so many draws of a sample cost nothing and a second-order term takes so many forward passes."""
-    num = problem.num_samples
+    affordable = min(NoisePerSample.most_draws // num, SMALL // (num * weights), options.small_perturbations)
     shared = options.num_shared * min(1.0, options.max_shared_samples / num)
     piloted = min(PILOT, num)
     pilot = max(options.num_pilot, options.least_pairs / piloted, min(TAIL_PILOT / piloted, affordable)) * piloted / num
     pairs = max(min(4, options.max_perturbations), options.least_pairs / num, 0.1 * affordable)
-    return (2 * len(options.sigmas) * (shared + pilot + pairs) + max(5.0, second * (pilot + pairs))) / 3
+    second = SECOND * (pilot + pairs) + RECORDING * (piloted / num + 1)
+    return (2 * len(options.sigmas) * (shared + pilot + pairs) + second) / 3

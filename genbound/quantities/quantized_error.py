@@ -33,7 +33,7 @@ from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
 from genbound.posterior.coded_forms import best_choice, gridded, length
 from genbound.posterior.coded_tensor import Coded, TensorCode
-from genbound.posterior.curvature import Curvature, measure_curvature
+from genbound.posterior.curvature import MOST_COLUMNS, Curvature, measure_curvature
 from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.groups import (
     SIDES,
@@ -50,6 +50,7 @@ from genbound.quantities.base import Context, Measured, Part, data_shards, stack
 
 # A part of the pilot comes first, of at least so many samples; what promises that much more than the least ends there.
 SHARE, FEWEST, CLOSE = 8, 64, 0.03
+GRIDS, TRIED, AGAIN = 12, 0.7, 3  # networks on one grid; of all what part is tried, and how many once more, mostly
 USELESS = 4.0  # nats a sample: the certificate of a network without errors is 0.98 there
 
 
@@ -59,9 +60,15 @@ def applies_to(problem: Problem) -> str | None:
 
 
 def forecast(problem: Problem, options: Any) -> float:
-    """In gradients over the measured samples."""
-    pilot = len(options.taus) * min(options.num_pilot, len(problem.data))
-    return 0.33 * (len(problem.data) + pilot + 2 * options.num_curvature) / max(1, problem.num_samples)
+    """In gradients over the measured samples.
+
+    Most of the τ and of the networks on one grid come to a part of the pilot, and a few to all of it.
+    """
+    num, outputs = len(unseen(problem)), min(problem.num_outputs, MOST_COLUMNS)
+    part = min(max(FEWEST, options.num_pilot // SHARE), num)
+    passes = num + TRIED * (len(options.taus) + GRIDS) * part + AGAIN * min(options.num_pilot, num)
+    curvature = min(options.num_curvature, num) * (1 + 2 * outputs)
+    return (passes + curvature) / 3 / max(1, problem.num_samples)
 
 
 def measure(problem: Problem, context: Context) -> Measured:

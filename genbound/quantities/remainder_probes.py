@@ -158,6 +158,15 @@ class Pilot:
         return stack(parts, "squares")
 
 
+def most_probes(problem: Problem, options: HessianTraceOptions) -> int:
+    """Double backward probes a sample on the average, or as much time in sweeps, that the layers' errors may take.
+
+    The total's may take as much again. A small problem has more.
+    """
+    weights = sum(layer.num_weights for layer in problem.layers)
+    return max(options.max_probes, min(options.small_probes, SMALL // (problem.num_samples * weights)))
+
+
 def pilot_probes(problem: Problem, options: HessianTraceOptions, most: float) -> float:
     """The pilot's probes a sample, on the average; there is none where ``most`` probes a sample are not worth it."""
     share = min(1.0, _pilot_samples(problem) / problem.num_samples)
@@ -192,8 +201,7 @@ def plan_remainder(
     looked = known + Sampled.of(first.mean(1), spread / num_first)
     targets = _wanted_errors(options, known, looked, _left_by_choice(problem, looked))
     variances = expect(sizes, spread)
-    weights = sum(layer.num_weights for layer in problem.layers)
-    budget = max(options.max_probes, min(options.small_probes, SMALL // (num * weights)))
+    budget = most_probes(problem, options)
     swept = can_sweep(problem)
     plan = plan_probes(variances, targets, num_first, budget, Sweeps(None, lambda: TYPICAL) if swept else None)
     pilot = Pilot(problem, context, probes, sizes)

@@ -120,7 +120,7 @@ def test_too_many_numbers_are_refused_with_the_mend():
 
 
 def test_expects_the_noisy_passes_that_are_made(monkeypatch):
-    """Samples of the pilots and trials of a run, against what the forecast of time counts with."""
+    """Samples of the pilots and trials of a run, against what the forecast counts with."""
     options = {"num_pilot": 40, "max_passes": 30}
     drawn = []
     draw = gibbs_error._Gibbs._draw
@@ -131,12 +131,12 @@ def test_expects_the_noisy_passes_that_are_made(monkeypatch):
     found(problem, **options)
     monkeypatch.setattr(gibbs_error, "measure_curvature", None)  # nothing is measured by the forecast
     quantity = QUANTITIES["gibbs_error"]
-    expected = quantity.usual(problem, get_options("gibbs_error", options)) * problem.num_samples
+    expected = quantity.gradients(problem, get_options("gibbs_error", options)) * problem.num_samples
     curvature = 400 * (1 + 2 / 3 * problem.num_outputs)
     assert sum(drawn) / 2 < (expected - curvature) / gibbs_error.NOISY_PASS < 2 * sum(drawn)
 
 
 def test_expects_of_a_head_what_its_features_take():
     problem = head(num=60)
-    expected = QUANTITIES["gibbs_error"].usual(problem, get_options("gibbs_error", {}))
+    expected = QUANTITIES["gibbs_error"].gradients(problem, get_options("gibbs_error", {}))
     assert expected == pytest.approx((13 / 2 * 60 + 60 + 2 * 60) / 3 / 60)

@@ -55,9 +55,13 @@ QUANTITY = Quantity(
     later("genbound.quantities.gibbs_error:measure"),
     GibbsErrorOptions,
     over_all=True,
-    lighter=({"num_curvature": 512}, {"num_curvature": 512, "max_passes": 2}, {"num_curvature": 128, "max_passes": 1}),
+    lighter=(
+        {"num_curvature": 512},
+        {"num_curvature": 512, "max_passes": 2},
+        {"num_curvature": 128, "max_passes": 1},
+        {"num_curvature": 128, "max_passes": 1, "num_pilot": 128},
+    ),
     gradients=later("genbound.quantities.gibbs_error:forecast"),
-    usual=later("genbound.quantities.gibbs_error:usual"),
     applies_to=later("genbound.quantities.gibbs_error:applies_to"),
     reference="Langford & Caruana 2002; Perez-Ortiz et al. 2021",
     reading=Reading(

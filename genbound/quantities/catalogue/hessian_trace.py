@@ -43,6 +43,7 @@ class HessianTraceOptions:
         "cap on the mean number of double backward probes per sample, or as much time in sweeps, for the layers and"
         " again for the total; see small_probes for a small problem",
     )
+    least_probes: int = option(128, "first probes of all samples together, at the least: two of each sample or more")
     exact_outputs: int = option(64, "most output coordinates for which the Gauss-Newton part is computed exactly")
     small_probes: int = option(512, "the same cap for a problem so small that this takes less than about half a minute")
     num_factors: int = option(16, "random combinations of output coordinates per sample, where there are more")
@@ -57,7 +58,9 @@ class HessianTraceOptions:
             raise GenboundError(f"error {self.error:g} is no relative error: give a number between 0 and 1, 0.05 say")
         if self.error and self.choice == "uniform":
             raise GenboundError("error needs the samples that it chooses by size: leave choice uniform out")
-        check_options(self, layer_sem=0, total_sem=0, num_pilot=2, max_probes=1, small_probes=1, num_factors=2)
+        check_options(
+            self, layer_sem=0, total_sem=0, num_pilot=2, max_probes=1, small_probes=1, least_probes=1, num_factors=2
+        )
 
 
 def _describe(summary: Summary) -> list[str]:
@@ -85,8 +88,16 @@ QUANTITY = Quantity(
     HessianTraceOptions,
     requires=("losses",),
     reads_data_of=("losses",),
-    lighter=tuple({"max_probes": most, "small_probes": most} for most in (4, 2, 1))
-    + ({"max_probes": 1, "small_probes": 1, "exact_outputs": 0, "num_factors": 8},),
+    lighter=(
+        {"exact_products": 0},
+        *({"max_probes": most, "small_probes": most, "exact_products": 0} for most in (8, 4, 2)),
+        *(
+            {"max_probes": 1, "small_probes": 1, "exact_products": 0, "least_probes": least} | factors
+            for least in (128, 32)
+            for factors in ({}, {"exact_outputs": 0, "num_factors": 8})
+        ),
+    ),
+    no_extra={"exact_products": 0, "small_probes": 1},
     gradients=later("genbound.quantities.hessian_trace:forecast"),
     usual=later("genbound.quantities.hessian_trace:usual"),
     reference="Hutchinson 1990; Ju, Li & Zhang 2022",

@@ -33,7 +33,14 @@ class MaxQuadraticFormOptions:
     num_promising: int = option(24, "found: most promising samples of each layer that get products of their own")
     num_checked: int = option(32, "found: random ones of the others, which say how safe it was to pass them over")
     layer_products: int = option(200, "found: products of a layer beyond the first one of each of these samples")
-    num_draws: int = option(4, "found: random combinations of outputs that stand for more than 64 of them")
+    exact_outputs: int = option(
+        64, "found: most output coordinates of which each has a backward pass over all training samples"
+    )
+    num_draws: int = option(
+        4,
+        "found: random combinations of outputs that stand for more of them; 0: samples are promising by the size of"
+        " their loss's gradient in the output alone, which takes a forward pass",
+    )
     convention: str = option(
         "theorem",
         "of the theorem, or paper-code: what the published scripts compute",
@@ -53,9 +60,10 @@ class MaxQuadraticFormOptions:
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
             raise GenboundError(f"tolerance {self.tolerance:g} must lie between 0 and 1")
-        check_options(self, max_products=1, paper_batch_size=1, num_promising=1, layer_products=1, num_draws=1)
-        if self.num_checked < 0:
-            raise GenboundError(f"num_checked {self.num_checked} is a number of samples: 0 or more")
+        check_options(self, max_products=1, paper_batch_size=1, num_promising=1, layer_products=1)
+        for name in ("num_checked", "exact_outputs", "num_draws"):
+            if getattr(self, name) < 0:
+                raise GenboundError(f"{name} {getattr(self, name)} is negative: give 0 or more")
         if self.maximum not in MAXIMA:
             raise GenboundError(f"maximum {self.maximum!r} is unknown: use {' or '.join(MAXIMA)}")
         if self.maximum == "found" and self.convention == "paper-code":
@@ -66,6 +74,20 @@ class MaxQuadraticFormOptions:
             raise GenboundError(f"paper_split {self.paper_split!r} is unknown: use {', '.join(SPLITS)}")
 
 
+# Promising samples, random ones, and further products of a layer: what the largest found may take, the dearest first.
+SEARCHES = ((24, 32, 200), (24, 32, 100), (12, 16, 50), (6, 8, 16), (3, 2, 6), (2, 0, 2))
+
+
+def _found(promising: int, checked: int, products: int, **looked: int) -> dict[str, int | str]:
+    searched = {"num_promising": promising, "num_checked": checked, "layer_products": products}
+    return {"maximum": "found", **searched, **looked}
+
+
+# A cheaper look at all samples comes before fewer products, but for that at the gradients' sizes alone.
+LIGHTER = (
+    *(_found(*s, **looked) for s in SEARCHES for looked in ({}, {"exact_outputs": 0, "num_draws": 1})),
+    *(_found(*s, exact_outputs=0, num_draws=0) for s in SEARCHES[1:]),
+)
 HOW = ("quantiles", "exceed_at_most")
 
 
@@ -87,17 +109,7 @@ QUANTITY = Quantity(
     later("genbound.quantities.max_quadratic_form:measure"),
     MaxQuadraticFormOptions,
     reads_test_data=lambda options: options.convention == "paper-code",
-    lighter=tuple(
-        {"maximum": "found", "num_promising": promising, "num_checked": checked, "layer_products": products}
-        for promising, checked, products in (
-            (24, 32, 200),
-            (24, 32, 100),
-            (12, 16, 50),
-            (6, 8, 16),
-            (3, 2, 6),
-            (2, 0, 2),
-        )
-    ),
+    lighter=LIGHTER,
     gradients=later("genbound.quantities.max_quadratic_form:forecast"),
     unit="product",
     reference="Ju, Li & Zhang 2022",

@@ -27,14 +27,17 @@ class NoiseStabilityOptions:
     max_perturbations: int = option(
         16,
         "cap on the mean number of antithetic pairs per sample (per block of 16, where the weights themselves are"
-        " moved); a small problem may take more",
+        " moved); see small_perturbations for a small problem",
+    )
+    small_perturbations: int = option(
+        2**14, "the same cap for a problem so small that this takes less than about half a minute"
     )
     least_pairs: int = option(128, "antithetic pairs of all samples together, at the least; also of the pilot")
     num_shared: int = option(4, "antithetic pairs of the round that all samples share")
     max_shared_samples: int = option(64, "most samples of the shared round")
 
     def __post_init__(self) -> None:
-        check_options(self, relative_sem=0, num_pilot=2, least_pairs=1, max_shared_samples=1)
+        check_options(self, relative_sem=0, num_pilot=2, least_pairs=1, max_shared_samples=1, small_perturbations=1)
         if not self.sigmas or any(not (0 < s < float("inf")) for s in self.sigmas):
             raise GenboundError(f"sigmas {list(self.sigmas)} must be positive numbers")
         if list(self.sigmas) != sorted(set(self.sigmas)):
@@ -86,8 +89,12 @@ QUANTITY = Quantity(
     later("genbound.quantities.noise_stability:measure"),
     NoiseStabilityOptions,
     requires=("hessian_trace",),
-    lighter=tuple({"max_perturbations": most, "num_shared": 2} for most in (4, 2, 1))
-    + tuple({"max_perturbations": 1, "num_shared": 2, "least_pairs": least} for least in (32, 16)),
+    lighter=tuple(
+        {"max_perturbations": most, "small_perturbations": most, "num_shared": 2, "least_pairs": least}
+        | ({"max_shared_samples": 8} if least == 8 else {})
+        for most, least in ((4, 128), (2, 128), (1, 128), (1, 32), (1, 16), (1, 8))
+    ),
+    no_extra={"small_perturbations": 1},
     gradients=later("genbound.quantities.noise_stability:forecast"),
     usual=later("genbound.quantities.noise_stability:usual"),
     unit="noise",

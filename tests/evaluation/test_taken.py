@@ -1,0 +1,123 @@
+"""What a default evaluation takes, counted in multiplications: each quantity what its budget says, and no more."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import genbound
+from genbound.evaluation import effort, loop
+from genbound.evaluation.effort import GRADIENTS, PASSES, SHARE, plan
+from genbound.evaluation.selection import select
+from genbound.quantities import QUANTITIES
+
+SLACK = 1.3  # by which a count of multiplications may exceed one of passes and products
+NO_PASS = {"matrix_norms", "power_law", "spectral_norm", "structure", "layer_norms"}  # of weights, over no samples
+
+
+class Curved(nn.Module):
+    """Residual layers that curve."""
+
+    def __init__(self, width=64, depth=6, classes=3):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.fc(x)
+
+
+class Attending(nn.Module):
+    """A transformer encoder's layers, on patches."""
+
+    def __init__(self, width=48, depth=2, classes=10):
+        super().__init__()
+        self.depth = depth
+        self.embed, self.head = nn.Linear(24, width), nn.Linear(width, classes)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * depth))
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(depth))
+        self.up = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(depth))
+        self.down = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(depth))
+
+    def forward(self, x):
+        x = self.embed(x)
+        for i in range(self.depth):
+            q, k, v = self.qkv[i](self.norms[2 * i](x)).chunk(3, -1)
+            x = x + torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v
+            x = x + self.down[i](nn.functional.gelu(self.up[i](self.norms[2 * i + 1](x))))
+        return self.head(x.mean(1))
+
+
+def convolutions(activation):
+    layers = [nn.Conv2d(3, 12, 3, padding=1), activation(), nn.Conv2d(12, 16, 3, padding=1), activation()]
+    layers += [nn.Conv2d(16, 16, 3, stride=2, padding=1), activation(), nn.Flatten(), nn.Linear(256, 5)]
+    return nn.Sequential(*layers)
+
+
+CASES = {
+    "curved, 8 samples": (Curved, (64,), 3, 8, 8),
+    "curved, 16 of 200": (Curved, (64,), 3, 16, 200),
+    "attention, 8 samples": (Attending, (9, 24), 10, 8, 8),
+    "attention, 8 of 600": (Attending, (9, 24), 10, 8, 600),
+    "many classes": (lambda: Curved(48, 3, 200), (48,), 200, 8, 40),
+    "SiLU convolutions": (lambda: convolutions(nn.SiLU), (3, 8, 8), 5, 12, 60),
+    "ReLU convolutions": (lambda: convolutions(nn.ReLU), (3, 8, 8), 5, 12, 60),
+}
+
+
+def problem_of(name):
+    make, shape, classes, num, total = CASES[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    init = {key: 0.95 * p.detach() for key, p in model.named_parameters()}
+    return genbound.Problem(model, init, (torch.randn(total, *shape), torch.arange(total) % classes), num_samples=num)
+
+
+def convolution_backward(grad_shape, x_shape, w_shape, *_, out_shape, **__):
+    """Multiplications; torch counts too many of them where there are groups."""
+    return 2 * math.prod(grad_shape) * math.prod(w_shape[1:]) * sum(shape is not None for shape in out_shape[:2])
+
+
+def counting():
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward})
+
+
+def taken(problem, monkeypatch):
+    """Quantity -> gradients of single samples that it takes."""
+    with counting() as counted:
+        tape = problem.tape(range(problem.num_samples))
+        torch.autograd.grad(tape.losses.sum(), [w for name, w in tape.weights.items() if tape.uses[name]])
+    unit, found, measure = counted.get_total_flops() / problem.num_samples, {}, loop.measure_stages
+
+    def measured(problem, context):
+        with counting() as counted:
+            result = measure(problem, context)
+        found[context.name] = counted.get_total_flops() / unit
+        return result
+
+    monkeypatch.setattr(loop, "measure_stages", measured)
+    genbound.evaluate(problem)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_each_quantity_takes_what_it_may_and_all_of_them_together(name, monkeypatch):
+    """Also of a small network, where nothing counts as taking seconds."""
+    monkeypatch.setattr(effort, "SMALL", 0)
+    problem = problem_of(name)
+    planned = plan(problem, select(None, {}), "standard").selection.options
+    whole = GRADIENTS * problem.num_samples + PASSES * len(problem.data)
+    found = {key: value for key, value in taken(problem, monkeypatch).items() if key not in NO_PASS}
+    for key, value in found.items():
+        may = QUANTITIES[key].gradients(problem, planned[key]) * problem.num_samples
+        assert value <= SLACK * may + 0.01 * whole, f"{key} takes {value:.0f} in place of {may:.0f}"
+        assert value <= SHARE * whole * 1.1, key
+    assert sum(found.values()) <= whole
+    # The noise of 12 samples of a convolution takes more than a quarter, however few its draws.
+    noise = set() if "SiLU" in name else {"noise_stability"}
+    assert {"losses", "hessian_trace", "max_quadratic_form"} | noise <= found.keys()
