@@ -41,7 +41,7 @@ from genbound.network.derivative_trial import DOUBLE, SINGLE, TRIALS, Trial, is_
 from genbound.network.graph import Graph
 from genbound.network.loss_derivative_checks import check_loss_derivatives
 from genbound.network.operations import operation
-from genbound.network.refusals import is_unsupported
+from genbound.network.refusals import is_about_types, is_unsupported
 
 if TYPE_CHECKING:
     from genbound.network.network import Network
@@ -163,7 +163,9 @@ def _trial(network: Network, names: Sequence[str]) -> Trial:
     if network.dtype == torch.float64 or bytes_ <= LARGEST:
         try:
             trial = Trial(network, names, DOUBLE)
-        except Exception:  # whatever a model says to inputs of another type
+        except Exception as error:
+            if not is_about_types(error):
+                raise
             trial = None
         if trial is not None and trial.executed.types == {torch.float64}:
             return trial

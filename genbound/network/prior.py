@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -84,6 +84,27 @@ class Prior:
             state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             state.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return state.hexdigest()
+
+
+def adapter_remark(prior: Prior | None, adapted: Collection[str]) -> str:
+    """That the prior says nothing of factors that an adapter moved; empty where it does.
+
+    Args:
+        prior: the centre of certificates.
+        adapted: weights that an adapter moved.
+    """
+    lacking = [] if prior is None else [name for name in adapted if name not in prior.factors]
+    if not lacking:
+        return ""
+    return (
+        f"the prior is no adapter with {lacking[0]}{_others(len(lacking) - 1)}, which one moved here: in certificates "
+        "noise is on the whole weight, of many more coordinates than its two factors, so that they are likely to be "
+        "vacuous; name the adapter as its training began, or as it had seen the prior's samples (docs/certificates.md)"
+    )
+
+
+def _others(num: int) -> str:
+    return f" and {num:,} other{'s' * (num > 1)}" if num else ""
 
 
 def _fitting(name: str, like: Tensor, found: Tensor | None) -> Tensor:

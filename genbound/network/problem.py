@@ -21,7 +21,7 @@ from genbound.network.layers import Layer, select_layers
 from genbound.network.loss_functions import Loss
 from genbound.network.memory import budget_of, largest_batch
 from genbound.network.network import Network
-from genbound.network.prior import Prior
+from genbound.network.prior import Prior, adapter_remark
 from genbound.network.refusals import refusals
 from genbound.network.tape import Tape
 from genbound.network.weights import BaseProblem, complex_remark
@@ -171,6 +171,7 @@ class Problem(Network, BaseProblem):
         self.remarks = tuple(remark for remark in said if remark)
         self._by_batch = {layer.name: layer.by_batch for layer in self.layers}
         self.displacement = Displacement.between(self.params, self.init, self.samples_first, factors)
+        self.remarks += tuple(filter(None, [adapter_remark(self.prior, self.displacement.factors)]))
         self.memory_budget = budget_of(self.device, memory_budget)
         self.batch_size = largest_batch(self, self.samples_first, self.memory_budget)
 

@@ -15,6 +15,8 @@ NO_DERIVATIVE = re.compile(
     r"derivative for '?(?:aten::)?(\w+?)(?:_backward)?'? is not implemented|forward AD with (\w+)"
 )
 UNSUPPORTED = re.compile("not implemented|not support|unsupported|NYI|once_differentiable", re.IGNORECASE)
+NOT_VECTORISED = re.compile("vmap|batching rule|functorch|doesn't have storage", re.IGNORECASE)
+ABOUT_TYPES = re.compile(r"\bd?types?\b|float|double|\bhalf\b", re.IGNORECASE)
 FLEXIBLE = re.compile("flex_?attention", re.IGNORECASE)
 USE_PLAIN_ATTENTION = (
     "torch's flex_attention cannot be differentiated twice (on a CPU not even once): give a --model that has "
@@ -62,6 +64,18 @@ def refused_by_torch(error: Exception) -> str | None:
 def is_unsupported(error: Exception) -> bool:
     """Whether torch says that it has no such operation, or no derivative of it: another way may do without."""
     return refused_by_torch(error) is not None or UNSUPPORTED.search(str(error)) is not None
+
+
+def is_not_vectorised(error: Exception) -> bool:
+    """Whether torch says that something has no vectorised form: samples alone may do without."""
+    return is_unsupported(error) or isinstance(error, NotImplementedError) or bool(NOT_VECTORISED.search(str(error)))
+
+
+def is_about_types(error: Exception) -> bool:
+    """Whether a model says that it takes no numbers of another precision; by an assertion, perhaps without a word."""
+    return (
+        is_unsupported(error) or isinstance(error, TypeError | AssertionError) or bool(ABOUT_TYPES.search(str(error)))
+    )
 
 
 def _raised_by_the_user(error: Exception) -> str | None:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from genbound.data.sample_parts import map_tensors
+from genbound.network.refusals import is_not_vectorised
 from genbound.posterior.acting_noise import ActingNoise, Action, NudgedResults, Roots, WeightCalls
 
 if TYPE_CHECKING:
@@ -172,8 +173,11 @@ class MovedNetwork:
 
     def _each(self, function: Callable[[Any, Any], Any], inputs: Any, other: Any) -> Any:
         if self.vectorised:
-            with contextlib.suppress(Exception):  # samples that are asked otherwise than those it was tried with
+            try:
                 return self._together(function, inputs, other)
+            except Exception as error:  # samples that are asked otherwise than those it was tried with
+                if not is_not_vectorised(error):
+                    raise
         return self._apart(function, inputs, other)
 
     def _apart(self, function: Callable[[Any, Any], Any], inputs: Any, other: Any) -> Any:
@@ -224,7 +228,9 @@ class MovedNetwork:
             alone = self._apart(one, batch.inputs, moved)
             try:
                 together = self._together(one, batch.inputs, moved)
-            except Exception:  # an operation without a vectorised form raises whatever it does
+            except Exception as error:
+                if not is_not_vectorised(error):
+                    raise
                 return False
         close = 1e-4 if problem.dtype == torch.float32 else 1e-8
         return torch.allclose(alone, together, rtol=close, atol=close * float(alone.abs().max() + 1e-30))

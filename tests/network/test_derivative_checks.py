@@ -212,3 +212,32 @@ def test_a_layer_that_the_pass_itself_changes_is_refused():
     with pytest.raises(GenboundError, match=r"changes layer 0\.weight in place \(as max_norm.*--layers"):
         genbound.Problem(model, init, data, layers="*")
     assert [layer.name for layer in genbound.Problem(model, init, data).layers] == ["2.weight"]
+
+
+class InDouble(nn.Module):
+    """Says something to inputs in double precision."""
+
+    def __init__(self, said):
+        super().__init__()
+        self.fc, self.said = nn.Linear(4, 3), said
+
+    def forward(self, x):
+        if x.dtype == torch.float64:
+            raise self.said
+        return torch.tanh(self.fc(x))
+
+
+@pytest.mark.parametrize(
+    ("said", "swallowed"),
+    [(ValueError("give float32 inputs"), True), (AssertionError(), True), (RuntimeError("not enough memory"), False)],
+)
+def test_the_trial_in_double_precision_swallows_what_is_about_precision_alone(said, swallowed):
+    torch.manual_seed(0)
+    net = InDouble(said)
+    init = {name: 0.9 * p.detach() for name, p in net.named_parameters()}
+    data = (torch.randn(8, 4), torch.arange(8) % 3)
+    if swallowed:
+        assert genbound.Problem(net, init, data).layers
+    else:
+        with pytest.raises((RuntimeError, GenboundError), match="not enough memory"):
+            genbound.Problem(net, init, data)

@@ -62,6 +62,9 @@ def test_a_factor_that_is_where_training_began_is_a_constant():
 def test_a_prior_without_factors_has_the_whole_weight():
     problem, *_ = adapted("full")
     assert {g.name for g in factor_groups(problem, changed_groups(problem))} == {NAME, "2.weight"}
+    (remark,) = [remark for remark in problem.remarks if "prior" in remark]
+    assert f"the prior is no adapter with {NAME}, which one moved here" in remark and "as its training began" in remark
+    assert not any("prior" in remark for p in (None, "start", "moved") for remark in adapted(p)[0].remarks)
 
 
 @pytest.mark.parametrize("vectorised", [True, False])

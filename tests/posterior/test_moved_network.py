@@ -131,3 +131,39 @@ def test_what_is_the_same_for_all_samples_belongs_to_none():
         own = [{**problem.params, **{name: tensor[i] for name, tensor in weights.items()}} for i in range(len(places))]
         rows = [functional_call(net, p, (x[[i]], mask[[i]]))[0] for p, i in zip(own, places, strict=True)]
         assert torch.allclose(network.outputs(batch.inputs, weights), torch.stack(rows), rtol=1e-12)
+
+
+class Failing(nn.Module):
+    """Says something about samples that come in a vectorised pass."""
+
+    def __init__(self, said):
+        super().__init__()
+        self.fc, self.said = nn.Linear(4, 3), said
+
+    def forward(self, x):
+        if torch._C._functorch.is_batchedtensor(x):
+            raise RuntimeError(self.said)
+        return self.fc(x)
+
+
+@pytest.mark.parametrize(("said", "swallowed"), [
+    ("Batching rule not implemented for aten::frobnicate", True),
+    ("vmap: It looks like you're calling .item() on a Tensor.", True),
+    ("DefaultCPUAllocator: not enough memory", False),
+])  # fmt: skip
+def test_only_what_has_no_vectorised_form_is_passed_over(said, swallowed):
+    torch.manual_seed(0)
+    net = Failing(said)
+    init = {name: 0.9 * p.detach() for name, p in net.named_parameters()}
+    problem = genbound.Problem(net, init, (torch.randn(8, 4), torch.arange(8) % 3))
+    groups = changed_groups(problem)
+    if swallowed:
+        assert not MovedNetwork(problem, groups).vectorised
+        return
+    with pytest.raises(RuntimeError, match="memory"):
+        MovedNetwork(problem, groups)
+    net.said = "vmap: no"
+    network = MovedNetwork(problem, groups)
+    network.vectorised, net.said = True, said
+    with pytest.raises(RuntimeError, match="memory"):
+        network.outputs(problem.batch(range(3)).inputs, noisy(groups, 3))
