@@ -23,6 +23,8 @@ from genbound.errors import GenboundError
 from genbound.network.plain_functions import PlainFunctions
 from genbound.network.plain_operations import plain_operations
 
+AT_ONCE = 2**20  # numbers of outputs that a form is computed of at a time, in double precision
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -153,7 +155,15 @@ def output_form(loss: Loss, outputs: Tensor, targets: Tensor, u: Tensor) -> Tens
     Returns:
         ``[N]`` in float64, in the loss's unit.
     """
-    outputs = outputs.detach().double()
+    each = outputs[0].numel()
+    return torch.cat([
+        _output_form(loss, *(tensor[i : i + max(1, AT_ONCE // each)] for tensor in (outputs.detach(), targets, u)))
+        for i in range(0, len(outputs), max(1, AT_ONCE // each))
+    ])  # fmt: skip
+
+
+def _output_form(loss: Loss, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+    outputs = outputs.double()
     factor = loss.output_factor(outputs, targets)
     # S^T u subtracts the mean before it squares: the two-term form of a variance loses half the digits.
     transposed = torch.autograd.functional.vjp(factor.columns, torch.zeros_like(outputs), u.double())[1]
@@ -185,17 +195,18 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _cross_entropy_factor(outputs: Tensor, targets: Tensor) -> Factor:
-    p = outputs.detach().softmax(-1)
-    root, scale = p.sqrt(), _token_weight(targets, p.dtype).sqrt()
-    # S sqrt(p) = 0: a reflection that takes the last coordinate to -sqrt(p) saves that column.
-    last = torch.zeros_like(root)
-    last[..., -1] = 1
-    normal = root + last
-    normal = normal / normal.norm(dim=-1, keepdim=True)
+    root = outputs.detach().softmax(-1).sqrt_()
+    scale = _token_weight(targets, root.dtype).sqrt()
+    # S sqrt(p) = 0: a reflection that takes the last coordinate to -sqrt(p) saves that column. Its normal is
+    # sqrt(p) + e_last, whose square is 2 (1 + sqrt(p_last)); beside sqrt(p) nothing of the outputs' size is kept.
+    least = 1 + root[..., -1:]
 
     def columns(coefficients: Tensor) -> Tensor:
-        coefficients = coefficients - 2 * normal * (normal * coefficients).sum(-1, keepdim=True)
-        return scale * (root * coefficients - p * (root * coefficients).sum(-1, keepdim=True))
+        along = ((root * coefficients).sum(-1, keepdim=True) + coefficients[..., -1:]) / least
+        found = torch.addcmul(coefficients, root, along, value=-1)
+        found[..., -1:].sub_(along)
+        mean = (root * found).sum(-1, keepdim=True)
+        return found.addcmul_(root, mean, value=-1).mul_(root).mul_(scale)
 
     return Factor(columns, last_vanishes=True)
 
