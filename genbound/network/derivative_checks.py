@@ -16,14 +16,14 @@ computes in single precision whatever it is given. Where a difference meets a ki
 tried; second derivatives in single precision are not held against anything where there are kinks.
 
 In a large network one sample is passed, and of each weight no more than some columns are moved and differentiated, at
-equal distances from each other: so all layers' derivatives are in memory at once, beside a copy of their weights.
+equal distances from each other: so all layers' derivatives are kept, beside a copy of some of the weights.
 Layers that are called alike but for their numbers (``layers.3.mlp.weight``) and have one shape are tried together,
 along a direction of them all: they are copies of one module, whose code is the same. First derivatives that are hidden
 in one of many layers may stay below the tolerance then, which a remark says; second derivatives are compared layer by
 layer all the same.
 
 Cost: four forward passes of at most two samples for each layer or group, and about eight gradients of them, once for
-each 4 GiB of a large network's weights.
+each 2 GiB of a large network's weights.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TRIALS = 3  # directions, with smaller and smaller steps: a kink is met by one of them at most, so most must agree
 LARGE = 2**25  # weights above which a network is a large one
 PART = 2**18  # weights of a layer of a large network that are moved, about
-ROOM = 2**32  # bytes of weights of a large network that are copied at a time
+ROOM = 2**31  # bytes of weights of a large network that are copied at a time
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,9 @@ class Trial:
             return columns
         if columns is self._own[name]:
             return self._whole[name]
-        return torch.slice_scatter(self._whole[name], columns, 1, step=self.strides[name])
+        # Its derivative in the columns is a copy: that of slice_scatter would be a view that keeps the whole gradient.
+        places = torch.arange(0, self._whole[name].shape[1], self.strides[name], device=columns.device)
+        return self._whole[name].index_copy(1, places, columns)
 
     def value(self, weights: Mapping[str, Tensor]) -> Tensor:
         """The combination of the outputs, a scalar on the graph if the weights are."""

@@ -95,6 +95,18 @@ def test_a_reader_is_told_that_they_were_tried_together(large, monkeypatch):
     assert not problem().remarks
 
 
+@pytest.mark.parametrize("second", [False, True])
+def test_the_derivatives_of_some_columns_keep_nothing_else(large, second):
+    given = problem()
+    names = [layer.name for layer in given.layers]
+    trial = derivative_trial.Trial(given, names, derivative_trial.DOUBLE)
+    _, known = trial.gradients(trial.weights, names, second)
+    assert known.keys() == set(names)
+    for name, gradient in known.items():
+        assert gradient.shape == trial.weights[name].shape
+        assert gradient.untyped_storage().nbytes() == gradient.nbytes
+
+
 def test_a_part_that_one_of_them_hides_is_found(large):
     """Half of what the layer does is seen by autograd."""
 
