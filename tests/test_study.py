@@ -103,7 +103,7 @@ def test_the_plan(study):
             settings[c.method, c.strength, c.lr, c.seed].add(c.stopping)
         assert all(stops == {"loss", "epochs"} for stops in settings.values())
         noisy = study.plan.noisy(task, "correlated", 0.4)
-        assert len({cell.name for cell in noisy}) == len(noisy) and {c.seed for c in noisy} == set(range(5))
+        assert len({cell.name for cell in noisy}) == len(noisy) and {c.seed for c in noisy} >= set(range(5))
         wanted = {"plain", "both", "label_smoothing", "mixup", "sam", "l2sp", "generalised"}
         assert wanted <= {c.method for c in noisy}
         assert {c.stopping for c in noisy if c.method == "plain"} == {"loss", "best"}
@@ -177,6 +177,15 @@ def test_a_small_study(tmp_path):
         assert words in page.read_text()
     assert {path.name for path in images.glob("*.png")} >= {"study_tracking.png", "study_gap.png"}
     rows = {file.stem: json.loads(file.read_text()) for file in files}
+    # What is stored comes out again: to the last digit on one machine, and nearly so on another.
+    for name, row in rows.items():
+        stored = STUDY / "results" / "digits" / f"{name}.json"
+        if row["group"] == "clean" and stored.exists():
+            old = json.loads(stored.read_text())
+            for key in ("protocol", "hyperparameters", "options", "settings", "n", "digests", "measures"):
+                assert set(row[key]) == set(old[key]) if key == "measures" else row[key] == old[key], key
+            for key in ("training", "measurement", "test"):
+                assert row[key]["loss"] == pytest.approx(old[key]["loss"], abs=0.05)
     fitted = rows["clean-plain-lr0.003-seed0-loss"]
     assert fitted["reached"] and fitted["training"]["loss"] <= 0.15 and fitted["steps"] < 780
 
@@ -199,9 +208,12 @@ def test_what_is_measured_of_a_task(study):
     names, options = study.measure.measures("cifar5", True)
     held_out, plain = study.measure.measures("cifar5", False)
     assert set(study.measure.SIX) < set(names) and options["compression"] == {"num_samples": 8}
-    assert set(names) - set(held_out) == set(study.measure.BY_MARGIN) and plain == study.measure.OPTIONS
+    assert set(names) - set(held_out) == set(study.measure.BY_MARGIN) and list(plain) == ["max_quadratic_form"]
     assert study.measure.measures("digits", True) == study.measure.measures("digits", False)
-    assert "hessian_distance" in study.measure.measures("gpt2", False)[0]
+    assert plain["max_quadratic_form"] == {"tolerance": 0.05}
+    assert study.measure.measures("gpt2", False) == (
+        list(study.measure.PLAIN), {"max_quadratic_form": {"tolerance": 0.25}}
+    )  # fmt: skip
 
 
 # -- the stored cells --------------------------------------------------------------------------------------------------
@@ -270,11 +282,16 @@ def test_the_certified_error(study, cells):
             num = cell["measurement"]["num"]
             wrong = round(cell["measurement"]["error"] * num)
             limits.append(stats.beta.ppf(0.95, wrong + 1, num - wrong))
-            assert study.tables.certificate(cell) == pytest.approx(limits[-1], rel=1e-6)
+            assert study.tables.held_out_certificate(cell) == pytest.approx(limits[-1], rel=1e-6)
+        rows = {"measurement samples (Clopper–Pearson)": limits}
+        if all("certificates" in cell for cell in own):
+            for name, said in study.tables.CERTIFIED.items():
+                rows[said] = [cell["certificates"][name]["value"] for cell in own]
         test = [cell["test"]["error"] for cell in own]
-        below = sum(limit < error for limit, error in zip(limits, test, strict=True))
-        assert f"{below} of {len(own)} test errors are above" in text
-        assert column(text, "τ with the test error", "certified error %") == f"{stats.kendalltau(limits, test)[0]:.2f}"
+        for said, found in rows.items():
+            below = sum(limit < error for limit, error in zip(found, test, strict=True))
+            assert column(text, f"of {len(own)} below it", said) == str(below)
+            assert column(text, "τ with the test error", said) == f"{stats.kendalltau(found, test).statistic:.2f}"
 
 
 def test_the_sweeps_from_the_files_alone(study, cells):
@@ -286,7 +303,36 @@ def test_the_sweeps_from_the_files_alone(study, cells):
         gap = [cell["gap"]["loss"] for cell in own]
         distance = [cell["trivial"]["distance"] for cell in own]
         assert f"τ of the two {stats.kendalltau(x, gap).statistic:.2f} [" in one.number
+        loss = [cell["training"]["loss"] for cell in own]
+        assert f"given the training loss {partial(x, gap, loss):.2f} [" in one.number
         assert f"with the distance {stats.kendalltau(distance, gap).statistic:.2f};" in one.number
+
+
+def test_label_noise_from_the_files_alone(study, cells):
+    """The algorithm's gain and how much smaller it makes the measure, seed by seed, by scipy."""
+    found = {(one.claim, one.where): one.number for one in study.claims.noisy(cells, [])}
+    groups = {(cell["task"], cell["noise"], round(100 * cell["rate"])) for cell in cells if cell["noise"]}
+    for task, kind, rate in groups:
+        own = [
+            json.loads(file.read_text())
+            for file in sorted((STUDY / "results" / task).glob(f"noise-{kind}{rate}-*.json"))
+        ]
+        ours, plain = (
+            {cell["seed"]: cell for cell in own if (cell["method"], cell["stopping"]) == names}
+            for names in (("both", "epochs"), ("plain", "loss"))
+        )
+        seeds = sorted(set(ours) & set(plain))
+        if len(seeds) < 2:
+            continue
+        gained = [100 * (plain[seed]["test"]["error"] - ours[seed]["test"]["error"]) for seed in seeds]
+        low, high = stats.ttest_1samp(gained, 0).confidence_interval()
+        where = f"{study.tasks.TASKS[task].title}, {kind} {rate}, over plain to the fit"
+        wanted = {"symmetric": 6.43, "correlated": 3.26}[kind]
+        said = f"{np.mean(gained):+.1f} points [{low:+.1f}, {high:+.1f}], {len(seeds)} seeds"
+        assert found[f"+{wanted} points under {kind} noise", where] == said
+        size = lambda cell: cell["measures"]["measurement"]["bounds"]["hessian_distance"]["value"]  # noqa: E731
+        times = stats.gmean([size(plain[seed]) / size(ours[seed]) for seed in seeds])
+        assert found["the algorithm makes the measure six times smaller", where].startswith(f"{times:.2g} times [")
 
 
 def column(text, title, row):

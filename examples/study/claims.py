@@ -55,15 +55,27 @@ def near_one(low: float, high: float) -> str:
     return NOT if low > 1 + NEAR or high < 1 - NEAR else UNTESTED
 
 
-def kendall_interval(x: Sequence[float], y: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
-    """95 % interval of Kendall's τ over resampled clusters, each drawn whole."""
+def kendall_interval(columns: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
+    """95 % intervals over resampled clusters, each drawn whole, of Kendall's τ and of the partial one.
+
+    Args:
+        columns: what is compared, the gap, and what the partial one is given ``[3, N]``.
+        clusters: of each network.
+
+    Returns:
+        Lower and upper ends of the two ``[2, 2]``.
+    """
     names = list(dict.fromkeys(clusters))
-    counts = Draws(len(x), RESAMPLES, 0, tuple(names.index(name) for name in clusters)).counts
-    first, second = np.asarray(x), np.asarray(y)
-    drawn = (np.repeat(np.arange(len(x)), count) for count in counts)
-    found = [stats.kendalltau(first[index], second[index]).statistic for index in drawn]
-    low, high = np.nanquantile(found, [0.025, 0.975])
-    return float(low), float(high)
+    counts = Draws(columns.shape[1], RESAMPLES, 0, tuple(names.index(name) for name in clusters)).counts
+    found = [kendalls(np.repeat(columns, count, 1)) for count in counts]
+    return np.nanquantile(found, [0.025, 0.975], axis=0).T
+
+
+def kendalls(columns: np.ndarray) -> tuple[float, float]:
+    """Kendall's τ of the first two of three columns ``[3, N]``, and the partial one given the third."""
+    xy, xz, yz = (float(stats.kendalltau(columns[i], columns[j]).statistic) for i, j in ((0, 1), (0, 2), (1, 2)))
+    rest = (1 - xz**2) * (1 - yz**2)
+    return xy, (xy - xz * yz) / math.sqrt(rest) if rest > 0 else math.nan
 
 
 def follows(whole: tuple[float, float], partial: tuple[float, float]) -> str:
@@ -147,16 +159,17 @@ def distances(cells: Sequence[Cell]) -> list[Found]:
             "distance": [cell["trivial"]["distance"] for cell in own],
         }
         gap, clusters = [cell["gap"]["loss"] for cell in own], [cell["strength"] for cell in own]
-        low, high = kendall_interval(sides["measure"], gap, clusters)
+        columns = np.array([sides["measure"], gap, [cell["training"]["loss"] for cell in own]])
+        (low, high), (least, most) = kendall_interval(columns, clusters)
+        value, given = kendalls(columns)
         by_gap = {name: float(stats.kendalltau(side, gap).statistic) for name, side in sides.items()}
         number = (
-            f"τ of the two {by_gap['measure']:.2f} [{low:.2f}, {high:.2f}]; of the gap with the radius "
-            f"{by_gap['radius']:.2f}, with the distance {by_gap['distance']:.2f}; {len(own)} networks"
+            f"τ of the two {value:.2f} [{low:.2f}, {high:.2f}], given the training loss {given:.2f} [{least:.2f}, "
+            f"{most:.2f}]; of the gap with the radius {by_gap['radius']:.2f}, with the distance "
+            f"{by_gap['distance']:.2f}; {len(own)} networks"
         )
-        said = (
-            "radius a share of each layer, head free" if group == "radius" else "radius alike for all layers and head"
-        )
-        found.append(Found(claim, f"{TASKS[task].title}, {said}", number, follows((low, high), (low, high))))
+        said = {"radius": "a share of each layer, head free", "distance": "one radius for layers and head"}[group]
+        found.append(Found(claim, f"{TASKS[task].title}, {said}", number, follows((low, high), (least, most))))
     return found or [Found(claim, "no cells", "/", UNTESTED)]
 
 
@@ -199,14 +212,38 @@ def noisy(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
             found.append(_gain(kind, wanted, where, gained))
         for task in TASKS:
             for rate in (20, 40, 60):
-                for against, said in (("loss", "plain to the fit"), ("best", "plain at its best stop")):
-                    where = f"{TASKS[task].title}, {kind} {rate}, over {said}"
-                    own = tables.gains(cells, task, f"{kind}{rate}", "both", "epochs", against)
-                    if len(own) > 1:
-                        found.append(_gain(kind, wanted, where, [100 * gain for gain in own]))
-                        logs = tables.reductions(cells, task, f"{kind}{rate}", "both", "epochs", against)
-                        found.append(_reduction(where, logs))
+                found += _against_plain(cells, task, kind, rate, wanted)
+                found += _against_others(cells, task, f"{kind}{rate}")
     return sorted(found, key=lambda one: one.claim)
+
+
+def _against_plain(cells: Sequence[Cell], task: str, kind: str, rate: int, wanted: float) -> list[Found]:
+    found = []
+    for against, said in (("loss", "plain to the fit"), ("best", "plain at its best stop")):
+        compared = (cells, task, f"{kind}{rate}", "both", "epochs", "plain", against)
+        gained, where = tables.gains(*compared), f"{TASKS[task].title}, {kind} {rate}, over {said}"
+        if len(gained) > 1:
+            found.append(_gain(kind, wanted, where, [100 * gain for gain in gained]))
+            found.append(_reduction(where, tables.reductions(*compared)))
+    return found
+
+
+def _against_others(cells: Sequence[Cell], task: str, group: str) -> list[Found]:
+    """Whether the algorithm is more accurate than the best, on average, of the methods that are no part of it."""
+    compared = {
+        (other, stopping): tables.gains(cells, task, group, "both", "epochs", other, stopping)
+        for other, stopping in tables.RIVALS
+    }
+    compared = {names: gained for names, gained in compared.items() if len(gained) > 1}
+    if not compared:
+        return []
+    (best, _), gained = min(compared.items(), key=lambda item: np.mean(item[1]))
+    low, high = t_interval([100 * gain for gain in gained])
+    size = f"{100 * np.mean(gained):+.1f} points [{low:+.1f}, {high:+.1f}]"
+    number = f"{size} over {best.replace('_', ' ')}, {len(gained)} seeds"
+    beaten = HOLDS if low > 0 else NOT if high < 0 else UNTESTED
+    where = f"{TASKS[task].title}, {group[:-2]} {group[-2:]}"
+    return [Found("under noise the algorithm is above the best other method", where, number, beaten)]
 
 
 def _reduction(where: str, logs: Sequence[float]) -> Found:

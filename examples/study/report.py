@@ -90,7 +90,7 @@ def section(cells: list[Cell], task: str) -> str:
         ),
         ("**Sizes** on the measurement samples:", tables.sizes(cells, task)),
         (
-            "**Certified error** (Clopper–Pearson, 95 %, one network at a time, from the measurement samples):",
+            "**Certified error** beside the test error, at 95 % for one network at a time:",
             tables.certified(cells, task),
         ),
         (
@@ -103,7 +103,11 @@ def section(cells: list[Cell], task: str) -> str:
             tables.radius(cells, task, "distance"),
         ),
         *(
-            (f"**Label noise, {group[:-2]}, {group[-2:]} %:**", tables.noise(cells, task, group))
+            (
+                f"**Label noise, {group[:-2]}, {group[-2:]} %** (measurement samples with losses above C are clipped "
+                "and have no curvature; a small measure beside many of them says nothing):",
+                tables.noise(cells, task, group),
+            )
             for group in tables.GROUPS[1 + len(SWEEPS) :]
         ),
     ]

@@ -159,6 +159,8 @@ def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
     if cell.method == "plain" and cell.group == "clean":
         traces = row["measures"]["training"]["traces"]
         row["stability"] = measure.stability(task, pair, of_training, traces, cell.seed)
+    if task.certified and cell.group == "clean":
+        row["certificates"] = measure.certificates(pair, seen, folder / "certificates")
     row["seconds"] = {"training": round(trained - began, 1), "all": round(time.perf_counter() - began, 1)}
     return row
 

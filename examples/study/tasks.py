@@ -52,6 +52,7 @@ class Task:
         measured: samples of the training and of the measurement set that every measure is taken on.
         sigmas, pairs: of noise stability: standard deviations, and antithetic draws for each.
         precision: that training computes in; everything is measured in float32.
+        certified: whether networks on clean labels get certificates from all of their training samples.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Task:
     warmup: float = 0.1
     pairs: int = 64
     precision: str = "float32"
+    certified: bool = False
 
     @cached_property
     def parts(self) -> dict[str, Part]:
@@ -172,7 +174,7 @@ TASKS = {
         Task(
             "cifar5", "ResNet-20, CIFAR-10 classes 5–9", CIFAR5,
             divided(CIFAR5, "train", "test", measurement=500, test=-1), weights.resnet20, weights.resnet20_classes_0_4,
-            (1e-3, 4e-3), epochs=4, most_epochs=12, stop_loss=0.3, num_noisy=2000, measured=128,
+            (5e-4, 2e-3), epochs=6, most_epochs=12, stop_loss=0.5, num_noisy=2000, measured=128,
             sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=64, pairs=12, precision="bfloat16",
         ),
         # Small transformers that the study pretrains itself.
@@ -180,7 +182,7 @@ TASKS = {
             "vit5", "ViT of 4 layers, CIFAR-10 classes 5–9", CIFAR5,
             divided(CIFAR5, "train", "test", measurement=500, test=-1), None,
             weights.directory(pretraining.vision_transformer),
-            (3e-4, 1e-3), epochs=4, most_epochs=12, stop_loss=0.5, num_noisy=2000, measured=32,
+            (3e-4, 1e-3), epochs=4, most_epochs=10, stop_loss=0.7, num_noisy=2000, measured=32,
             sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=64, pairs=12, precision="bfloat16",
         ),
         *(
@@ -198,7 +200,7 @@ TASKS = {
             "digits", "demo, digits 5–9", DIGITS,
             divided(DIGITS, "all", "all", training=200, measurement=200, test=-1), weights.demo, weights.demo_weights,
             (3e-3, 1e-2), epochs=30, most_epochs=60, stop_loss=0.15, num_noisy=140, measured=200,
-            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=16,
+            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=16, certified=True,
         ),
     )
 }  # fmt: skip
