@@ -128,8 +128,11 @@ def main() -> None:
             errors, stated = coverage(train(kind), given.seeds, given.samples, given.noise, choice)
             covered = (np.abs(errors) <= 2 * stated).mean(0)
             median = np.median(stated, axis=0)
-            table.append([kind, choice, errors[:, 0].std(), median[0], covered[0], covered[1:].min()])
-    head = ["network", "choice", "error of the total", "stated", "covered by 2", "least covered of the others"]
+            layers = covered[1 : -len(SIGMAS) if given.noise else None]
+            table.append([kind, choice, errors[:, 0].std(), median[0], covered[0], layers.min()])
+            table[-1] += list(covered[-len(SIGMAS) :]) * given.noise
+    head = ["network", "choice", "error of the total", "stated", "covered by 2", "least covered layer"]
+    head += [f"noise {sigma:g}" for sigma in SIGMAS] * given.noise
     print(tabulate(table, head, tablefmt="github", floatfmt=".3f"))
 
 

@@ -1,6 +1,6 @@
 r"""Which samples stand for all of them, where each is expected to contribute a different amount to a mean.
 
-Let :math:`x_s` be what sample s of n is expected to contribute, up to a factor, and :math:`s_s = x_s + \tfrac14 \bar
+Let :math:`x_s` be what sample s of n is expected to contribute, up to a factor, and :math:`s_s = x_s + \tfrac12 \bar
 x`, which no sample has none of. Of m samples the largest are taken for certain: those with :math:`m\,s_s \ge \sum s`,
 one after another. The others are cut, in the order of their size, into *strata* of equal :math:`\sum s`, and two of
 each are drawn without replacement. So a sample of a stratum with :math:`N_h` members is drawn with probability
@@ -28,9 +28,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genbound.estimators.estimate import student
+from genbound.estimators.estimate import effective_freedom, student
 
-FLOOR = 0.25  # of the mean size, that every sample has beside its own
+FLOOR = 0.5  # of the mean size, that every sample has beside its own: small samples may hold a large value
 DRAWN = 2  # samples of a stratum: more strata tell more than more samples of each
 LEAST = 8  # samples, below which the strata would be too few to know their spread
 
@@ -63,7 +63,7 @@ class Choice:
     def data_sem(self, values: np.ndarray, noise: np.ndarray, num_data: int) -> np.ndarray:
         """Standard error of the weighted mean that comes from measuring these samples and not all.
 
-        It is widened where few strata know it (:func:`genbound.estimators.estimate.student`). Where the n samples are
+        It is widened where few samples tell it (:func:`genbound.estimators.estimate.effective_freedom`). Where the n samples are
         themselves some of ``num_data``, what their choice adds is in it.
 
         Args:
@@ -79,21 +79,14 @@ class Choice:
         def along(factors: np.ndarray) -> np.ndarray:
             return factors.reshape(-1, *[1] * (values.ndim - 1))
 
-        sums, noises, squares = (np.zeros((len(drawn), *values.shape[1:])) for _ in range(3))
+        sums, noises = (np.zeros((len(drawn), *values.shape[1:])) for _ in range(2))
         np.add.at(sums, self.strata, values)
         np.add.at(noises, self.strata, noise)
-        np.add.at(squares, self.strata, (values - (sums / along(drawn))[self.strata]) ** 2)
         free = np.maximum(drawn - 1, 1)
         scale = (self.sizes / total) ** 2 * (1 - drawn / self.sizes) / drawn
-        found = along(scale / free) * squares
-        variance = np.maximum((found - along(scale / drawn) * noises).sum(0), 0.0)
-        # Satterthwaite's degrees of freedom. Plugged in as they are, two samples a stratum make them three times too
-        # few, for s^4 is 3 sigma^4 in the mean; corrected in full, heavy tails cover some per cent too seldom. This is
-        # half-way.
-        spread = (found**2 / (along(free) + 1)).sum(0)
-        ratio = np.divide(found.sum(0) ** 2, spread, out=np.full_like(variance, np.inf), where=spread > 0)
-        freedom = np.maximum(ratio - 1, 1.0)
-        variance = variance * student(freedom) ** 2
+        found = along((scale / free)[self.strata]) * (values - (sums / along(drawn))[self.strata]) ** 2
+        variance = np.maximum(found.sum(0) - (along(scale / drawn) * noises).sum(0), 0.0)
+        variance = variance * student(effective_freedom(found, (free / drawn)[self.strata])) ** 2
         if total < num_data:
             weights = along(self.shares / len(self.members))
             around = values - (weights * values).sum(0)

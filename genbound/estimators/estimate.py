@@ -159,13 +159,35 @@ def data_sem(values: np.ndarray, noise: np.ndarray, num_data: int) -> np.ndarray
         num_data: size of the training set.
 
     Returns:
-        ``[...]``, in the unit of the values.
+        ``[...]``, in the unit of the values. It is widened where few samples tell it (:func:`effective_freedom`).
     """
     num = len(values)
     if num >= num_data or num < 2:
         return np.zeros(values.shape[1:])
-    spread = np.maximum(values.var(0, ddof=1) - noise.mean(0), 0.0)
-    return np.sqrt(spread / num * (1 - num / num_data))
+    squares = (values - values.mean(0)) ** 2
+    spread = np.maximum(squares.sum(0) / (num - 1) - noise.mean(0), 0.0)
+    freedom = effective_freedom(squares, np.full(num, 1 - 1 / num))
+    return np.sqrt(spread / num * (1 - num / num_data)) * student(freedom)
+
+
+def effective_freedom(squares: np.ndarray, free: np.ndarray) -> np.ndarray:
+    r"""Degrees of freedom of a variance that samples with heavy tails tell.
+
+    Of :math:`V = \sum_s u_s` with u in proportion to the squared deviations they are :math:`2V^2 / \mathrm{Var} V`,
+    which :math:`2 V^2 / \sum_s u_s^2` estimates with the errors of u around zero. Half of that, the number of samples that
+    make the most of V, also makes up for skewed values: their mean is low just where a rare large one was missed, and V
+    is too. Of normal values it is a third of their number.
+
+    Args:
+        squares: what each sample adds to the variance ``[N, ...]``.
+        free: degrees of freedom of each, (n - 1) / n where the mean is that of n of them ``[N]``.
+
+    Returns:
+        ``[...]``, 1 at least; infinite where nothing varies.
+    """
+    along = free.reshape(-1, *[1] * (squares.ndim - 1))
+    spread = (squares**2 / along).sum(0)
+    return np.maximum(_freedom(squares.sum(0), spread), 1.0)
 
 
 def student(freedom: np.ndarray | float) -> np.ndarray:

@@ -18,7 +18,7 @@ from genbound.figures.interactive_certificate import certificate_figure
 from genbound.figures.interactive_landscape import loss_path_figure, loss_plane_figure
 from genbound.figures.interactive_spectrum import largest_eigenvalues_figure, spectrum_figure
 from genbound.figures.interactive_style import described, figure, shown, with_legend
-from genbound.figures.one_run import kinds_of, layer_shares
+from genbound.figures.one_run import kinds_of, layer_shares, whole_error
 from genbound.figures.style import BLUE, COLOURS, GREEN, GREY, ORANGE, VERMILION
 from genbound.formatting import digits, value_text, with_error
 from genbound.results.results import Results
@@ -148,8 +148,9 @@ def noise_figure(results: Results) -> Any:
     fig.add_scatter(
         x=[row["sigma"] for row in known], y=[row["value"] for row in known], mode="markers",
         name="noise stability (95 % interval)", marker={"color": BLUE, "size": 8},
-        error_y={"type": "data", "array": [1.96 * row["sem"] for row in known]},
-        text=[with_error(row["value"], row["sem"]) for row in known], hovertemplate="σ = %{x}: %{text}<extra></extra>",
+        error_y={"type": "data", "array": [1.96 * whole_error(row) for row in known]},
+        text=[with_error(row["value"], whole_error(row)) for row in known],
+        hovertemplate="σ = %{x}: %{text}<extra></extra>",
     )  # fmt: skip
     unknown = [row for row in rows if row not in known]
     if unknown:
@@ -162,7 +163,7 @@ def noise_figure(results: Results) -> Any:
     fig.update_yaxes(type="log" if positive else "linear", title="rise of the loss", exponentformat="power")
     caption = "Points: measured by noise on the weights. Line: what the Hessian's trace predicts. They agree where the "
     caption += "loss is quadratic (shaded)."
-    said = [f"At σ = {row['sigma']:g}: {with_error(row['value'], row['sem'])}" for row in (rows[0], rows[-1])]
+    said = [f"At σ = {row['sigma']:g}: {with_error(row['value'], whole_error(row))}" for row in (rows[0], rows[-1])]
     return described(with_legend(fig), caption, f"{'; '.join(said)}.")
 
 

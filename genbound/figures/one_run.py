@@ -39,8 +39,8 @@ def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, u
         quantity = results.quantities["noise_stability"]
         unit = unit or {"cross_entropy": "nats"}.get(results.config.get("loss"), "")
     rows = quantity["sigmas"]
-    sigma, value, sem, approximation = (
-        np.array([row[key] for row in rows]) for key in ("sigma", "value", "sem", "hessian_approximation")
+    sigma, value, approximation = (
+        np.array([row[key] for row in rows]) for key in ("sigma", "value", "hessian_approximation")
     )
     inside = sigma[np.array([row["quadratic_regime"] is True for row in rows])]
     reliable = np.array([row.get("reliable", True) for row in rows])
@@ -48,7 +48,7 @@ def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, u
         ax.axvspan(inside.min() / 1.12, inside.max() * 1.12, color=GREEN, alpha=0.12, lw=0, label="quadratic regime")
     label = r"Hessian approximation $\frac{1}{2}\sigma^2\,\mathrm{Tr}\,H$"
     ax.plot(sigma, approximation, color=ORANGE, lw=1.8, label=label)
-    error = 1.96 * sem
+    error = 1.96 * np.array([whole_error(row) for row in rows])
     style = {"fmt": "o", "ms": 4.5, "color": BLUE}
     if reliable.any():
         label = "noise stability (95 % interval)"
@@ -66,6 +66,11 @@ def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, u
         ax.set_title(f"Relative RSS {100 * quantity['relative_rss']:.3g} %", fontsize="medium")
     ax.legend(frameon=False, fontsize="small")
     return ax
+
+
+def whole_error(row: Mapping[str, Any]) -> float:
+    """Standard error over the draws and, where not all training samples were measured, over their choice."""
+    return math.hypot(row["sem"], row.get("data_sem") or 0.0)
 
 
 def plot_layers(results: Results, ax: Any = None, most: int = 30) -> Any:

@@ -5,7 +5,14 @@ import pytest
 from seeded import rng
 
 from genbound.estimators.allocation import choose_doubles
-from genbound.estimators.estimate import Sampled, data_sem, stratified_mean, stratum_variances, student
+from genbound.estimators.estimate import (
+    Sampled,
+    data_sem,
+    effective_freedom,
+    stratified_mean,
+    stratum_variances,
+    student,
+)
 
 
 def test_stratified_mean_by_hand():
@@ -64,12 +71,33 @@ def test_few_singles_all_get_a_second_draw():
 
 
 def test_data_sem_by_hand():
-    """Values 1, 3 of 4: sample variance 2, over two samples 1, finite population 1 - 2/4."""
+    """Values 1, 3 of 4: sample variance 2, over two samples 1, finite population 1 - 2/4; one degree of freedom."""
     values = np.array([[1.0], [3.0]])
-    assert data_sem(values, np.zeros_like(values), 4) == pytest.approx([np.sqrt(0.5)])
-    assert data_sem(values, np.ones_like(values), 4) == pytest.approx([np.sqrt(0.25)])
+    assert data_sem(values, np.zeros_like(values), 4) == pytest.approx([np.sqrt(0.5) * student(1)])
+    assert data_sem(values, np.ones_like(values), 4) == pytest.approx([np.sqrt(0.25) * student(1)])
     assert data_sem(values, 5 * np.ones_like(values), 4) == [0.0]
     assert data_sem(values, np.zeros_like(values), 2) == [0.0]
+
+
+def test_the_freedom_of_a_variance_is_the_number_of_samples_that_make_it():
+    """Squares 1, 2, 3: 6^2 / 14, and half of that where each is half free; one that makes all of it counts alone."""
+    squares, free = np.array([1.0, 2.0, 3.0]), np.ones(3)
+    assert effective_freedom(squares, free) == pytest.approx(36 / 14)
+    assert effective_freedom(squares, free / 2) == pytest.approx(18 / 14)
+    assert effective_freedom(np.array([0.0, 0.0, 5.0]), free) == 1
+    assert np.isinf(effective_freedom(np.zeros(3), free))
+    assert effective_freedom(rng(4).normal(size=30000) ** 2, np.ones(30000)) == pytest.approx(10000, rel=0.1)
+
+
+def test_data_sem_covers_where_tails_are_heavy():
+    """Two of it hold the mean of all in 93 % and more, where two of the plain standard error do not."""
+    values, source, num = rng(5).exponential(size=400) ** 3, rng(6), 40
+    inside = np.zeros(2)
+    for _ in range(2000):
+        own = values[source.choice(400, num, replace=False)]
+        error, plain = abs(own.mean() - values.mean()), own.std(ddof=1) * np.sqrt((1 - num / 400) / num)
+        inside += error <= 2 * np.array([plain, data_sem(own, np.zeros(num), 400)])
+    assert inside[0] / 2000 < 0.91 and inside[1] / 2000 >= 0.93
 
 
 def test_independent_measurements_of_the_same_samples_add_up():

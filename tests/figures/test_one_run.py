@@ -65,6 +65,14 @@ def test_noise_stability(results):
     assert ax.get_xscale() == ax.get_yscale() == "log"
 
 
+def test_error_bars_of_noise_hold_the_choice_of_the_samples(results):
+    rows = results.quantities["noise_stability"]["sigmas"]
+    rows[1].update(sem=0.3, data_sem=0.4)
+    (errors,) = plot_noise_stability(results).containers
+    low, high = errors.lines[2][0].get_segments()[1][:, 1]
+    assert (low, high) == pytest.approx((4.0 - 1.96 * 0.5, 4.0 + 1.96 * 0.5))
+
+
 def test_noise_stability_of_a_loss_that_falls_or_does_not_move(results):
     rows = results.quantities["noise_stability"]["sigmas"]
     rows[0]["value"], rows[0]["sem"] = -1.0, 0.1

@@ -12,6 +12,7 @@ import genbound
 from benchmarks import population
 from benchmarks.population import SIGMAS, N, Text, coverage, error_of, train
 from genbound.errors import GenboundError
+from genbound.formatting import digits, with_error
 
 OTHERS = (
     "losses", "margin", "input_norm", "hessian_trace", "max_quadratic_form", "max_positive_trace", "fisher_rao_norm",
@@ -153,9 +154,24 @@ def test_stated_errors_cover_the_value_on_all_samples(trained, kind, least):
 
 
 @pytest.mark.slow
-def test_stated_errors_of_noise_cover(trained):
-    errors, stated = coverage(trained("text"), 100, 60, noise=True)
-    assert (np.abs(errors) <= 2 * stated).mean(0)[-2:].min() >= 0.93
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_stated_errors_of_noise_cover(trained, kind):
+    errors, stated = coverage(trained(kind), 100, 60, noise=True)
+    assert (np.abs(errors) <= 2 * stated).mean(0).min() >= 0.93
+
+
+def test_the_table_of_noise_has_the_errors_of_draws_and_of_choice(trained):
+    found = measured(problem_of(trained, "text", 40), "noise_stability", sigmas=(0.03,))
+    row = found.quantities["noise_stability"]["sigmas"][0]
+    text = found.to_markdown()
+    head, _, line = next(
+        lines for lines in zip(*(text.splitlines()[i:] for i in range(3)), strict=False) if "noise stability" in lines[0]
+    )
+    cells = dict(zip(*([cell.strip() for cell in cells.split("|")[1:-1]] for cells in (head, line)), strict=True))
+    assert cells["noise stability (± sem over the draws)"] == with_error(row["value"], row["sem"])
+    assert cells["± from the choice of samples"] == digits(row["data_sem"])
+    whole = measured(problem_of(trained, "text"), "noise_stability", sigmas=(0.03,)).to_markdown()
+    assert "noise stability (± sem over the draws)" in whole and "choice of samples" not in whole
 
 
 def test_stated_errors_cover_over_a_few_seeds(trained):

@@ -47,11 +47,14 @@ class NoiseStabilityOptions:
 
 
 def _describe(summary: Summary) -> list[str]:
-    head = ["sigma", "noise stability (± sem)", "std over shared draws", "½ sigma² Tr H (± sem)", "quadratic"]
+    some = any(row.get("data_sem") for row in summary["sigmas"])  # of all training samples
+    head = ["sigma", "noise stability (± sem over the draws)", *["± from the choice of samples"] * some,
+            "std over shared draws", "½ sigma² Tr H (± sem over the draws)", "quadratic"]  # fmt: skip
     rows = [
         [
             f"{row['sigma']:g}",
             with_error(row["value"], row["sem"]) if row.get("reliable", True) else "/ heavy tail",
+            *[digits(row["data_sem"])] * some,
             digits(row["std"]),
             with_error(row["hessian_approximation"], row["hessian_approximation_sem"]),
             _agreement(row),
