@@ -6,8 +6,8 @@ Both runs are of one checkpoint, on all of the same samples::
     genbound evaluate … --measures max_quadratic_form --maximum found --out runs/found
     python -m benchmarks.found_maximum runs/certified runs/found
 
-A layer is *short* by what its found value lacks of the certified one, both with the upper side of their intervals, which
-are 1 % wide by default.
+A layer is *short* by what its found value lacks of the certified one: the upper sides of intervals that are 1 % wide by
+default.
 """
 
 from __future__ import annotations
@@ -70,12 +70,13 @@ def main() -> None:
     parser.add_argument("certified", help="directory of the run with --maximum certified")
     parser.add_argument("found", help="directory of the run with --maximum found")
     given = parser.parse_args()
-    runs = [load_results(path, with_samples=False).quantities["max_quadratic_form"] for path in (given.certified, given.found)]
+    results = [load_results(path, with_samples=False) for path in (given.certified, given.found)]
+    runs = [run.quantities["max_quadratic_form"] for run in results]
     one = shortfall(*(run["layers"] for run in runs))
     rows = zip(one.names, one.short, one.same, one.products[:, 0], one.products[:, 1], strict=True)
     print(tabulate(rows, ["layer", "short by", "same sample", "products", "certified"], tablefmt="github"))
     print(
-        f"{one.near:.0%} of {len(one.names)} layers within {NEAR:.0%}, the worst short by {max(one.short.max(), 0):.2%}; "
+        f"{one.near:.0%} of {len(one.names)} layers within {NEAR:.0%}, the worst short by {one.short.max():.2%}; "
         f"the same sample in {one.same.mean():.0%}; {one.cost:.1%} of the products; {runs[1]['note']}"
     )
 

@@ -24,6 +24,7 @@ from benchmarks.rows.hessian_trace import (
 )
 from benchmarks.rows.max_quadratic_form import exact_quadratic_form, minilm_quadratic_form
 from benchmarks.rows.noise_stability import minilm_draw, minilm_noise, minilm_noise_1024
+from benchmarks.rows.population_trace import minilm_population
 from benchmarks.rows.row import ERROR, Row, known_to, ours_to_error, row
 from benchmarks.rows.whole_run import large_outputs, memory, minilm_evaluate
 
@@ -39,9 +40,12 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "minilm_trace": minilm_trace,
     "minilm_trace_1024": minilm_trace_1024,
     "minilm_trace_2048": minilm_trace_2048,
+    "minilm_population": minilm_population,
     "fitted_trace": fitted_trace,
     "minilm_quadratic_form": minilm_quadratic_form,
-    "minilm_evaluate": minilm_evaluate,
+    "minilm_first": minilm_evaluate("first bound, hessian_distance over all samples"),
+    "minilm_quick": minilm_evaluate("--effort quick"),
+    "minilm_evaluate": minilm_evaluate("every default row, --error 0.1"),
     "memory": memory,
     "large_outputs": large_outputs,
     "minilm_agreement": minilm_agreement,

@@ -63,8 +63,8 @@ class Choice:
     def data_sem(self, values: np.ndarray, noise: np.ndarray, num_data: int) -> np.ndarray:
         """Standard error of the weighted mean that comes from measuring these samples and not all.
 
-        It is widened where few samples tell it (:func:`genbound.estimators.estimate.effective_freedom`). Where the n samples are
-        themselves some of ``num_data``, what their choice adds is in it.
+        It is widened where few samples tell it (:func:`genbound.estimators.estimate.effective_freedom`). Where the n
+        samples are themselves some of ``num_data``, what their choice adds is in it.
 
         Args:
             values: per-sample values ``[m, ...]``.

@@ -174,9 +174,9 @@ def effective_freedom(squares: np.ndarray, free: np.ndarray) -> np.ndarray:
     r"""Degrees of freedom of a variance that samples with heavy tails tell.
 
     Of :math:`V = \sum_s u_s` with u in proportion to the squared deviations they are :math:`2V^2 / \mathrm{Var} V`,
-    which :math:`2 V^2 / \sum_s u_s^2` estimates with the errors of u around zero. Half of that, the number of samples that
-    make the most of V, also makes up for skewed values: their mean is low just where a rare large one was missed, and V
-    is too. Of normal values it is a third of their number.
+    which :math:`2 V^2 / \sum_s u_s^2` estimates with the errors of u around zero. Half of that, the number of samples
+    that make the most of V, also makes up for skewed values: their mean is low just where a rare large one was missed,
+    and V is too. Of normal values it is a third of their number.
 
     Args:
         squares: what each sample adds to the variance ``[N, ...]``.

@@ -164,9 +164,9 @@ def test_the_table_of_noise_has_the_errors_of_draws_and_of_choice(trained):
     found = measured(problem_of(trained, "text", 40), "noise_stability", sigmas=(0.03,))
     row = found.quantities["noise_stability"]["sigmas"][0]
     text = found.to_markdown()
-    head, _, line = next(
-        lines for lines in zip(*(text.splitlines()[i:] for i in range(3)), strict=False) if "noise stability" in lines[0]
-    )
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if "| noise stability" in line)
+    head, line = lines[at], lines[at + 2]
     cells = dict(zip(*([cell.strip() for cell in cells.split("|")[1:-1]] for cells in (head, line)), strict=True))
     assert cells["noise stability (± sem over the draws)"] == with_error(row["value"], row["sem"])
     assert cells["± from the choice of samples"] == digits(row["data_sem"])

@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from genbound.estimators.estimate import data_sem
 from genbound.evaluation.loop import measure
 from genbound.network.problem import Problem
 
@@ -92,7 +94,7 @@ def test_squared_error_has_no_model_expectation():
     inner = (2 * (f - y) * f).sum(1)
     assert found["model_expectation"] is None
     assert found["value"] == pytest.approx(float(inner.square().mean().sqrt()), rel=1e-10)
-    assert found["squared_sem"] == pytest.approx(float(inner.square().std() / 2 * math.sqrt(0.96)), rel=1e-10)
+    assert found["squared_sem"] == pytest.approx(float(data_sem(inner.square().numpy(), np.zeros(4), 100)), rel=1e-10)
 
 
 def test_measuring_disturbs_nothing():

@@ -1,7 +1,5 @@
 """The Hessian trace: exact and estimated, against the dense truth."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from small_nets import MLP_LAYERS
 from torch import nn
 
 import genbound
+from genbound.estimators.estimate import data_sem
 from genbound.network import derivative_trial
 
 
@@ -108,7 +107,7 @@ def test_data_sem_of_the_trace(problems, truths):
     for layer in MLP_LAYERS:
         values = truths("mlp_relu").traces(layer)[problem.indices].numpy()
         assert found[layer].value == pytest.approx(values.mean(), rel=1e-10)
-        expected = values.std(ddof=1) / 2 * math.sqrt(1 - 4 / 70)
+        expected = data_sem(values, np.zeros(4), 70)
         assert found[layer].data_sem == pytest.approx(expected, rel=1e-9)
 
 

@@ -5,6 +5,7 @@ import pytest
 from cases import CASES
 
 import genbound
+from genbound.estimators.estimate import data_sem
 from genbound.quantities.catalogue import QUANTITIES
 
 CHOSEN = [
@@ -67,7 +68,7 @@ def test_a_part_of_the_data():
     n = problem.num_data
     for layer, row in found["layers"].items():
         assert row["trace"] == pytest.approx(sample[layer].mean(), rel=1e-12)
-        assert row["trace_data_sem"] == pytest.approx(sample[layer].std() / 2 * np.sqrt(1 - 4 / n), rel=1e-9)
+        assert row["trace_data_sem"] == pytest.approx(data_sem(sample[layer].to_numpy(), np.zeros(4), n), rel=1e-9)
     numbers = {n.where: n for n in QUANTITIES["layer_curvature"].reading.numbers(found)}
     assert numbers["total.trace"].data_sem == found["total"]["trace_data_sem"]
     assert numbers["total.joint"].data_sem is None

@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 import genbound
+from genbound.estimators.estimate import data_sem
 from genbound.quantities.catalogue import QUANTITIES
 from genbound.quantities.loss_plane import random_direction
 from genbound.quantities.moved_loss import displacement_of
@@ -81,7 +82,7 @@ def test_the_error_of_a_part_of_the_data():
     found = genbound.measure(part, "loss_path", points=())
     batch = part.batch(range(5))
     values = part.loss.per_sample(part.forward(part.params, batch.inputs), batch.targets).detach().numpy()
-    sem = values.std(ddof=1) / np.sqrt(5) * np.sqrt(1 - 5 / 9)
+    sem = data_sem(values, np.zeros(5), 9)
     assert point(found, 1.0)["data_sem"] == pytest.approx(sem, rel=1e-10) and not found["of_all_data"]
     numbers = {n.where: n for n in QUANTITIES["loss_path"].reading.numbers(found)}
     assert numbers["t=1"].data_sem == point(found, 1.0)["data_sem"]
