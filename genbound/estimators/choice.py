@@ -1,6 +1,6 @@
 r"""Which samples stand for all of them, where each is expected to contribute a different amount to a mean.
 
-Let :math:`x_s` be what sample s of n is expected to contribute, up to a factor, and :math:`s_s = x_s + \tfrac12 \bar
+Let :math:`x_s` be what sample s of n is expected to contribute, up to a factor, and :math:`s_s = x_s + \tfrac14 \bar
 x`, which no sample has none of. Of m samples the largest are taken for certain: those with :math:`m\,s_s \ge \sum s`,
 one after another. The others are cut, in the order of their size, into *strata* of equal :math:`\sum s`, and two of
 each are drawn without replacement. So a sample of a stratum with :math:`N_h` members is drawn with probability
@@ -30,7 +30,7 @@ import numpy as np
 
 from genbound.estimators.estimate import effective_freedom, student
 
-FLOOR = 0.5  # of the mean size, that every sample has beside its own: small samples may hold a large value
+FLOOR = 0.25  # of the mean size, that every sample has beside its own: small samples may hold a large value
 DRAWN = 2  # samples of a stratum: more strata tell more than more samples of each
 LEAST = 8  # samples, below which the strata would be too few to know their spread
 
