@@ -46,15 +46,17 @@ class ControlledDraws:
         np.add.at(cubes, self.stratum, (values - mean[self.stratum]) ** 3)
         return np.where(num > 2, cubes * num / np.maximum((num - 1) * (num - 2), 1), 0.0)
 
-    def contributions(self, slopes: np.ndarray) -> np.ndarray:
+    def contributions(self, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What each draw adds to the error of the strata's mean, up to its sign: their squares add up to its variance.
 
-        Draws that are alone in their stratum are left out. ``[draws, S]``, in the unit of the values.
+        Draws that are alone in their stratum are left out. ``[draws, S]``, in the unit of the values; and the degrees
+        of freedom of each draw beside its stratum's mean ``[draws]``.
         """
         values, num = self.values - slopes * self.control[:, None], self.counts[self.stratum][:, None].astype(float)
         mean, _ = self._moments(values)
         size = np.abs(values - mean[self.stratum]) / np.sqrt(np.maximum(num * (num - 1), 1))
-        return size[num[:, 0] > 1]
+        several = num[:, 0] > 1
+        return size[several], 1 - 1 / num[several, 0]
 
     def slopes(self) -> np.ndarray:
         """The best slope for each value ``[S]``; 0 where the control explains less than it costs."""

@@ -54,7 +54,14 @@ import torch
 
 from genbound.estimators.allocation import allocate, choose_doubles, choose_pilot, predict
 from genbound.estimators.control_variate import ControlledDraws
-from genbound.estimators.estimate import data_sem, stratified_freedom, stratified_mean, stratum_variances, student
+from genbound.estimators.estimate import (
+    data_sem,
+    effective_freedom,
+    stratified_freedom,
+    stratified_mean,
+    stratum_variances,
+    student,
+)
 from genbound.estimators.tail import pareto_shape, skewness_of_mean
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, stack
@@ -233,7 +240,7 @@ class _Grid:
             piloted: the strata that they are from.
             affordable: draws of a stratum on the average that cost nothing.
         """
-        shapes = np.array([pareto_shape(sizes) for sizes in draws.contributions(slopes).T])
+        shapes = np.array([pareto_shape(sizes) for sizes in draws.contributions(slopes)[0].T])
         squares = draws.moments()[1][piloted] / (draws.counts[piloted, None] - 1)
         left = np.sqrt(draws.moments(slopes)[1][piloted] / (draws.counts[piloted, None] - 1)).mean(0)
         rounding = ROUNDING * torch.finfo(self._problem.dtype).eps * self._losses[piloted].mean()
@@ -297,8 +304,11 @@ class _Grid:
         mean, squares = draws.moments(slopes)
         variances = stratum_variances(counts, squares, doubles)
         value, sem = stratified_mean(counts, mean, variances)
-        sem = sem * student(stratified_freedom(counts, variances))
-        shapes = [pareto_shape(sizes) for sizes in draws.contributions(slopes).T]
+        contributions, free = draws.contributions(slopes)
+        # Where most strata have one draw, those with more tell the error of all: by rare large ones, it may be.
+        told = effective_freedom(contributions**2, free)
+        sem = sem * student(np.minimum(stratified_freedom(counts, variances), told))
+        shapes = [pareto_shape(sizes) for sizes in contributions.T]
         # From the mean over strata of sums to the mean over the samples, and the control's mean put back.
         scale = len(self._sizes) / self._problem.num_samples
         value, sem = value * scale + slopes * 0.5 * self._trace["value"], sem * scale

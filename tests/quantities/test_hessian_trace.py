@@ -1,5 +1,7 @@
 """The Hessian trace: exact and estimated, against the dense truth."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
