@@ -82,6 +82,36 @@ def gauss_newton_forms(tape: Tape, vs: Mapping[str, Tensor], cotangents: Iterabl
     return total if cotangents is None else total / len(weights)
 
 
+def remainder_forms(tape: Tape, vs: Mapping[str, Tensor], signs: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Estimates of each layer's :math:`v_i^\top R_i v_i`, and of :math:`|u_i|\,|q_i|` above it.
+
+    A product with all layers' directions at once, each under a random sign, holds the layer's own and those of the
+    others with signs of mean zero. The mean over the draws leaves a part of these. u is what the direction does to the
+    layer's result, q the layer's part of the product there.
+
+    Args:
+        tape: of N samples.
+        vs: layer -> direction of its weight, ``[*shape]``; L of them.
+        signs: 1 or -1 for each draw and layer, ``[draws, L]``.
+
+    Returns:
+        Two ``[N, L]`` in float64, in the loss's unit. The first is unbiased, the second too large by what is left.
+
+    Cost: a double backward pass to the activations for each draw, for all layers together.
+    """
+    us = {name: [use.perturb(v) for use in tape.uses[name]] for name, v in vs.items()}
+    means = {name: [torch.zeros_like(u) for u in own] for name, own in us.items()}
+    for draw in signs.tolist():
+        signed = {name: [sign * u for u in us[name]] for name, sign in zip(us, draw, strict=True)}
+        products = tape.activation_products(signed, list(us), "remainder")
+        for name, sign in zip(us, draw, strict=True):
+            for mean, q in zip(means[name], products[name], strict=True):
+                mean += (sign / len(signs)) * q
+    forms = torch.stack([tape.inner(name, us[name], means[name]) for name in us], 1)
+    squares = [tape.inner(name, us[name], us[name]) * tape.inner(name, means[name], means[name]) for name in us]
+    return forms, torch.stack(squares, 1).sqrt()
+
+
 def _squared_norms(tape: Tape, cotangent: Tensor) -> Tensor:
     gradients = tape.backward(cotangent, tape.layers)
     return torch.stack([tape.squared_norm(name, gradients[name]) for name in tape.layers], 1)

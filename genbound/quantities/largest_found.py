@@ -2,10 +2,11 @@ r"""The largest :math:`v_i^\top H_i^+ v_i` found among all training samples, for
 
 1. One pass over all n samples has, for every layer, the exact Gauss-Newton part :math:`v_i^\top G_i v_i`, and the norm
    of the loss's gradient in the output, which the size of the remainder :math:`v_i^\top R_i v_i` grows with. Where
-   there are many outputs that part is estimated, or left out and the norm alone decides.
-2. Of each curved layer the most promising samples get a product of their own: half of them those with the largest
-   Gauss-Newton parts and the largest gradients. These say how much the remainder adds for a gradient of a given size;
-   the other half are the largest by that.
+   there are many outputs that part is estimated, or left out and the norm alone decides who gets the next look.
+2. The samples with the larger gradients, and those with the largest Gauss-Newton parts, have products for all layers at
+   once, which tell something of each layer's remainder (:mod:`genbound.quantities.promising_samples`). Of each curved
+   layer the most promising ones get a product of their own: first those that are the largest in some respect, then, by
+   what these turn out to have, the most promising of the others, in two rounds.
 3. So do a few random ones of the others. How many of those exceed the largest of the promising ones says how many of
    all others may: an exact binomial limit.
 4. The largest are refined as in the certified maximum, until no sample *that was looked at* can be larger by more than
@@ -18,8 +19,8 @@ was passed over: the maximum over all n is exact.
 Cost:
     A pass over all n samples with a backward pass to the activations for each output coordinate (one fewer for
     cross-entropy; ``num_draws`` where there are more than ``exact_outputs``, and a forward pass alone where that is 0).
-    Then for each curved layer ``num_promising + num_checked + layer_products`` products on single samples at most,
-    whatever n.
+    ``num_joint`` double backward passes over a quarter of them. Then for each curved layer ``num_promising +
+    num_checked + layer_products`` products on single samples at most, whatever n.
 
 References:
     Clopper & Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial, Biometrika,
@@ -29,6 +30,7 @@ References:
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -40,11 +42,13 @@ from genbound.network.problem import Problem
 from genbound.network.tape import Tape
 from genbound.quantities.base import Context, Measured, Part, plain, stack, stream
 from genbound.quantities.catalogue.max_quadratic_form import MaxQuadraticFormOptions
+from genbound.quantities.promising_samples import SHARE, closer, look_closer, scores
 from genbound.quantities.quadratic_brackets import Refinement, is_closed, screen
 from genbound.quantities.remainder_probes import tapes_by_column
 
 NAME = "max_quadratic_form"
 CONFIDENCE = 0.95
+SHARD = 64  # samples of a closer look that are stored together
 SURE = 2  # samples of an exact maximum that are bracketed: the largest, and one that rounding may have swapped it for
 
 
@@ -53,7 +57,8 @@ def measure_found(problem: Problem, context: Context) -> Measured:
     whole = problem.over_all()
     look = _look if _is_exact(whole, context.options) or context.options.num_draws else _look_at_sizes
     parts = context.map("look", whole.shards(), lambda shard: look(whole, context, shard))
-    search = _Search(whole, context, stack(parts, "forms"), stack(parts, "sizes"))
+    forms, sizes = stack(parts, "forms"), stack(parts, "sizes")
+    search = _Search(whole, context, forms, sizes, _closer(whole, context, forms, sizes))
     found = context.map("search", list(range(len(whole.layers))), search.layer)
     rows = {layer.name: _row(part, context.options) for layer, part in zip(whole.layers, found, strict=True)}
     return Measured(
@@ -82,15 +87,16 @@ def _note(num: int, rows: dict[str, dict]) -> str:
     if not searched:
         return f"max over all {num:,}"
     said = f"max over all {num:,} (largest found)"
-    share = max(row["exceed_at_most"] for row in searched)
-    others = num - max(row["num_measured"] for row in searched)
-    if share >= 1:
+    known = [row["exceed_at_most"] for row in searched if row["exceed_at_most"] < 1]
+    if not known:
         return f"{said}; how many of the others exceed it is not known from the samples and products spent"
-    if others == 0 or share == 0:
+    others, unknown = num - max(row["num_measured"] for row in searched), len(searched) - len(known)
+    if others == 0 or (max(known) == 0 and not unknown):
         return f"{said}; all of them were looked at"
-    return (
-        f"{said}; of the {others:,} others at most {100 * share:.2g} % exceed a layer's, at {CONFIDENCE:.0%} confidence"
+    said += (
+        f"; of the {others:,} others at most {100 * max(known):.2g} % exceed a layer's, at {CONFIDENCE:.0%} confidence"
     )
+    return said if not unknown else f"{said} ({unknown} of {len(searched)} layers left out, of which it is not known)"
 
 
 # -- the pass over all samples ----------------------------------------------------------------------------------------
@@ -145,6 +151,18 @@ def _cotangents(tape: Tape, context: Context) -> list[torch.Tensor] | None:
     ]  # fmt: skip
 
 
+def _closer(whole: Problem, context: Context, forms: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """``positions [n]`` of the samples that have a closer look, and what it tells, ``[n, L]`` each; empty without."""
+    draws, layers = context.options.num_joint, len(whole.layers)
+    if not draws or all(layer.positive_semidefinite for layer in whole.layers):
+        return {}
+    positions = closer(forms, sizes)
+    signs = torch.randint(0, 2, (draws, layers), generator=stream(context, NAME, "signs")) * 2.0 - 1
+    runs = [positions[i : i + SHARD] for i in range(0, len(positions), SHARD)]
+    parts = context.map("closer", runs, lambda run: look_closer(whole, run, signs))
+    return {"positions": np.array(positions), **{key: stack(parts, key) for key in ("remainder", "norm")}}
+
+
 # -- one layer after the other ----------------------------------------------------------------------------------------
 
 
@@ -156,11 +174,14 @@ class _Search:
         context: of the measurement.
         forms: Gauss-Newton parts ``[N, L]``.
         sizes: norms of the loss's gradient in the output ``[N]``.
+        near: what a closer look tells of some samples (:func:`_closer`).
     """
 
-    def __init__(self, whole: Problem, context: Context, forms: np.ndarray, sizes: np.ndarray):
+    def __init__(
+        self, whole: Problem, context: Context, forms: np.ndarray, sizes: np.ndarray, near: dict[str, np.ndarray]
+    ):
         self._whole, self._options, self._forms, self._sizes = whole, context.options, forms, sizes
-        self._exact = _is_exact(whole, context.options)
+        self._near, self._exact = near, _is_exact(whole, context.options)
         order = torch.randperm(whole.num_samples, generator=stream(context, NAME, "checked")).tolist()
         self._random = order[: self._options.num_checked]
 
@@ -175,7 +196,7 @@ class _Search:
 
     def _search(self, number: int) -> Part:
         brackets = _Brackets(self._whole, number)
-        self._add_promising(brackets, self._forms[:, number])
+        self._add_promising(brackets, number)
         promising = sorted(brackets.measured)
         checked = [p for p in self._random if p not in brackets.measured]
         brackets.add(checked)
@@ -185,18 +206,29 @@ class _Search:
         others = self._whole.num_samples - len(promising)
         return self._part(brackets, products, _limit(exceeding, len(checked), others), False)
 
-    def _add_promising(self, brackets: _Brackets, forms: np.ndarray) -> None:
-        """Bracket the most promising samples, in two rounds: the first says what a gradient's size is worth."""
-        num = self._options.num_promising
-        first = -(-num // 4)
-        brackets.add(list(dict.fromkeys([*_largest(forms, first), *_largest(self._sizes, max(1, num // 2 - first))])))
-        seen = sorted(brackets.measured)
-        square = float((self._sizes[seen] ** 2).sum())
-        excess = brackets.upper[seen] - np.maximum(forms[seen], 0)
-        worth = float((excess * self._sizes[seen]).sum()) / square if square > 0 else 0.0
-        scores = forms + max(worth, 0.0) * self._sizes
-        scores[seen] = -np.inf
-        brackets.add(_largest(scores, num - len(seen)))
+    def _add_promising(self, brackets: _Brackets, number: int) -> None:
+        """Bracket the most promising samples, in rounds: what was measured says what makes the others promising."""
+        num = min(self._options.num_promising, len(self._sizes))
+        every, near = self._features(number)
+        leading = [positions[_largest(each, num)] for positions, known in (near, every) for each in known.values()]
+        first = list(dict.fromkeys(int(p) for ranks in zip_longest(*leading) for p in ranks if p is not None))
+        brackets.add(first[: -(-2 * num // 5)])
+        for until in (-(-7 * num // 10), num):
+            promise = np.full(len(self._sizes), -np.inf)
+            for positions, known in (every, near):
+                rows = np.flatnonzero(np.isin(positions, list(brackets.measured)))
+                promise[positions] = scores(known, rows, brackets.upper[positions[rows]])
+            measured = sorted(brackets.measured)
+            promise[measured] = -np.inf
+            brackets.add(_largest(promise, until - len(measured)))
+
+    def _features(self, number: int) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """What is known in a layer of all samples, and of those with a closer look: positions ``[n]``, features."""
+        forms = self._forms[:, number]
+        every = np.arange(len(forms)), {"form": forms, "size": self._sizes}
+        near = self._near.get("positions", np.zeros(0, int))
+        known = {"form": forms[near]} | {key: self._near[key][:, number] for key in ("remainder", "norm") if len(near)}
+        return [every, (near, known)]
 
     def _part(self, brackets: _Brackets, products: int, exceed: float, exact: bool) -> Part:
         best = max(brackets.measured, key=lambda p: (brackets.lower[p], brackets.upper[p], -p))
@@ -256,14 +288,15 @@ def _limit(exceeding: int, checked: int, others: int) -> float:
 def forecast_found(problem: Problem, options: MaxQuadraticFormOptions) -> float:
     """Gradients over the measured samples.
 
-    Counted are the pass over all, one of that sample for a first look at a sample and layer, and 0.7 for each further
-    product.
+    Counted are the passes over all and over those that are looked at closer, one of a sample for a first look at it and
+    a layer, and 0.7 for each further product.
     """
     every, exact = len(problem.data), _is_exact(problem, options)
     passes = max(1, problem.num_outputs - 1) if exact else options.num_draws
     pass_over_all = 0.5 + 0.4 * passes if passes else 1 / 3
     curved = sum(not layer.positive_semidefinite for layer in problem.layers)
+    closer = every / SHARE * (0.5 + 1.2 * options.num_joint) if curved and options.num_joint else 0.0
     looked = min(every, options.num_promising + options.num_checked)
     refined = min(options.layer_products, looked * options.max_products)
     searched = looked * (curved if exact else len(problem.layers)) + 0.7 * refined * curved
-    return (every * pass_over_all + searched) / problem.num_samples
+    return (every * pass_over_all + closer + searched) / problem.num_samples

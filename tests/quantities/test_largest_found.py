@@ -1,6 +1,7 @@
 """The largest quadratic form found among all samples: against the dense truth of every sample."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from small_nets import mlp
 from torch import nn
 
 import genbound
-from genbound.curvature.traces import gauss_newton_forms
+from genbound.curvature.traces import gauss_newton_forms, remainder_forms
 from genbound.errors import GenboundError
 from genbound.quantities.largest_found import _limit
+from genbound.quantities.promising_samples import scores
 
 
 def found_on(problem, **options):
@@ -64,6 +66,47 @@ def test_few_samples_exceed_what_is_found_among_many():
         assert (every[name] > row["upper"]).mean() <= row["exceed_at_most"] < 0.2
         assert row["exact"] is (name == "4.weight") and row["num_products"] < 250
     assert "max over all 300 (largest found); of the " in summary["note"] and "at 95% confidence" in summary["note"]
+
+
+def test_joint_products_hold_the_layers_own_and_signs_take_the_others_off(problems):
+    """One layer alone: its own remainder, exactly. All signs of three layers: their mean has no other layer in it."""
+    problem = problems("mlp_gelu")
+    tape = problem.tape(range(problem.num_samples))
+    names = [layer.name for layer in problem.layers]
+    own = {}
+    for name in names:
+        own[name] = tape.product(name, problem.displacement[name], "remainder")[0]
+        alone, norm = remainder_forms(tape, problem.displacement.of([name]), torch.ones(1, 1))
+        assert alone[:, 0] == pytest.approx(own[name], rel=1e-10, abs=1e-14)
+        assert (norm[:, 0] >= alone[:, 0].abs() - 1e-14).all()
+    signs = torch.tensor(list(product((1.0, -1.0), repeat=len(names))))
+    found, _ = remainder_forms(tape, problem.displacement.of(names), signs)
+    assert found.numpy() == pytest.approx(torch.stack(list(own.values()), 1).numpy(), rel=1e-9, abs=1e-13)
+    one, _ = remainder_forms(tape, problem.displacement.of(names), signs[:1])
+    assert not np.allclose(one.numpy(), found.numpy(), rtol=1e-3)
+
+
+def test_scores_follow_what_was_measured():
+    source = np.random.default_rng(0)
+    features = {"form": source.exponential(size=50), "size": source.exponential(size=50)}
+    values = 2 * features["form"] + 3 * features["size"]
+    found = scores(features, np.arange(12), values[:12])
+    assert np.argmax(found) == np.argmax(values) and found == pytest.approx(values, rel=0.2)
+    assert scores(features, np.arange(0), np.zeros(0)) == pytest.approx(features["form"])
+    assert np.isfinite(scores(features, np.arange(3), np.zeros(3))).all()
+
+
+def test_the_closer_look_finds_what_the_gradients_size_does_not():
+    """Of 200 samples three get a product of their own in each layer: those that a closer look says, or others."""
+    problem = Case(lambda: wide_mlp(200), ("0.weight", "2.weight", "4.weight")).problem()
+    certified = genbound.evaluate(problem, ["max_quadratic_form"]).quantities["max_quadratic_form"]["layers"]
+    reached = []
+    for num_joint in (0, 2):
+        found = found_on(problem, num_promising=3, num_checked=0, num_joint=num_joint)
+        rows = found.quantities["max_quadratic_form"]["layers"]
+        assert all(row["num_measured"] <= 3 for row in rows.values())
+        reached.append(min(row["lower"] / certified[name]["lower"] for name, row in rows.items()))
+    assert reached[0] < 0.5 and reached[1] > 0.98
 
 
 def wide_mlp(num):

@@ -30,7 +30,12 @@ class MaxQuadraticFormOptions:
         flag="--maximum",
         choices=MAXIMA,
     )
-    num_promising: int = option(24, "found: most promising samples of each layer that get products of their own")
+    num_joint: int = option(
+        2,
+        "found: products for all layers at once, of a quarter of the samples, that say which are promising; 0: the"
+        " Gauss-Newton part and the size of the loss's gradient alone say so",
+    )
+    num_promising: int = option(40, "found: most promising samples of each layer that get products of their own")
     num_checked: int = option(32, "found: random ones of the others, which say how safe it was to pass them over")
     layer_products: int = option(200, "found: products of a layer beyond the first one of each of these samples")
     exact_outputs: int = option(
