@@ -152,15 +152,20 @@ def _cotangents(tape: Tape, context: Context) -> list[torch.Tensor] | None:
 
 
 def _closer(whole: Problem, context: Context, forms: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """``positions [n]`` of the samples that have a closer look, and what it tells, ``[n, L]`` each; empty without."""
+    """``positions [n]`` of the samples that have a closer look, and what it tells, ``[n, L]`` each; empty without.
+
+    Their Gauss-Newton parts are among it where they are not known yet.
+    """
     draws, layers = context.options.num_joint, len(whole.layers)
     if not draws or all(layer.positive_semidefinite for layer in whole.layers):
         return {}
     positions = closer(forms, sizes)
     signs = torch.randint(0, 2, (draws, layers), generator=stream(context, NAME, "signs")) * 2.0 - 1
     runs = [positions[i : i + SHARD] for i in range(0, len(positions), SHARD)]
-    parts = context.map("closer", runs, lambda run: look_closer(whole, run, signs))
-    return {"positions": np.array(positions), **{key: stack(parts, key) for key in ("remainder", "norm")}}
+    known = _is_exact(whole, context.options) or context.options.num_draws
+    parts = context.map("closer", runs, lambda run: look_closer(whole, run, signs, not known))
+    found = {key: stack(parts, key) for key in ("form", "remainder", "norm")}
+    return {"positions": np.array(positions), **found, **({"form": forms[positions]} if known else {})}
 
 
 # -- one layer after the other ----------------------------------------------------------------------------------------
@@ -209,13 +214,13 @@ class _Search:
     def _add_promising(self, brackets: _Brackets, number: int) -> None:
         """Bracket the most promising samples, in rounds: what was measured says what makes the others promising."""
         num = min(self._options.num_promising, len(self._sizes))
-        every, near = self._features(number)
-        leading = [positions[_largest(each, num)] for positions, known in (near, every) for each in known.values()]
+        known_of = self._features(number)
+        leading = [positions[_largest(each, num)] for positions, known in known_of[::-1] for each in known.values()]
         first = list(dict.fromkeys(int(p) for ranks in zip_longest(*leading) for p in ranks if p is not None))
         brackets.add(first[: -(-2 * num // 5)])
         for until in (-(-7 * num // 10), num):
             promise = np.full(len(self._sizes), -np.inf)
-            for positions, known in (every, near):
+            for positions, known in known_of:
                 rows = np.flatnonzero(np.isin(positions, list(brackets.measured)))
                 promise[positions] = scores(known, rows, brackets.upper[positions[rows]])
             measured = sorted(brackets.measured)
@@ -227,8 +232,8 @@ class _Search:
         forms = self._forms[:, number]
         every = np.arange(len(forms)), {"form": forms, "size": self._sizes}
         near = self._near.get("positions", np.zeros(0, int))
-        known = {"form": forms[near]} | {key: self._near[key][:, number] for key in ("remainder", "norm") if len(near)}
-        return [every, (near, known)]
+        known = {key: self._near[key][:, number] for key in ("form", "remainder", "norm") if len(near)}
+        return [every, (near, known)] if len(near) else [every]
 
     def _part(self, brackets: _Brackets, products: int, exceed: float, exact: bool) -> Part:
         best = max(brackets.measured, key=lambda p: (brackets.lower[p], brackets.upper[p], -p))
@@ -295,7 +300,9 @@ def forecast_found(problem: Problem, options: MaxQuadraticFormOptions) -> float:
     passes = max(1, problem.num_outputs - 1) if exact else options.num_draws
     pass_over_all = 0.5 + 0.4 * passes if passes else 1 / 3
     curved = sum(not layer.positive_semidefinite for layer in problem.layers)
-    closer = every / SHARE * (0.5 + 1.2 * options.num_joint) if curved and options.num_joint else 0.0
+    closer = 0.0
+    if curved and options.num_joint:
+        closer = every / SHARE * (0.5 + 1.2 * options.num_joint + (0.4 if passes == 0 else 0.0))
     looked = min(every, options.num_promising + options.num_checked)
     refined = min(options.layer_products, looked * options.max_products)
     searched = looked * (curved if exact else len(problem.layers)) + 0.7 * refined * curved

@@ -16,8 +16,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from genbound.curvature.traces import remainder_forms
+from genbound.curvature.traces import gauss_newton_forms, remainder_forms
 from genbound.network.problem import Problem
+from genbound.network.tape import Tape
 from genbound.quantities.base import Part
 from genbound.quantities.remainder_probes import tapes_by_column
 
@@ -40,23 +41,43 @@ def closer(forms: np.ndarray, sizes: np.ndarray) -> list[int]:
     return sorted(chosen)
 
 
-def look_closer(problem: Problem, positions: list[int], signs: torch.Tensor) -> Part:
+def look_closer(problem: Problem, positions: list[int], signs: torch.Tensor, with_form: bool = False) -> Part:
     """``remainder`` and ``norm`` of these n samples, ``[n, L]`` each, from joint products.
 
-    ``signs [draws, L]`` are those of the layers.
+    Args:
+        problem: with all samples measured.
+        positions: of the n samples.
+        signs: of the layers, ``[draws, L]``.
+        with_form: whether ``form``, the Gauss-Newton part, is looked at as well; one random combination of the outputs
+            stands for more than two of them. Else it is zero.
     """
     moved, place = problem.displacement.moved, {p: i for i, p in enumerate(positions)}
-    remainders = np.zeros((len(positions), len(problem.layers)))
-    norms = np.zeros_like(remainders)
+    found = {key: np.zeros((len(positions), len(problem.layers))) for key in ("remainder", "norm", "form")}
+
+    def fill(key: str, tape: Tape, columns: np.ndarray, values: torch.Tensor) -> None:
+        found[key][np.ix_([place[p] for p in tape.positions], columns)] = values.detach().cpu().numpy()
+
     for tape, columns in tapes_by_column(problem)(positions):
-        curved = [n in moved and bool(tape.uses[n]) and n not in tape.piecewise_linear for n in tape.layers]
-        names = [name for name, wanted in zip(tape.layers, curved, strict=True) if wanted]
-        if names:
-            kept = np.asarray(columns)[curved]
-            cells = np.ix_([place[p] for p in tape.positions], kept)
-            found = remainder_forms(tape, problem.displacement.of(names), signs[:, kept])
-            remainders[cells], norms[cells] = (part.detach().cpu().numpy() for part in found)
-    return {"remainder": remainders, "norm": norms}
+        used = [(name, i) for name, i in zip(tape.layers, columns, strict=True) if name in moved and tape.uses[name]]
+        curved = [(name, i) for name, i in used if name not in tape.piecewise_linear]
+        if curved:
+            kept = np.array([i for _, i in curved])
+            vs = problem.displacement.of([name for name, _ in curved])
+            for key, values in zip(("remainder", "norm"), remainder_forms(tape, vs, signs[:, kept]), strict=True):
+                fill(key, tape, kept, values)
+        if with_form and used:
+            vs = problem.displacement.of([name for name, _ in used])
+            fill("form", tape, np.array([i for _, i in used]), gauss_newton_forms(tape, vs, _combination(tape)))
+    return found
+
+
+def _combination(tape: Tape) -> list[torch.Tensor] | None:
+    """One combination of the outputs, the same for all samples; ``None`` where there are two of them at most."""
+    like = tape.outputs.detach()
+    if like[0].numel() <= 2:
+        return None
+    source = torch.Generator().manual_seed(0)
+    return [(torch.randint(0, 2, like[0].shape, generator=source) * 2 - 1).to(like).expand_as(like)]
 
 
 def scores(features: dict[str, np.ndarray], rows: np.ndarray, values: np.ndarray) -> np.ndarray:
