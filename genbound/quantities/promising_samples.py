@@ -55,7 +55,8 @@ def look_closer(problem: Problem, positions: list[int], signs: torch.Tensor, wit
     found = {key: np.zeros((len(positions), len(problem.layers))) for key in ("remainder", "norm", "form")}
 
     def fill(key: str, tape: Tape, columns: np.ndarray, values: torch.Tensor) -> None:
-        found[key][np.ix_([place[p] for p in tape.positions], columns)] = values.detach().cpu().numpy()
+        rows = np.array([place[p] for p in tape.positions])
+        found[key][np.ix_(rows, columns)] = values.detach().cpu().numpy()
 
     for tape, columns in tapes_by_column(problem)(positions):
         used = [(name, i) for name, i in zip(tape.layers, columns, strict=True) if name in moved and tape.uses[name]]

@@ -91,7 +91,7 @@ def _found(promising: int, checked: int, products: int, **looked: int) -> dict[s
 # A cheaper look at all samples comes before fewer products: one at the gradients' sizes, where a quarter of the samples
 # have a closer one. Sizes alone come last.
 SIZES = {"exact_outputs": 0, "num_draws": 0}
-LOOKS = ({}, {"exact_outputs": 0, "num_draws": 1}, SIZES, SIZES | {"num_joint": 1})
+LOOKS: tuple[dict[str, int], ...] = ({}, {"exact_outputs": 0, "num_draws": 1}, SIZES, SIZES | {"num_joint": 1})
 LIGHTER = (
     *(_found(*s, **looked) for s in SEARCHES for looked in LOOKS),
     *(_found(*s, **SIZES, num_joint=0) for s in SEARCHES[1:]),
