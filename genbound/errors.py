@@ -38,6 +38,11 @@ def let_another_tell() -> None:
     _follows = True
 
 
+def is_told_by_another() -> bool:
+    """Whether this process is one that says nothing."""
+    return _follows
+
+
 def tell(message: str) -> None:
     """Say on standard error what a user should know and what stops nothing, in one line."""
     if not _follows:

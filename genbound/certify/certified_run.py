@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ import numpy as np
 from genbound.certify.candidates import Candidate, Tried, first_candidates, least
 from genbound.checkpoints.sidecar import write_sidecar
 from genbound.data.run_folder import Relabelled
+from genbound.engines.base import Engine
+from genbound.engines.in_process import InProcess
+from genbound.engines.whole_runs import alone, share_runs
 from genbound.errors import GenboundError
 from genbound.evaluation.loading import load
 from genbound.evaluation.loop import evaluate
@@ -52,6 +55,7 @@ def finetune_certified(
     trust_remote_code: bool = False,
     prior_share: float = 0.5,
     delta: float = 0.05,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a pretrained checkpoint for a small certificate; the same call continues a run that was stopped.
 
@@ -63,6 +67,7 @@ def finetune_certified(
             its head, within a ball, with or without noise.
         prior_share: share of the samples that the prior sees, in (0, 1).
         delta: failure probability of everything that is printed from the training set, in all.
+        engine: processes that share the candidates, with OUT on a disk that all of them see; ``None`` means this one.
 
     Returns:
         The content of ``run.json``: as of a plain run, and ``certificate``.
@@ -72,7 +77,7 @@ def finetune_certified(
     """
     spec = RunSpec(init, data, Path(out), model, test_data, num_classes, settings or Settings(), trust_remote_code)
     _check(spec.settings, prior_share, delta)
-    return _Certified(spec, read_task(spec), prior_share, delta).run()
+    return _Certified(spec, read_task(spec), prior_share, delta).run(engine or InProcess())
 
 
 def _check(settings: Settings, prior_share: float, delta: float) -> None:
@@ -114,17 +119,31 @@ class _Certified:
         """The folder of the run."""
         return self.spec.out
 
-    def run(self) -> dict[str, Any]:
-        """All of it; the record."""
-        first = self._within("prior", self.spec.init, self.seen, self.spec.settings, self.spec.model)
-        moved = first["distances"]
-        tried = [self._try(c, moved, number) for number, c in enumerate(first_candidates(self.spec.settings))]
+    def run(self, engine: Engine) -> dict[str, Any]:
+        """All of it, with the candidates shared by the engine's processes; the record."""
+
+        def prior() -> dict[str, Any]:
+            return self._within("prior", self.spec.init, self.seen, self.spec.settings, self.spec.model)
+
+        first = engine.settle(alone()(prior))
+        candidates = list(enumerate(first_candidates(self.spec.settings)))
+        records = share_runs(
+            engine, "candidates", candidates, lambda c: asdict(self._try(c[1], first["distances"], c[0]))
+        )
+        tried = [
+            Tried(**{**record, "candidate": candidate})
+            for record, (_, candidate) in zip(records, candidates, strict=True)
+        ]
+        return engine.settle(alone()(lambda: self._choose(tried, first)))
+
+    def _choose(self, tried: list[Tried], first: dict[str, Any]) -> dict[str, Any]:
+        """The best candidate, also with noise in its training; the record."""
         best = least(tried)
         if best is None:
             raise GenboundError(f"no candidate has a certificate ({tried[-1].note}): see {self.out / 'candidates'}")
         noisy = replace(best.candidate, noise=float(f"{best.deviation:.3g}"))
         if noisy.noise and not (self.spec.settings.sam or self.spec.settings.noise_stability):
-            tried.append(self._try(noisy, moved, len(tried)))
+            tried.append(self._try(noisy, first["distances"], len(tried)))
             best = least(tried) or best
         return self._finish(best.candidate, {one.candidate.name: one.value for one in tried}, first)
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from genbound.cli.click_options import DEBUG, option, with_options
+from genbound.cli.options import ENGINE
 from genbound.cli.terminal import show
+from genbound.errors import GenboundError
 from genbound.formatting import rounded_up
+
+if TYPE_CHECKING:
+    from genbound.engines.base import Engine
 
 OPTIONS = [
     click.argument("init", type=click.Path()),
@@ -53,6 +59,7 @@ OPTIONS = [
     option("prior-share", float, "Share of the samples that the certificate's prior sees.", default=0.5),
     option("delta", float, "Failure probability of the certificate.", default=0.05),
     option("save-steps", int, "Steps between checkpoints (default: once an epoch)."),
+    *ENGINE,
     click.option("--trust-remote-code", is_flag=True, help="Run code that INIT's own files name."),
     DEBUG,
 ]
@@ -67,7 +74,7 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
     evaluate DIR/finetuned` measures the result; where you named code with --model,
     it wants the same --model or --trust-remote-code. With --certify, DIR/certificate has the certificate's results.
     """
-    from genbound.finetune.run import finetune as run
+    from genbound.engines.open_engine import open_engine
     from genbound.finetune.settings import Settings
 
     chosen = {field.name: given[field.name] for field in fields(Settings) if given.get(field.name) is not None}
@@ -76,13 +83,31 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
         "settings": Settings(**chosen), "trust_remote_code": given["trust_remote_code"],
     }  # fmt: skip
     if given["certify"]:
+        said |= {"prior_share": given["prior_share"], "delta": given["delta"]}
+    run = partial(_run, given["certify"], (init, data, out), said)
+    if not given["certify"] and given["radius"] != "auto":
+        if given["engine"] not in ("auto", "local") or given["workers"]:
+            raise GenboundError(
+                f"--engine {given['engine']} shares the trainings of --radius auto and --certify, and here is only one"
+            )
+        given["engine"] = "local"
+    with open_engine(given["engine"], given["workers"], given["device"] or "cpu") as engine:
+        engine.employ(run)
+        record = run(engine)
+        if engine.leads:
+            show(summary(record))
+            click.echo(f"checkpoint in {out}/finetuned, record in {out}/run.json", err=True)
+
+
+def _run(certify: bool, places: tuple[str, str, str], said: dict[str, Any], engine: Engine) -> dict[str, Any]:
+    """The training, or all that a certificate takes; the record."""
+    if certify:
         from genbound.certify.certified_run import finetune_certified
 
-        record = finetune_certified(init, data, out, prior_share=given["prior_share"], delta=given["delta"], **said)
-    else:
-        record = run(init, data, out, **said)
-    show(summary(record))
-    click.echo(f"checkpoint in {out}/finetuned, record in {out}/run.json", err=True)
+        return finetune_certified(*places, engine=engine, **said)
+    from genbound.finetune.run import finetune
+
+    return finetune(*places, engine=engine, **said)
 
 
 def summary(record: dict[str, Any]) -> str:

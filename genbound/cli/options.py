@@ -94,8 +94,7 @@ PAIR_OPTIONS = [
     DEBUG,
 ]  # fmt: skip
 
-# What evaluate alone has: where it computes, and what it prints.
-PRINTED = [
+ENGINE = [
     option(
         "engine",
         str,
@@ -104,6 +103,11 @@ PRINTED = [
         default="auto",
     ),
     option("workers", int, "Actors that Ray starts (default: one for each core or accelerator)."),
+]
+
+# What evaluate alone has: where it computes, and what it prints.
+PRINTED = [
+    *ENGINE,
     click.option("--all", is_flag=True, help="Print all rows of the table and not its short form."),
     click.option("--json", is_flag=True, help="Print results.json and not the table."),
     click.option("-v", "--verbose", is_flag=True, help="Say of each quantity what it took, on standard error."),

@@ -94,7 +94,7 @@ class Engine(Protocol):
         """The device of this process; where several measure on accelerators (``cuda``) each has its own."""
         ...
 
-    def employ(self, work: Callable[[Engine], None]) -> None:
+    def employ(self, work: Callable[[Engine], object]) -> None:
         """Let processes that are not started yet begin.
 
         Args:

@@ -69,7 +69,7 @@ class Distributed:
         """The accelerator of this rank where any will do (``cuda``)."""
         return self._launch.device(wanted)
 
-    def employ(self, work: Callable[[Engine], None]) -> None:
+    def employ(self, work: Callable[[Engine], object]) -> None:
         """All ranks are there already."""
 
     # -- the parts ------------------------------------------------------------------------------------------------

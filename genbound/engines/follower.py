@@ -29,7 +29,7 @@ class Follower:
 
     leads, stores = False, False
 
-    def __init__(self, work: Callable[[Engine], None], ranks: int):
+    def __init__(self, work: Callable[[Engine], object], ranks: int):
         self.ranks = ranks
         self._heard: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._said: queue.Queue[tuple[Any, list[BaseException] | None]] = queue.Queue()
@@ -38,7 +38,7 @@ class Follower:
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._thread.start()
 
-    def _run(self, work: Callable[[Engine], None]) -> None:
+    def _run(self, work: Callable[[Engine], object]) -> None:
         try:
             work(self)
             self._ended = packed(GenboundError("the run had ended there"))
@@ -74,7 +74,7 @@ class Follower:
         """The device as it is asked for; Ray shows each actor its own."""
         return wanted
 
-    def employ(self, work: Callable[[Engine], None]) -> None:
+    def employ(self, work: Callable[[Engine], object]) -> None:
         """The leader has done it."""
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ class InProcess:
         """The device as it is asked for."""
         return wanted
 
-    def employ(self, work: Callable[[Engine], None]) -> None:
+    def employ(self, work: Callable[[Engine], object]) -> None:
         """Nobody else is there."""
 
     def map(self, stage: Stage, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:

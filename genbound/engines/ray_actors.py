@@ -25,7 +25,7 @@ from genbound.optional import import_optional
 ATTEMPTS = 3  # at a part, before it is taken to be what ends the actors
 LOSSES = 10  # actors for each worker, lost one after the other without anything done between, before the run ends
 LOOK = 0.5  # seconds between two looks at the time budget
-Work = Callable[[Engine], None]
+Work = Callable[[Engine], object]
 
 
 class Actor:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from torch import nn
 
 from genbound.checkpoints import huggingface
 from genbound.data.run_folder import Relabelled
+from genbound.engines.base import Engine
+from genbound.engines.in_process import InProcess
+from genbound.engines.whole_runs import alone
 from genbound.errors import GenboundError
 from genbound.files import write_json
 from genbound.finetune.constraint.distance_constraint import constraint_of
@@ -33,6 +37,7 @@ from genbound.results.progress_bar import Bar
 from genbound.user_code import rng_untouched
 from genbound.version import __version__
 
+OBSERVED, MATRIX = "observed.npy", "confusion.csv"  # what runs inside this one read: the labels, and F
 ESTIMATES = {"anchor": lambda p, labels: anchor_points(p), "dual-t": dual_t}
 
 
@@ -46,6 +51,7 @@ def finetune(
     num_classes: int | None = None,
     settings: Settings | None = None,
     trust_remote_code: bool = False,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a pretrained checkpoint; the same call continues a run that was stopped.
 
@@ -60,6 +66,8 @@ def finetune(
         num_classes: where the training labels do not show all.
         settings: everything else.
         trust_remote_code: allow code that INIT's own files name: in its directory, or in its ``genbound.yaml``.
+        engine: processes that share the trainings of ``radius="auto"``, with OUT on a disk that all of them see
+            (:func:`genbound.engines.open_engine.open_engine`); ``None`` means this process.
 
     Returns:
         The content of ``run.json``: settings, accuracies, distances.
@@ -68,43 +76,78 @@ def finetune(
         GenboundError: something does not fit, or OUT holds a run with other settings.
     """
     with rng_untouched():
-        return _run(
-            RunSpec(init, data, Path(out), model, test_data, num_classes, settings or Settings(), trust_remote_code)
-        )
+        spec = RunSpec(init, data, Path(out), model, test_data, num_classes, settings or Settings(), trust_remote_code)
+        return _Run(spec, engine or InProcess()).run()
 
 
-def _run(spec: RunSpec) -> dict[str, Any]:
-    out, task = spec.out, read_task(spec)
-    samples = task.samples
-    start = build_start(
-        spec.init, spec.model, task.num_classes, samples.label2id, task.has_images, spec.settings.seed,
-        spec.trust_remote_code,
-    )  # fmt: skip
-    if finished := _continue(out, _identity(spec, task, start)):
-        return finished
-    task.write(out / "labels.npz")
-    save_network(start.model, out / "pretrained", start)
+class _Run:
+    """One run; where several processes share the trials of a search, one of them does all else.
 
-    began = time.perf_counter()
-    confusion = _confusion(spec, task, start)
-    settings, trials = _settings(spec, task, confusion)
-    network, trained = _train(start, task, confusion, settings, out)
-    save_network(network, out / "finetuned", start)
+    Args:
+        spec: what is asked for.
+        engine: of these processes.
+    """
 
-    record = {
-        "settings": settings.record(), "radius_search": trials, "init": str(spec.init), "data": _said(spec.data),
-        "test_data": _said(spec.test_data), "model": start.spec, "rule": start.rule,
-        "label2id": None if samples.label2id is None else dict(samples.label2id), "num_classes": task.num_classes,
-        "num_train": len(task.train), "num_held_out": len(task.held_out),
-        "confusion": None if confusion is None else confusion.tolist(),
-        "noise_rate": task.noise_rate, **trained, "seconds": round(time.perf_counter() - began, 1),
-        "accuracy": accuracies(network, task, settings.device),
-    }  # fmt: skip
-    if isinstance(spec.data, str):
-        write_data_file(out)
-        describe_checkpoint(out, record)
-    write_json(out / "run.json", record)
-    return record
+    def __init__(self, spec: RunSpec, engine: Engine):
+        self.spec, self.out, self._engine = spec, spec.out, engine
+
+    @cached_property
+    def _task(self) -> Task:
+        return read_task(self.spec)
+
+    @cached_property
+    def _start(self) -> Start:
+        spec, samples = self.spec, self._task.samples
+        return build_start(
+            spec.init, spec.model, self._task.num_classes, samples.label2id, self._task.has_images, spec.settings.seed,
+            spec.trust_remote_code,
+        )  # fmt: skip
+
+    def run(self) -> dict[str, Any]:
+        """All of it, or what is left of it; the record."""
+        began = time.perf_counter()
+        finished, confusion = self._engine.settle(self._begin)
+        if finished:
+            return finished
+        settings, trials = _settings(self.spec, confusion, self._engine)
+        return self._engine.settle(lambda: self._finish(confusion, settings, trials, began))
+
+    @alone()
+    def _begin(self) -> tuple[dict[str, Any] | None, np.ndarray | None]:
+        """The record of a run that is finished; else what it begins with, written, and F to correct for."""
+        task, start = self._task, self._start
+        if finished := _continue(self.out, _identity(self.spec, task, start)):
+            return finished, None
+        task.write(self.out / "labels.npz")
+        save_network(start.model, self.out / "pretrained", start)
+        confusion = _confusion(self.spec, task, start)
+        if self.spec.settings.radius == AUTO:  # what its trials read
+            _observed_file(self.out, task)
+            _matrix_file(self.out, confusion)
+        return None, confusion
+
+    @alone()
+    def _finish(
+        self, confusion: np.ndarray | None, settings: Settings, trials: dict[str, float] | None, began: float
+    ) -> dict[str, Any]:
+        """Train with the settings that were found, and write the network and the record."""
+        spec, task, start, samples = self.spec, self._task, self._start, self._task.samples
+        network, trained = _train(start, task, confusion, settings, self.out)
+        save_network(network, self.out / "finetuned", start)
+        record = {
+            "settings": settings.record(), "radius_search": trials, "init": str(spec.init), "data": _said(spec.data),
+            "test_data": _said(spec.test_data), "model": start.spec, "rule": start.rule,
+            "label2id": None if samples.label2id is None else dict(samples.label2id), "num_classes": task.num_classes,
+            "num_train": len(task.train), "num_held_out": len(task.held_out),
+            "confusion": None if confusion is None else confusion.tolist(),
+            "noise_rate": task.noise_rate, **trained, "seconds": round(time.perf_counter() - began, 1),
+            "accuracy": accuracies(network, task, settings.device),
+        }  # fmt: skip
+        if isinstance(spec.data, str):
+            write_data_file(self.out)
+            describe_checkpoint(self.out, record)
+        write_json(self.out / "run.json", record)
+        return record
 
 
 def _said(data: Any) -> str | None:
@@ -172,7 +215,7 @@ def _confusion(spec: RunSpec, task: Task, start: Start) -> np.ndarray | None:
     return matrix
 
 
-def _settings(spec: RunSpec, task: Task, confusion: np.ndarray | None) -> tuple[Settings, dict[str, float] | None]:
+def _settings(spec: RunSpec, confusion: np.ndarray | None, engine: Engine) -> tuple[Settings, dict[str, float] | None]:
     """The settings to train with, and what each trial gave.
 
     Where the radius is to be found, the settings are those of the best trial.
@@ -181,24 +224,22 @@ def _settings(spec: RunSpec, task: Task, confusion: np.ndarray | None) -> tuple[
         return spec.settings, None
 
     def trial(recipe: Settings, name: str) -> dict[str, Any]:
-        noise, matrix = f"labels:{_observed_file(spec.out, task)}", _matrix_file(spec.out, confusion)
+        noise, matrix = f"labels:{spec.out / OBSERVED}", None if confusion is None else str(spec.out / MATRIX)
         return _within(spec, f"search/{name}", spec.num_classes, replace(recipe, noise=noise, confusion=matrix))
 
-    return choose_radius(spec.settings, trial)
+    return choose_radius(spec.settings, trial, engine)
 
 
 def _observed_file(out: Path, task: Task) -> Path:
     """The observed labels, for runs inside this one."""
-    np.save(out / "observed.npy", task.observed.numpy())
-    return out / "observed.npy"
+    np.save(out / OBSERVED, task.observed.numpy())
+    return out / OBSERVED
 
 
-def _matrix_file(out: Path, matrix: np.ndarray | None) -> str | None:
-    if matrix is None:
-        return None
-    with (out / "confusion.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(matrix.tolist())
-    return str(out / "confusion.csv")
+def _matrix_file(out: Path, matrix: np.ndarray | None) -> None:
+    if matrix is not None:
+        with (out / MATRIX).open("w", newline="") as file:
+            csv.writer(file).writerows(matrix.tolist())
 
 
 def _train(

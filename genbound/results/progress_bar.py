@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from genbound.errors import printable, tell
+from genbound.errors import is_told_by_another, printable, tell
 from genbound.formatting import duration
 
 if TYPE_CHECKING:
@@ -65,9 +65,11 @@ class Bar:
             doing: what is being done.
             left: seconds that it will take from here on; ``None`` where nobody knows.
         """
+        if is_told_by_another():
+            return
         self._share, self._doing = min(max(share, 0.0), 1.0), " ".join(printable(doing).split())
         self._left = None if left is None else self._clock() + left
-        if not self._opened:  # not before there is something to show: of several processes one shows it
+        if not self._opened:  # not before there is something to show
             self._opened = True
             if sys.stderr.isatty():
                 self._open()
