@@ -121,7 +121,7 @@ def minilm(folder: Path) -> Pair:
         "max_quadratic_form.max_products": 6,
     }  # fmt: skip
     options = [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
-    layers = ["--layers", "*.[05].attention.self.value.weight", "--samples", "128"]
+    layers = ["--layers", "*.5.attention.self.value.weight", "--samples", "128"]
     pair = [str(folder / "tuned"), str(folder / "init"), "--data", f"{file}:train", "--num-data", "128"]
     return Pair(folder, [*pair, "--measures", measures, *layers, *options])
 
