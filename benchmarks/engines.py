@@ -1,7 +1,8 @@
 """``python -m benchmarks.engines``: what the engine of one process costs against a bare loop over the parts.
 
-The demo's default evaluation, in turns through ``Engine.map`` and through ``[function(item) for item in items]``;
-processor seconds. With it the seconds that importing the engine takes beside torch and the evaluation itself.
+Four quantities of the demo, of some hundred parts, in turns through ``Engine.map`` and through
+``[function(item) for item in items]``; processor seconds. With it the seconds that importing the engine takes beside
+torch and the evaluation itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from benchmarks.models import ROOT
 from genbound.evaluation.stage import StoredContext
 
 DEMO = ROOT / "examples" / "demo"
-PAIRS = 7
+PAIRS = 5
+MEASURES = "losses,hessian_trace,max_quadratic_form,noise_stability"
 IMPORT = """
 import time, torch, genbound.evaluation.loop
 loaded = set(sys.modules)
@@ -38,11 +40,11 @@ def ratios(pairs: int) -> tuple[list[float], list[float]]:
     problem = genbound.load(*files, model=f"{DEMO}/model.py:ConvMLP", trust_remote_code=True, **data)
     ways = {"engine": StoredContext.map, "bare": bare}
     found: dict[str, list[float]] = {name: [] for name in ways}
-    genbound.evaluate(problem)
+    genbound.evaluate(problem, MEASURES)
     for number in range(pairs):
         for name in sorted(ways, reverse=bool(number % 2)):
             StoredContext.map = ways[name]
-            found[name].append(seconds(lambda: genbound.evaluate(problem)))
+            found[name].append(seconds(lambda: genbound.evaluate(problem, MEASURES)))
     StoredContext.map = ways["engine"]
     return found["engine"], found["bare"]
 

@@ -9,8 +9,9 @@ r"""Run cells of the study: fine-tune, measure, store. The same command continue
     python examples/study/run.py cifar5 --list           # what is done, running and left
 
 Any number of the same command may run side by side: a cell belongs to the process that holds its lock, which goes with
-the process. ``--out`` has what a cell needs to continue (checkpoints of the training, parts of a measurement), and
-``--results`` receives one file a finished cell, written at once.
+the process. Started by torchrun or with ``--engine ray``, the processes of one command share its cells. ``--out`` has
+what a cell needs to continue (checkpoints of the training, parts of a measurement), and ``--results`` receives one file
+a finished cell, written at once.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ from tasks import SETS, TASKS, Task, assert_disjoint
 
 from genbound.checkpoints.architecture import build_pair
 from genbound.data.run_folder import Relabelled
+from genbound.engines.base import Engine
+from genbound.engines.open_engine import open_engine
+from genbound.engines.whole_runs import share_runs
 from genbound.files import write_json
 from genbound.finetune import Settings, finetune, labels_from_predictions
 from genbound.finetune.predictions import predict
@@ -193,7 +198,9 @@ def main() -> None:
     parser.add_argument("cells", nargs="+", help="TASK, TASK:radius, TASK:symmetric40, …, or ci")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of what is being worked on")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of finished cells")
-    parser.add_argument("--most", type=int, default=10**9, help="stop after so many cells")
+    parser.add_argument("--most", type=int, default=10**9, help="stop after so many cells a process")
+    parser.add_argument("--engine", default="auto", help="local, torchrun, ray or ray://ADDRESS (docs/scale.md)")
+    parser.add_argument("--workers", type=int, help="actors that Ray starts")
     parser.add_argument("--list", action="store_true", help="say what is done and what is left, and run nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)  # sums in a fixed order
@@ -203,16 +210,24 @@ def main() -> None:
         print(*(f"{'done' if d else 'left'}  {c.task} {c.name}" for c, d in zip(cells, done, strict=True)), sep="\n")
         print(f"{sum(done)} of {len(cells)} cells are done")
         return
-    for name in dict.fromkeys(cell.task for cell in cells):
-        store_digests(TASKS[name], args.results)
+    with open_engine(args.engine, args.workers) as engine:
+        engine.employ(partial(run_all, args, cells))
+        run_all(args, cells, engine)
+
+
+def run_all(args: argparse.Namespace, cells: list[Cell], engine: Engine) -> None:
+    """The cells that are left; the engine's processes share them, each as a run of its own."""
     ran = 0
-    for number, cell in enumerate(cells, 1):
+
+    def run(item: tuple[int, Cell]) -> dict[str, Any]:
+        nonlocal ran
+        number, cell = item
         file = stored(cell, args.results)
         if ran >= args.most:
-            break
+            return {}
         with claimed(args.out / cell.task / f"{cell.name}.lock") as mine:
             if not mine or file.exists():
-                continue
+                return {}
             row = run_cell(cell, args.out)
             write_json(file, row)
             shutil.rmtree(args.out / cell.task / cell.name, ignore_errors=True)  # only needed to continue
@@ -223,6 +238,11 @@ def main() -> None:
             f"({row['seconds']['all']:.0f} s)",
             flush=True,
         )
+        return {}
+
+    tasks = dict.fromkeys(cell.task for cell in cells)
+    engine.settle(lambda: [store_digests(TASKS[name], args.results) for name in tasks] and None)
+    share_runs(engine, "cells", list(enumerate(cells, 1)), run)
 
 
 if __name__ == "__main__":

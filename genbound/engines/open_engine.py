@@ -74,6 +74,7 @@ def _ray(address: str, workers: int | None, accelerators: bool) -> Engine:
 
     if not address:
         workers = workers or os.cpu_count() or 1
-        if "OMP_NUM_THREADS" not in os.environ:  # the actors have as many threads as this process, and share its cores
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    if "OMP_NUM_THREADS" not in os.environ and not (address and accelerators):
+        # The actors have as many threads as this process. They share its cores; in a cluster each is given one.
+        torch.set_num_threads(1 if address else max(1, (os.cpu_count() or 1) // (workers or 1)))
     return Leader(address and (address if address == "auto" else f"ray://{address}"), workers, accelerators)

@@ -199,6 +199,23 @@ def test_the_same_bytes_for_any_number_of_ranks(tmp_path, capfd, ranks):
     assert not list((tmp_path / "all").glob("**/.*"))
 
 
+def test_several_checkpoints_go_through_the_same_ranks(tmp_path, capfd):
+    write_files(tmp_path)
+    (tmp_path / "other.safetensors").write_bytes((tmp_path / "tuned.safetensors").read_bytes())
+    torch.set_num_threads(1)
+
+    def evaluate(out):
+        command, ckpt, *rest = arguments(tmp_path, out)
+        return main([command, ckpt, str(tmp_path / "other.safetensors"), *rest, "--measures", "losses,hessian_trace"])
+
+    assert evaluate(tmp_path / "one") == 0
+    once = capfd.readouterr().out
+    assert in_ranks(2, lambda rank: evaluate(tmp_path / "all"), tmp_path) == [0, 0]
+    assert capfd.readouterr().out == once
+    for name in ("tuned.safetensors", "other.safetensors"):
+        assert stored(tmp_path / "one" / name) == stored(tmp_path / "all" / name)
+
+
 def test_a_command_that_is_refused_is_refused_once(tmp_path, capfd):
     write_files(tmp_path)
     (tmp_path / "init.safetensors").unlink()

@@ -15,7 +15,7 @@ from stored_bytes import stored
 
 KILLS, WORKERS, LONGEST = 20, 2, 3600  # seconds
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(pairs.ROOT), "OMP_NUM_THREADS": "1"}
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", str(WORKERS), "--max-restarts", str(KILLS)]
+TORCHRUN = ["-m", "torch.distributed.run", "--max-restarts", str(KILLS)]
 
 
 @pytest.fixture(scope="module", params=["demo", "minilm"])
@@ -32,11 +32,11 @@ def pair(request, tmp_path_factory):
     return made, stored(folder / "whole"), needed, time.monotonic() - begin
 
 
-def start(engine, pair, out):
+def start(engine, pair, out, num=WORKERS):
     if engine == "ray":
-        command = pair.command(out, "--engine", "ray", "--workers", str(WORKERS))
+        command = pair.command(out, "--engine", "ray", "--workers", str(num))
     else:
-        command = [*TORCHRUN, "--master-port", str(free_port()), *pair.command(out)]
+        command = [*TORCHRUN, "--nproc-per-node", str(num), "--master-port", str(free_port()), *pair.command(out)]
     kept = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *command], env=ENVIRONMENT, **kept)
 
@@ -107,3 +107,16 @@ def test_workers_are_killed_at_random_moments(pair, engine):
         assert computed.keys() == needed.keys() and computed.total() <= needed.total() + lost
         print(f"{engine}: {kills} kills, {computed.total()} parts of {needed.total()}", file=sys.stderr)
         number += 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine, num", [("torchrun", 3), ("torchrun", 4), ("ray", 3)])
+def test_any_number_of_workers_gives_the_same_bytes(pair, engine, num):
+    if engine == "ray":
+        pytest.importorskip("ray")
+    pair, whole, needed, _ = pair
+    out = pair.folder / f"{engine} of {num}"
+    run = start(engine, pair, out, num)
+    said = run.communicate(timeout=LONGEST)[1]
+    assert run.returncode == 0, said
+    assert stored(out) == whole and pair.counted() == needed

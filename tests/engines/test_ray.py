@@ -17,6 +17,8 @@ from stored_bytes import stored
 from genbound.cli.main import main
 from genbound.engines import ray_actors
 from genbound.engines.base import Stage, TimeBudgetSpent
+from genbound.engines.in_process import InProcess
+from genbound.engines.open_engine import open_engine
 from genbound.errors import GenboundError
 from tests.attack.stored_run import arguments, write_files
 
@@ -139,6 +141,27 @@ def test_what_a_worker_cannot_load_is_said_with_its_place(monkeypatch):
     with pytest.raises(GenboundError, match="a worker on .*: the file is not on this machine"):
         engine.gather(1)
     engine.abandon()
+
+
+@pytest.mark.parametrize(
+    "name, workers, device, set_by_user, threads",
+    [
+        ("ray", 2, "cpu", False, 4), ("ray", None, "cpu", False, 1), ("ray", 20, "cpu", False, 1),
+        ("ray", 2, "cpu", True, 3), ("ray://auto", None, "cpu", False, 1), ("ray://auto", 2, "cpu", True, 3),
+        ("ray://auto", 2, "cuda", False, 3),
+    ],
+)  # fmt: skip
+def test_actors_have_the_threads_of_their_cores(monkeypatch, name, workers, device, set_by_user, threads):
+    """Of a machine with eight; in a cluster Ray gives each one core."""
+    if set_by_user:
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    else:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(ray_actors, "Leader", lambda *_: InProcess())
+    torch.set_num_threads(3)
+    with open_engine(name, workers, device):
+        assert torch.get_num_threads() == threads
 
 
 def test_without_ray_the_extra_is_named(monkeypatch, capsys, tmp_path):
