@@ -1,10 +1,17 @@
 """Who is started alone and who with others: the variables of torchrun and of Slurm."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+import genbound
 from genbound.engines.launch import first_host, launched
 from genbound.engines.open_engine import open_engine
 from genbound.errors import GenboundError
+from tests.attack.stored_run import arguments, write_files
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 JOB = {"SLURM_JOB_ID": "77", "SLURM_PROCID": "2", "SLURM_NTASKS": "3", "SLURM_LOCALID": "0"}
@@ -54,3 +61,20 @@ def test_an_engine_that_is_not_there_is_refused(monkeypatch):
     for name, workers, words in (("auto", 2, "is for --engine ray"), ("ray", 0, "at least 1")):
         with pytest.raises(GenboundError, match=words), open_engine(name, workers):
             pass
+
+
+def test_one_process_needs_no_other_engine(tmp_path):
+    """Neither is imported, nor is a group of torch.distributed made."""
+    write_files(tmp_path)
+    code = (
+        "import sys; from genbound.cli.main import main; status = main(sys.argv[1:]); import torch.distributed as d\n"
+        "loaded = [name for name in sys.modules if name.startswith(('genbound.engines.', 'ray'))]\n"
+        "print(status, d.is_initialized(), *sorted(loaded), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments(tmp_path, tmp_path / "out", "--quiet", "--measures", "losses")]
+    env = {**os.environ, "PYTHONPATH": str(Path(genbound.__file__).parent.parent)}
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
+        env.pop(name, None)
+    said = subprocess.run(command, env=env, capture_output=True, text=True).stderr
+    ours = ["base", "failures", "in_process", "launch", "open_engine"]
+    assert said.split() == ["0", "False", *(f"genbound.engines.{name}" for name in ours)], said
