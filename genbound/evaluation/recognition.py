@@ -26,7 +26,7 @@ def identities(problem: BaseProblem, out: Path) -> dict[bool, str]:
         problem: what is measured.
         out: directory of the results, where earlier answers lie.
     """
-    digests = {test_data: problem.digest(test_data) for test_data in (False, True)}
+    digests = problem.digests()
     number = _number(problem, digests[False], out)
     return {test_data: digest_of(digest, number) for test_data, digest in digests.items()}
 

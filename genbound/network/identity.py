@@ -65,18 +65,20 @@ def kind_of(device: torch.device | str) -> str:
     return f"{kind} {torch.cuda.get_device_name(device)}" if kind == "cuda" else kind
 
 
-def network_digest(problem: Problem, test_data: bool) -> str:
-    """SHA-256 of the weights, the samples, the network's code and the loss's; ``test_data`` counts held-out ones in."""
-    held_out = problem.test_data.content_digest() if test_data and problem.test_data is not None else None
+def network_digests(problem: Problem) -> dict[bool, str]:
+    """SHA-256 of the weights, the samples, the network's code and the loss's; ``True`` counts held-out ones in."""
+    held_out = None if problem.test_data is None else problem.test_data.content_digest()
     counted = {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
     loss = {field.name: getattr(problem.loss, field.name) for field in fields(problem.loss) if field.name != "name"}
-    facts = (
-        weights_digest(problem), problem.data.content_digest(), held_out, list(problem.indices), problem.num_data,
-        problem.loss_range_spec, problem.output, code_digest(problem.model, loss, counted=counted),
+    before = weights_digest(problem), problem.data.content_digest()
+    behind = (
+        list(problem.indices), problem.num_data, problem.loss_range_spec, problem.output,
+        code_digest(problem.model, loss, counted=counted),
         None if problem.prior is None else problem.prior.digest(),
         None if problem.unlabelled is None else problem.unlabelled.content_digest(),
     )  # fmt: skip
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+    facts = {False: (*before, None, *behind), True: (*before, held_out, *behind)}
+    return {test_data: hashlib.sha256(repr(found).encode()).hexdigest() for test_data, found in facts.items()}
 
 
 def _tensors(group: Mapping[str, Tensor]) -> bytes:

@@ -16,7 +16,7 @@ from genbound.estimators.choice import Choice
 from genbound.estimators.random import BLOCK
 from genbound.network.derivative_checks import check_derivatives
 from genbound.network.displacement import Displacement
-from genbound.network.identity import answers, network_digest
+from genbound.network.identity import answers, network_digests
 from genbound.network.layers import Layer, select_layers
 from genbound.network.loss_functions import Loss
 from genbound.network.memory import budget_of, largest_batch
@@ -236,9 +236,9 @@ class Problem(Network, BaseProblem):
                 for run in self.batches(positions, size):
                     yield self.tape(run, group)
 
-    def digest(self, test_data: bool = False) -> str:
-        """SHA-256 of everything that a measurement depends on; ``test_data`` counts held-out samples in."""
-        return network_digest(self, test_data)
+    def digests(self) -> dict[bool, str]:
+        """SHA-256 of everything that a measurement depends on; ``True`` counts held-out samples in."""
+        return network_digests(self)
 
     def answers(self) -> dict[str, np.ndarray]:
         """What the network says to a few samples (:func:`~genbound.network.identity.answers`)."""

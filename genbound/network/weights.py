@@ -70,13 +70,16 @@ class BaseProblem:
         """How many samples are measured."""
         return len(self.indices)
 
-    def digest(self, test_data: bool = False) -> str:
+    def digests(self) -> dict[bool, str]:
         """SHA-256 of everything that a measured number depends on beside its own options and the seed.
 
-        Args:
-            test_data: whether the number depends on the held-out samples too.
+        ``True`` is that of numbers which depend on the held-out samples too. Cost: a look at all samples.
         """
-        return weights_digest(self)
+        return dict.fromkeys((False, True), weights_digest(self))
+
+    def digest(self, test_data: bool = False) -> str:
+        """One of :meth:`digests`."""
+        return self.digests()[test_data]
 
     def answers(self) -> dict[str, np.ndarray]:
         """What is compared before stored parts are used, name -> numbers of any shape; nothing without a network."""
