@@ -263,7 +263,8 @@ def _train(
             start.model = add_adapters(start.model, start.head, settings.lora)
     if settings.trained == "head":
         freeze_body(start.model, start.head)
-    trainer = FineTuner(start.model, task, objective, settings, out / "checkpoints", callbacks)
+    with huggingface.quiet():  # that the processes of an engine know each other is no concern of a training
+        trainer = FineTuner(start.model, task, objective, settings, out / "checkpoints", callbacks)
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     with huggingface.quiet(), Bar() as bar:
         trainer.add_callback(Progress(bar))
