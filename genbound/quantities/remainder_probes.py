@@ -7,18 +7,30 @@ few samples, which are not used again. The *draws* are then what the plan says.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from genbound.curvature.half_precision import half_is_faster
 from genbound.curvature.sweep import Sweep, separate_cost
 from genbound.curvature.sweep_trial import can_sweep
-from genbound.curvature.traces import joint_trace, joint_trace_twice, probe_trace, separate_traces
+from genbound.curvature.traces import (
+    joint_trace,
+    joint_trace_in_half,
+    joint_trace_twice,
+    probe_trace,
+    separate_traces,
+)
 from genbound.estimators.allocation import choose_pilot, expect, shrink
-from genbound.estimators.draws import Moments, Sampler, as_drawn
+from genbound.estimators.draws import Moments, Sampler, as_drawn, copies_in_a_pass
 from genbound.estimators.estimate import Sampled
+from genbound.estimators.random import Row
 from genbound.estimators.trace_plan import BACKWARD, Plan, Sweeps, plan_probes, with_total
+from genbound.estimators.two_levels import two_level_moments
 from genbound.network.problem import SHARD, Problem
 from genbound.network.tape import Tape
 from genbound.quantities.base import Context, Part, stack
@@ -26,6 +38,8 @@ from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
 from genbound.quantities.chosen_samples import data_sem_of
 
 PILOT = 128  # most samples of the pilot
+LARGE = 2**20  # weights of a network whose products rule the time of a sweep
+LEAST_PASSES = 4  # of a sweep, of which one is taken in both precisions
 HARDEST = 8  # samples of the pilot that sweeps are tried on
 TRIED = 16  # joint sweeps of each of them
 ERROR_SHARE = 0.25  # of what the choice of the samples leaves, that the draws may add
@@ -81,6 +95,37 @@ class Probes:
         return self._sampler(
             kind, self._sweeps([0]), 1, lambda sweep, rows: joint_trace(sweep, self._names, rows, self._seed)[:, None]
         )
+
+    def joint_in_half(self, kind: str) -> Sampler:
+        """Joint sweeps in half precision, and what the first of each pass lack: two columns, see ``two_levels``."""
+        compared: list[weakref.ref] = []
+
+        def draw(sweep: Sweep, rows: list[Row]) -> Tensor:
+            first = not compared or compared[-1]() is not sweep
+            if first:
+                compared[:] = [weakref.ref(sweep)]
+            return joint_trace_in_half(sweep, self._names, rows, self._seed, first)
+
+        return self._sampler(kind, self._sweeps([0, 1]), 2, draw)
+
+    def joint_moments(self, kind: str, positions: Sequence[int], counts: np.ndarray, half: bool) -> Moments:
+        """Mean and spread of ``counts[i]`` joint sweeps of ``positions[i]``, in half precision where that pays.
+
+        Their random numbers are the same in either precision. One column.
+        """
+        exact, cheap, found = self.joint(kind), self.joint_in_half(kind), Moments.empty(len(positions), 1)
+        for num in sorted({int(c) for c in counts if c}):
+            places = np.flatnonzero(counts == num)
+            own = [positions[place] for place in places]
+            passes = num // copies_in_a_pass(num, len(own), self._problem.batch_size)
+            if not half or passes < LEAST_PASSES:
+                part = exact.moments(own, [num] * len(own))
+                mean, squares = part.mean[:, 0], part.squares[:, 0]
+            else:
+                draws = cheap.draws(own, num)
+                mean, squares = two_level_moments(draws[..., 0], draws[..., 1])
+            found.count[places], found.mean[places, 0], found.squares[places, 0] = num, mean, squares
+        return found
 
     def joint_twice(self, kind: str) -> Sampler:
         """Joint sweeps without and with part of their mean taken, two columns of the same draws."""
@@ -246,6 +291,14 @@ def _wanted_errors(options: HessianTraceOptions, known: Sampled, looked: Sampled
     return np.sqrt(np.maximum(wanted**2 - known.sem**2, (0.5 * wanted) ** 2))
 
 
+def _takes_half(problem: Problem, options: HessianTraceOptions) -> bool:
+    """Whether joint sweeps are drawn in half precision: where it is the faster one, of networks with large products."""
+    if options.sweeps != "auto":
+        return options.sweeps == "half"
+    large = sum(layer.num_weights for layer in problem.layers) >= LARGE
+    return large and problem.dtype == torch.float32 and half_is_faster(problem.device)
+
+
 def draw_remainder(problem: Problem, context: Context, probes: Probes, plan: Plan, first: np.ndarray) -> Sampled:
     """The remainder of every sample by the plan's probes, ``[N, L + 1]`` with the total in the last column.
 
@@ -253,14 +306,14 @@ def draw_remainder(problem: Problem, context: Context, probes: Probes, plan: Pla
     """
     num_first, columns = first.shape[1], first.shape[2] + 1
     backward, separate = (kind("draws", plan.less_joint) for kind in (probes.backward, probes.separate))
-    joint = probes.joint("joint")
+    half = _takes_half(problem, context.options)
 
     def draw(shard: range) -> Part:
         positions, own = list(shard), Moments.empty(len(shard), columns)
         counts, apart = plan.counts[positions], plan.separate[positions]
         backward.add_to(own, positions, (counts - num_first) * ~apart)
         separate.add_to(own, positions, counts * apart)
-        together = joint.moments(positions, plan.joint[positions])
+        together = probes.joint_moments("joint", positions, plan.joint[positions], half)
         return own.part() | {"joint_mean": together.mean[:, 0], "joint_squares": together.squares[:, 0]}
 
     parts = context.map("draws", problem.shards(), draw)

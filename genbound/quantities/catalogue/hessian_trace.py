@@ -47,6 +47,12 @@ class HessianTraceOptions:
     exact_outputs: int = option(64, "most output coordinates for which the Gauss-Newton part is computed exactly")
     small_probes: int = option(512, "the same cap for a problem so small that this takes less than about half a minute")
     num_factors: int = option(16, "random combinations of output coordinates per sample, where there are more")
+    sweeps: str = option(
+        "auto",
+        "precision of sweeps for the total: half (draws in bfloat16, put right by exact ones, unbiased), full, or auto:"
+        " half for large networks where bfloat16 is found to be the faster",
+        choices=("auto", "half", "full"),
+    )
     exact_products: int = option(
         2**15,
         "the remainder too is computed exactly if that takes no more Hessian products on single samples (fewer in"
