@@ -9,17 +9,40 @@ means: it stays with the samples that were drawn alike.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from genbound.curvature.noise_by_row import can_move_rows
 from genbound.estimators.choice import LEAST, Choice, choose_by_size
-from genbound.estimators.measured import Measured
+from genbound.estimators.measured import Measured, Part
 from genbound.estimators.random import generator
 from genbound.network.problem import Problem
+from genbound.quantities.base import Context
 
 NAMES = ("member", "stratum", "stratum_size")  # of the arrays that a choice is stored as
+
+
+class Round:
+    """A context whose stages have names of their own in each round of an estimate whose samples grow.
+
+    Args:
+        context: of the measurement.
+        step: number of the round.
+        options: in place of the context's.
+        name: of what is measured beside the round's own stages.
+    """
+
+    def __init__(self, context: Context, step: int, options: Any = None, name: str = "again"):
+        self.seed, self.measured, self.confusion = context.seed, context.measured, context.confusion
+        self.options = context.options if options is None else options
+        self._context, self._suffix = context, f" {name} {step}" if step else ""
+
+    def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
+        """As of the context."""
+        return self._context.map(f"{stage}{self._suffix}", items, function)
 
 
 def chosen_problem(problem: Problem, losses: Measured, num: int) -> Problem:

@@ -32,7 +32,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +52,7 @@ from genbound.network.derivative_trial import is_large
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, per_layer, stack
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
-from genbound.quantities.chosen_samples import as_arrays, chosen_problem, data_sem_of, said_of
+from genbound.quantities.chosen_samples import Round, as_arrays, chosen_problem, data_sem_of, said_of
 from genbound.quantities.remainder_probes import (
     ERROR_SHARE,
     Probes,
@@ -107,7 +106,7 @@ def measure(problem: Problem, context: Context) -> Measured:
     options = context.options
     num = min(FIRST, len(problem.data)) if options.error else problem.num_samples
     for step in range(ROUNDS):
-        chosen, own, last = _chosen(problem, context, num), _Round(context, step), step == ROUNDS - 1
+        chosen, own, last = _chosen(problem, context, num), Round(context, step), step == ROUNDS - 1
         look = first_look(chosen, own, options, "gauss_newton")
         num = _wanted_samples(chosen, look.gauss_newton + look.remainder, options.error)
         if num > chosen.num_samples and not last:
@@ -117,23 +116,6 @@ def measure(problem: Problem, context: Context) -> Measured:
         if num <= SLACK * chosen.num_samples:
             break
     return _report(chosen, trace, plan)
-
-
-class _Round:
-    """A context whose stages have names of their own in each round.
-
-    Args:
-        context: of the measurement.
-        step: number of the round.
-    """
-
-    def __init__(self, context: Context, step: int):
-        self.seed, self.options, self.measured = context.seed, context.options, context.measured
-        self.confusion, self._context, self._suffix = context.confusion, context, f" again {step}" if step else ""
-
-    def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
-        """As of the context."""
-        return self._context.map(f"{stage}{self._suffix}", items, function)
 
 
 def _with_remainder(problem: Problem, context: Context, look: FirstLook) -> tuple[Sampled, Plan | None]:
@@ -146,6 +128,12 @@ def _with_remainder(problem: Problem, context: Context, look: FirstLook) -> tupl
     probes = Probes(problem, context.seed, look.curved)
     plan = plan_remainder(problem, context, probes, trace, look.sizes, look.probes)
     return trace + draw_remainder(problem, context, probes, plan, look.probes), plan
+
+
+def total_trace(problem: Problem, context: Context) -> dict[str, Any]:
+    """The trace of all layers on the problem's samples: ``value``, and ``sem`` and ``data_sem``, its errors."""
+    look = first_look(problem, context, context.options, "gauss_newton")
+    return _report(problem, *_with_remainder(problem, context, look)).summary["total"]
 
 
 def _wanted_samples(problem: Problem, trace: Sampled, error: float) -> int:

@@ -65,12 +65,15 @@ from genbound.estimators.estimate import (
 from genbound.estimators.tail import pareto_shape, skewness_of_mean
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, stack
-from genbound.quantities.catalogue.noise_stability import NoiseStabilityOptions
-from genbound.quantities.chosen_samples import data_sem_of, said_of, same_samples
+from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
+from genbound.quantities.chosen_samples import Round, chosen_problem, data_sem_of, said_of, same_samples
+from genbound.quantities.hessian_trace import SLACK, total_trace
 from genbound.quantities.quadratic_regime import is_quadratic, mark_kinks, relative_rss, relative_rss_noise
 from genbound.quantities.remainder_probes import ERROR_SHARE
-from genbound.quantities.weight_noise import Draw, NoisePerBlock, NoisePerSample, find_noise, ordered_draws
+from genbound.quantities.shared_noise import shared_rises, std_over_shared_draws
+from genbound.quantities.weight_noise import Draw, find_noise, ordered_draws
 
+ROUNDS = 3  # in which the samples may grow to the number that an error takes
 DRAWS = 128  # whose results are stored together
 PILOT = 96  # most samples of the pilot round
 SAFETY = 0.8  # the spread is known from a small pilot only
@@ -80,20 +83,48 @@ COARSE = 0.1  # relative error from which on few draws are wanted, and more woul
 ROUNDING = 2  # units of rounding of a stratum's losses up to which what the control leaves is rounding, with no tail
 LIGHT = 0.1  # shape of a tail that may stay where it can be had without
 HEAVY = 0.7  # shape of the draws' tail
-SECOND, RECORDING = 1.3, 4.0  # forward passes: a draw's second-order term, and recording its batch before
 SMALL = 2**26  # samples x weights x draws that take seconds: small problems get better errors
 
 Row = dict[str, Any]  # what is reported of one sigma
 
 
 def measure(problem: Problem, context: Context) -> Measured:
-    """A spread over shared draws, then the rise at every sigma from as many draws as the pilot asks for."""
-    problem = same_samples(problem, context.measured["hessian_trace"])
+    """A spread over shared draws, then the rise at every sigma from as many draws as the pilot asks for.
+
+    Where an error is asked for that the samples of ``hessian_trace`` do not leave, there are rounds, each of more of
+    them, with a trace of their own.
+    """
+    known, own = context.measured["hessian_trace"], context
+    problem, trace = same_samples(problem, known), known.summary["total"]
+    for step in range(1, ROUNDS + 1):
+        found = _measure_on(problem, own, trace)
+        num = _wanted_samples(problem, found.summary["sigmas"], context.options.error)
+        if num <= SLACK * problem.num_samples or step == ROUNDS:
+            break
+        problem = chosen_problem(problem, context.measured["losses"], num)
+        own = Round(context, step)
+        trace = total_trace(problem, Round(context, step, HessianTraceOptions(error=context.options.error), "trace"))
+    return found
+
+
+def _wanted_samples(problem: Problem, rows: Sequence[Row], error: float) -> int:
+    """How many samples leave so much of a relative error that draws with a quarter of their error complete it."""
+    if not error or problem.choice is None:
+        return problem.num_samples
+    wanted = [error * abs(row["value"]) / np.hypot(1, ERROR_SHARE) for row in rows]
+    excess = max(row["data_sem"] / max(most, 1e-300) for row, most in zip(rows, wanted, strict=True))
+    if excess <= 1:
+        return problem.num_samples
+    return int(min(np.ceil(SLACK * problem.num_samples * excess**2), len(problem.data)))
+
+
+def _measure_on(problem: Problem, context: Context, trace: Mapping[str, float]) -> Measured:
+    """The rises on the problem's samples, of which ``trace`` is the Hessian's, with its errors."""
     parts = context.map("base", problem.shards(), lambda shard: _losses(problem, shard))
     losses, gradients = stack(parts, "loss"), stack(parts, "size")
     every = range(0, problem.num_samples, -(-problem.num_samples // context.options.max_shared_samples))
-    std = _std_over_shared_draws(_shared_rises(problem, context, losses, every))
-    grid = _Grid(problem, context, losses, gradients)
+    std = std_over_shared_draws(shared_rises(problem, context, losses, every))
+    grid = _Grid(problem, context, losses, gradients, trace)
     rows = mark_kinks(grid.rows(std))
     values, approximations = ([row[key] for row in rows] for key in ("value", "hessian_approximation"))
     return Measured({
@@ -120,15 +151,6 @@ def _losses(problem: Problem, shard: range) -> Part:
         gradient = problem.loss.output_gradient(outputs, batch.targets)
         sizes[rows] = gradient.flatten(1).norm(dim=1).double().cpu().numpy()
     return {"loss": losses, "size": sizes}
-
-
-def _shared_rises(problem: Problem, context: Context, losses: np.ndarray, positions: Sequence[int]) -> np.ndarray:
-    """Rise of these samples' mean loss under draws that all of them share, for either sign, ``[D, S, 2]``."""
-    noise, sigmas = NoisePerBlock(problem, context, losses), context.options.sigmas
-    numbers = list(range(context.options.num_shared))
-    parts = context.map("shared", numbers, lambda draw: {"rise": noise.each(list(positions), ("shared", draw), sigmas)})
-    shares = problem.shares[list(positions)]
-    return np.stack([np.average(part["rise"], axis=0, weights=shares) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -164,15 +186,23 @@ class _Grid:
         context: of the measurement.
         losses: of every sample without noise ``[N]``.
         gradients: norm of every sample's loss gradient in the output ``[N]``.
+        trace: of the Hessian on these samples, with its errors.
 
     Attributes:
         noise: how the weights are moved.
     """
 
-    def __init__(self, problem: Problem, context: Context, losses: np.ndarray, gradients: np.ndarray):
+    def __init__(
+        self,
+        problem: Problem,
+        context: Context,
+        losses: np.ndarray,
+        gradients: np.ndarray,
+        trace: Mapping[str, float],
+    ):
         self._problem, self._context, self._options = problem, context, context.options
         self.noise = find_noise(problem, context, losses)
-        self._trace: Mapping[str, float] = context.measured["hessian_trace"].summary["total"]
+        self._trace = trace
         # What the spread of each stratum grows with, and how many samples it has, [strata].
         gradients, losses = gradients * problem.shares, losses * problem.shares
         self._expected = np.array([np.linalg.norm(gradients[members]) for members in self.noise.strata])
@@ -286,7 +316,11 @@ class _Grid:
         for i, sigma in enumerate(self._options.sigmas):
             # Beyond the quadratic regime the value is larger than that, or has met its ceiling and spreads less.
             target = SAFETY * self._options.relative_sem * 0.5 * sigma**2 * abs(self._trace["value"])
-            target = max(target, SAFETY * ERROR_SHARE * 0.5 * sigma**2 * self._trace["data_sem"])
+            left = 0.5 * sigma**2 * self._trace["data_sem"]
+            if self._options.error:  # what the choice of the samples does not use up of it
+                whole = self._options.error * 0.5 * sigma**2 * abs(self._trace["value"])
+                target = SAFETY * np.sqrt(max(whole**2 - left**2, (0.1 * target) ** 2))
+            target = max(target, SAFETY * ERROR_SHARE * left)
             known = 0.5 * slopes[i] * self._trace["sem"]
             if known > target / SAFETY:
                 slopes[i] = known = 0.0
@@ -374,34 +408,3 @@ class _Grid:
             "num_perturbations": int(num_draws),
             "num_samples": self._problem.num_samples,
         }
-
-
-def _std_over_shared_draws(rises: np.ndarray) -> np.ndarray:
-    """Standard deviation of the mean loss's rise over one-sided draws, from antithetic pairs ``[D, S, 2]``.
-
-    The even and the odd part of the rise are uncorrelated, and the odd one has mean zero.
-    """
-    even, odd = rises.mean(2), 0.5 * (rises[..., 0] - rises[..., 1])
-    return np.sqrt(even.var(0, ddof=1) + (odd**2).mean(0))
-
-
-def forecast(problem: Problem, options: NoiseStabilityOptions) -> float:
-    """Gradients over the measured samples; with convolutions a noisy pass takes about two others."""
-    convolutions = any(layer.kind == "convolution" for layer in problem.layers)
-    return usual(problem, options) * (2.0 if convolutions else 1.0)
-
-
-def usual(problem: Problem, options: NoiseStabilityOptions) -> float:
-    """Likewise where a noisy pass is one like others: how long it takes is timed. Three passes are a gradient.
-
-    A few pairs a sample are common, and ``least_pairs`` in all the least; a small problem has more. The second-order
-    term of a draw takes 1.3 passes, and recording a batch for it four, once for the pilot and once for the draws.
-    """
-    num, weights = problem.num_samples, sum(layer.num_weights for layer in problem.layers)
-    affordable = min(NoisePerSample.most_draws // num, SMALL // (num * weights), options.small_perturbations)
-    shared = options.num_shared * min(1.0, options.max_shared_samples / num)
-    piloted = min(PILOT, num)
-    pilot = max(options.num_pilot, options.least_pairs / piloted, min(TAIL_PILOT / piloted, affordable)) * piloted / num
-    pairs = max(min(4, options.max_perturbations), options.least_pairs / num, 0.1 * affordable)
-    second = SECOND * (pilot + pairs) + RECORDING * (piloted / num + 1)
-    return (2 * len(options.sigmas) * (shared + pilot + pairs) + second) / 3

@@ -116,7 +116,7 @@ class Probes:
         exact, cheap, found = self.joint(kind), self.joint_in_half(kind), Moments.empty(len(positions), 1)
         for num in sorted({int(c) for c in counts if c}):
             places = np.flatnonzero(counts == num)
-            own = [positions[place] for place in places]
+            own = [positions[int(place)] for place in places]
             passes = num // copies_in_a_pass(num, len(own), self._problem.batch_size)
             if not half or passes < LEAST_PASSES:
                 part = exact.moments(own, [num] * len(own))

@@ -109,6 +109,19 @@ def test_an_error_is_asked_for(trained, error):
     assert found.config["num_samples"] == 20
 
 
+def test_the_noise_has_more_samples_than_the_trace_where_its_error_takes_more(trained):
+    """The trace is measured on those that were given; later rounds have one of their own."""
+    options = {"noise_stability": {"error": 0.08, "sigmas": (0.01,)}}
+    found = genbound.evaluate(problem_of(trained, "text", 20), ["noise_stability"], options=options)
+    (row,), total = found.quantities["noise_stability"]["sigmas"], found.quantities["hessian_trace"]["total"]
+    assert total["num_samples"] == 20 < row["num_samples"]
+    assert error_of(row) <= 1.25 * 0.08 * row["value"]
+    options = {"noise_stability": {"sigmas": (0.01,)}}
+    whole = genbound.evaluate(problem_of(trained, "text"), ["noise_stability"], options=options)
+    (exact,) = whole.quantities["noise_stability"]["sigmas"]
+    assert abs(row["value"] - exact["value"]) < 3.5 * math.hypot(error_of(row), exact["sem"])
+
+
 def test_an_error_that_takes_all_samples_measures_all(trained):
     found = measured(problem_of(trained, "text", 20), "hessian_trace", "noise_stability", error=0.001)
     total = found.quantities["hessian_trace"]["total"]

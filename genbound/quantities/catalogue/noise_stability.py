@@ -23,6 +23,12 @@ class NoiseStabilityOptions:
         (0.001, 0.002, 0.005, 0.01, 0.02), "standard deviations of the noise", flag="--sigmas"
     )
     relative_sem: float = option(0.05, "wanted standard error, relative to the value")
+    error: float = option(
+        0.0,
+        "wanted error of every rise over all samples of the data, draws and choice of samples together, relative to it:"
+        " as many samples are measured as it takes (0: those of hessian_trace)",
+        flag="--error",
+    )
     num_pilot: int = option(2, "antithetic pairs of the pilot round")
     max_perturbations: int = option(
         16,
@@ -37,6 +43,8 @@ class NoiseStabilityOptions:
     max_shared_samples: int = option(64, "most samples of the shared round")
 
     def __post_init__(self) -> None:
+        if not 0 <= self.error < 1:
+            raise GenboundError(f"error {self.error:g} is no relative error: give a number between 0 and 1, 0.05 say")
         check_options(self, relative_sem=0, num_pilot=2, least_pairs=1, max_shared_samples=1, small_perturbations=1)
         if not self.sigmas or any(not (0 < s < float("inf")) for s in self.sigmas):
             raise GenboundError(f"sigmas {list(self.sigmas)} must be positive numbers")
@@ -91,15 +99,16 @@ QUANTITY = Quantity(
     "rise of the loss under Gaussian weight noise over a grid of sigmas, beside its Hessian approximation",
     later("genbound.quantities.noise_stability:measure"),
     NoiseStabilityOptions,
-    requires=("hessian_trace",),
+    requires=("losses", "hessian_trace"),
+    reads_data_of=("losses",),
     lighter=tuple(
         {"max_perturbations": most, "small_perturbations": most, "num_shared": 2, "least_pairs": least}
         | ({"max_shared_samples": 8} if least == 8 else {})
         for most, least in ((4, 128), (2, 128), (1, 128), (1, 32), (1, 16), (1, 8))
     ),
     no_extra={"small_perturbations": 1},
-    gradients=later("genbound.quantities.noise_stability:forecast"),
-    usual=later("genbound.quantities.noise_stability:usual"),
+    gradients=later("genbound.quantities.noise_forecast:forecast"),
+    usual=later("genbound.quantities.noise_forecast:usual"),
     unit="noise",
     reference="Ju, Li & Zhang 2022",
     reading=Reading(
