@@ -43,11 +43,14 @@ def epoch_seconds(problem: genbound.Problem, steps: int = 12, size: int = 32) ->
 def errors(results: Results) -> str:
     """What is known of the values on all training samples, and with which relative error."""
     found = results.quantities
-    total = found["hessian_trace"]["total"]
-    said = [f"trace {_share(total)} from {total['num_samples']} samples"]
-    said += [f"noise at {r['sigma']:g} {_share(r)}" for r in found.get("noise_stability", {}).get("sigmas", ())]
-    maximum = found.get("max_quadratic_form", {})
-    return "; ".join([*said, maximum.get("note", "")])
+    said = [f"trace {_share(q['total'])} from {q['total']['num_samples']} samples" for q in _of(found, "hessian_trace")]
+    said += [f"noise at {r['sigma']:g} {_share(r)}" for q in _of(found, "noise_stability") for r in q["sigmas"]]
+    said += [q["note"] for q in _of(found, "max_quadratic_form")]
+    return "; ".join(said) or "no row has a number that is estimated"
+
+
+def _of(quantities: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [quantities[name]] if name in quantities else []
 
 
 def _share(row: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from genbound.evaluation.effort import Plan
 from genbound.evaluation.selection import get_options
-from genbound.evaluation.unit_costs import factors, unit_seconds
+from genbound.evaluation.unit_costs import factors, reading_seconds, unit_seconds
 from genbound.network.memory import peak_bytes
 from genbound.network.problem import Problem
 from genbound.quantities import QUANTITIES
@@ -62,7 +62,11 @@ def _timed(problem: Problem, options: Mapping[str, Any]) -> Forecast:
     seconds = unit_seconds(problem)
     gradient, factor = seconds["gradient"] * problem.num_samples, factors(seconds)
     expected = {name: expected_gradients(problem, name, given) for name, given in options.items()}
-    seconds_of = {name: count * factor[QUANTITIES[name].unit] * gradient for name, count in expected.items()}
+    reading = reading_seconds(problem)
+    seconds_of = {
+        name: count * factor[QUANTITIES[name].unit] * gradient + QUANTITIES[name].readings * reading
+        for name, count in expected.items()
+    }
     run = next(problem.batches(range(problem.num_samples)))
     return Forecast(gradient, expected, seconds_of, peak_bytes(problem, run, problem.samples_first))
 

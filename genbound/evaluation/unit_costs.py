@@ -63,6 +63,17 @@ def unit_seconds(problem: Problem) -> dict[str, float]:
     return found
 
 
+def reading_seconds(problem: Problem) -> float:
+    """Seconds of a product of every layer's weight in float64 with one vector: a reading of all weights."""
+    weights = [problem.params[layer.name].flatten(1) for layer in problem.layers]
+
+    def read() -> None:
+        for weight in weights:
+            weight.double() @ weight.new_ones(weight.shape[1], dtype=torch.float64)
+
+    return _seconds(read)
+
+
 def factors(seconds: Mapping[str, float]) -> dict[str, float]:
     """Unit -> how many times as long its work takes as forecasts in gradients say; 1 for one that was not timed."""
     return {

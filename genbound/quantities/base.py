@@ -82,6 +82,7 @@ class Quantity:
             take, which a default evaluation's budget goes by.
         usual: likewise what it mostly takes, where that is another number: what the forecast of time goes by.
         unit: what most of it is made of, which the forecast times (:data:`genbound.evaluation.unit_costs.NOMINAL`).
+        readings: what it takes whatever the samples, in readings of all weights, for the forecast of time alone.
         over_all: it looks at all samples of the data, and not at the measured ones.
         lighter: values of options with which it takes less, the dearest first: what a default evaluation falls back on.
         no_extra: values of options with which it takes no more of a small problem than of others.
@@ -107,6 +108,7 @@ class Quantity:
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
     usual: Callable[[Any, Any], float] | None = None
     unit: str = "gradient"
+    readings: float = 0.0
     applies_to: Callable[[Any], str | None] = lambda problem: None
     reference: str = ""
     reading: Reading = Reading()

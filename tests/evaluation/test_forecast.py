@@ -40,6 +40,14 @@ def test_seconds_are_those_of_the_units(problems, monkeypatch):
     assert found.seconds == pytest.approx(sum(found.seconds_of.values()))
 
 
+def test_what_takes_time_whatever_the_samples_is_forecast_by_readings_of_the_weights(problems, monkeypatch):
+    monkeypatch.setattr(forecasts, "reading_seconds", lambda problem: 0.5)
+    for num in (2, 7):
+        found = forecast(problems("mlp_gelu", num_samples=num), ["matrix_norms", "input_norm"], {})
+        assert found.seconds_of["matrix_norms"] == pytest.approx(0.5 * QUANTITIES["matrix_norms"].readings)
+        assert found.seconds_of["input_norm"] < 0.5
+
+
 def test_the_trace_of_chosen_samples_is_expected_to_take_few_probes(problems):
     whole = problems("mlp_gelu", num_data=10**9)
     options = get_options("hessian_trace", {})

@@ -63,6 +63,7 @@ QUANTITY = Quantity(
     ),
     gradients=later("genbound.quantities.gibbs_error:forecast"),
     applies_to=later("genbound.quantities.gibbs_error:applies_to"),
+    readings=2500,  # decompositions of the curvature of every tensor
     reference="Langford & Caruana 2002; Perez-Ortiz et al. 2021",
     reading=Reading(
         describe=_describe,

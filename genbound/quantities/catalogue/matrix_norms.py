@@ -10,5 +10,6 @@ QUANTITY = Quantity(
     "norms and stable rank of each weight as it is stored, of its initialisation and of the difference",
     later("genbound.quantities.matrix_norms:measure"),
     needs_data=False,
+    readings=200,  # Lanczos on three matrices of a layer
     reading=Reading(fixed=True),
 )

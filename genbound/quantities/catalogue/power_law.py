@@ -26,6 +26,7 @@ QUANTITY = Quantity(
     later("genbound.quantities.power_law:measure"),
     PowerLawOptions,
     needs_data=False,
+    readings=95,  # a decomposition of each weight
     reference="Martin, Peng & Mahoney 2021",
     reading=Reading(fixed=True, how=("smallest",)),
 )

@@ -51,6 +51,7 @@ QUANTITY = Quantity(
     lighter=({"num_pilot": 256},),
     gradients=later("genbound.quantities.quantized_error:forecast"),
     applies_to=later("genbound.quantities.quantized_error:applies_to"),
+    readings=500,  # the codes of every tensor for every scale
     reference="Langford 2005; Lotfi et al. 2022",
     reading=Reading(
         fixed=True,
