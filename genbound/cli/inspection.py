@@ -103,8 +103,8 @@ def _cost(problem: Problem, selection: Selection, effort: str) -> list[str | Col
     left = {name: planned.gradients[name] for name in planned.left_out}
     rows += [row(name, n, n * cost.seconds_per_gradient, f"left out of --effort {effort}") for name, n in left.items()]
     return [
-        f"A gradient over the measured samples takes {_duration(cost.seconds_per_gradient)}. Forecast, "
-        "within a factor of about 3:",
+        f"A gradient over the measured samples takes {_duration(cost.seconds_per_gradient)}. Forecast where nothing "
+        "else runs, within a factor of about 1.5 in all and 3 for a single quantity:",
         "",
         _table(["quantity", "gradients", "time", "note"], rows),
         *_sentences(planned.remarks),
