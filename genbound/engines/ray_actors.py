@@ -18,7 +18,7 @@ from typing import Any
 from genbound.engines.base import Engine, Stage, T, TimeBudgetSpent
 from genbound.engines.failures import packed, share, unpacked
 from genbound.engines.follower import ASK, COMPUTE, FAIL, GIVE, Follower
-from genbound.errors import GenboundError, let_another_tell, tell
+from genbound.errors import GenboundError, first_line, let_another_tell, tell
 from genbound.estimators.measured import Part
 from genbound.optional import import_optional
 
@@ -74,8 +74,8 @@ class Leader:
         given = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
         try:
             self._ray.init(log_to_driver=False, logging_level="ERROR", **given)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise GenboundError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+        except Exception as error:  # Ray raises plain ones, too: where its own processes do not start in time
+            raise GenboundError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}") from error
         found = self._ray.cluster_resources()
         self.workers = workers or max(1, int(found.get("GPU" if accelerators else "CPU", 1)))
         self.ranks = self.workers + 1

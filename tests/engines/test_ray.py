@@ -143,6 +143,19 @@ def test_what_a_worker_cannot_load_is_said_with_its_place(monkeypatch):
     engine.abandon()
 
 
+@pytest.mark.parametrize("kind", [Exception, RuntimeError, ConnectionError])
+def test_a_cluster_that_does_not_start_is_said_in_one_line(monkeypatch, kind):
+    def init(**_):
+        raise kind("The current node timed out during startup.\nMore of it.")
+
+    small = SmallRay()
+    small.init = init
+    monkeypatch.setattr(ray_actors, "import_optional", lambda *_: small)
+    with pytest.raises(GenboundError) as error:
+        ray_actors.Leader(None, 2, False)
+    assert str(error.value) == "no Ray cluster at this machine: The current node timed out during startup."
+
+
 @pytest.mark.parametrize(
     "name, workers, device, set_by_user, threads",
     [
