@@ -30,7 +30,7 @@ def figures(cells: Sequence[Cell], rows: list[Cell], out: Path) -> list[Path]:
         ("study_tracking", [*tasks, *(pilot.TASKS if rows else ())], 6.0, draw_tracking),
         ("study_gap", tasks, 3.6, draw_gap),
         ("study_growth", tasks, 3.0, draw_growth),
-        ("study_layers", [t for t in tasks if any("stability" in c for c in clean(cells, t))], 3.0, draw_layers),
+        ("study_layers", [t for t in TASKS if any("stability" in c for c in clean(cells, t))], 3.0, draw_layers),
         ("study_radius", sweeps, 3.0, draw_radius),
     )
     written = []
@@ -130,7 +130,7 @@ def draw_radius(axis, cells: Sequence[Cell], task: str, _: bool) -> None:
     )
     axis.set(xlabel=said, xscale="log")
     axis.set_xticks(sorted(set(x)), [f"{value:g}" for value in sorted(set(x))])
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.minorticks_off()
     axis.set_ylabel("Hessian measure", color=COLOURS[0])
     other.set_ylabel("generalization gap (nats)", color=COLOURS[3])
 

@@ -33,7 +33,8 @@ TOLERANCE, ROUGHER = 0.05, 0.25
 CERTIFICATES = ("pac_bayes_certificate", "compression_certificate")
 LEVEL = 0.95
 COMPRESSION = 8  # samples of the compression bound's cushions, quadratic in the depth, where a network is deep
-SHAPES = ("equal", "inverse root of the trace", "norm of the layer")
+INVERSE_ROOT = "inverse root of the trace"
+SHAPES = ("equal", INVERSE_ROOT, "norm of the layer")
 FORWARD = 256  # samples of a pass that no derivative is taken of
 
 
@@ -197,7 +198,7 @@ def stability(task: Task, pair: Any, samples: Samples, traces: dict[str, float],
     weights = {name: problem.params[name].detach() for name in names}
     shapes = {
         "equal": dict.fromkeys(names, 1.0),
-        "inverse root of the trace": {name: traces[name] ** -0.5 for name in names},
+        INVERSE_ROOT: {name: traces[name] ** -0.5 for name in names},
         "norm of the layer": {name: float(w.norm()) / math.sqrt(w.numel()) for name, w in weights.items()},
     }
     total, rows = sum(traces[name] for name in names), []

@@ -128,7 +128,7 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _language(model: nn.Module, tokenizer: Any, objective: Callable[[Tensor, Tensor], tuple], epochs: int = 4) -> None:
+def _language(model: nn.Module, tokenizer: Any, objective: Callable[[Tensor, Tensor], tuple], epochs: int = 3) -> None:
     """Train on texts of like length, 64 at a time."""
     rows = sorted(tokenizer(_texts(), truncation=True)["input_ids"], key=len)
     runs = [rows[i : i + 64] for i in range(0, len(rows), 64)]
@@ -144,7 +144,7 @@ def _language(model: nn.Module, tokenizer: Any, objective: Callable[[Tensor, Ten
                 outputs = scores(model(given, attention_mask=(tokens != tokenizer.pad_token_id).long()))
             yield cross_entropy(outputs.float().flatten(0, 1), wanted.flatten())
 
-    _minimised(model, losses, epochs, 2e-3, len(runs))
+    _minimised(model, losses, epochs, 1e-3, len(runs))
 
 
 def _masked(tokens: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:

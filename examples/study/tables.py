@@ -101,7 +101,8 @@ def grown(cells: Sequence[Cell], task: str) -> str | None:
         upper = np.array([curve[k][2] for curve in curves])
         shares = np.array([curve[k][1] for curve in curves]) / last, upper / last
         order = kendalltau(upper, last).statistic if len(own) > 2 else math.nan
-        lines.append([str(size), f"{np.median(shares[0]):.2f} … {np.median(shares[1]):.2f}", f"{order:.2f}"])
+        said = "/" if math.isnan(order) else f"{order:.2f}"
+        lines.append([str(size), f"{np.median(shares[0]):.2f} … {np.median(shares[1]):.2f}", said])
     return markdown(lines, ["samples", "share of the measure over all of them (median)", "τ with it"])
 
 
@@ -140,14 +141,14 @@ def sizes(cells: Sequence[Cell], task: str) -> str | None:
     lines = []
     for name, where in names:
         rows = [cell["measures"][where]["bounds"][name] for cell in own]
-        logs = [
-            row["log10"] if row["log10"] is not None else math.log10(row["value"]) if row["value"] > 0 else -math.inf
-            for row in rows
-            if row["value"] is not None or row["log10"] is not None
-        ]
+        there = [row for row in rows if row["value"] is not None or row["log10"] is not None]
+        logs = [row["log10"] if row["log10"] is not None else math.log10(row["value"]) for row in there
+                if row["log10"] is not None or row["value"] > 0]  # fmt: skip
         spread = [f"{np.median(logs):.1f}", f"{min(logs):.1f} … {max(logs):.1f}"] if logs else ["/", "/"]
+        if len(logs) < len(there):
+            spread[1] += f"; {len(there) - len(logs)} not positive"
         said = f"`{name}`" + (", training" if where == "training" else "")
-        lines.append([said, f"{len(logs)} of {len(own)}", *spread])
+        lines.append([said, f"{len(there)} of {len(own)}", *spread])
     head = ["measure", "networks with a value", "log10, median", "log10, range"]
     return f"{markdown(lines, head)}\n\nC = {RANGE:g} in all rows."
 

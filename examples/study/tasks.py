@@ -182,14 +182,14 @@ TASKS = {
             "vit5", "ViT of 4 layers, CIFAR-10 classes 5–9", CIFAR5,
             divided(CIFAR5, "train", "test", measurement=500, test=-1), None,
             weights.directory(pretraining.vision_transformer),
-            (3e-4, 1e-3), epochs=4, most_epochs=10, stop_loss=0.7, num_noisy=2000, measured=32,
-            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=64, pairs=12, precision="bfloat16",
+            (3e-4, 1e-3), epochs=4, most_epochs=6, stop_loss=0.7, num_noisy=2000, measured=16,
+            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=64, pairs=96, precision="bfloat16",
         ),
         *(
             Task(
                 make.__name__, title, SST2, of_files(SST2, training="train", measurement="dev", test="test"), None,
-                weights.directory(make), (3e-4, 1e-3), epochs=3, most_epochs=8, stop_loss=0.2, num_noisy=2000,
-                measured=32, sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), pairs=12, precision="bfloat16",
+                weights.directory(make), (5e-4, 1e-3), epochs=3, most_epochs=8, stop_loss=0.3, num_noisy=2000,
+                measured=16, sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), pairs=96, precision="bfloat16",
             )
             for make, title in (
                 (pretraining.roberta, "RoBERTa of 4 layers, SST-2"), (pretraining.gpt2, "GPT-2 of 4 layers, SST-2")
