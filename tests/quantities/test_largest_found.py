@@ -12,6 +12,7 @@ from small_nets import mlp
 from torch import nn
 
 import genbound
+from benchmarks.found_maximum import shortfall
 from genbound.curvature.traces import gauss_newton_forms, remainder_forms
 from genbound.errors import GenboundError
 from genbound.quantities.largest_found import _limit
@@ -190,6 +191,17 @@ def test_the_order_of_the_samples_does_not_matter():
     )  # fmt: skip
     for name, row in first.items():
         assert np.allclose([row["lower"], row["upper"]], [other[name]["lower"], other[name]["upper"]], rtol=0.011)
+
+
+def test_what_is_found_falls_short_of_what_is_certified_by_its_lower_side():
+    certified = {"a": {"value": 2.02, "lower": 2.0, "sample": 1, "num_products": 90},
+                 "b": {"value": 1.0, "lower": 1.0, "sample": 2, "num_products": 10},
+                 "still": {"value": 0.0}}  # fmt: skip
+    found = {"a": {"lower": 1.5, "sample": 1, "num_products": 8, "note": "not closed"},
+             "b": {"lower": 1.0, "sample": 3, "num_products": 2}, "still": {}}  # fmt: skip
+    compared = shortfall(certified, found)
+    assert compared.names == ["a", "b"] and compared.short.tolist() == [0.25, 0.0] and compared.cost == 0.1
+    assert compared.same.tolist() == [True, False] and compared.open.tolist() == [True, False]
 
 
 def test_options_that_are_refused(problems):
