@@ -1,9 +1,9 @@
 """How much work each quantity does, in passes and derivatives rather than seconds: a benchmark that CI can run.
 
-The network is a small one with a curved and a piecewise linear part, and so are the samples: too small for
-``noise_stability``, which takes thousands of draws of such. Counted are *samples passed*, those of every forward pass
-of the network, and *derivatives*, calls of ``torch.autograd.grad``. Both are the same on every machine, up to decisions
-that rounding may tip: a stored count may be missed by five per cent.
+The network is a small one with a curved and a piecewise linear part, and so are the samples: without the further draws
+that ``noise_stability`` takes of such. Counted are *samples passed*, those of every forward pass of the network,
+*derivatives*, calls of ``torch.autograd.grad``, and *products* of one sample with the Hessian block of one layer. They
+are the same on every machine, up to decisions that rounding may tip: a stored count may be missed by five per cent.
 
 ``python -m benchmarks.counts`` shows the counts beside the stored ones, ``--update`` stores them.
 """
@@ -24,25 +24,28 @@ from tabulate import tabulate
 from torch import nn
 
 import genbound
+from genbound.curvature.layer_block import LayerBlock
 from genbound.network.network import Network
 
 STORED = Path(__file__).with_suffix(".json")
 SLACK = 0.05  # by which a count may miss the stored one
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "max_quadratic_form found": {"max_quadratic_form": {"maximum": "found", "num_promising": 8, "num_checked": 8}}
+    "max_quadratic_form found": {"max_quadratic_form": {"maximum": "found", "num_promising": 8, "num_checked": 8}},
+    "default evaluation": {"noise_stability": {"small_perturbations": 1}},
 }
 COUNTED = (
     "losses", "hessian_trace", "max_quadratic_form", "max_quadratic_form found",
-    "max_positive_trace", "flatness", "sharpness", "fisher_rao_norm", "relative_flatness",
+    "max_positive_trace", "flatness", "sharpness", "fisher_rao_norm", "relative_flatness", "default evaluation",
 )  # fmt: skip
 
 
 @dataclass
 class Counts:
-    """Work that was done: samples passed through the network, and calls for derivatives."""
+    """Work that was done: samples passed through the network, calls for derivatives, products of single samples."""
 
     samples: int = 0
     derivatives: int = 0
+    products: int = 0
 
 
 def small_problem() -> genbound.Problem:
@@ -60,7 +63,7 @@ def small_problem() -> genbound.Problem:
 @contextmanager
 def counting() -> Iterator[Counts]:
     """Count what is done inside."""
-    found, forward, grad = Counts(), Network.forward, torch.autograd.grad
+    found, forward, grad, product = Counts(), Network.forward, torch.autograd.grad, LayerBlock.product
 
     def counted_forward(self: Network, *arguments: Any, **named: Any) -> torch.Tensor:
         outputs = forward(self, *arguments, **named)
@@ -71,7 +74,15 @@ def counting() -> Iterator[Counts]:
         found.derivatives += 1
         return grad(*arguments, **named)
 
-    with mock.patch.object(Network, "forward", counted_forward), mock.patch("torch.autograd.grad", counted_grad):
+    def counted_product(self: LayerBlock, vectors: torch.Tensor) -> torch.Tensor:
+        found.products += len(vectors)
+        return product(self, vectors)
+
+    with (
+        mock.patch.object(Network, "forward", counted_forward),
+        mock.patch("torch.autograd.grad", counted_grad),
+        mock.patch.object(LayerBlock, "product", counted_product),
+    ):
         yield found
 
 
@@ -79,7 +90,7 @@ def count(name: str) -> Counts:
     """The work of one of :data:`COUNTED`, with that of the quantities that it builds on."""
     problem = small_problem()
     with counting() as found:
-        genbound.evaluate(problem, [name.split()[0]], options=OPTIONS.get(name))
+        genbound.evaluate(problem, None if name.startswith("default") else [name.split()[0]], options=OPTIONS.get(name))
     return found
 
 
@@ -99,7 +110,8 @@ def main(arguments: list[str]) -> None:
     found = {name: count(name) for name in COUNTED}
     known = stored() if STORED.exists() else {}
     rows = [[name, *asdict(c).values(), *asdict(known.get(name, Counts())).values()] for name, c in found.items()]
-    print(tabulate(rows, ["quantity", "samples", "derivatives", "stored samples", "stored derivatives"]))
+    kinds = list(asdict(Counts()))
+    print(tabulate(rows, ["quantity", *kinds, *(f"stored {kind}" for kind in kinds)]))
     if "--update" in arguments:
         entries = {name: asdict(counts) for name, counts in found.items()}
         STORED.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
