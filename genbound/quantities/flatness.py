@@ -29,8 +29,9 @@ Cost:
     A draw is one forward pass of ``GROUP`` samples. The measured samples are dealt out to groups, each draw takes the
     next group, and its rise is against the same group without noise. Most of the variance is between draws. So many
     draws on few samples cost less than few draws on many, at the same standard error. There are about 50 draws for
-    each of the three sigmas: ``num_coarse`` for each of the three or four trials that bracket it to a factor of 4,
-    then ``num_draws`` for each of about three that aim at the crossing with the slope seen so far.
+    each of the three sigmas: ``num_coarse`` for each of the trials that bracket it to a factor of 4, then ``num_draws``
+    for each of about three that aim at the crossing with the slope seen so far. The plain sigma takes three or four
+    trials to bracket. The others begin where their noise has its mean square, and take two.
 Variance:
     The mean rise at the sigma found is reported with its standard error over the draws (``sem_error``,
     ``…_sem_error``). All trials use the same normals, so that the rise is a nearly monotone function of sigma. Sigma is
@@ -85,8 +86,12 @@ def measure(problem: Problem, context: Context) -> Measured:
     displacement = weights - flattened(problem, problem.init)
     summary: dict[str, float | int | str | None] = {}
     sigmas: dict[str, float | None] = {}
-    searches = {kind: _search(kind, options) for kind in KINDS}
-    for kind, found in side_by_side(searches, _Rises(problem, context, bases)).items():
+    plain = side_by_side({"sigma": _search(options)}, _Rises(problem, context, bases, "trials"))
+    searches = {
+        kind: _search(options, _like(plain["sigma"], reference, options))
+        for kind, reference in (("magnitude_sigma", displacement), ("magnitude_sigma_origin", weights))
+    }
+    for kind, found in (plain | side_by_side(searches, _Rises(problem, context, bases, "magnitude trials"))).items():
         prefix, sigmas[kind] = KINDS[kind], found.sigma
         summary |= {
             kind: found.sigma, f"{prefix}rise": found.rise, f"{prefix}sem_error": found.sem,
@@ -141,16 +146,17 @@ class _Rises:
         problem: what is measured.
         context: of the measurement.
         bases: error of each group of samples without noise.
+        stage: what the stages are called.
     """
 
-    def __init__(self, problem: Problem, context: Context, bases: Sequence[float]):
-        self._problem, self._context, self._bases = problem, context, bases
+    def __init__(self, problem: Problem, context: Context, bases: Sequence[float], stage: str):
+        self._problem, self._context, self._bases, self._stage = problem, context, bases, stage
         self._groups = sample_groups(problem)
         self._last: tuple[tuple[str, float], dict[str, Tensor | float]] | None = None
 
     def __call__(self, number: int, asked: Mapping[str, _Asked]) -> dict[str, _Trial]:
         items = [(kind, sigma, index) for kind, (sigma, draws) in asked.items() for index in range(draws)]
-        rises = iter(stack(self._context.map(f"trials {number}", items, lambda item: self._draw(*item)), "rise"))
+        rises = iter(stack(self._context.map(f"{self._stage} {number}", items, lambda item: self._draw(*item)), "rise"))
         found = {}
         for kind, (sigma, draws) in asked.items():
             values = np.array([next(rises) for _ in range(draws)])
@@ -234,11 +240,37 @@ class _Found:
     reason: str = ""
 
 
-def _search(kind: str, options: FlatnessOptions) -> _Search[_Found]:
+@dataclass(frozen=True)
+class _Start:
+    """Where a search begins.
+
+    Attributes:
+        sigma: of the first trial.
+        floor: whether the noise at sigma 0 may be too much already.
+    """
+
+    sigma: float = START
+    floor: bool = False
+
+
+def _like(plain: _Found, reference: Tensor, options: FlatnessOptions) -> _Start:
+    """Noise in proportion to a reference ``[omega]`` that has the mean square of the plain noise which was found.
+
+    At sigma 0 it is plain noise of standard deviation epsilon, with the same normals: less than what was found is not
+    too much.
+    """
+    size = float(reference.double().square().mean().sqrt())
+    if plain.sigma is None or size == 0:
+        return _Start(floor=True)
+    square = max(plain.sigma**2 - options.epsilon**2, (0.5 * plain.sigma) ** 2)
+    return _Start(min(max(math.sqrt(square) / size, SMALLEST), LARGEST), floor=options.epsilon > plain.sigma)
+
+
+def _search(options: FlatnessOptions, start: _Start = _Start()) -> _Search[_Found]:  # noqa: B008 (nobody changes it)
     """The largest sigma at which the error rises by the displacement at most."""
-    if kind != "sigma" and (floor := (yield _Asked(0.0, options.num_draws)).rise) > options.displacement:
+    if start.floor and (floor := (yield _Asked(0.0, options.num_draws)).rise) > options.displacement:
         return _Found(reason=f"noise of standard deviation {options.epsilon:g} alone raises the error by {floor:.2g}")
-    bracket = yield from _bracket(options)
+    bracket = yield from _bracket(options, start.sigma)
     if bracket.closed:
         bracket = yield from _close_in(bracket, options)
     if not bracket.closed:
@@ -247,9 +279,9 @@ def _search(kind: str, options: FlatnessOptions) -> _Search[_Found]:
     return _Found(low.sigma, low.rise, low.sem)
 
 
-def _bracket(options: FlatnessOptions) -> _Search[_Bracket]:
+def _bracket(options: FlatnessOptions, sigma: float) -> _Search[_Bracket]:
     """Sigmas of ratio ``STEP`` around the crossing, with few draws each; open if there is none."""
-    bracket, sigma = _Bracket(options.displacement), START
+    bracket = _Bracket(options.displacement)
     while not bracket.closed and SMALLEST <= sigma <= LARGEST:
         bracket.add((yield _Asked(sigma, options.num_coarse)))
         sigma = sigma * STEP if bracket.high is None else sigma / STEP
@@ -320,7 +352,7 @@ def applies_to(problem: Problem) -> str | None:
 def forecast(problem: Problem, options: FlatnessOptions) -> float:
     """Gradients over the measured samples; a forward pass is a third of one.
 
-    There are three searches of four coarse and three fine trials, and two floors.
+    There are three searches of three fine trials each, after four coarse ones for the first and two for the others.
     """
-    draws = 3 * (4 * options.num_coarse + 3 * options.num_draws) + 2 * options.num_draws
+    draws = (4 + 2 * 2) * options.num_coarse + 3 * 3 * options.num_draws
     return draws * min(1.0, GROUP / problem.num_samples) / 3
