@@ -104,10 +104,13 @@ class Displacement(Mapping):
         return self._dense[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self.factors, **self._dense})
+        return iter(dict.fromkeys([*self.factors, *self._dense]))  # by names alone: asking for one makes it
 
     def __len__(self) -> int:
-        return len({**self.factors, **self._dense})
+        return len({*self.factors, *self._dense})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.factors or name in self._dense
 
     @cached_property
     def moved(self) -> frozenset[str]:
@@ -147,3 +150,6 @@ class _Some(Mapping):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names

@@ -122,6 +122,23 @@ def test_a_part_that_one_of_them_hides_is_found(large):
         genbound.Problem(model, init, (torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 3))
 
 
+def test_no_two_displacements_are_there_at_a_time():
+    made = []
+
+    class Seen(Differences):
+        def __getitem__(self, name):
+            made.append(name)
+            return super().__getitem__(name)
+
+    init = {name: torch.zeros(2, 2) for name in "abc"}
+    params = init | {"b": torch.ones(2, 2)}
+    given = Displacement(Seen(params, init, ["a", "b"]), {"c": (torch.ones(2, 1), torch.ones(1, 2))})
+    assert list(given) == ["c", "a", "b"] and len(given) == 3 and "b" in given and made == []
+    some = given.of(["c", "b"])
+    assert list(some) == ["c", "b"] and "b" in some and "a" not in some and made == []
+    assert given.moved == {"b", "c"} and made == ["a", "b"]
+
+
 def test_displacements_made_when_needed_are_the_same(monkeypatch):
     names = ["displacement_norm", "max_quadratic_form", "layer_curvature"]
     kept = genbound.evaluate(problem(), names)
