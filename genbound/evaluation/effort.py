@@ -23,7 +23,7 @@ EFFORTS = ("quick", "standard", "thorough")
 # data, both together, whichever samples it spends them on; one quantity takes at most a share of that whole.
 GRADIENTS, PASSES, SHARE = 100.0, 2.0, 0.25
 EPOCH = 0.5  # gradients over the n training samples that a quick evaluation takes at most
-SMALL = 2**25  # samples x weights x gradients that take seconds: small problems are measured whole
+SMALL = 2**26  # samples x weights x gradients that take seconds: small problems are measured whole
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ class Quantity:
         readings: what it takes whatever the samples, in readings of all weights, for the forecast of time alone.
         over_all: it looks at all samples of the data, and not at the measured ones.
         lighter: values of options with which it takes less, the dearest first: what a default evaluation falls back on.
-        no_extra: values of options with which it takes no more of a small problem than of others.
+        no_extra: values of options with which it takes no more of a small problem than of others: what takes seconds
+            then is measured with the usual ones.
         on_request: it is measured where it is named, and not with everything.
         applies_to: ``problem -> None`` if it exists for the network, else a sentence that says why not.
         reference: where it comes from.

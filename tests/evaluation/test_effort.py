@@ -146,3 +146,16 @@ def _parameters(decorate):
     holder = SimpleNamespace()
     decorate(holder)
     return getattr(holder, "__click_params__", [])
+
+
+def test_certificates_of_small_networks_are_measured_whole_and_of_large_ones_on_request():
+    """Trials are passes over all samples: of few measured ones they would be most of the whole."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    init = {name: 0.9 * p.detach() for name, p in net.named_parameters()}
+    small = genbound.Problem(net, init, (torch.randn(1400, 64), torch.arange(1400) % 10), num_samples=256)
+    assert planned(small).selection.options["gibbs_error"] == QUANTITIES["gibbs_error"].options()
+    large = deep(num=64, total=500)
+    assert "gradients over all samples" in planned(large).left_out["gibbs_error"]
+    asked = planned(large, measures=["default", "gibbs_error"])
+    assert asked.selection.options["gibbs_error"] == QUANTITIES["gibbs_error"].options()
