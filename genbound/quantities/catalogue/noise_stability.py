@@ -62,7 +62,7 @@ def _describe(summary: Summary) -> list[str]:
         [
             f"{row['sigma']:g}",
             with_error(row["value"], row["sem"]) if row.get("reliable", True) else "/ heavy tail",
-            *[digits(row["data_sem"])] * some,
+            *([digits(row["data_sem"])] if some else []),
             digits(row["std"]),
             with_error(row["hessian_approximation"], row["hessian_approximation_sem"]),
             _agreement(row),
