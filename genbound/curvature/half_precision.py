@@ -20,7 +20,7 @@ REPEATS = 5
 def half_is_faster(device: torch.device) -> bool:
     """Whether a product in bfloat16, both factors rounded first, takes well less time than in single precision.
 
-    It is timed once in a process, in a few milliseconds.
+    It is timed once in a process, in a few milliseconds; a run keeps the first answer for all of its processes.
     """
     source = torch.Generator().manual_seed(0)
     a, b = (torch.randn(ROWS, width, generator=source).to(device) for width in (WIDTH, ROWS))

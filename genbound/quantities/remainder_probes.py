@@ -291,12 +291,20 @@ def _wanted_errors(options: HessianTraceOptions, known: Sampled, looked: Sampled
     return np.sqrt(np.maximum(wanted**2 - known.sem**2, (0.5 * wanted) ** 2))
 
 
-def _takes_half(problem: Problem, options: HessianTraceOptions) -> bool:
-    """Whether joint sweeps are drawn in half precision: where it is the faster one, of networks with large products."""
+def _takes_half(problem: Problem, context: Context) -> bool:
+    """Whether joint sweeps are drawn in half precision: where it is the faster one, of networks with large products.
+
+    It is timed once for the whole run and stored: processes that found different answers, or a run that goes on
+    elsewhere, would otherwise not have the same draws.
+    """
+    options = context.options
     if options.sweeps != "auto":
-        return options.sweeps == "half"
+        return bool(options.sweeps == "half")
     large = sum(layer.num_weights for layer in problem.layers) >= LARGE
-    return large and problem.dtype == torch.float32 and half_is_faster(problem.device)
+    if not large or problem.dtype != torch.float32:
+        return False
+    (found,) = context.map("precision", [0], lambda _: {"half": np.array(half_is_faster(problem.device))})
+    return bool(found["half"])
 
 
 def draw_remainder(problem: Problem, context: Context, probes: Probes, plan: Plan, first: np.ndarray) -> Sampled:
@@ -306,7 +314,7 @@ def draw_remainder(problem: Problem, context: Context, probes: Probes, plan: Pla
     """
     num_first, columns = first.shape[1], first.shape[2] + 1
     backward, separate = (kind("draws", plan.less_joint) for kind in (probes.backward, probes.separate))
-    half = _takes_half(problem, context.options)
+    half = _takes_half(problem, context)
 
     def draw(shard: range) -> Part:
         positions, own = list(shard), Moments.empty(len(shard), columns)

@@ -84,3 +84,25 @@ def test_it_is_asked_for_or_found_out(monkeypatch):
     for sweeps, expected in (("auto", False), ("full", False), ("half", True)):  # auto: small, and in float64
         genbound.measure(problem, "hessian_trace", exact_products=0, sweeps=sweeps, total_sem=0.001, small_probes=8)
         assert asked.pop() is expected
+
+
+def test_a_run_that_goes_on_keeps_its_precision(monkeypatch, tmp_path):
+    """What is faster is timed once for all processes and calls of a run: else they would not have the same draws."""
+    problem = CASES["mlp_gelu"].problem(dtype=torch.float32)
+    asked, answers = [], [True]
+    taken = Probes.joint_moments
+    monkeypatch.setattr(remainder_probes, "LARGE", 0)
+    monkeypatch.setattr(remainder_probes, "half_is_faster", lambda device: answers.pop())
+
+    def stopped(self, *a):
+        asked.append(a[-1])
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return taken(self, *a)
+
+    monkeypatch.setattr(Probes, "joint_moments", stopped)
+    options = {"hessian_trace": {"exact_products": 0, "total_sem": 0.001, "small_probes": 8}}
+    with pytest.raises(KeyboardInterrupt):
+        genbound.evaluate(problem, ["hessian_trace"], options=options, out=tmp_path)
+    genbound.evaluate(problem, ["hessian_trace"], options=options, out=tmp_path)
+    assert set(asked) == {True} and len(asked) > 1
