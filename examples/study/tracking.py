@@ -56,8 +56,9 @@ def table(cells: Sequence[Cell], kind: str = "loss") -> pd.DataFrame:
                 row[f"{name}{suffix}"] = math.nan if value is None else value
         rows.append(row)
     frame = pd.DataFrame(rows).set_index("run")
-    # Where no weight of the training samples enters, both columns are one.
-    same = [c for c in frame if c.endswith(", training samples") and frame[c].equals(frame[c.partition(",")[0]])]
+    # Where no weight of the training samples enters, both columns are one. Some are of the training samples alone.
+    both = [c for c in frame if c.endswith(", training samples") and c.partition(",")[0] in frame]
+    same = [c for c in both if frame[c].equals(frame[c.partition(",")[0]])]
     frame = frame.drop(columns=same)
     frame.attrs["rivals"] = {
         name: {cell["name"]: cell["trivial"][name] for cell in cells} for name in cells[0]["trivial"]
