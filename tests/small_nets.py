@@ -66,6 +66,20 @@ def sharp(build):
     return changed
 
 
+class Residual(nn.Module):
+    """Residual layers that curve."""
+
+    def __init__(self, width: int, depth: int, classes: int = 3):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.fc(x)
+
+
 class ConvNet(nn.Module):
     """Stride, groups, dilation, padding, a residual branch, BatchNorm with running statistics, pooling."""
 

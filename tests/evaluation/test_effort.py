@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import CASES
+from small_nets import Residual
 from torch import nn
 
 import genbound
@@ -16,23 +17,10 @@ from genbound.evaluation.selection import select
 from genbound.quantities import QUANTITIES
 
 
-class Deep(nn.Module):
-    """Twenty layers that curve, wide enough that nothing of it is small."""
-
-    def __init__(self, width=192, depth=20, classes=3):
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.fc = nn.Linear(width, classes)
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = x + torch.tanh(block(x))
-        return self.fc(x)
-
-
-def deep(num=8, total=8, **arguments):
+def deep(num=8, total=8, width=192, depth=20, classes=3):
+    """Twenty layers, wide enough that nothing of it is small."""
     torch.manual_seed(0)
-    model = Deep(**arguments)
+    model = Residual(width, depth, classes)
     init = {name: 0.9 * p.detach() for name, p in model.named_parameters()}
     data = (torch.randn(total, model.fc.in_features), torch.arange(total) % 3)
     return genbound.Problem(model, init, data, num_samples=num)

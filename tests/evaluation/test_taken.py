@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from small_nets import Residual
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,20 +16,6 @@ from genbound.quantities import QUANTITIES
 
 SLACK = 1.3  # by which a count of multiplications may exceed one of passes and products
 NO_PASS = {"matrix_norms", "power_law", "spectral_norm", "structure", "layer_norms"}  # of weights, over no samples
-
-
-class Curved(nn.Module):
-    """Residual layers that curve."""
-
-    def __init__(self, width=64, depth=6, classes=3):
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.fc = nn.Linear(width, classes)
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = x + torch.tanh(block(x))
-        return self.fc(x)
 
 
 class Attending(nn.Module):
@@ -59,11 +46,11 @@ def convolutions(activation):
 
 
 CASES = {
-    "curved, 8 samples": (Curved, (64,), 3, 8, 8),
-    "curved, 16 of 200": (Curved, (64,), 3, 16, 200),
+    "curved, 8 samples": (lambda: Residual(64, 6), (64,), 3, 8, 8),
+    "curved, 16 of 200": (lambda: Residual(64, 6), (64,), 3, 16, 200),
     "attention, 8 samples": (Attending, (9, 24), 10, 8, 8),
     "attention, 8 of 600": (Attending, (9, 24), 10, 8, 600),
-    "many classes": (lambda: Curved(48, 3, 200), (48,), 200, 8, 40),
+    "many classes": (lambda: Residual(48, 3, 200), (48,), 200, 8, 40),
     "SiLU convolutions": (lambda: convolutions(nn.SiLU), (3, 8, 8), 5, 12, 60),
     "ReLU convolutions": (lambda: convolutions(nn.ReLU), (3, 8, 8), 5, 12, 60),
 }
