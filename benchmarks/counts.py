@@ -48,7 +48,7 @@ class Counts:
     products: int = 0
 
 
-def small_problem() -> genbound.Problem:
+def small_problem(**options: Any) -> genbound.Problem:
     """Four layers, three of them curved, on 40 of 60 samples."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -57,7 +57,7 @@ def small_problem() -> genbound.Problem:
         ).double()
         init = {name: 0.8 * p.detach() for name, p in model.named_parameters()}
         data = (torch.randn(60, 6, dtype=torch.float64), torch.arange(60) % 3)
-    return genbound.Problem(model, init, data, num_samples=40)
+    return genbound.Problem(model, init, data, num_samples=40, **options)
 
 
 @contextmanager

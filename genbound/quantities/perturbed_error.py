@@ -14,6 +14,7 @@ from torch import Tensor
 from genbound.network.problem import Problem
 
 GROUP = 64  # samples that share a perturbation
+EARLY = 4  # parts of the samples after which a pass may end early
 
 
 def sample_groups(problem: Problem, size: int = GROUP) -> list[range]:
@@ -54,37 +55,55 @@ def mean_error(problem: Problem, params: Mapping[str, Tensor], positions: Sequen
 
     Cost: a forward pass of the samples.
     """
-    wrong = 0.0
-    for run in problem.batches(positions):
+    return error_up_to(problem, params, positions, math.inf)[0]
+
+
+def error_up_to(
+    problem: Problem, params: Mapping[str, Tensor], positions: Sequence[int], most: float
+) -> tuple[float, bool]:
+    """The mean error, as far as it need be known, and whether it is that of all samples.
+
+    As soon as it is sure to be more than ``most``, what it is at least is returned.
+
+    Cost: a forward pass of the samples, or of a part of them.
+    """
+    wrong, passed = 0.0, 0
+    part = problem.batch_size if most == math.inf else math.ceil(len(positions) / EARLY)
+    for run in problem.batches(positions, min(problem.batch_size, part)):
         batch = problem.batch(run)
         with torch.no_grad():
             outputs = problem.forward(params, batch.inputs)
-        wrong += num_wrong(problem, outputs, batch.targets)
-    return wrong / len(positions)
+        wrong, passed = wrong + num_wrong(problem, outputs, batch.targets), passed + len(run)
+        if wrong > most * len(positions):
+            break
+    return wrong / len(positions), passed == len(positions)
 
 
 def mean_error_and_gradient(
-    problem: Problem, params: Mapping[str, Tensor], positions: Sequence[int]
-) -> tuple[float, dict[str, Tensor]]:
-    """Mean 0-1 error of the samples, and the gradient of their summed loss.
+    problem: Problem, params: Mapping[str, Tensor], positions: Sequence[int], most: float = math.inf
+) -> tuple[float, bool, dict[str, Tensor]]:
+    """The mean error up to ``most`` and whether it is whole, and the gradient of the samples' summed loss.
 
-    The gradient is in the perturbed parameters, of their shapes, and zero where it is not a number.
+    The gradient is in the perturbed parameters, of their shapes, and zero where it is not a number. It is that of all
+    samples if the error is not more than ``most``.
     """
     leaves = {name: params[name].detach().requires_grad_() for name in perturbed_names(problem)}
     total = {name: torch.zeros_like(p) for name, p in leaves.items()}
-    wrong = 0.0
+    wrong, passed = 0.0, 0
     for run in problem.batches(positions):
         batch = problem.batch(run)
         with torch.enable_grad():
             outputs = problem.forward({**params, **leaves}, batch.inputs)
             loss = problem.loss.per_sample(outputs, batch.targets).sum()
-        wrong += num_wrong(problem, outputs.detach(), batch.targets)
+        wrong, passed = wrong + num_wrong(problem, outputs.detach(), batch.targets), passed + len(run)
+        if wrong > most * len(positions):
+            break
         if loss.requires_grad:
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             for name, gradient in zip(leaves, found, strict=True):
                 if gradient is not None:
                     total[name] += gradient.nan_to_num()
-    return wrong / len(positions), total
+    return wrong / len(positions), passed == len(positions), total
 
 
 def check_loss(what: str, problem: Problem) -> str | None:

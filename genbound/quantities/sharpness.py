@@ -10,6 +10,10 @@ over all weights and biases and the affine parameters of normalisations, :math:`
 the sign of its gradient: from w to the corner that the gradient points at, then by steps of the box's half-width, cut
 off at the box. Where the gradient is zero altogether, its signs are drawn.
 
+The search comes from above. The first corner, which the gradient at w points at, is shrunk until it no longer raises
+the error by that much. At the size reached the ascent looks for a worse perturbation, which is shrunk in its turn, and
+so on until the ascent finds none. The samples and the corner that every ascent begins with are the same at all sizes.
+
 Ascent finds a *lower* estimate of the maximum, so that ``alpha`` is an **upper estimate**: a worse corner that it
 missed makes the true one smaller, and no error bar says by how much. ``alpha_above``, the upper end of the bracket, is
 certain: at that size a perturbation was found that raises the error by more, by ``rise_above``. Both speak of the
@@ -27,11 +31,14 @@ alpha that does not exist is null with the reason: no corner raises the error by
 Alpha is in the unit of the weights, the magnitude-aware one relative to them.
 
 Cost:
-    A trial is ``num_steps`` forward passes of at most ``num_samples`` samples, with backward passes in all but the
-    last; it ends at the first perturbation that raises the error by enough. For each alpha some five trials of a single
-    pass find the factor of 4 that it is in, and six whole ones halve that: 45 gradients of 64 samples at most for both.
+    Passes over ``num_samples`` samples at most. Shrinking a perturbation takes forward passes alone: some seven for the
+    first corner, some four for each worse one. An ascent is ``num_steps`` forward passes, with backward passes in all
+    but the last, and ends at the first perturbation that raises the error by enough; only the last ascent for each
+    alpha, which finds none, is whole. A pass ends with the batch in which so many samples are wrong that the others
+    cannot matter. Together some 20 gradients of 64 samples; 38 where no perturbation of any size is bad enough.
 Variance:
-    None: nothing is drawn but for a gradient that is zero.
+    None: nothing is drawn but for a gradient that is zero. Alpha is the lower end of an interval of ratio
+    ``1 + tolerance`` at most, at whose upper end ``alpha_above`` the rise is too large.
 
 References:
     Jiang, Neyshabur, Mobahi, Krishnan & Bengio, Fantastic generalization measures and where to find them, ICLR 2020;
@@ -41,45 +48,32 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Generator
+from typing import Any, TypeVar
 
-import numpy as np
 from torch import Tensor
 
-from genbound.estimators.random import normal
 from genbound.network.problem import Problem
-from genbound.quantities.base import Context, Measured, stream
+from genbound.quantities.base import Context, Measured
 from genbound.quantities.catalogue.sharpness import SharpnessOptions
-from genbound.quantities.perturbed_error import (
-    check_loss,
-    flattened,
-    mean_error,
-    mean_error_and_gradient,
-    perturbed_names,
-    sample_groups,
-)
+from genbound.quantities.perturbed_error import check_loss, flattened, sample_groups
 from genbound.quantities.side_by_side import side_by_side
+from genbound.quantities.worst_corner import LARGEST, SMALLEST, STEP, Ascent, Asked, Ends, box
 
 T = TypeVar("T")
 
-NAME = "sharpness"
-START = {"alpha": 2.0**-10, "magnitude_alpha": 2.0**-6}  # first trial
-STEP = 4.0  # between the first two trials, squared for each further one until alpha is bracketed
-SMALLEST, LARGEST = 2.0**-40, 2.0**20
-ROUNDING = 1e-9  # a rise of just the displacement is none too many
+START = {"alpha": 2.0**-10, "magnitude_alpha": 2.0**-6}  # first size of the first corner
 
 
 def measure(problem: Problem, context: Context) -> Measured:
     """Both alphas, each found by a search, and the sums and norms that the bounds need with them."""
     options: SharpnessOptions = context.options
-    ascent = _Ascent(problem, context, sample_groups(problem, options.num_samples)[0])
+    ascent = Ascent(problem, context, sample_groups(problem, options.num_samples)[0])
     weights = flattened(problem, problem.params)
     displacement = weights - flattened(problem, problem.init)
     searches = {kind: _search(kind, options) for kind in START}
     summary: dict[str, Any] = {}
-    for found in side_by_side(searches, ascent.rises).values():
+    for found in side_by_side(searches, ascent.ends).values():
         summary |= found
     for name, reference in (("log_sum_init", displacement), ("log_sum_origin", weights)):
         for end in ("", "_above"):
@@ -101,21 +95,6 @@ def measure(problem: Problem, context: Context) -> Measured:
     )
 
 
-def box(weight: Tensor, kind: str, alpha: float, epsilon: float) -> Tensor:
-    """Largest size of each entry's perturbation, in the unit of the weights.
-
-    Args:
-        weight: any shape.
-        kind: ``alpha`` or ``magnitude_alpha``.
-        alpha: in the unit of the weights, or relative to them.
-        epsilon: size where a weight is zero, if they are relative.
-
-    Returns:
-        The weight's shape, or one number ``[]`` for all entries.
-    """
-    return weight.new_tensor(alpha) if kind == "alpha" else alpha * weight.abs() + epsilon
-
-
 def log_sum(sizes: Tensor, reference: Tensor) -> float:
     r"""The sum over the entries of a box and a vector r.
 
@@ -129,119 +108,40 @@ def log_sum(sizes: Tensor, reference: Tensor) -> float:
     return float((math.log(prior) - sizes.square().log()).sum())
 
 
-class _Ascent:
-    """Looks for the worst corner of boxes around the weights.
-
-    Args:
-        problem: what is measured.
-        context: of the measurement.
-        positions: the samples whose error counts.
-
-    Attributes:
-        base: their error without a perturbation.
-    """
-
-    def __init__(self, problem: Problem, context: Context, positions: Sequence[int]):
-        self.positions = positions
-        self._problem, self._context, self._options = problem, context, context.options
-        (part,) = context.map(
-            "base", [positions], lambda p: {"error": np.array([mean_error(problem, problem.params, p)])}
-        )
-        self.base = float(part["error"][0])
-
-    def rises(self, number: int, trials: Mapping[str, _Asked]) -> dict[str, float]:
-        """Kind -> largest rise of the error found in its box. Every call is a stored stage."""
-        parts = self._context.map(
-            f"trials {number}",
-            list(trials.items()),
-            lambda item: {"rise": np.array([self._worst_rise(item[0], *item[1])])},
-        )
-        return {kind: float(part["rise"][0]) for kind, part in zip(trials, parts, strict=True)}
-
-    def _worst_rise(self, kind: str, alpha: float, steps: int) -> float:
-        """Largest rise that ascent finds in the box; the first one beyond the displacement ends it."""
-        params, epsilon = self._problem.params, self._options.epsilon
-        sizes = {name: box(params[name], kind, alpha, epsilon) for name in perturbed_names(self._problem)}
-        moves, worst = {name: sign * sizes[name] for name, sign in self._corner.items()}, 0.0
-        for step in range(1, steps + 1):
-            moved = {**params, **{name: params[name] + move for name, move in moves.items()}}
-            if step == steps:
-                return max(worst, mean_error(self._problem, moved, self.positions) - self.base)
-            found, gradient = mean_error_and_gradient(self._problem, moved, self.positions)
-            worst = max(worst, found - self.base)
-            if worst > self._options.displacement + ROUNDING:
-                break
-            ahead = self._signs(step, gradient)
-            moves = {
-                name: (move + sizes[name] * ahead[name]).clamp(-sizes[name], sizes[name])
-                for name, move in moves.items()
-            }
-        return worst
-
-    @cached_property  # all trials start from it; a run that is continued may need none
-    def _corner(self) -> dict[str, Tensor]:
-        """Signs of the gradient at w."""
-        return self._signs(0, mean_error_and_gradient(self._problem, self._problem.params, self.positions)[1])
-
-    def _signs(self, step: int, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Where to ascend: the gradient's signs, or where all of it is zero drawn ones, the same in every trial."""
-        if any(bool(g.any()) for g in gradient.values()):
-            return {name: g.sign() for name, g in gradient.items()}
-        source = stream(self._context, NAME, "corner", step)
-        return {name: normal(tuple(g.shape), source, g).sign() for name, g in gradient.items()}
-
-
-class _Asked(NamedTuple):
-    """A size of the box, and how many perturbations the ascent may look at."""
-
-    alpha: float
-    steps: int
-
-
-_Search = Generator[_Asked, float, T]  # asks for rises of the error
-
-
-class _Trial(NamedTuple):
-    """A size, and the largest rise of the error found there."""
-
-    alpha: float
-    rise: float
-
-
-def _bracket(steps: int, start: float, width: float, most: float) -> _Search[tuple[_Trial | None, _Trial | None]]:
-    """Two sizes of that ratio: the rise is at most ``most`` at the lower one, and more at the upper one.
-
-    One is ``None`` if there is no such size.
-    """
-    low, high, alpha, factor = None, None, start, STEP
-    while True:
-        trial = _Trial(alpha, (yield _Asked(alpha, steps)))
-        low, high = (low, trial) if trial.rise > most else (trial, high)
-        if low is not None and high is not None:
-            if high.alpha <= low.alpha * width:
-                return low, high
-            alpha = math.sqrt(low.alpha * high.alpha)
-        elif alpha in (SMALLEST, LARGEST):
-            return low, high
-        else:
-            alpha = min(alpha * factor, LARGEST) if high is None else max(alpha / factor, SMALLEST)
-            factor **= 2
+_Search = Generator[Asked, Ends, T]  # asks at which sizes perturbations raise the error by too much
 
 
 def _search(kind: str, options: SharpnessOptions) -> _Search[dict[str, float | str | None]]:
     """The interval in which the largest rise passes the displacement, with the rises at its ends; or nulls and why."""
-    most, whole = options.displacement + ROUNDING, options.num_steps
-    if kind != "alpha" and (floor := (yield _Asked(0.0, whole))) > most:
-        return _none(kind, f"perturbations of size {options.epsilon:g} alone raise the error by {floor:.2g} or more")
-    low, high = yield from _bracket(1, START[kind], STEP, most)
-    start = START[kind] if low is None or high is None else low.alpha
-    low, high = yield from _bracket(whole, start, 1 + options.tolerance, most)
+    low, high = yield Asked(START[kind], ascend=False)
+    if high is None:  # whatever the size of the first corner: others may do
+        low, high = yield from _any_size(START[kind])
+    while high is not None and low is not None:
+        # As small as may be: the smaller the box, the less is found in it, and no ascent need follow.
+        size = max(high.size / (1 + options.tolerance), SMALLEST)
+        found = yield Asked(size, ascend=True)
+        if found.high is None and found.low is not None:
+            low = found.low
+            return _none(kind, "") | dict(zip(_entries(kind), (low.size, high.size, low.rise, high.rise), strict=True))
+        low, high = found
     if high is None:
         rise_found = 0.0 if low is None else low.rise
         return _none(kind, f"the error rises by {rise_found:.2g} only, in the worst corner found of any box")
-    if low is None:
-        return _none(kind, f"the error rises by {high.rise:.2g} in however small a box")
-    return _none(kind, "") | dict(zip(_entries(kind), (low.alpha, high.alpha, low.rise, high.rise), strict=True))
+    if kind != "alpha" and high.size == 0:
+        return _none(
+            kind, f"perturbations of size {options.epsilon:g} alone raise the error by {high.rise:.2g} or more"
+        )
+    return _none(kind, f"the error rises by {high.rise:.2g} in however small a box")
+
+
+def _any_size(start: float) -> _Search[Ends]:
+    """What ascents in larger and larger boxes find."""
+    size, factor = start, STEP
+    while True:
+        found = yield Asked(size, ascend=True)
+        if found.high is not None or size == LARGEST:
+            return found
+        size, factor = min(size * factor, LARGEST), factor**2
 
 
 def _entries(kind: str) -> tuple[str, str, str, str]:
@@ -260,12 +160,25 @@ def applies_to(problem: Problem) -> str | None:
 
 
 def forecast(problem: Problem, options: SharpnessOptions) -> float:
-    """The cost in gradients, at most.
+    """The cost in gradients, at most: five ascents for each alpha find nothing, at any size, and the first corner none.
 
-    It is twice five passes, a trial that ends at once, one at the lower end and the halvings; then a floor, and the
-    gradient at w.
+    Where there is an alpha, it takes less even if the ascents find something six times.
+    """
+    found = 5 / 3 + 2 * (2 + 5 * _whole(options))
+    return found * min(1.0, options.num_samples / problem.num_samples)
+
+
+def usual(problem: Problem, options: SharpnessOptions) -> float:
+    """Likewise where there is an alpha, with some room.
+
+    For each alpha the first corner is shrunk, an ascent finds nothing, and two others find something after half of
+    their steps, which is shrunk. Beside them there is the gradient at w, the error there and a floor.
     """
     halvings = math.ceil(math.log2(max(math.log(STEP) / math.log(1 + options.tolerance), 1)))
-    whole = options.num_steps - 2 / 3  # the last pass of a trial is forward
-    found = 4 / 3 + whole + 2 * (5 / 3 + 1 + (1 + halvings) * whole)
+    found = 5 / 3 + 2 * ((4 + halvings) / 3 + _whole(options) + 2 * (0.5 * _whole(options) + 4 / 3))
     return found * min(1.0, options.num_samples / problem.num_samples)
+
+
+def _whole(options: SharpnessOptions) -> float:
+    """Gradients of an ascent that finds nothing: its last pass is forward."""
+    return options.num_steps - 2 / 3

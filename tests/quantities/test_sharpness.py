@@ -7,11 +7,12 @@ import torch
 from cases import D
 from torch import nn
 
+from benchmarks.counts import small_problem
 from genbound.errors import GenboundError
-from genbound.evaluation.forecast import forecast
 from genbound.evaluation.loop import evaluate, measure
+from genbound.network.network import Network
 from genbound.network.problem import Problem
-from genbound.quantities import sharpness
+from genbound.quantities import QUANTITIES, sharpness
 from genbound.quantities.sharpness import SharpnessOptions, log_sum
 from genbound.results.observations import observe
 
@@ -172,21 +173,88 @@ def test_batches_change_nothing():
     assert measure(other, "sharpness") == measure(problem, "sharpness")
 
 
-def test_costs_what_is_forecast(monkeypatch):
-    passes = {"mean_error": 0, "mean_error_and_gradient": 0}
-    for name in passes:
-        function = getattr(sharpness, name)
+def curved(num_samples=60, **arguments):
+    """A network that is not linear, right on all samples; ascent finds worse than the first magnitude-aware corner."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        net = nn.Sequential(nn.Linear(4, 30), nn.GELU(), nn.Linear(30, 30), nn.Tanh(), nn.Linear(30, 5)).to(D)
+        x = torch.randn(num_samples, 4).to(D)
+    init = {k: torch.zeros_like(v) for k, v in net.state_dict().items()}
+    return Problem(net, init, (x, net(x).argmax(1)), **arguments)
 
-        def counted(*arguments, name=name, function=function):
-            passes[name] += 1
-            return function(*arguments)
 
-        monkeypatch.setattr(sharpness, name, counted)
-    problem, _ = classifier()
-    measure(problem, "sharpness")
-    spent = passes["mean_error_and_gradient"] + passes["mean_error"] / 3
-    assert spent <= forecast(problem, ["sharpness"], {}).gradients["sharpness"] <= 60
-    assert spent > 15
+def ascended(problem, sizes, steps=4):
+    """The largest rise of the error that ascent finds in a box, each of its steps over all samples."""
+    moves, worst = {k: torch.zeros_like(v) for k, v in sizes.items()}, 0.0
+    x, y = problem.data.inputs, problem.data.targets
+    for step in range(steps + 1):
+        moved = {k: (problem.params[k] + move).requires_grad_() for k, move in moves.items()}
+        output = problem.forward(moved, x)
+        if step > 0:
+            worst = max(worst, float((output.argmax(1) != y).double().mean()))
+        gradient = torch.autograd.grad(nn.functional.cross_entropy(output, y), list(moved.values()))
+        moves = {
+            k: (moves[k] + sizes[k] * g.sign()).clamp(-sizes[k], sizes[k]) for k, g in zip(moves, gradient, strict=True)
+        }
+    return worst
+
+
+@pytest.mark.parametrize("kind", ["alpha", "magnitude_alpha"])
+def test_agrees_with_halving_by_whole_ascents(kind):
+    problem = curved(batch_size=60)
+    found = measure(problem, "sharpness")
+
+    def rise(alpha):
+        return ascended(
+            problem, {k: sharpness.box(p, kind, alpha, 1e-3).expand_as(p) for k, p in problem.params.items()}
+        )
+
+    low, high = 1e-5, 10.0
+    assert rise(low) <= 0.1 + 1e-9 < rise(high)
+    while high > 1.01 * low:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if rise(middle) > 0.1 + 1e-9 else (middle, high)
+    assert rise(found[kind]) == pytest.approx(found[kind.replace("alpha", "rise")]) and rise(found[kind]) <= 0.1 + 1e-9
+    assert low / 1.1 <= found[kind] <= found[f"{kind}_above"] <= found[kind] * (1.1 + 1e-12)
+    assert found[kind] <= high
+
+
+def test_the_rise_above_is_over_all_samples():
+    """All samples turn wrong at once: a pass ends after a quarter of them, and what it knows then is not reported."""
+    net = nn.Linear(3, 2, bias=False).to(D)
+    with torch.no_grad():
+        net.weight.copy_(WEIGHT)
+    sign = torch.arange(40) % 2
+    x = (2.0 * sign.to(D) - 1)[:, None].expand(40, 3).contiguous()
+    found = measure(Problem(net, {"weight": torch.zeros(2, 3, dtype=D)}, (x, sign), batch_size=5), "sharpness")
+    assert (found["rise"], found["rise_above"]) == (0, 1) == (found["magnitude_rise"], found["magnitude_rise_above"])
+
+
+def test_batches_change_nothing_where_passes_end_early():
+    assert measure(curved(batch_size=60), "sharpness") == measure(curved(batch_size=4), "sharpness")
+
+
+@pytest.mark.parametrize(("make", "batch_size"), [(curved, 64), (curved, 8), (small_problem, 40)])
+def test_costs_what_is_forecast(monkeypatch, make, batch_size):
+    """The last has labels at random: no perturbation of any size is much worse."""
+    problem, forward, grad = make(batch_size=batch_size), Network.forward, torch.autograd.grad
+    passes, backward = [], []
+
+    def counted_forward(self, *arguments):
+        passes.append(forward(self, *arguments))
+        return passes[-1]
+
+    def counted_grad(*arguments, **named):
+        backward.append(len(passes[-1]))
+        return grad(*arguments, **named)
+
+    monkeypatch.setattr(Network, "forward", counted_forward)
+    monkeypatch.setattr(torch.autograd, "grad", counted_grad)
+    found = measure(problem, "sharpness")
+    spent = (sum(map(len, passes)) + 2 * sum(backward)) / 3 / problem.num_samples
+    forecasts = QUANTITIES["sharpness"].usual, QUANTITIES["sharpness"].gradients
+    usual, most = (count(problem, SharpnessOptions()) for count in forecasts)
+    assert 12 < spent <= (most if found["alpha"] is None else usual) and usual < 27 and most < 40
 
 
 def test_a_run_that_is_continued(tmp_path):

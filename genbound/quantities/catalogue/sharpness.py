@@ -45,6 +45,7 @@ QUANTITY = Quantity(
     later("genbound.quantities.sharpness:measure"),
     SharpnessOptions,
     gradients=later("genbound.quantities.sharpness:forecast"),
+    usual=later("genbound.quantities.sharpness:usual"),
     applies_to=later("genbound.quantities.sharpness:applies_to"),
     reference="Jiang et al. 2020",
     reading=Reading(observe=_observe),
