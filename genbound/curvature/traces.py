@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from genbound.curvature.krylov_control import KrylovControl
 from genbound.curvature.layer_block import LayerBlock
 from genbound.curvature.probes import probe_directions
 from genbound.curvature.sweep import Sweep
@@ -179,17 +180,28 @@ def sweep_directions(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], se
     return {name: own[0] for name, own in directions.items()}
 
 
-def joint_trace(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> Tensor:
+def joint_trace(
+    sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int, control: KrylovControl | None = None
+) -> Tensor:
     r"""One draw of :math:`z^\top R z` with the layers probed together: of the sum of their traces alone, ``[N]``.
 
-    The arguments are those of :func:`sweep_directions`.
+    Args:
+        sweep: of N samples.
+        names: of the layers to move.
+        rows: where the random numbers of each sample come from.
+        seed: of all of them.
+        control: of the sample that all rows are copies of; its values, whose mean is 0, are taken off.
 
     Cost: about a forward pass.
     """
-    return sweep.mean_remainder(sweep_directions(sweep, names, rows, seed))
+    directions = sweep_directions(sweep, names, rows, seed)
+    return sweep.mean_remainder(directions) - _known(sweep, directions, control)
 
 
-def joint_trace_in_half(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int, compared: bool) -> Tensor:
+def joint_trace_in_half(
+    sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int, compared: bool,
+    control: KrylovControl | None = None,
+) -> Tensor:  # fmt: skip
     """The draw of :func:`joint_trace` in half precision, and what it lacks, ``[N, 2]``; the latter if ``compared``.
 
     Cost: 0.55 of a sweep on a processor with bfloat16 units, and one more to compare; else the second is not a number.
@@ -197,7 +209,29 @@ def joint_trace_in_half(sweep: Sweep, names: Sequence[str], rows: Sequence[Row],
     directions = sweep_directions(sweep, names, rows, seed)
     half = sweep.mean_remainder(directions, half=True)
     gap = sweep.mean_remainder(directions) - half if compared else torch.full_like(half, torch.nan)
-    return torch.stack([half, gap], 1)
+    return torch.stack([half - _known(sweep, directions, control), gap], 1)
+
+
+def joint_trace_controlled(
+    sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int, control: KrylovControl, nums: Sequence[int]
+) -> Tensor:
+    """The draw of :func:`joint_trace` without and with so many of the control's vectors, ``[N, 1 + len(nums)]``.
+
+    Cost: that of one.
+    """
+    directions = sweep_directions(sweep, names, rows, seed)
+    plain = sweep.mean_remainder(directions)
+    return torch.stack([plain, *(plain - _known(sweep, directions, control, num) for num in nums)], 1)
+
+
+def _known(
+    sweep: Sweep, directions: Mapping[str, Tensor], control: KrylovControl | None, num: int | None = None
+) -> Tensor | float:
+    """The control's values of directions that a sweep takes, ``[N]``; 0 without one."""
+    if control is None:
+        return 0.0
+    rows = {name: sweep.uses[name].per_sample(u) for name, u in directions.items()}
+    return control.values(rows, control.num if num is None else num)
 
 
 def joint_trace_twice(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> Tensor:

@@ -16,11 +16,16 @@ i, and T the mean of the joint draws of a sample. The layers of that sample beco
 x_j)`, with a weight w of the sample and shares b of the layers. They are fixed before T is drawn, from all samples
 together. So the result is unbiased, whatever they are. It is best if w is T's share of the information, and b the
 layers' shares of the variance.
+
+A *control* (:mod:`genbound.curvature.krylov_control`) takes a few products of one sample and spares some of its joint
+draws. How much of their variance controls of several sizes leave is tried on the hardest samples, where there is much
+to be spared; then a sample gets the one, if any, with which its draws are cheapest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +37,9 @@ from genbound.estimators.estimate import Sampled
 
 # Time of a probe, in forward passes: a double backward one and a joint sweep.
 BACKWARD, JOINT = 3.5, 1.3
+RECORDED = 2.5  # time of a pass of one sample whose derivatives are taken
+PAYS = 0.7  # most of a draw's variance that a control may leave: few draws tell, and what leaves more may leave all
+TRIAL_PAYS = 4  # times its own time: what joint draws take before it is tried whether a control spares them
 WORTH = 2  # joint draws of a sample for which recording a sweep pays
 FEW = 8  # double backward probes of a sample, up to which nobody asks for separate sweeps
 
@@ -50,10 +58,19 @@ class Sweeps:
             probes, and the forward passes that one separate sweep of all layers takes. ``None`` if separate sweeps
             are not thought of.
         joint: ``() -> ratio``: the variance of a joint sweep over that of the sum of a double backward probe.
+        controls: ``() -> {vectors: ratio}``: the variance that controls of so many vectors leave of a joint sweep.
+        trial: forward passes that it takes to know ``controls``.
     """
 
     ratios: Callable[[], tuple[np.ndarray, float]] | None
     joint: Callable[[], float]
+    controls: Callable[[], Mapping[int, float]] = dict
+    trial: float = math.inf
+
+
+def control_passes(vectors: np.ndarray) -> np.ndarray:
+    """Time of controls of so many vectors in forward passes ``[S]``; nothing for none."""
+    return np.where(vectors > 0, RECORDED + BACKWARD * vectors, 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,7 @@ class Plan:
     Attributes:
         counts: probes of the layers ``[S]``, separate sweeps where ``separate [S]``, else double backward ones.
         joint: joint sweeps ``[S]``.
+        vectors: of the control of a sample's joint sweeps, 0 where there is none ``[S]``.
         weight: of the joint draws of each sample ``[S]``.
         shares: of the layers in what the joint draws correct ``[L]``.
         deviation: expected standard deviation of a probe of each layer ``[S, L]``, in the unit of the trace. Where
@@ -72,13 +90,15 @@ class Plan:
     counts: np.ndarray
     separate: np.ndarray
     joint: np.ndarray
+    vectors: np.ndarray
     weight: np.ndarray
     shares: np.ndarray
     deviation: np.ndarray
 
     def passes(self) -> float:
         """Time of a sample's double backward probes and joint sweeps in forward passes, on the average."""
-        return float((BACKWARD * self.counts * ~self.separate + JOINT * self.joint).mean())
+        own = BACKWARD * self.counts * ~self.separate
+        return float((own + JOINT * self.joint + control_passes(self.vectors)).mean())
 
     def less_joint(self, draws: np.ndarray, samples: np.ndarray) -> np.ndarray:
         r"""Draws of the layers without what the joint draws stand for, :math:`x_i - w\,b_i \sum_j x_j`, and their sum.
@@ -144,15 +164,15 @@ def plan_probes(
     num, layers = variances[:, :-1].shape
     shares = variances[:, :-1].sum(0)
     shares = shares / shares.sum() if shares.any() else np.full(layers, 1 / layers)
-    joint, weight = np.zeros(num, int), np.zeros(num)
+    joint, vectors, weight = np.zeros(num, int), np.zeros(num, int), np.zeros(num)
     if sweeps is None:
         counts = allocate(variances, targets, minimum=minimum, budget=budget)
         probes = LayerProbes(counts, np.zeros(num, bool), variances[:, :-1], variances[:, -1])
     else:
         probes = _probe_layers(variances, targets[:-1], minimum, budget, sweeps)
         if targets[-1] > 0 and (probes.total / probes.counts).sum() > (targets[-1] * num) ** 2:
-            joint, weight = _probe_total(probes, variances[:, -1], targets[-1], budget, sweeps)
-    return Plan(probes.counts, probes.separate, joint, weight, shares, np.sqrt(probes.variances))
+            joint, vectors, weight = _probe_total(probes, variances[:, -1], targets[-1], budget, sweeps)
+    return Plan(probes.counts, probes.separate, joint, vectors, weight, shares, np.sqrt(probes.variances))
 
 
 def _probe_layers(variances: np.ndarray, targets: np.ndarray, minimum: int, budget: int, sweeps: Sweeps) -> LayerProbes:
@@ -179,8 +199,8 @@ def _probe_layers(variances: np.ndarray, targets: np.ndarray, minimum: int, budg
 
 def _probe_total(
     probes: LayerProbes, variances: np.ndarray, target: float, budget: int, sweeps: Sweeps
-) -> tuple[np.ndarray, np.ndarray]:
-    """Joint sweeps for what the total lacks, and the weight of their mean; both ``[S]``.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Joint sweeps for what the total lacks, the vectors of their controls, and the weight of their mean; all ``[S]``.
 
     ``variances [S]`` are those of the sum over the layers in a double backward probe.
     """
@@ -188,10 +208,33 @@ def _probe_total(
     variance = variances * max(sweeps.joint(), 1e-6)
     # In units of joint draws, what the sum over the layers knows already.
     known = np.divide(variance, probes.total, out=np.ones(len(variance)), where=(probes.total > 0) & (variance > 0))
-    have = probes.counts * known
-    wanted = (target * len(variance)) ** 2
-    joint = _joint_draws(np.sqrt(variance), have, wanted, budget * BACKWARD / JOINT)
-    return joint, joint / (joint + have)
+    have, wanted, most = probes.counts * known, (target * len(variance)) ** 2, budget * BACKWARD / JOINT
+    joint, vectors = _joint_draws(np.sqrt(variance), have, wanted, most), np.zeros(len(variance), int)
+    if JOINT * joint.sum() >= TRIAL_PAYS * sweeps.trial:
+        vectors, left = _cheapest_controls(joint, sweeps.controls())
+        if vectors.any():
+            most = max(most - control_passes(vectors).mean() / JOINT, 0.0)
+            variance, have = variance * left, have * left
+            joint = _joint_draws(np.sqrt(variance), have, wanted, most)
+            vectors = np.where(joint > 0, vectors, 0)
+    return joint, vectors, joint / (joint + have)
+
+
+def _cheapest_controls(joint: np.ndarray, ratios: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The control of each sample that takes least for the error of so many joint draws, and the variance it leaves.
+
+    Args:
+        joint: draws without a control ``[S]``.
+        ratios: vectors of a control -> variance that it leaves of a draw.
+
+    Returns:
+        Vectors, 0 for none, and ratios, both ``[S]``.
+    """
+    few = {num: ratio for num, ratio in ratios.items() if ratio <= PAYS}
+    nums, left = np.array([0, *few]), np.array([1.0, *few.values()])
+    time = control_passes(nums) + JOINT * np.multiply.outer(joint, left)
+    best = time.argmin(1)
+    return nums[best], left[best]
 
 
 def _worth_separate_sweeps(gain: float, cost: float) -> float:

@@ -70,6 +70,10 @@ class Use(ABC):
         """``||A* g||^2`` of every sample, ``[N]``, for ``g`` in the shape of z."""
         return self.adjoint(g).flatten(1).square().sum(1)
 
+    def gram(self, q: Tensor) -> Tensor:
+        """``A A* q``, in the shape of z, for ``q`` in the shape of z: with every sample's own weight ``A* q``."""
+        return self.perturb(self.adjoint(q))
+
 
 @dataclass
 class LeafUse(Use):
@@ -178,6 +182,11 @@ class LinearUse(Use):
         if positions * (d_in + d_out) < d_in * d_out:
             return ((g @ g.mT) * (self.inputs @ self.inputs.mT)).sum((1, 2))
         return (g.mT @ self.inputs).square().sum((1, 2))
+
+    def gram(self, q: Tensor) -> Tensor:
+        if self.num_positions < self.inputs.shape[-1]:
+            return self._join((self.inputs @ self.inputs.mT) @ self.per_position(q)).reshape(q.shape)
+        return super().gram(q).reshape(q.shape)
 
     def compressed(self) -> tuple[LinearUse, Tensor]:
         """The same use in an orthonormal basis of each sample's own inputs, and that basis ``[N, in, r]``.

@@ -10,16 +10,19 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from genbound.curvature.half_precision import half_is_faster
+from genbound.curvature.krylov_control import KrylovControl
 from genbound.curvature.sweep import Sweep, separate_cost
 from genbound.curvature.sweep_trial import can_sweep
 from genbound.curvature.traces import (
     joint_trace,
+    joint_trace_controlled,
     joint_trace_in_half,
     joint_trace_twice,
     probe_trace,
@@ -29,7 +32,7 @@ from genbound.estimators.allocation import choose_pilot, expect, shrink
 from genbound.estimators.draws import Moments, Sampler, as_drawn, copies_in_a_pass
 from genbound.estimators.estimate import Sampled
 from genbound.estimators.random import Row
-from genbound.estimators.trace_plan import BACKWARD, Plan, Sweeps, plan_probes, with_total
+from genbound.estimators.trace_plan import BACKWARD, JOINT, Plan, Sweeps, control_passes, plan_probes, with_total
 from genbound.estimators.two_levels import two_level_moments
 from genbound.network.problem import SHARD, Problem
 from genbound.network.tape import Tape
@@ -42,6 +45,8 @@ LARGE = 2**20  # weights of a network whose products rule the time of a sweep
 LEAST_PASSES = 4  # of a sweep, of which one is taken in both precisions
 HARDEST = 8  # samples of the pilot that sweeps are tried on
 TRIED = 16  # joint sweeps of each of them
+CONTROLLED = 4  # hardest samples that controls are tried on
+LADDER = (1, 2, 4, 8)  # vectors of the controls that are tried
 ERROR_SHARE = 0.25  # of what the choice of the samples leaves, that the draws may add
 DEAR = 10  # times the pilot's own cost: work before which it pays
 TYPICAL = 0.8  # variance of a joint sweep over that of a double backward probe, where nothing is measured
@@ -90,13 +95,14 @@ class Probes:
             lambda sweep, rows: separate_traces(sweep, self._names, rows, self._seed), finish,
         )  # fmt: skip
 
-    def joint(self, kind: str) -> Sampler:
-        """Joint sweeps, one column."""
+    def joint(self, kind: str, control: KrylovControl | None = None) -> Sampler:
+        """Joint sweeps, one column; with the control of the only sample that they are of."""
         return self._sampler(
-            kind, self._sweeps([0]), 1, lambda sweep, rows: joint_trace(sweep, self._names, rows, self._seed)[:, None]
-        )
+            kind, self._sweeps([0]), 1,
+            lambda sweep, rows: joint_trace(sweep, self._names, rows, self._seed, control)[:, None],
+        )  # fmt: skip
 
-    def joint_in_half(self, kind: str) -> Sampler:
+    def joint_in_half(self, kind: str, control: KrylovControl | None = None) -> Sampler:
         """Joint sweeps in half precision, and what the first of each pass lack: two columns, see ``two_levels``."""
         compared: list[weakref.ref] = []
 
@@ -104,28 +110,50 @@ class Probes:
             first = not compared or compared[-1]() is not sweep
             if first:
                 compared[:] = [weakref.ref(sweep)]
-            return joint_trace_in_half(sweep, self._names, rows, self._seed, first)
+            return joint_trace_in_half(sweep, self._names, rows, self._seed, first, control)
 
         return self._sampler(kind, self._sweeps([0, 1]), 2, draw)
 
-    def joint_moments(self, kind: str, positions: Sequence[int], counts: np.ndarray, half: bool) -> Moments:
-        """Mean and spread of ``counts[i]`` joint sweeps of ``positions[i]``, in half precision where that pays.
+    def joint_moments(
+        self, kind: str, positions: Sequence[int], counts: np.ndarray, vectors: np.ndarray, half: bool
+    ) -> Moments:
+        """Mean and spread of ``counts[i]`` joint sweeps of ``positions[i]``, one column.
 
-        Their random numbers are the same in either precision. One column.
+        They are taken in half precision where that pays, with the same random numbers, and with a control of
+        ``vectors[i]``, where that is not 0.
         """
-        exact, cheap, found = self.joint(kind), self.joint_in_half(kind), Moments.empty(len(positions), 1)
-        for num in sorted({int(c) for c in counts if c}):
-            places = np.flatnonzero(counts == num)
-            own = [positions[int(place)] for place in places]
-            passes = num // copies_in_a_pass(num, len(own), self._problem.batch_size)
-            if not half or passes < LEAST_PASSES:
-                part = exact.moments(own, [num] * len(own))
-                mean, squares = part.mean[:, 0], part.squares[:, 0]
-            else:
-                draws = cheap.draws(own, num)
-                mean, squares = two_level_moments(draws[..., 0], draws[..., 1])
-            found.count[places], found.mean[places, 0], found.squares[places, 0] = num, mean, squares
+        found = Moments.empty(len(positions), 1)
+        for num, several in sorted({(int(c), int(k)) for c, k in zip(counts, vectors, strict=True) if c}):
+            places = np.flatnonzero((counts == num) & (vectors == several))
+            # A control is one sample's: so are the passes.
+            for group in places[:, None] if several else [places]:
+                own = [positions[int(place)] for place in group]
+                control = self._control(own[0], several) if several else None
+                mean, squares = self._joint(kind, own, num, control, half)
+                found.count[group], found.mean[group, 0], found.squares[group, 0] = num, mean, squares
         return found
+
+    def _joint(
+        self, kind: str, own: list[int], num: int, control: KrylovControl | None, half: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and sum of squared deviations of ``num`` joint sweeps of each of these samples."""
+        passes = num // copies_in_a_pass(num, len(own), self._problem.batch_size)
+        if not half or passes < LEAST_PASSES:
+            part = self.joint(kind, control).moments(own, [num] * len(own))
+            return part.mean[:, 0], part.squares[:, 0]
+        draws = self.joint_in_half(kind, control).draws(own, num)
+        return two_level_moments(draws[..., 0], draws[..., 1])
+
+    def _control(self, position: int, num: int) -> KrylovControl:
+        return KrylovControl(self._problem, position, self._names, num)
+
+    def controlled(self, kind: str, position: int, nums: Sequence[int]) -> Sampler:
+        """Joint sweeps of one sample without and with a control of so many vectors, a column for each."""
+        control = self._control(position, max(nums))
+        return self._sampler(
+            kind, self._sweeps(range(1 + len(nums))), 1 + len(nums),
+            lambda sweep, rows: joint_trace_controlled(sweep, self._names, rows, self._seed, control, nums),
+        )  # fmt: skip
 
     def joint_twice(self, kind: str) -> Sampler:
         """Joint sweeps without and with part of their mean taken, two columns of the same draws."""
@@ -181,9 +209,9 @@ class Pilot:
         self._found = self._squares("pilot", items, backward, self._num) / (self._num - 1)
         variances[self.positions] = shrink(self._found, variances[self.positions], self._num)
 
-    def sweeps(self) -> Sweeps:
-        """What sweeps of the hardest samples are worth, measured when it is asked for."""
-        return Sweeps(self._separate_ratios, self._joint_ratio)
+    def added_to(self, known: Sweeps) -> Sweeps:
+        """What is known of sweeps, with what those of the hardest samples are worth, measured when it is asked for."""
+        return replace(known, ratios=self._separate_ratios, joint=self._joint_ratio)
 
     def _separate_ratios(self) -> tuple[np.ndarray, float]:
         squares = self._squares("pilot_separate", [self._hardest], self._probes.separate("pilot apart"), self._num)
@@ -248,12 +276,32 @@ def plan_remainder(
     variances = expect(sizes, spread)
     budget = most_probes(problem, options)
     swept = can_sweep(problem)
-    plan = plan_probes(variances, targets, num_first, budget, Sweeps(None, lambda: TYPICAL) if swept else None)
+    sweeps = Sweeps(None, lambda: TYPICAL, cache(lambda: try_controls(context, probes, sizes)), trial_passes(num))
+    plan = plan_probes(variances, targets, num_first, budget, sweeps if swept else None)
     pilot = Pilot(problem, context, probes, sizes)
     if num * plan.passes() < DEAR * pilot.passes():
         return plan
     pilot.improve(variances)
-    return plan_probes(variances, targets, num_first, budget, pilot.sweeps() if swept else None)
+    return plan_probes(variances, targets, num_first, budget, pilot.added_to(sweeps) if swept else None)
+
+
+def try_controls(context: Context, probes: Probes, sizes: np.ndarray) -> dict[int, float]:
+    """Vectors of a control -> variance that it leaves of a joint sweep, on the hardest samples, with draws of its own.
+
+    Draws go to samples in proportion to their spread: so the ratio is that of the samples' added up.
+    """
+    hardest = choose_pilot(sizes, 3 * CONTROLLED)[1]  # a third of them are the hardest
+
+    def tried(position: int) -> Part:
+        return probes.controlled("control", position, LADDER).moments([position], [TRIED]).part()
+
+    spread = np.sqrt(stack(context.map("control", sorted(hardest), tried), "squares")).sum(0)
+    return {num: float((s / spread[0]) ** 2) if spread[0] else 1.0 for num, s in zip(LADDER, spread[1:], strict=True)}
+
+
+def trial_passes(num: int) -> float:
+    """Time of :func:`try_controls` in forward passes of one sample, where ``num`` are measured."""
+    return min(CONTROLLED, num) * (float(control_passes(np.array(max(LADDER)))) + TRIED * JOINT)
 
 
 def sampled_on(problem: Problem, counted: Sampled) -> Sampled:
@@ -321,7 +369,7 @@ def draw_remainder(problem: Problem, context: Context, probes: Probes, plan: Pla
         counts, apart = plan.counts[positions], plan.separate[positions]
         backward.add_to(own, positions, (counts - num_first) * ~apart)
         separate.add_to(own, positions, counts * apart)
-        together = probes.joint_moments("joint", positions, plan.joint[positions], half)
+        together = probes.joint_moments("joint", positions, plan.joint[positions], plan.vectors[positions], half)
         return own.part() | {"joint_mean": together.mean[:, 0], "joint_squares": together.squares[:, 0]}
 
     parts = context.map("draws", problem.shards(), draw)

@@ -6,7 +6,7 @@ from seeded import rng
 
 from genbound.estimators.allocation import allocate
 from genbound.estimators.draws import Moments
-from genbound.estimators.trace_plan import BACKWARD, Plan, Sweeps, plan_probes, with_total
+from genbound.estimators.trace_plan import BACKWARD, JOINT, Plan, Sweeps, control_passes, plan_probes, with_total
 
 JOINT_RATIO = 0.7
 
@@ -69,11 +69,38 @@ def test_what_the_total_lacks_is_swept_jointly():
         assert not plan.joint[5] and not plan.weight[5]
 
 
+def test_controls_spare_the_hard_samples_joint_sweeps():
+    """Time with controls that leave a fifth of the variance against that without, at the same error."""
+    variances, targets, plain = probes(1e9, 0.2)
+    asked, left_by = [], {1: 0.25, 4: 0.2, 8: 0.2}
+
+    def controls():
+        asked.append(True)
+        return left_by
+
+    def planned(trial, of=controls):
+        return plan_probes(variances, targets, 2, 1e9, Sweeps(None, lambda: JOINT_RATIO, of, trial))
+
+    plan = planned(10.0)
+    assert asked and (plan.vectors[:10] == 4).all() and (plan.vectors[10:] == 1).all()
+    w, joint = plan.weight, np.maximum(plan.joint, 1)
+    left = JOINT_RATIO * np.array([left_by[int(k)] for k in plan.vectors])
+    error = np.sqrt((variances[:, -1] * (left * w**2 / joint + (1 - w) ** 2 / plan.counts)).sum()) / 100
+    assert 0.75 * targets[-1] < error <= 1.0001 * targets[-1]  # counts are powers of two
+    assert plan.passes() < 0.6 * plain.passes()
+    assert plan.passes() == pytest.approx((3.5 * plan.counts + 1.3 * plan.joint + control_passes(plan.vectors)).mean())
+    # Nothing is tried where little is ahead, or taken where it does not pay.
+    dear = planned(JOINT * plain.joint.sum())
+    assert len(asked) == 1 and not dear.vectors.any() and (dear.joint == plain.joint).all()
+    none = planned(10.0, lambda: {1: 1.5, 8: 0.99})
+    assert not none.vectors.any() and (none.joint == plain.joint).all()
+
+
 def test_the_joint_draws_correct_the_layers_without_a_bias_and_their_errors_are_right():
     """Many rounds of a plan's draws around known traces: what they are combined to, and what is said of its spread."""
     source, traces = rng(5), np.array([[1.0, -2.0, 4.0], [0.5, 0.0, 0.0]])  # two samples, three layers
     counts, joint, shares = np.array([3, 5]), np.array([4, 0]), np.array([0.5, 0.3, 0.2])
-    plan = Plan(counts, np.zeros(2, bool), joint, np.array([0.6, 0.0]), shares, np.ones((2, 3)))
+    plan = Plan(counts, np.zeros(2, bool), joint, np.zeros(2, int), np.array([0.6, 0.0]), shares, np.ones((2, 3)))
     found, said = [], []
     for _ in range(4000):
         own, together = Moments.empty(2, 4), Moments.empty(2, 1)

@@ -38,14 +38,16 @@ def test_mean_and_variance_by_simulation():
     assert mean.var() < stated < 2 * mean.var()  # too large by the squared bias and by the bound of the covariance
 
 
-def joint(problem, half, num=64):
+def joint(problem, half, num=64, vectors=0):
     curved = np.array([bool(layer.curved_by) for layer in problem.layers])
     positions = list(range(problem.num_samples))
-    return Probes(problem, 0, curved).joint_moments("joint", positions, np.full(len(positions), num), half)
+    counts, vectors = np.full(len(positions), num), np.full(len(positions), vectors)
+    return Probes(problem, 0, curved).joint_moments("joint", positions, counts, vectors, half)
 
 
+@pytest.mark.parametrize("vectors", [0, 2])
 @pytest.mark.parametrize("name", ["mlp_gelu", "conv_silu"])
-def test_draws_in_half_precision_have_the_mean_of_the_dense_remainder(name):
+def test_draws_in_half_precision_have_the_mean_of_the_dense_remainder(name, vectors):
     problem = CASES[name].problem(batch_size=4)
     exact = torch.cat([dense_remainder_trace(tape) for tape in problem.tapes(range(problem.num_samples))])
     order = [p for tape in problem.tapes(range(problem.num_samples)) for p in tape.positions]
@@ -54,7 +56,7 @@ def test_draws_in_half_precision_have_the_mean_of_the_dense_remainder(name):
     single, means = CASES[name].problem(batch_size=4, dtype=torch.float32), []
     assert single.indices == problem.indices
     for half in (False, True):
-        found = joint(single, half)
+        found = joint(single, half, vectors=vectors)
         means.append(found.mean)
         sem = np.sqrt(found.squares[:, 0] / (64 * 63))
         errors = (found.mean[:, 0] - truth) / np.maximum(sem, 1e-9)

@@ -52,11 +52,14 @@ def test_hessian_trace_stochastic(name, problems, truths):
         assert (total["sem"] > 0) == ((curved and name != "embedding") or "exact_outputs" in options)
 
 
-@pytest.mark.parametrize("targets", [{"layer_sem": 0.02, "total_sem": 0.5}, {"layer_sem": 5.0, "total_sem": 0.002}])
-def test_hessian_trace_by_sweeps(targets, monkeypatch):
-    """Separate sweeps for hard samples, joint ones for the total.
+LAYERS, TOTAL = {"layer_sem": 0.02, "total_sem": 0.5}, {"layer_sem": 5.0, "total_sem": 0.002}
 
-    Both are unbiased, with right errors, and the layers add up.
+
+@pytest.mark.parametrize(("targets", "controlled"), [(LAYERS, False), (TOTAL, False), (TOTAL, True)])
+def test_hessian_trace_by_sweeps(targets, controlled, monkeypatch):
+    """Separate sweeps for hard samples, joint ones for the total, with controls where these are said to pay.
+
+    All are unbiased, with right errors, and the layers add up.
     """
     from genbound.quantities import remainder_probes
 
@@ -67,6 +70,9 @@ def test_hessian_trace_by_sweeps(targets, monkeypatch):
         return plans[-1]
 
     monkeypatch.setattr(remainder_probes, "plan_probes", spy)
+    if controlled:
+        monkeypatch.setattr(remainder_probes, "try_controls", lambda *_: {1: 0.2, 4: 0.1})
+        monkeypatch.setattr(remainder_probes, "trial_passes", lambda _: 0.0)
     monkeypatch.setattr(remainder_probes, "SMALL", 0)  # no more probes than the cap, however small the problem
     problem = CASES["mlp_gelu"].problem()
     exact = genbound.evaluate(problem, ["hessian_trace"]).quantities["hessian_trace"]
@@ -86,9 +92,31 @@ def test_hessian_trace_by_sweeps(targets, monkeypatch):
     z = np.array(z)
     z = z[:, (~np.isnan(z)).sum(0) > 5]
     used = [plan.separate if targets["layer_sem"] < 1 else plan.joint for plan in plans]
+    used = [plan.vectors for plan in plans] if controlled else used
     assert sum(kind.any() for kind in used) > 5
     assert (np.abs(np.nanmean(z, 0)) < 4 / np.sqrt((~np.isnan(z)).sum(0))).all()
     assert 0.6 < np.sqrt(np.nanmean(z**2)) < 1.4
+
+
+@pytest.mark.parametrize("name", ["encoder", "mlp_gelu"])
+def test_controls_are_taken_where_a_trial_finds_that_they_pay(name, monkeypatch):
+    """An encoder's joint draws have what few vectors know; those of a perceptron hardly have any spread at all."""
+    from genbound.estimators.trace_plan import PAYS
+    from genbound.quantities import remainder_probes
+
+    ratios, plans = [], []
+    tried, planned = remainder_probes.try_controls, remainder_probes.plan_probes
+    monkeypatch.setattr(remainder_probes, "try_controls", lambda *a: ratios.append(tried(*a)) or ratios[-1])
+    monkeypatch.setattr(remainder_probes, "plan_probes", lambda *a: plans.append(planned(*a)) or plans[-1])
+    problem = CASES[name].problem()
+    options = {"exact_products": 0, "total_sem": 0.001, "layer_sem": 5.0, "small_probes": 256}
+    drawn = genbound.evaluate(problem, ["hessian_trace"], options={"hessian_trace": options})
+    exact = genbound.evaluate(problem, ["hessian_trace"], options={"hessian_trace": {"exact_products": 10**9}})
+    drawn, exact = (run.quantities["hessian_trace"]["total"] for run in (drawn, exact))
+    assert abs(drawn["value"] - exact["value"]) < 4 * drawn["sem"]
+    assert [list(found) for found in ratios] == [list(remainder_probes.LADDER)]
+    assert plans[-1].vectors.any() == (min(ratios[0].values()) <= PAYS)
+    assert (min(ratios[0].values()) < 1) == (name == "encoder")
 
 
 def test_hessian_trace_of_softmax_regression():
