@@ -90,17 +90,20 @@ def error_of(row: dict[str, Any]) -> float:
 
 
 def coverage(
-    trained: Trained, seeds: int, num: int, noise: bool = False, choice: str = "size"
+    trained: Trained, seeds: int, num: int, noise: bool = False, choice: str = "size", error: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Errors and stated errors over seeds, both relative to the value on all samples.
 
     The columns are the total trace, the layers' and, with ``noise``, the noise stabilities; ``[seeds, columns]`` each.
+    ``error`` is the one that is asked for, of as many samples and draws as that takes.
     """
     names = ["hessian_trace", "noise_stability"] if noise else ["hessian_trace"]
     exact = {"hessian_trace": {"exact_products": 10**9}}
     if noise:
         exact["noise_stability"] = {"sigmas": SIGMAS, "relative_sem": 0.01, "max_perturbations": 1024}
-    usual = {"hessian_trace": {"choice": choice}} | ({"noise_stability": {"sigmas": SIGMAS}} if noise else {})
+    usual = {"hessian_trace": {"choice": choice, "error": error} | ({"exact_products": 1} if error else {})}
+    if noise:
+        usual["noise_stability"] = {"sigmas": SIGMAS, "error": error}
 
     def rows(problem: genbound.Problem, seed: int, options: dict[str, Any]) -> tuple[list[float], list[float]]:
         found = genbound.evaluate(problem, names, seed, options=options).quantities

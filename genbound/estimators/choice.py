@@ -24,7 +24,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,26 +39,36 @@ LEAST = 8  # samples, below which the strata would be too few to know their spre
 class Choice:
     """Some of n samples, and which stratum each was drawn from.
 
+    Several choices that were drawn independently are together one (:func:`joined`): its mean is that of theirs. A
+    sample that more than one of them has stands there as often.
+
     Attributes:
         members: numbers of the m samples among the n ``[m]``.
         strata: number of each one's stratum ``[m]``.
         sizes: how many of the n samples each stratum has ``[H]``.
+        weights: of each stratum's choice in the mean of the joined ones ``[H]``; 1 where there is one alone.
     """
 
     members: np.ndarray
     strata: np.ndarray
     sizes: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """The n samples."""
+        return float((self.weights * self.sizes).sum())
 
     @property
     def shares(self) -> np.ndarray:
         """How much each sample counts in a mean over all, in units of the average one ``[m]``."""
-        each = self.sizes / np.bincount(self.strata, minlength=len(self.sizes))
-        return each[self.strata] * (len(self.members) / self.sizes.sum())
+        each = self.weights * self.sizes / np.bincount(self.strata, minlength=len(self.sizes))
+        return each[self.strata] * (len(self.members) / self.total)
 
     def ordered(self, places: Sequence[int]) -> Choice:
         """The same samples in another order."""
         order = np.asarray(places, dtype=int)
-        return Choice(self.members[order], self.strata[order], self.sizes)
+        return replace(self, members=self.members[order], strata=self.strata[order])
 
     def data_sem(self, values: np.ndarray, noise: np.ndarray, num_data: int) -> np.ndarray:
         """Standard error of the weighted mean that comes from measuring these samples and not all.
@@ -74,7 +84,7 @@ class Choice:
         Returns:
             ``[...]``, in the unit of the values.
         """
-        drawn, total = np.bincount(self.strata, minlength=len(self.sizes)), self.sizes.sum()
+        drawn, total = np.bincount(self.strata, minlength=len(self.sizes)), self.total
 
         def along(factors: np.ndarray) -> np.ndarray:
             return factors.reshape(-1, *[1] * (values.ndim - 1))
@@ -83,7 +93,7 @@ class Choice:
         np.add.at(sums, self.strata, values)
         np.add.at(noises, self.strata, noise)
         free = np.maximum(drawn - 1, 1)
-        scale = (self.sizes / total) ** 2 * (1 - drawn / self.sizes) / drawn
+        scale = (self.weights * self.sizes / total) ** 2 * (1 - drawn / self.sizes) / drawn
         found = along((scale / free)[self.strata]) * (values - (sums / along(drawn))[self.strata]) ** 2
         variance = np.maximum(found.sum(0) - (along(scale / drawn) * noises).sum(0), 0.0)
         variance = variance * student(effective_freedom(found, (free / drawn)[self.strata])) ** 2
@@ -96,30 +106,51 @@ class Choice:
         return np.sqrt(variance)
 
 
-def choose_by_size(sizes: np.ndarray, num: int, numbers: np.ndarray) -> Choice:
-    """``num`` of n samples, in proportion to their sizes.
+def choose_by_size(sizes: np.ndarray, num: int, numbers: np.ndarray, spreads: np.ndarray | None = None) -> Choice:
+    """``num`` of n samples, in proportion to their sizes, or to what else is expected of them.
 
     Args:
-        sizes: what each sample is expected to contribute, up to a factor; not negative ``[n]``.
+        sizes: what each sample is expected to contribute, up to a factor; not negative ``[n]``. Strata are cut in
+            their order.
         num: how many are measured: :data:`LEAST` at least, and fewer than n.
         numbers: independent uniform random numbers, one for each sample; a stratum gives those with the smallest. So a
             sample is likely to be chosen again where sizes are hardly other ones ``[n]``.
+        spreads: what samples are drawn in proportion to, if that is another number: how far a sample's value is
+            expected to lie from those of its size ``[n]``.
     """
-    expected = sizes + FLOOR * sizes.mean()
-    expected = expected if expected.any() else np.ones(len(sizes))
+    expected = with_floor(sizes if spreads is None else spreads)
     order = np.argsort(-expected, kind="stable")
     certain = _certain(expected[order], num)
-    rest = expected[order[certain:]]
+    others = order[certain:]
+    others = others[np.argsort(-sizes[others], kind="stable")]
+    rest = expected[others]
     strata = np.floor((np.cumsum(rest) - 0.5 * rest) / rest.sum() * max(1, (num - certain) // DRAWN)).astype(int)
     present, strata = np.unique(strata, return_inverse=True)
     counts = _counts(np.bincount(strata, minlength=len(present)), num - certain)
     members, of, given = [order[:certain]], [np.zeros(certain, int)], [certain] * (certain > 0)
     for h, count in enumerate(counts):
-        group = order[certain:][strata == h]
+        group = others[strata == h]
         members.append(group[np.argsort(numbers[group], kind="stable")[:count]])
         of.append(np.full(count, len(given)))
         given.append(len(group))
-    return Choice(np.concatenate(members), np.concatenate(of), np.array(given))
+    return Choice(np.concatenate(members), np.concatenate(of), np.array(given), np.ones(len(given)))
+
+
+def with_floor(expected: np.ndarray) -> np.ndarray:
+    """What samples are drawn in proportion to, ``[n]``: no sample is without a chance."""
+    expected = expected + FLOOR * expected.mean()
+    return expected if expected.any() else np.ones(len(expected))
+
+
+def joined(choices: Sequence[Choice], weights: Sequence[float] | np.ndarray) -> Choice:
+    """Choices from the same n samples that were drawn independently, as one: ``weights`` of their means add up to 1."""
+    starts = np.cumsum([0, *(len(choice.sizes) for choice in choices)])
+    return Choice(
+        np.concatenate([choice.members for choice in choices]),
+        np.concatenate([choice.strata + start for choice, start in zip(choices, starts, strict=False)]),
+        np.concatenate([choice.sizes for choice in choices]),
+        np.concatenate([weight * choice.weights for choice, weight in zip(choices, weights, strict=True)]),
+    )
 
 
 def _certain(expected: np.ndarray, num: int) -> int:

@@ -183,10 +183,13 @@ class Problem(Network, BaseProblem):
     def measured_on(self, choice: Choice) -> Problem:
         """The same problem with these samples of the data measured: other positions, the same indices."""
         found = copy.copy(self)
-        order = sorted(range(len(choice.members)), key=lambda i: (self.data.size(int(choice.members[i])), i))
-        found.choice = choice.ordered(order)
+        found.choice = choice.ordered(self.order_of(choice.members.tolist()))
         found.indices = found.choice.members.tolist()
         return found
+
+    def order_of(self, indices: Sequence[int]) -> list[int]:
+        """Places of these samples of the data in the order of positions: of their length, so that batches are even."""
+        return sorted(range(len(indices)), key=lambda i: (self.data.size(indices[i]), i))
 
     def over_all(self) -> Problem:
         """The same problem with all samples of the data measured: other positions, the same indices."""

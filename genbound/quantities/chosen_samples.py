@@ -9,7 +9,7 @@ means: it stays with the samples that were drawn alike.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ from genbound.estimators.random import generator
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context
 
-NAMES = ("member", "stratum", "stratum_size")  # of the arrays that a choice is stored as
+NAMES = ("member", "stratum", "stratum_size", "stratum_weight")  # of the arrays that a choice is stored as
+ERROR_SHARE = 0.25  # of what the choice of the samples leaves, that the draws may add
+SLACK = 1.05  # times as many samples as are thought to do
 
 
 class Round:
@@ -36,7 +38,9 @@ class Round:
     """
 
     def __init__(self, context: Context, step: int, options: Any = None, name: str = "again"):
-        self.seed, self.measured, self.confusion = context.seed, context.measured, context.confusion
+        # Positions of other samples have other random numbers.
+        self.seed = generator(context.seed, name, step).initial_seed() if step else context.seed
+        self.measured, self.confusion = context.measured, context.confusion
         self.options = context.options if options is None else options
         self._context, self._suffix = context, f" {name} {step}" if step else ""
 
@@ -45,18 +49,52 @@ class Round:
         return self._context.map(f"{stage}{self._suffix}", items, function)
 
 
-def chosen_problem(problem: Problem, losses: Measured, num: int) -> Problem:
+def can_choose(problem: Problem) -> bool:
+    """Whether samples can be chosen: not where noise is shared by blocks of them, so that none is known by itself."""
+    return len(problem.data) > LEAST and can_move_rows(problem)
+
+
+def chosen_problem(
+    problem: Problem, losses: Measured, num: int, step: int = 0, spreads: np.ndarray | None = None
+) -> Problem:
     """The problem with ``num`` samples measured that are chosen by size; itself where all of them are.
 
-    Also itself where noise is shared by blocks of samples, whose contributions are not known one by one.
+    Also itself where samples cannot be chosen.
+
+    Args:
+        problem: what is measured.
+        losses: of all n samples.
+        num: samples to choose.
+        step: choices of other steps are independent.
+        spreads: what they are drawn in proportion to, if that is not the size ``[n]``.
     """
     total = len(problem.data)
     if num >= total:
         return problem if problem.num_samples == total else problem.over_all()
-    if num < LEAST or not can_move_rows(problem):
+    if num < LEAST or not can_choose(problem):
         return problem
-    numbers = torch.rand(total, generator=generator(problem.sample_seed, "choice of samples"), dtype=torch.float64)
-    return problem.measured_on(choose_by_size(losses.data["size"], num, numbers.numpy()))
+    key = "choice of samples" + f" {step}" * bool(step)
+    numbers = torch.rand(total, generator=generator(problem.sample_seed, key), dtype=torch.float64)
+    return problem.measured_on(choose_by_size(losses.data["size"], num, numbers.numpy(), spreads))
+
+
+def wanted_samples(problem: Problem, found: Sequence[Mapping[str, float]], error: float) -> int:
+    """How many samples leave so much of a relative error that draws with a quarter of their error complete it.
+
+    So many as there are where no error is asked for, or samples are not chosen.
+
+    Args:
+        problem: with the samples that are measured.
+        found: the numbers that are to have that error: ``value`` and ``data_sem`` of each.
+        error: relative to each.
+    """
+    if not error or problem.choice is None:
+        return problem.num_samples
+    wanted = [error * abs(row["value"]) / np.hypot(1, ERROR_SHARE) for row in found]
+    excess = max(row["data_sem"] / max(most, 1e-300) for row, most in zip(found, wanted, strict=True))
+    if excess <= 1:
+        return problem.num_samples
+    return int(min(np.ceil(SLACK * problem.num_samples * excess**2), len(problem.data)))
 
 
 def data_sem_of(problem: Problem, values: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -77,7 +115,9 @@ def data_sem_of(problem: Problem, values: np.ndarray, noise: np.ndarray) -> np.n
 def as_arrays(problem: Problem) -> dict[str, np.ndarray]:
     """The choice as it is stored, for quantities that are measured on the same samples; empty where there is none."""
     choice = problem.choice
-    return {} if choice is None else dict(zip(NAMES, (choice.members, choice.strata, choice.sizes), strict=True))
+    if choice is None:
+        return {}
+    return dict(zip(NAMES, (choice.members, choice.strata, choice.sizes, choice.weights), strict=True))
 
 
 def same_samples(problem: Problem, measured: Measured) -> Problem:
@@ -88,9 +128,44 @@ def same_samples(problem: Problem, measured: Measured) -> Problem:
     return problem if num == problem.num_samples else problem.over_all()
 
 
+def num_different(problem: Problem) -> int:
+    """How many samples are measured, each counted once."""
+    return problem.num_samples if problem.choice is None else len(set(problem.indices))
+
+
+def once(
+    problem: Problem, values: np.ndarray, noise: np.ndarray, num_probes: np.ndarray, probe_std: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The samples' own numbers, those of each once, and where they are chosen its index and weight.
+
+    Args:
+        problem: with the N samples that are measured; several rounds may have the same one.
+        values: ``[N, L]``.
+        noise: their variances ``[N, L]``.
+        num_probes: ``[N]``.
+        probe_std: ``[N, L]``.
+    """
+    if problem.choice is None:
+        return {"value": values, "sem": np.sqrt(noise), "num_probes": num_probes, "probe_std": probe_std}
+    index, place = np.unique(problem.indices, return_inverse=True)
+    weight = np.bincount(place, problem.shares)
+    part = (problem.shares / weight[place])[:, None]
+
+    def summed(each: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(index), *each.shape[1:]))
+        np.add.at(found, place, each)
+        return found
+
+    return {
+        "value": summed(part * values), "sem": np.sqrt(summed(part**2 * noise)),
+        "num_probes": summed(num_probes).astype(int), "probe_std": summed(part * probe_std),
+        "sample": index, "weight": weight * len(index) / problem.num_samples,
+    }  # fmt: skip
+
+
 def said_of(problem: Problem) -> dict[str, str]:
     """What the summary says of the choice: how it was made, and a digest of the samples; empty where there is none."""
     if problem.choice is None:
         return {}
-    samples = repr(sorted(problem.indices)).encode()
+    samples = repr(sorted(set(problem.indices))).encode()
     return {"choice": "size", "samples_sha256": hashlib.sha256(samples).hexdigest()}

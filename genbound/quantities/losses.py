@@ -39,8 +39,7 @@ from genbound.quantities.base import Context, Measured, Part, data_shards, stack
 
 def measure(problem: Problem, context: Context) -> Measured:
     """Losses, errors and margins over all training and test samples given."""
-    chosen = problem.num_samples < len(problem.data)  # by the sizes of all
-    train = _measure_all(problem, context, "train", problem.data, chosen)
+    train = _measure_all(problem, context, "train", problem.data, sized=True)
     test = None if problem.test_data is None else _measure_all(problem, context, "test", problem.test_data)
     constant_loss, constant_error = _constant(problem, train.target)
     seen = [train] if test is None else [train, test]

@@ -44,7 +44,7 @@ from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, stream
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
 from genbound.quantities.catalogue.max_positive_trace import MaxPositiveTraceOptions
-from genbound.quantities.hessian_trace import first_look, first_look_gradients
+from genbound.quantities.trace_look import first_look, first_look_gradients
 
 NAME = "max_positive_trace"
 FRESH = 4  # probes of each finalist

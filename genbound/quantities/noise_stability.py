@@ -66,14 +66,24 @@ from genbound.estimators.tail import pareto_shape, skewness_of_mean
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, stack
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
-from genbound.quantities.chosen_samples import Round, chosen_problem, data_sem_of, said_of, same_samples
-from genbound.quantities.hessian_trace import SLACK, total_trace
+from genbound.quantities.chosen_samples import (
+    ERROR_SHARE,
+    SLACK,
+    Round,
+    chosen_problem,
+    data_sem_of,
+    num_different,
+    said_of,
+    same_samples,
+    wanted_samples,
+)
+from genbound.quantities.hessian_trace import total_trace
 from genbound.quantities.quadratic_regime import is_quadratic, mark_kinks, relative_rss, relative_rss_noise
-from genbound.quantities.remainder_probes import ERROR_SHARE
 from genbound.quantities.shared_noise import shared_rises, std_over_shared_draws
-from genbound.quantities.weight_noise import Draw, find_noise, ordered_draws
+from genbound.quantities.weight_noise import Draw, find_noise, losses_without, ordered_draws
 
 ROUNDS = 3  # in which the samples may grow to the number that an error takes
+NO_LAYER = 1e6  # relative error of the layers of a trace of which the total alone is wanted
 DRAWS = 128  # whose results are stored together
 PILOT = 96  # most samples of the pilot round
 SAFETY = 0.8  # the spread is known from a small pilot only
@@ -98,29 +108,19 @@ def measure(problem: Problem, context: Context) -> Measured:
     problem, trace = same_samples(problem, known), known.summary["total"]
     for step in range(1, ROUNDS + 1):
         found = _measure_on(problem, own, trace)
-        num = _wanted_samples(problem, found.summary["sigmas"], context.options.error)
+        num = wanted_samples(problem, found.summary["sigmas"], context.options.error)
         if num <= SLACK * problem.num_samples or step == ROUNDS:
             break
-        problem = chosen_problem(problem, context.measured["losses"], num)
+        problem = chosen_problem(problem, context.measured["losses"], num, step, known.data.get("spread"))
         own = Round(context, step)
-        trace = total_trace(problem, Round(context, step, HessianTraceOptions(error=context.options.error), "trace"))
+        options = HessianTraceOptions(error=context.options.error, layer_sem=NO_LAYER)
+        trace = total_trace(problem, Round(context, step, options, "trace"))
     return found
-
-
-def _wanted_samples(problem: Problem, rows: Sequence[Row], error: float) -> int:
-    """How many samples leave so much of a relative error that draws with a quarter of their error complete it."""
-    if not error or problem.choice is None:
-        return problem.num_samples
-    wanted = [error * abs(row["value"]) / np.hypot(1, ERROR_SHARE) for row in rows]
-    excess = max(row["data_sem"] / max(most, 1e-300) for row, most in zip(rows, wanted, strict=True))
-    if excess <= 1:
-        return problem.num_samples
-    return int(min(np.ceil(SLACK * problem.num_samples * excess**2), len(problem.data)))
 
 
 def _measure_on(problem: Problem, context: Context, trace: Mapping[str, float]) -> Measured:
     """The rises on the problem's samples, of which ``trace`` is the Hessian's, with its errors."""
-    parts = context.map("base", problem.shards(), lambda shard: _losses(problem, shard))
+    parts = context.map("base", problem.shards(), lambda shard: losses_without(problem, shard))
     losses, gradients = stack(parts, "loss"), stack(parts, "size")
     every = range(0, problem.num_samples, -(-problem.num_samples // context.options.max_shared_samples))
     std = std_over_shared_draws(shared_rises(problem, context, losses, every))
@@ -136,21 +136,6 @@ def _measure_on(problem: Problem, context: Context, trace: Mapping[str, float]) 
         "std_num_samples": len(every),
         **said_of(problem),
     })  # fmt: skip
-
-
-def _losses(problem: Problem, shard: range) -> Part:
-    """Loss of every sample without noise, and the norm of its gradient in the output, ``[N]`` each."""
-    losses, sizes, row = np.zeros(len(shard)), np.zeros(len(shard)), {p: i for i, p in enumerate(shard)}
-    for run in problem.batches(shard):
-        batch = problem.batch(run)
-        with torch.no_grad():
-            outputs = problem.forward(problem.params, batch.inputs)
-            found = problem.loss.per_sample(outputs, batch.targets)
-        rows = [row[p] for p in run]
-        losses[rows] = found.double().cpu().numpy()
-        gradient = problem.loss.output_gradient(outputs, batch.targets)
-        sizes[rows] = gradient.flatten(1).norm(dim=1).double().cpu().numpy()
-    return {"loss": losses, "size": sizes}
 
 
 @dataclass(frozen=True)
@@ -406,5 +391,5 @@ class _Grid:
             "quadratic_regime": is_quadratic(float(value), approximation, float(apart)) if reliable else None,
             "control_slope": float(slope / sigma**2),
             "num_perturbations": int(num_draws),
-            "num_samples": self._problem.num_samples,
+            "num_samples": num_different(self._problem),
         }

@@ -38,7 +38,7 @@ from genbound.network.problem import SHARD, Problem
 from genbound.network.tape import Tape
 from genbound.quantities.base import Context, Part, stack
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
-from genbound.quantities.chosen_samples import data_sem_of
+from genbound.quantities.chosen_samples import ERROR_SHARE, data_sem_of
 
 PILOT = 128  # most samples of the pilot
 LARGE = 2**20  # weights of a network whose products rule the time of a sweep
@@ -47,7 +47,6 @@ HARDEST = 8  # samples of the pilot that sweeps are tried on
 TRIED = 16  # joint sweeps of each of them
 CONTROLLED = 4  # hardest samples that controls are tried on
 LADDER = (1, 2, 4, 8)  # vectors of the controls that are tried
-ERROR_SHARE = 0.25  # of what the choice of the samples leaves, that the draws may add
 DEAR = 10  # times the pilot's own cost: work before which it pays
 TYPICAL = 0.8  # variance of a joint sweep over that of a double backward probe, where nothing is measured
 SMALL = 2**28  # samples x weights x probes that take no more than about half a minute: small problems get better errors

@@ -18,7 +18,7 @@ from genbound.curvature.sweep import Sweep
 from genbound.curvature.sweep_trial import can_sweep
 from genbound.estimators.random import BLOCK, normal, row_of
 from genbound.network.problem import Problem
-from genbound.quantities.base import Context, stream
+from genbound.quantities.base import Context, Part, stream
 
 NAME = "noise_stability"
 
@@ -120,6 +120,21 @@ class NoisePerSample:
                 control[now] = 0.5 * second * shares[run]
             done += len(run)
         return values, control
+
+
+def losses_without(problem: Problem, shard: range) -> Part:
+    """Loss of every sample of a shard without noise, and the norm of its gradient in the output, ``[N]`` each."""
+    losses, sizes, row = np.zeros(len(shard)), np.zeros(len(shard)), {p: i for i, p in enumerate(shard)}
+    for run in problem.batches(shard):
+        batch = problem.batch(run)
+        with torch.no_grad():
+            outputs = problem.forward(problem.params, batch.inputs)
+            found = problem.loss.per_sample(outputs, batch.targets)
+        rows = [row[p] for p in run]
+        losses[rows] = found.double().cpu().numpy()
+        gradient = problem.loss.output_gradient(outputs, batch.targets)
+        sizes[rows] = gradient.flatten(1).norm(dim=1).double().cpu().numpy()
+    return {"loss": losses, "size": sizes}
 
 
 Noise = NoisePerSample | NoisePerBlock

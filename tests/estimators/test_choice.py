@@ -99,7 +99,7 @@ def test_a_constant_has_no_error(sizes):
 
 def test_one_stratum_has_the_error_of_samples_drawn_alike():
     values, noise = np.random.default_rng(0).standard_normal((20, 3)), np.full((20, 3), 0.1)
-    choice = Choice(np.arange(20), np.zeros(20, int), np.array([50]))
+    choice = Choice(np.arange(20), np.zeros(20, int), np.array([50]), np.ones(1))
     assert choice.data_sem(values, noise, 50) == pytest.approx(data_sem(values, noise, 50))
     # Of a larger training set: first 50 of 400, then 20 of these.
     assert choice.data_sem(values, 0 * noise, 400) == pytest.approx(data_sem(values, 0 * noise, 400), rel=0.1)

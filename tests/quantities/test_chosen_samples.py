@@ -109,6 +109,54 @@ def test_an_error_is_asked_for(trained, error):
     assert found.config["num_samples"] == 20
 
 
+def test_an_error_is_asked_for_where_all_samples_are_given(trained):
+    """Sizes are known of all samples, whatever is measured."""
+    found = measured(problem_of(trained, "text"), "hessian_trace", error=0.1, exact_products=1)
+    total = found.quantities["hessian_trace"]["total"]
+    exact = measured(problem_of(trained, "text"), "hessian_trace", exact_products=10**9).quantities["hessian_trace"]
+    assert total["num_samples"] < N / 2
+    assert abs(total["value"] - exact["total"]["value"]) < 3 * error_of(total) < 0.32 * total["value"]
+
+
+def test_samples_of_several_rounds_stand_in_the_table_once(trained):
+    """A hard sample is in every round; its row has the mean of its values, and their weights together."""
+    found = measured(problem_of(trained, "image", 20), "hessian_trace", error=0.015, exact_products=1)
+    summary, table = found.quantities["hessian_trace"], found.samples.dropna(subset="hessian_trace")
+    assert not table.duplicated(["sample", "layer"]).any()
+    each = table.groupby("sample").agg(
+        {"hessian_trace": "sum", "hessian_trace_weight": "first", "hessian_trace_num_probes": "first"}
+    )
+    assert len(each) == summary["total"]["num_samples"]
+    assert summary["num_probes"] == each["hessian_trace_num_probes"].sum() > 2 * len(each)
+    assert (each["hessian_trace"] * each["hessian_trace_weight"]).mean() == pytest.approx(summary["total"]["value"])
+    assert each["hessian_trace_weight"].mean() == pytest.approx(1)
+
+
+def test_rounds_have_samples_and_draws_of_their_own(trained):
+    from genbound.estimators.measured import Measured
+    from genbound.quantities.chosen_samples import Round, chosen_problem
+
+    problem = problem_of(trained, "text", 20)
+    sizes = Measured({}, {}, {"size": np.linspace(1, 2, N)})
+    one, two = (set(chosen_problem(problem, sizes, 60, step).indices) for step in (0, 1))
+    assert len(one & two) < 30
+    context = type("Context", (), {"seed": 3, "measured": {}, "confusion": None, "options": None})()
+    seeds = [Round(context, step, name=name).seed for step in range(3) for name in ("again", "trace")]
+    assert len(set(seeds)) == 5 and seeds[0] == 3  # the first round is the measurement itself
+
+
+def test_where_draws_spread_more_than_samples_each_gets_more_of_them(trained, monkeypatch):
+    """And two where a draw costs as much as a sample."""
+    from genbound.quantities import trace_to_error
+
+    prices = {16: lambda problem, options, num: 1000.0 + num, 2: lambda problem, options, num: 0.001 + num}
+    for most, price in prices.items():
+        monkeypatch.setattr(trace_to_error, "cost_of", price)
+        found = measured(problem_of(trained, "text", 20), "hessian_trace", error=0.05, exact_products=1)
+        probes = found.samples.dropna(subset="hessian_trace")["hessian_trace_num_probes"]
+        assert most in set(probes) and probes.min() >= 2
+
+
 def test_the_noise_has_more_samples_than_the_trace_where_its_error_takes_more(trained):
     """The trace is measured on those that were given; later rounds have one of their own."""
     options = {"noise_stability": {"error": 0.08, "sigmas": (0.01,)}}
@@ -170,6 +218,22 @@ def test_stated_errors_cover_the_value_on_all_samples(trained, kind, least):
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_stated_errors_of_noise_cover(trained, kind):
     errors, stated = coverage(trained(kind), 100, 60, noise=True)
+    assert (np.abs(errors) <= 2 * stated).mean(0).min() >= 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "error"), [("text", 0.1), ("text", 0.03), ("image", 0.02)])
+def test_stated_errors_cover_where_an_error_is_asked_for(trained, kind, error):
+    """Although rounds end where the stated error came out small."""
+    errors, stated = coverage(trained(kind), 200, 20, error=error)
+    covered = (np.abs(errors) <= 2 * stated).mean(0)
+    assert covered[0] >= 0.93 and covered.min() >= 0.92 and np.median(stated[:, 0]) <= 1.05 * error
+    assert abs(errors[:, 0].mean()) < 0.5 * errors[:, 0].std()
+
+
+@pytest.mark.slow
+def test_stated_errors_of_noise_cover_where_an_error_is_asked_for(trained):
+    errors, stated = coverage(trained("text"), 100, 20, noise=True, error=0.1)
     assert (np.abs(errors) <= 2 * stated).mean(0).min() >= 0.93
 
 
