@@ -36,15 +36,17 @@ A sample whose Jacobian vanishes constrains nothing and is passed over.
 Cost:
     On the ``num_samples`` samples it looks at, about ``L (num_probes / 5 + 2 + 3 num_draws)`` forward passes' worth
     for L layers. Half as many passes have a forward-mode derivative, the others none. Then
-    ``candidates * num_refined`` partial backward passes on single samples for each layer. It is quadratic in the
-    depth, hence few samples.
+    ``2 candidates * num_refined`` partial backward passes on single samples for each layer at most, and mostly a third
+    of them (see below). It is quadratic in the depth, hence few samples.
 Variance:
     Norms of Jacobians are exact for outputs of at most ``exact`` coordinates. Others are estimated from random signs
     w: :math:`E\|J^\top w\|^2 = \|J\|_F^2`. The extremum over the samples of noisy ratios would be biased. So
     ``num_probes`` probes only choose the samples, targets and positions that may attain it, ``candidates`` of them
-    for each layer, and ``num_refined`` independent probes measure those. The standard error of the reported one is
-    beside it (``interlayer_cushion_sem``, ``beta_sem``). Relative to the value it is at most
-    ``1 / sqrt(2 num_refined)``, and ``1 / sqrt(2 r num_refined)`` for a Jacobian with r equal singular values. The
+    for each layer, and independent probes measure those: 16, then twice as many in each round, ``num_refined`` at most.
+    A candidate has enough of them when its relative standard error is ``error`` (5 %), or when it is worse than another
+    one, or than what the number is without it, by four standard errors. The standard error of the reported one is
+    beside it (``interlayer_cushion_sem``, ``beta_sem``). Relative to the value it is about ``1 / sqrt(2 r m)`` after m
+    probes of a Jacobian with r equal singular values: with ``num_refined`` = 64 it may be up to 9 % if r is 1. The
     least of tied candidates is low by about one standard error. :math:`\beta_i`, of a position that was chosen
     beforehand, is rather low too.
 
@@ -70,15 +72,16 @@ from genbound.quantities.catalogue.compression import CompressionOptions
 from genbound.quantities.jacobian_norms import (
     Candidate,
     ChosenSamples,
+    Norm,
     column_masses,
-    fresh_norms,
     ratio,
+    refined_norms,
     used_layers,
 )
 from genbound.structure.output_sites import Site, has_attention
 from genbound.structure.site_jacobians import SitePass, sample_norms
 
-Norms = Mapping[Candidate, Mapping[str, float]]  # the squared norm of a candidate, its share, and their variances
+MOSTLY = 1 / 3  # of the random signs that candidates may have, what they mostly get
 
 
 def measure(problem: Problem, context: Context) -> Measured:
@@ -89,8 +92,10 @@ def measure(problem: Problem, context: Context) -> Measured:
     pilot = {key: stack(parts, key) for key in parts[0]}
     outputs = pilot.pop("output")
     dropped = int(options.zeta * samples.num + 1e-9)
-    norms = _refine(context, samples, _candidates(pilot, dropped, options.candidates))
     first = samples.site_pass([0])
+    candidates = _candidates(first, pilot, dropped, options.candidates)
+    limits = {c.key: 1.0 if c.number == "beta" else 1 / math.sqrt(_channels(first, c.layer)) for c in candidates}
+    norms = refined_norms(context, samples, candidates, limits)
     rows = {site.name: _row(first, i, pilot, norms, dropped, options) for i, site in enumerate(first.sites)}
     contractions = [row["contraction"] for row in rows.values()]
     known = [row["smoothness"] for row in rows.values() if row["smoothness"] is not None]
@@ -199,43 +204,44 @@ def _roughness(samples: ChosenSamples, run: SitePass, numbers: Sequence[int]) ->
     return values
 
 
-def _candidates(pilot: Part, dropped: int, count: int) -> list[Candidate]:
+def _candidates(run: SitePass, pilot: Part, dropped: int, count: int) -> list[Candidate]:
     """For each layer and number the ``count`` most extreme samples behind those that are dropped."""
     found = []
     for i in range(pilot["layer"].shape[1]):
+        positions = _positions(run, i)
         for number, targets, sign in (("cushion", "target", 1), ("beta", "beta_target", -1)):
             values = pilot[number][:, i]
             for n in np.argsort(sign * values, kind="stable")[dropped:][:count].tolist():
                 target = int(pilot[targets][n, i])
                 if target >= 0 and np.isfinite(values[n]):
                     position = int(pilot["pixel"][n, i]) if number == "beta" else 0
-                    found.append(Candidate(number, i, target, n, position))
+                    factor = positions if number == "beta" else float(pilot["stretch"][n, i]) * math.sqrt(positions)
+                    found.append(Candidate(number, i, target, n, position, factor))
     return found
 
 
-def _refine(context: Context, samples: ChosenSamples, candidates: Sequence[Candidate]) -> Norms:
-    """Fresh norms of the candidates, those into one target at a time."""
-    targets = sorted({candidate.target for candidate in candidates})
-    own = {j: [candidate for candidate in candidates if candidate.target == j] for j in targets}
-    parts = context.map("refine", targets, lambda j: fresh_norms(samples, j, own[j]))
-    return {
-        candidate: {key: values[row] for key, values in part.items()}
-        for j, part in zip(targets, parts, strict=True)
-        for row, candidate in enumerate(own[j])
-    }
+def _positions(run: SitePass, layer: int) -> int:
+    return run.sites[layer].pixels(run.outputs[layer]).shape[1]
+
+
+def _channels(run: SitePass, layer: int) -> int:
+    return run.outputs[layer].numel() // run.num // _positions(run, layer)
 
 
 def _row(
-    run: SitePass, layer: int, pilot: Part, norms: Norms, dropped: int, options: CompressionOptions
+    run: SitePass, layer: int, pilot: Part, norms: Mapping[Candidate, Norm], dropped: int, options: CompressionOptions
 ) -> dict[str, Any]:
     """What is reported of a layer; ``run`` is a pass of any sample, and the pilot's arrays are ``[n, L]``."""
     problem, site, pilot = run.problem, run.sites[layer], {key: values[:, layer] for key, values in pilot.items()}
-    positions = site.pixels(run.outputs[layer]).shape[1]
-    channels = run.outputs[layer].numel() // positions
+    positions, channels = _positions(run, layer), _channels(run, layer)
     layer_cushion = _extreme(pilot["layer"], dropped)
     operator = math.sqrt(site.operator_square(problem.params[site.name]))
-    cushion, cushion_sem, target = _interlayer_cushion(layer, channels, positions, pilot["stretch"], norms)
-    beta, beta_sem = _beta(layer, positions, norms)
+    own = {candidate: candidate.estimate(norm) for candidate, norm in norms.items() if candidate.layer == layer}
+    cushion, cushion_sem, target = _interlayer_cushion(channels, own)
+    beta, beta_sem = max(
+        [(1.0, 0.0), *(found for candidate, found in own.items() if candidate.number == "beta")],
+        key=lambda found: found[0],
+    )
     smoothness, reason = _smoothness(pilot["roughness"], dropped, layer == len(run.sites) - 1, problem, options)
     return {
         "layer_cushion": _finite(layer_cushion),
@@ -255,28 +261,14 @@ def _row(
 
 
 def _interlayer_cushion(
-    layer: int, channels: int, positions: int, stretch: np.ndarray, norms: Norms
+    channels: int, found: Mapping[Candidate, tuple[float, float]]
 ) -> tuple[float, float, int | None]:
     """The least over the candidates, its standard error, and the later layer that attains it, if one does."""
     cushion, sem, target = 1 / math.sqrt(channels), 0.0, None
-    for candidate, norm in norms.items():
-        if (candidate.number, candidate.layer) == ("cushion", layer) and norm["square"] > 0:
-            value = stretch[candidate.sample] * math.sqrt(positions / norm["square"])
-            if value < cushion:
-                cushion, target = value, candidate.target
-                sem = value * 0.5 * math.sqrt(norm["square_var"]) / norm["square"]
+    for candidate, (value, own_sem) in found.items():
+        if candidate.number == "cushion" and value < cushion:
+            cushion, sem, target = value, own_sem, candidate.target
     return cushion, sem, target
-
-
-def _beta(layer: int, positions: int, norms: Norms) -> tuple[float, float]:
-    """The largest over the candidates, and its standard error."""
-    beta, sem = 1.0, 0.0
-    for candidate, norm in norms.items():
-        if (candidate.number, candidate.layer) == ("beta", layer):
-            value = math.sqrt(positions * norm["share"])
-            if value > beta:
-                beta, sem = value, 0.5 * math.sqrt(positions * norm["share_var"] / norm["share"])
-    return beta, sem
 
 
 def _extreme(values: np.ndarray, dropped: int, largest: bool = False) -> float:
@@ -352,7 +344,17 @@ def applies_to(problem: Problem) -> str | None:
 
 def forecast(problem: Problem, options: CompressionOptions) -> float:
     """In gradients over the measured samples, with factors measured on a residual network of 20 layers."""
+    return _gradients(problem, options, 1.0)
+
+
+def usual(problem: Problem, options: CompressionOptions) -> float:
+    """Likewise where candidates are decided as early as they mostly are."""
+    return _gradients(problem, options, MOSTLY)
+
+
+def _gradients(problem: Problem, options: CompressionOptions, part: float) -> float:
+    """With this part of the signs that candidates may have."""
     count, num = len(problem.layers), min(options.num_samples, problem.num_samples)
-    refined = options.candidates * 2 * options.num_refined / max(1, num)
+    refined = part * options.candidates * 2 * options.num_refined / max(1, num)
     share = num / max(1, problem.num_samples)
     return share * count * (options.num_probes / 5 + 1.2 + options.num_draws + refined / 5)

@@ -10,7 +10,9 @@ from torch import nn
 from genbound.errors import GenboundError
 from genbound.evaluation.loop import evaluate, measure
 from genbound.network.problem import Problem
+from genbound.quantities import jacobian_norms
 from genbound.quantities.compression import CompressionOptions
+from genbound.structure.site_jacobians import SitePass
 
 D = torch.float64
 NUM = 5
@@ -51,6 +53,18 @@ def plain():
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(D)
     return net, torch.randn(NUM, 4, dtype=D)
+
+
+def wide():
+    """More coordinates than are measured exactly."""
+    torch.manual_seed(2)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 6, 3, padding=1), nn.Tanh(),
+        nn.Conv2d(6, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(144, 40), nn.Tanh(), nn.Linear(40, 40),
+    ).to(D)  # fmt: skip
+    with torch.no_grad():
+        net[9].weight[:] = net[9].weight[:1] + 0.1 * net[9].weight  # nearly of rank one
+    return net, torch.randn(12, 2, 6, 6, dtype=D)
 
 
 def problem(net, x, **arguments):
@@ -263,6 +277,41 @@ def test_probes_agree_with_exact_norms_within_their_errors():
     assert np.sqrt(np.mean(np.square(deviations))) < 2
 
 
+def test_candidates_are_decided_early(monkeypatch):
+    """As good as all signs for all candidates, at the stated errors, for a part of the products."""
+    net, x = wide()
+    given, pulls, pull = problem(net, x), [], SitePass.pull
+
+    def counted(run, *arguments):
+        pulls[-1] += run.num
+        return pull(run, *arguments)
+
+    monkeypatch.setattr(SitePass, "pull", counted)
+    found = []
+    for slow in (False, True):
+        if slow:
+            monkeypatch.setattr(jacobian_norms, "_undecided", lambda drawn, *_: list(drawn))
+        pulls.append(0)
+        found.append(measure(given, "compression", num_refined=512, num_draws=0)["layers"])
+    assert pulls[0] < 0.5 * pulls[1]
+    deviations = []
+    for early, late in zip(found[0].values(), found[1].values(), strict=True):
+        for key in ("interlayer_cushion", "beta"):
+            assert early[f"{key}_sem"] <= 0.05 * early[key]
+            if early[f"{key}_sem"] > 0:
+                sem = math.hypot(early[f"{key}_sem"], late[f"{key}_sem"])
+                deviations.append(abs(early[key] - late[key]) / sem)
+    assert len(deviations) >= 3 and max(deviations) < 4
+
+
+def test_no_error_is_small_enough():
+    net, x = wide()
+    all_signs = measure(problem(net, x), "compression", num_refined=32, num_draws=0, error=0)["layers"]
+    some = measure(problem(net, x), "compression", num_refined=32, num_draws=0, error=10)["layers"]
+    sems = [[row["interlayer_cushion_sem"] for row in rows.values()] for rows in (all_signs, some)]
+    assert sum(sems[0]) < sum(sems[1])
+
+
 def test_batches_and_seeds():
     net, x = residual()
     options = {"exact": 0, "num_refined": 8}
@@ -316,7 +365,9 @@ def test_does_not_apply(net, shape, words):
     assert words in found.notes["compression"]
 
 
-@pytest.mark.parametrize("options", [{"zeta": 1.0}, {"num_probes": 0}, {"num_refined": 1}, {"noise": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"zeta": 1.0}, {"num_probes": 0}, {"num_refined": 1}, {"noise": 0.0}, {"error": -0.1}]
+)
 def test_refuses(options):
     with pytest.raises(GenboundError):
         CompressionOptions(**options)
