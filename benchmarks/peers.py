@@ -2,8 +2,9 @@
 
 curvlinops: ``HessianLinearOperator`` over the layers' weights, multiplied by several vectors at once as its own
 ``hutchinson_trace``, ``hutchpp_trace`` and ``xtrace`` do; how many products each of them needs follows from the same
-vectors (``rows.py``). PyHessian: ``hessian(...).trace``; its stopping rule is replaced by a fixed budget (``tol = 0``),
-because as released it stops by chance. The published scripts: one shared one-sided draw of weight noise for each pass
+vectors (``rows.py``). hessian-eigenthings: products of its ``HessianOperator``, which its Hutch++ and its Lanczos take
+one at a time. PyHessian: ``hessian(...).trace``; its stopping rule is replaced by a fixed budget (``tol = 0``), because
+as released it stops by chance. The published scripts: one shared one-sided draw of weight noise for each pass
 over the data.
 """
 
@@ -75,6 +76,25 @@ def curvlinops_hessian(problem):
         model, nn.CrossEntropyLoss(), list(params.values()), data, check_deterministic=False,
         num_data=problem.num_samples, batch_size_fn=lambda x: x.size(0),
     )  # fmt: skip
+
+
+def eigenthings_hessian(problem, method: str = "autograd"):
+    """hessian-eigenthings' Hessian of the mean loss over the measured samples, in the weights of the layers.
+
+    It takes the mean over batches, which are not all of one size.
+    """
+    from hessian_eigenthings import HessianOperator
+
+    model, data = Plain(problem.model), batches(problem)
+    names = {f"model.{layer.name}" for layer in problem.layers}
+    for p in model.parameters():
+        p.requires_grad_(True)
+
+    def loss(model, batch) -> Tensor:
+        inputs, targets = batch
+        return nn.functional.cross_entropy(model(inputs), targets, reduction="sum") * len(data) / problem.num_samples
+
+    return HessianOperator(model, data, loss, param_filter=lambda name, p: name in names, method=method)
 
 
 def pyhessian_trace(problem, probes: int) -> list[float]:
