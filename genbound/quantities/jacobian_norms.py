@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -202,9 +203,8 @@ def refined_norms(
     while left:
         targets = sorted({candidate.target for candidate in left})
         own = {j: [candidate for candidate in left if candidate.target == j] for j in targets}
-        parts = context.map(
-            f"refine from {begin}", targets, lambda j, own=own, b=begin, e=end: _drawn_masses(samples, j, own[j], b, e)
-        )
+        measure = partial(_drawn_masses, samples, own, range(begin, end))
+        parts = context.map(f"refine from {begin}", targets, measure)
         for j, part in zip(targets, parts, strict=True):
             for row, candidate in enumerate(own[j]):
                 drawn[candidate].add(part["square"][:, row], part["piece"][:, row], bool(part["exact"].all()))
@@ -253,21 +253,23 @@ def _undecided(
     return left
 
 
-def _drawn_masses(samples: ChosenSamples, target: int, wanted: Sequence[Candidate], begin: int, end: int) -> Part:
+def _drawn_masses(samples: ChosenSamples, own: Mapping[int, Sequence[Candidate]], signs: range, target: int) -> Part:
     """Squared norms of the candidates into one site along some directions.
 
     Returns:
         ``square``, and ``piece``, the mass at the candidate's position, ``[draws, candidates]`` each;
         ``exact``, whether the directions are all unit vectors, ``[1]``.
     """
-    rows: dict[int, list[int]] = {}
+    wanted, rows = own[target], dict[int, list[int]]()
     for row, candidate in enumerate(wanted):
         rows.setdefault(candidate.sample, []).append(row)
-    squares, pieces, exact = {}, {}, False
+    squares: dict[int, list[float]] = {}
+    pieces: dict[int, list[float]] = {}
+    exact = False
     for numbers in samples.runs(sorted(rows)):
         run, place = samples.site_pass(numbers), {n: i for i, n in enumerate(numbers)}
         earlier = sorted({wanted[row].layer for n in numbers for row in rows[n]})
-        directions = _Directions(samples, run, numbers, target, "refine", range(begin, end))
+        directions = _Directions(samples, run, numbers, target, "refine", signs)
         exact = directions.exact
         for w in directions:
             pulled = zip(earlier, run.pull(target, w, earlier), strict=True)
