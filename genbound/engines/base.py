@@ -36,6 +36,7 @@ class Stage:
         seconds_left: of the time budget; infinite where there is none.
         key: names the work; processes that are at different keys have lost step with each other.
         advanced: hears ``(parts that are there, all parts)`` at the beginning and whenever there is one more.
+        first: number of the first item among those of the stage, where it comes in runs.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Stage:
     seconds_left: Callable[[], float] = lambda: float("inf")
     key: str = ""
     advanced: Callable[[int, int], None] = lambda done, total: None
+    first: int = 0
 
     def read(self, indices: Iterable[int]) -> dict[int, Part]:
         """Those of these items' parts that are stored."""

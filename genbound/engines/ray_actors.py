@@ -238,6 +238,6 @@ def _nothing_done(number: int) -> GenboundError:
 
 def _ends_workers(stage: Stage, index: int) -> GenboundError:
     return GenboundError(
-        f"part {index} of {stage.title} was lost with its worker {ATTEMPTS} times, for want of memory perhaps: give a "
-        "smaller --batch-size or fewer --workers; what was finished is kept, the same command continues"
+        f"part {stage.first + index} of {stage.title} was lost with its worker {ATTEMPTS} times, for want of memory "
+        "perhaps: give a smaller --batch-size or fewer --workers; what was finished is kept, the same command continues"
     )

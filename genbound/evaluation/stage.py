@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +22,11 @@ from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
 from genbound.quantities.base import Context
 from genbound.results.results import to_plain
+
+State = TypeVar("State")
+FIRST_RUN = 256  # parts of a stage that are reduced before their size is known
+EACH = 4  # parts of a run for each process at the least, so that they end it at about the same time
+ROOM = 2**26  # bytes that the parts of later runs take
 
 
 @dataclass
@@ -64,26 +68,63 @@ class StoredContext(Context):
         Raises:
             TimeBudgetSpent: the deadline is over and a part is missing.
         """
-        if self.engine.leads:
-            self.store.begin(stage, len(items))
-        parts = self.engine.map(self._stage(stage, len(items)), items, function)
-        if self.store.keeps:  # later stages are planned by these parts
-            self._behind = digest_of(self._behind, stage, [digest_of_arrays(part) for part in parts])
+        parts: list[Part] = []
+        for run in self._in_runs(stage, items, function, len(items)):
+            parts += run
         return parts
 
-    def _stage(self, stage: str, num: int) -> Stage:
-        """What the engine knows of a stage; its parts belong to what the stages before it found."""
-        behind = self._behind
+    def reduce(
+        self,
+        stage: str,
+        items: Sequence[Any],
+        function: Callable[[Any], Part],
+        merge: Callable[[State, Any, Part], State],
+        start: State,
+    ) -> State:
+        """Likewise ``merge(state, item, part)`` over all of them, in their order, from ``start`` on.
+
+        Parts are computed and exchanged in runs, of which one is in memory at a time.
+        """
+        state, place = start, 0
+        for run in self._in_runs(stage, items, function, max(FIRST_RUN, EACH * self.engine.ranks)):
+            for part in run:
+                state = merge(state, items[place], part)
+                place += 1
+        return state
+
+    def _in_runs(
+        self, stage: str, items: Sequence[Any], function: Callable[[Any], Part], size: int
+    ) -> Iterator[list[Part]]:
+        """The parts, run by run: so many items first, then as many as have room. Nothing else may come between."""
+        if self.engine.leads:
+            self.store.begin(stage, len(items))
+        behind, digests, first = self._behind, [], 0
+        while first < len(items) or not first:
+            some = items[first : first + size]
+            parts = self.engine.map(self._stage(stage, len(items), first, behind), some, function)
+            if self.store.keeps:  # later stages are planned by these parts
+                digests += [digest_of_arrays(part) for part in parts]
+            first += max(1, len(some))
+            # Everywhere the same, for everybody has the same parts.
+            taken = sum(array.nbytes for part in parts for array in part.values())
+            size = max(EACH * self.engine.ranks, ROOM * len(some) // max(1, taken))
+            yield parts
+        if self.store.keeps:
+            self._behind = digest_of(behind, stage, digests)
+
+    def _stage(self, stage: str, num: int, first: int, behind: str) -> Stage:
+        """What the engine knows of a run of a stage; its parts belong to what the stages before it found."""
 
         def keep(index: int, part: Part) -> None:
-            self.store.save_part(f"{stage}-{index}", part, behind)
+            self.store.save_part(f"{stage}-{first + index}", part, behind)
             if self.engine.leads:
                 self.store.spend(self.earlier + time.monotonic() - self.begun)
 
+        run = f", from {first} on" if first else ""
         return Stage(
-            f"{self.name}: {stage}", lambda index: self.store.part(f"{stage}-{index}", behind), keep,
-            self._seconds_left, f"stage {stage} of {self.name}, {num} parts",
-            partial(self.advanced, stage),
+            f"{self.name}: {stage}", lambda index: self.store.part(f"{stage}-{first + index}", behind), keep,
+            self._seconds_left, f"stage {stage} of {self.name}, {num} parts{run}",
+            lambda done, _: self.advanced(stage, first + done, num), first,
         )  # fmt: skip
 
     def _seconds_left(self) -> float:

@@ -128,7 +128,7 @@ class DiskStore(MemoryStore):
         path = self.folder / f"{name}.npz"
         if not path.exists():
             raise Damaged(path, "it is missing")
-        part, _ = read_part(path, self._place(name))
+        part, _ = read_part(path, self._place(name), on_disk=name == "samples")
         if digest_of_arrays(part) != digest:
             raise Damaged(path, "it belongs to another summary")
         return part

@@ -22,6 +22,7 @@ from genbound.figures.one_run import kinds_of, layer_shares, whole_error
 from genbound.figures.style import BLUE, COLOURS, GREEN, GREY, ORANGE, VERMILION
 from genbound.formatting import digits, value_text, with_error
 from genbound.results.results import Results
+from genbound.results.sample_rows import in_memory
 
 FEW = 30  # runs whose names stand beside their points
 DASHES = {GAP: "dash", VACUOUS: "dot"}
@@ -201,7 +202,7 @@ def layers_figure(results: Results, most: int = 30) -> Any:
 
 def samples_figure(results: Results) -> Any:
     """vᵀH⁺v of each sample in the unit of the loss, added up over the layers, largest first; the largest is marked."""
-    table = results.samples.dropna(subset="max_quadratic_form_upper")  # traces may be of other samples
+    table = in_memory(results.samples).dropna(subset="max_quadratic_form_upper")  # traces may be of other samples
     table = table.groupby("sample")[["max_quadratic_form_lower", "max_quadratic_form_upper"]].sum()
     table = table.sort_values("max_quadratic_form_upper", ascending=False, kind="stable")
     fig = figure(title_text="vᵀH⁺v over the samples")

@@ -22,6 +22,7 @@ from genbound.formatting import digits
 from genbound.quantities.catalogue import reading_of
 from genbound.results.gap import UNITS
 from genbound.results.results import Results
+from genbound.results.sample_rows import in_memory
 
 
 def plot_noise_stability(results: Results | Mapping[str, Any], ax: Any = None, unit: str = "") -> Any:
@@ -133,7 +134,7 @@ def plot_samples(results: Results, ax: Any = None) -> Any:
         ax: where to draw.
     """
     column = "max_quadratic_form_upper"
-    table = results.samples.dropna(subset=column)  # traces may be of other samples
+    table = in_memory(results.samples).dropna(subset=column)  # traces may be of other samples
     upper = table.groupby("sample")[column].sum()
     lower = table.groupby("sample")["max_quadratic_form_lower"].sum()
     order = np.argsort(-upper.to_numpy(), kind="stable")

@@ -107,6 +107,7 @@ class Problem(Network, BaseProblem):
     num_classes: int
     batch_size: int
     choice: Choice | None = None
+    _shares: np.ndarray | None = None  # of a part
 
     @refusals()
     def __init__(
@@ -178,6 +179,8 @@ class Problem(Network, BaseProblem):
     @property
     def shares(self) -> np.ndarray:
         """How much each measured sample counts in a mean over the data, in units of the average one ``[N]``."""
+        if self._shares is not None:
+            return self._shares
         return np.ones(self.num_samples) if self.choice is None else self.choice.shares
 
     def measured_on(self, choice: Choice) -> Problem:
@@ -190,6 +193,18 @@ class Problem(Network, BaseProblem):
     def order_of(self, indices: Sequence[int]) -> list[int]:
         """Places of these samples of the data in the order of positions: of their length, so that batches are even."""
         return sorted(range(len(indices)), key=lambda i: (self.data.size(indices[i]), i))
+
+    def part(self, positions: range) -> Problem:
+        """The same problem with some of the measured samples, which count as they do among all of them.
+
+        They stand for as large a part of the training set as all of them do; where those were chosen by size, for
+        themselves alone.
+        """
+        found, num = copy.copy(self), len(positions)
+        found.indices, found.choice = self.indices[positions.start : positions.stop], None
+        found._shares = self.shares[positions.start : positions.stop]
+        found.num_data = num if self.choice is not None else -(-num * self.num_data // self.num_samples)
+        return found
 
     def over_all(self) -> Problem:
         """The same problem with all samples of the data measured: other positions, the same indices."""

@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from genbound.estimators.disk_table import Table, new_table
 from genbound.estimators.measured import Measured, Part
 from genbound.quantities.measure_options import NoOptions
 from genbound.quantities.summary import Reading
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from genbound.network.problem import Problem
 
 
+State = TypeVar("State")
 DATA_SHARD = 512  # samples of a whole data set whose statistics are stored together
 
 
@@ -45,6 +47,20 @@ class Context(Protocol):
 
     def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
         """Apply the function to every item, keeping finished parts."""
+        ...
+
+    def reduce(
+        self,
+        stage: str,
+        items: Sequence[Any],
+        function: Callable[[Any], Part],
+        merge: Callable[[State, Any, Part], State],
+        start: State,
+    ) -> State:
+        """Likewise ``state = merge(state, item, part)`` in the order of the items; few parts are in memory at a time.
+
+        All of them are merged before anything else is mapped.
+        """
         ...
 
 
@@ -130,6 +146,31 @@ def data_shards(num: int) -> list[range]:
 def stack(parts: Sequence[Part], name: str) -> np.ndarray:
     """Per-sample arrays ``[n, ...]`` of all parts, one after another."""
     return np.concatenate([part[name] for part in parts])
+
+
+def stacked(
+    context: Context, stage: str, items: Sequence[Sequence[int]], function: Callable[[Any], Part]
+) -> dict[str, Table]:
+    """Per-sample arrays of all items, one after another: ``[N]``, or tables ``[N, L]``, large ones on the disk.
+
+    Args:
+        context: of the measurement.
+        stage: of it.
+        items: positions of the N samples.
+        function: what is measured of an item's n samples: arrays ``[n]`` or ``[n, L]``.
+    """
+    num, found = sum(map(len, items)), {}
+
+    def put(start: int, item: Sequence[int], part: Part) -> int:
+        for name, values in part.items():
+            if name not in found:
+                width = values.shape[1:]
+                found[name] = new_table(num, width[0], values.dtype) if width else np.zeros(num, values.dtype)
+            found[name][start : start + len(item)] = values
+        return start + len(item)
+
+    context.reduce(stage, items, function, put, 0)
+    return found
 
 
 def per_layer(problem: Problem, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from genbound.estimators.choice import LEAST, Choice, choose_by_size
 from genbound.estimators.measured import Measured, Part
 from genbound.estimators.random import generator
 from genbound.network.problem import Problem
-from genbound.quantities.base import Context
+from genbound.quantities.base import Context, State
 
 NAMES = ("member", "stratum", "stratum_size", "stratum_weight")  # of the arrays that a choice is stored as
 ERROR_SHARE = 0.25  # of what the choice of the samples leaves, that the draws may add
@@ -47,6 +47,17 @@ class Round:
     def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
         """As of the context."""
         return self._context.map(f"{stage}{self._suffix}", items, function)
+
+    def reduce(
+        self,
+        stage: str,
+        items: Sequence[Any],
+        function: Callable[[Any], Part],
+        merge: Callable[[State, Any, Part], State],
+        start: State,
+    ) -> State:
+        """As of the context."""
+        return self._context.reduce(f"{stage}{self._suffix}", items, function, merge, start)
 
 
 def can_choose(problem: Problem) -> bool:

@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+from genbound.estimators.disk_table import Table
 from genbound.estimators.estimate import Sampled
 from genbound.estimators.trace_plan import Plan
 from genbound.network.problem import Problem
@@ -58,6 +59,7 @@ from genbound.quantities.remainder_probes import (
     plan_remainder,
     sampled_on,
 )
+from genbound.quantities.trace_by_blocks import is_too_large, measure_by_blocks
 from genbound.quantities.trace_look import (
     FirstLook,
     affordable_products,
@@ -84,8 +86,19 @@ def measure(problem: Problem, context: Context) -> Measured:
         problem = chosen_problem(problem, context.measured["losses"], len(problem.data))
     elif options.choice == "size":
         problem = chosen_problem(problem, context.measured["losses"], problem.num_samples)
-    trace, plan = _with_remainder(problem, context, first_look(problem, context, options, "gauss_newton"))
-    return _report_planned(problem, trace, plan)
+    return _measure_all(problem, context)
+
+
+def _measure_all(problem: Problem, context: Context) -> Measured:
+    """The traces on the problem's samples, by blocks where these are very many."""
+    if is_too_large(problem):
+        return _reported(problem, *measure_by_blocks(problem, context, _whole_trace))
+    return _report_planned(problem, *_whole_trace(problem, context))
+
+
+def _whole_trace(problem: Problem, context: Context) -> tuple[Sampled, Plan | None]:
+    """The traces on the problem's samples, and how the remainder was probed if it was."""
+    return _with_remainder(problem, context, first_look(problem, context, context.options, "gauss_newton"))
 
 
 def _with_remainder(problem: Problem, context: Context, look: FirstLook) -> tuple[Sampled, Plan | None]:
@@ -102,8 +115,7 @@ def _with_remainder(problem: Problem, context: Context, look: FirstLook) -> tupl
 
 def total_trace(problem: Problem, context: Context) -> dict[str, Any]:
     """The trace of all layers on the problem's samples: ``value``, and ``sem`` and ``data_sem``, its errors."""
-    look = first_look(problem, context, context.options, "gauss_newton")
-    return _report_planned(problem, *_with_remainder(problem, context, look)).summary["total"]
+    return _measure_all(problem, context).summary["total"]
 
 
 def _report_planned(problem: Problem, trace: Sampled, plan: Plan | None) -> Measured:
@@ -125,14 +137,23 @@ def _report(
         deviation: standard deviation of a probe of its own layers ``[N, L]``.
         more: what else is known of the samples of the data, for other quantities.
     """
-    own, num = sampled_on(problem, trace), num_different(problem)
+    own = sampled_on(problem, trace)
     spread = data_sem_of(problem, own.samples, own.noise)
     summary = {"value": trace.value, "sem": trace.widened, "data_sem": spread}
+    samples = once(problem, own.samples[:, :-1], own.noise[:, :-1], num_probes, deviation)
+    return _reported(problem, summary, samples, more)
+
+
+def _reported(
+    problem: Problem, summary: dict[str, np.ndarray], samples: dict[str, Table], more: Part | None = None
+) -> Measured:
+    """From what is known of the layers and, in the last place, their total ``[L + 1]``, and of every sample."""
+    num = num_different(problem)
     entries = {name: row | {"num_samples": num} for name, row in per_layer(problem, summary).items()}
     total = {key: float(array[-1]) for key, array in summary.items()} | {"num_samples": num}
     return Measured(
-        {"layers": entries, "total": total, "num_probes": int(num_probes.sum()), **said_of(problem)},
-        once(problem, own.samples[:, :-1], own.noise[:, :-1], num_probes, deviation),
+        {"layers": entries, "total": total, "num_probes": int(samples["num_probes"].sum()), **said_of(problem)},
+        samples,
         as_arrays(problem) | (more or {}),
     )
 

@@ -37,10 +37,11 @@ import torch
 
 from genbound.curvature.traces import gauss_newton_forms
 from genbound.estimators.binomial_tail import binomial_upper
+from genbound.estimators.disk_table import Table
 from genbound.estimators.random import row_of, row_signs
 from genbound.network.problem import Problem
 from genbound.network.tape import Tape
-from genbound.quantities.base import Context, Measured, Part, plain, stack, stream
+from genbound.quantities.base import Context, Measured, Part, plain, stacked, stream
 from genbound.quantities.catalogue.max_quadratic_form import MaxQuadraticFormOptions
 from genbound.quantities.promising_samples import SHARE, closer, look_closer, scores
 from genbound.quantities.quadratic_brackets import Refinement, is_closed, screen
@@ -56,8 +57,8 @@ def measure_found(problem: Problem, context: Context) -> Measured:
     """The largest of every layer among all samples of the data."""
     whole = problem.over_all()
     look = _look if _is_exact(whole, context.options) or context.options.num_draws else _look_at_sizes
-    parts = context.map("look", whole.shards(), lambda shard: look(whole, context, shard))
-    forms, sizes = stack(parts, "forms"), stack(parts, "sizes")
+    looked = stacked(context, "look", whole.shards(), lambda shard: look(whole, context, shard))
+    forms, sizes = looked["forms"], looked["sizes"]
     search = _Search(whole, context, forms, sizes, _closer(whole, context, forms, sizes))
     found = context.map("search", list(range(len(whole.layers))), search.layer)
     rows = {layer.name: _row(part, context.options) for layer, part in zip(whole.layers, found, strict=True)}
@@ -151,7 +152,7 @@ def _cotangents(tape: Tape, context: Context) -> list[torch.Tensor] | None:
     ]  # fmt: skip
 
 
-def _closer(whole: Problem, context: Context, forms: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+def _closer(whole: Problem, context: Context, forms: Table, sizes: np.ndarray) -> dict[str, Table]:
     """``positions [n]`` of the samples that have a closer look, and what it tells, ``[n, L]`` each; empty without.
 
     Their Gauss-Newton parts are among it where they are not known yet.
@@ -163,9 +164,10 @@ def _closer(whole: Problem, context: Context, forms: np.ndarray, sizes: np.ndarr
     signs = torch.randint(0, 2, (draws, layers), generator=stream(context, NAME, "signs")) * 2.0 - 1
     runs = [positions[i : i + SHARD] for i in range(0, len(positions), SHARD)]
     known = _is_exact(whole, context.options) or context.options.num_draws
-    parts = context.map("closer", runs, lambda run: look_closer(whole, run, signs, not known))
-    found = {key: stack(parts, key) for key in ("form", "remainder", "norm")}
-    return {"positions": np.array(positions), **found, **({"form": forms[positions]} if known else {})}
+    found = stacked(context, "closer", runs, lambda run: look_closer(whole, run, signs, not known))
+    for i in range(layers if known else 0):
+        found["form"][:, i] = forms[:, i][positions]
+    return {"positions": np.array(positions), **found}
 
 
 # -- one layer after the other ----------------------------------------------------------------------------------------
@@ -182,9 +184,7 @@ class _Search:
         near: what a closer look tells of some samples (:func:`_closer`).
     """
 
-    def __init__(
-        self, whole: Problem, context: Context, forms: np.ndarray, sizes: np.ndarray, near: dict[str, np.ndarray]
-    ):
+    def __init__(self, whole: Problem, context: Context, forms: Table, sizes: np.ndarray, near: dict[str, Table]):
         self._whole, self._options, self._forms, self._sizes = whole, context.options, forms, sizes
         self._near, self._exact = near, _is_exact(whole, context.options)
         order = torch.randperm(whole.num_samples, generator=stream(context, NAME, "checked")).tolist()

@@ -31,8 +31,9 @@ from itertools import count
 
 import numpy as np
 
+from genbound.estimators.disk_table import Table
 from genbound.network.problem import Problem
-from genbound.quantities.base import Context, Measured, Part, plain, stack
+from genbound.quantities.base import Context, Measured, Part, plain, stacked
 from genbound.quantities.catalogue.max_quadratic_form import MaxQuadraticFormOptions
 from genbound.quantities.largest_found import forecast_found, measure_found
 from genbound.quantities.published_forms import measure_as_published
@@ -48,9 +49,9 @@ def measure(problem: Problem, context: Context) -> Measured:
         return measure_as_published(problem, context)
     if options.maximum == "found":
         return measure_found(problem, context)
-    parts = context.map("screen", problem.shards(), lambda shard: screen(problem, shard))
-    lower, upper = stack(parts, "lower"), stack(parts, "upper")
-    exact = np.all(stack(parts, "exact"), 0)
+    screened = stacked(context, "screen", problem.shards(), lambda shard: screen(problem, shard))
+    lower, upper = screened["lower"], screened["upper"]
+    exact = np.array([screened["exact"][:, i].all() for i in range(len(problem.layers))])
     left = [
         i
         for i in range(len(problem.layers))
@@ -67,7 +68,7 @@ def measure(problem: Problem, context: Context) -> Measured:
 
 
 def _refine(
-    problem: Problem, context: Context, left: Sequence[int], lower: np.ndarray, upper: np.ndarray, products: np.ndarray
+    problem: Problem, context: Context, left: Sequence[int], lower: Table, upper: Table, products: np.ndarray
 ) -> None:
     """Narrow the brackets ``[N, L]`` of the layers that are left, by rounds, and add the products ``[L]`` they take.
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from genbound.curvature.traces import gauss_newton_forms, remainder_forms
+from genbound.estimators.disk_table import Table
 from genbound.network.problem import Problem
 from genbound.network.tape import Tape
 from genbound.quantities.base import Part
@@ -28,7 +29,7 @@ TRUST = 0.1  # weight of the expected coefficients against those of the measured
 EXPECTED = {"form": 1.0, "size": 0.0, "remainder": 0.3, "norm": 0.1}
 
 
-def closer(forms: np.ndarray, sizes: np.ndarray) -> list[int]:
+def closer(forms: Table, sizes: np.ndarray) -> list[int]:
     """The positions of the samples that get a closer look.
 
     Args:
@@ -36,8 +37,8 @@ def closer(forms: np.ndarray, sizes: np.ndarray) -> list[int]:
         sizes: norms of the loss's gradient in the output ``[N]``.
     """
     chosen = set(np.argsort(-sizes, kind="stable")[: -(-len(sizes) // SHARE)].tolist())
-    for column in forms.T:
-        chosen |= set(np.argsort(-column, kind="stable")[:LEADING].tolist())
+    for i in range(forms.shape[1]):
+        chosen |= set(np.argsort(-forms[:, i], kind="stable")[:LEADING].tolist())
     return sorted(chosen)
 
 

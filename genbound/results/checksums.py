@@ -13,6 +13,7 @@ from genbound.errors import tell
 from genbound.files import write_atomically
 
 NAME = "SHA256SUMS"
+READ = 2**20  # bytes that are looked at together
 
 
 def remove_checksums(folder: Path) -> set[str]:
@@ -60,4 +61,8 @@ def _read(folder: Path) -> dict[str, str]:
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    found = hashlib.sha256()
+    with open(file, "rb") as content:
+        while some := content.read(READ):
+            found.update(some)
+    return found.hexdigest()

@@ -14,6 +14,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from genbound.errors import GenboundError
+from genbound.estimators.disk_table import Table
 from genbound.files import write_atomically, write_json
 from genbound.formatting import digits, gap_text, value_text, yes_no
 from genbound.quantities.base import later
@@ -23,6 +24,7 @@ from genbound.results.checksums import remove_checksums, tell_if_changed, write_
 from genbound.results.footnotes import footnotes
 from genbound.results.network_files import remove_networks, save_network
 from genbound.results.rows import Row, bound_row
+from genbound.results.sample_rows import SampleRows, is_large, write_samples
 from genbound.results.sample_table import read_sample_table
 from genbound.results.schema import MEND, check_content, read_json, readable
 from genbound.results.verdict import WORSE, answers, short_rows, verdict
@@ -39,7 +41,8 @@ class Results:
     """What ``evaluate`` found. Fields are those of results.json; ``samples`` holds per-sample values.
 
     Attributes:
-        samples: one row for each measured sample and layer, or ``None`` if there is none.
+        samples: one row for each measured sample and layer, or ``None`` if there is none. What was measured just now
+            on very many samples is a :class:`~genbound.results.sample_rows.SampleRows`, whose ``frame()`` is the table.
         networks: networks that quantities made of the fine-tuned one: name of the checkpoint -> its whole state.
         network_config: what ``config.json`` beside their weights says, where they are of transformers and the
             checkpoint that was measured does not have one.
@@ -57,7 +60,7 @@ class Results:
     notes: dict[str, str] = field(default_factory=dict)
     genbound: str = ""
     schema_version: int = SCHEMA_VERSION
-    samples: pd.DataFrame | None = None
+    samples: pd.DataFrame | SampleRows | None = None
     networks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, compare=False)
     network_config: dict[str, Any] | None = field(default=None, compare=False)
     path: Path | None = field(default=None, compare=False)
@@ -133,7 +136,7 @@ class Results:
         if samples is None:
             (folder / "samples.parquet").unlink(missing_ok=True)  # of an earlier run
         else:
-            write_atomically(folder / "samples.parquet", lambda path: samples.to_parquet(path, index=False))
+            write_atomically(folder / "samples.parquet", lambda path: write_samples(samples, path))
         networks = [
             f"{name}/{file}"
             for name, tensors in self.networks.items()
@@ -307,8 +310,8 @@ def read_samples(results: Results) -> Results:
 
 
 def samples_frame(
-    indices: list[int], layers: list[str], arrays: dict[str, dict[str, np.ndarray]]
-) -> pd.DataFrame | None:
+    indices: list[int], layers: list[str], arrays: dict[str, dict[str, Table]]
+) -> pd.DataFrame | SampleRows | None:
     """Per-sample arrays of all quantities as one long table.
 
     Args:
@@ -319,10 +322,12 @@ def samples_frame(
 
     Returns:
         L rows with ``sample`` and ``layer`` for every sample that any was measured on, with a column for each array,
-        NaN where it was not measured; ``None`` if there is none.
+        NaN where it was not measured; ``None`` if there is none. Of very many samples it is not made yet.
     """
     own = [named["sample"].tolist() for named in arrays.values() if "sample" in named]
     every = list(dict.fromkeys([*indices, *(i for numbers in own for i in numbers)]))
+    if is_large(every, layers):
+        return SampleRows.of(every, indices, layers, arrays)
     table = pd.DataFrame(index=pd.MultiIndex.from_product([every, layers], names=["sample", "layer"]))
     for quantity, named in arrays.items():
         numbers = named["sample"].tolist() if "sample" in named else indices

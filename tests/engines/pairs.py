@@ -16,9 +16,9 @@ COUNTED = """
 import os
 from genbound.evaluation.stage import StoredContext
 
-mapped = StoredContext.map
+in_runs = StoredContext._in_runs
 
-def counted(self, stage, items, function):
+def counted(self, stage, items, function, size):
     def noted(numbered):
         number, item = numbered
         line = f"{{self.name}}: {{stage}} {{number}}\\n".encode()
@@ -26,10 +26,10 @@ def counted(self, stage, items, function):
         os.write(log, line)
         os.close(log)
         return function(item)
-    return mapped(self, stage, list(enumerate(items)), noted)
+    return in_runs(self, stage, list(enumerate(items)), noted, size)
 
 if not getattr(StoredContext, "is_counted", False):
-    StoredContext.map, StoredContext.is_counted = counted, True
+    StoredContext._in_runs, StoredContext.is_counted = counted, True
 """
 DIGITS = """
 import importlib.util

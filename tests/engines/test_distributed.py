@@ -15,8 +15,11 @@ from genbound.engines.base import Stage, TimeBudgetSpent
 from genbound.engines.failures import is_shared, speaks
 from genbound.engines.launch import launched
 from genbound.errors import GenboundError
+from genbound.estimators import disk_table
+from genbound.evaluation import stage as evaluation_stage
 from genbound.evaluation.agreement import agree_on
 from genbound.evaluation.stage import open_store
+from genbound.network import problem as network_problem
 from tests.attack.stored_run import arguments, write_files
 
 
@@ -197,6 +200,51 @@ def test_the_same_bytes_for_any_number_of_ranks(tmp_path, capfd, ranks):
     shown = capfd.readouterr()
     assert shown.out == once and len(shown.err.splitlines()) == 2
     assert not list((tmp_path / "all").glob("**/.*"))
+
+
+def test_the_same_bytes_where_tables_lie_on_the_disk(tmp_path, capfd, monkeypatch):
+    """Stages come in runs of some parts, and the trace is measured by blocks of samples."""
+    monkeypatch.setattr(disk_table, "MOST", 100)
+    monkeypatch.setattr(evaluation_stage, "FIRST_RUN", 2)
+    monkeypatch.setattr(evaluation_stage, "EACH", 1)
+    monkeypatch.setattr(evaluation_stage, "ROOM", 1)
+    write_files(tmp_path)
+    torch.set_num_threads(1)
+    for maximum in ("certified", "found"):
+        one, every = tmp_path / f"one {maximum}", tmp_path / f"all {maximum}"
+        more = ("--maximum", maximum, "--set", "hessian_trace.exact_products=0")
+        assert main(arguments(tmp_path, one, *more)) == 0
+        capfd.readouterr()
+        assert in_ranks(2, lambda rank: main(arguments(tmp_path, every, *more)), tmp_path) == [0, 0]  # noqa: B023
+        assert stored(one) == stored(every)
+        assert stored(every)[0]["quantities"]["hessian_trace"]["num_probes"] > 0
+        assert main(arguments(tmp_path, every, *more)) == 0  # reads all of it
+        assert stored(one) == stored(every)
+        capfd.readouterr()
+
+
+@pytest.mark.parametrize("memory", ["asked for", "of the machine"])
+def test_ranks_with_unequal_memory_measure_as_the_smallest_would(tmp_path, capfd, monkeypatch, memory):
+    """In batches of its size, whichever rank it is; also where nobody asked for a budget."""
+    write_files(tmp_path)
+    torch.set_num_threads(1)
+
+    def evaluate(out, gib):
+        if memory == "asked for":
+            return main(arguments(tmp_path, out, "--memory", gib))
+        monkeypatch.setattr(network_problem, "budget_of", lambda device, asked: int(float(gib) * 2**30))
+        return main(arguments(tmp_path, out))
+
+    sizes = {}
+    for name, gib in (("small", "3e-6"), ("large", "1")):
+        assert evaluate(tmp_path / name, gib) == 0
+        sizes[name] = stored(tmp_path / name)[0]["config"]["batch_size"]
+    assert 1 < sizes["small"] < sizes["large"]
+    for of in (("3e-6", "1"), ("1", "3e-6")):
+        out = tmp_path / f"all {of[0]}"
+        assert in_ranks(2, lambda rank: evaluate(out, of[rank]), tmp_path) == [0, 0]  # noqa: B023
+        assert stored(out) == stored(tmp_path / "small")
+    capfd.readouterr()
 
 
 def test_several_checkpoints_go_through_the_same_ranks(tmp_path, capfd):
