@@ -1,8 +1,9 @@
-"""How often and by how much the largest found falls short of the certified maximum over the same samples.
+r"""How often and by how much the largest found falls short of the certified maximum over the same samples.
 
 Both runs are of one checkpoint, on all of the same samples::
 
-    genbound evaluate … --measures max_quadratic_form --maximum certified --out runs/certified
+    genbound evaluate … --measures max_quadratic_form --maximum certified \
+        --set max_quadratic_form.tolerance_of=layer --out runs/certified
     genbound evaluate … --measures max_quadratic_form --maximum found --out runs/found
     python -m benchmarks.found_maximum runs/certified runs/found
 

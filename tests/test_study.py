@@ -210,9 +210,9 @@ def test_what_is_measured_of_a_task(study):
     assert set(study.measure.SIX) < set(names) and options["compression"] == {"num_samples": 8}
     assert set(names) - set(held_out) == set(study.measure.BY_MARGIN) and list(plain) == ["max_quadratic_form"]
     assert study.measure.measures("digits", True) == study.measure.measures("digits", False)
-    assert plain["max_quadratic_form"] == {"tolerance": 0.05}
+    assert plain["max_quadratic_form"] == {"tolerance": 0.05, "tolerance_of": "layer"}
     assert study.measure.measures("gpt2", False) == (
-        list(study.measure.PLAIN), {"max_quadratic_form": {"tolerance": 0.25}}
+        list(study.measure.PLAIN), {"max_quadratic_form": {"tolerance": 0.25, "tolerance_of": "layer"}}
     )  # fmt: skip
 
 

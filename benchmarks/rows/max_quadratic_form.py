@@ -18,7 +18,7 @@ def minilm_quadratic_form() -> Iterator[Row]:
     from genbound.quantities.quadratic_brackets import screen
 
     screened = sum(seconds(lambda s=shard: screen(problem, s)) for shard in problem.shards()) / unit / layers
-    spent, ours = ours_to_error(problem, "max_quadratic_form")
+    spent, ours = ours_to_error(problem, "max_quadratic_form", tolerance_of="layer")
     each = spent / unit / layers
     entries = ours["layers"].values()
     closed = sum(e["upper"] - e["lower"] <= ERROR * e["upper"] for e in entries)

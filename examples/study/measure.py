@@ -147,7 +147,8 @@ def measures(task: str, seen: bool) -> tuple[list[str], dict[str, dict[str, Any]
 
     The smallest network has everything on both; a deep one what divides by the margin on training samples alone.
     """
-    names, options = MEASURES.get(task, PLAIN), {"max_quadratic_form": {"tolerance": tolerance(task)}}
+    names = MEASURES.get(task, PLAIN)
+    options = {"max_quadratic_form": {"tolerance": tolerance(task), "tolerance_of": "layer"}}
     if task == "digits" or names is PLAIN:
         return list(names), options
     kept = [name for name in names if seen or name not in BY_MARGIN]

@@ -15,9 +15,8 @@ import genbound
 @pytest.mark.parametrize("name", CHOSEN)
 def test_max_quadratic_form(name, tolerance, problems, truths):
     problem, truth = problems(name), truths(name)
-    results = genbound.evaluate(
-        problem, ["max_quadratic_form"], options={"max_quadratic_form": {"tolerance": tolerance}}
-    )
+    options = {"tolerance": tolerance, "tolerance_of": "layer"}
+    results = genbound.evaluate(problem, ["max_quadratic_form"], options={"max_quadratic_form": options})
     rows = results.quantities["max_quadratic_form"]["layers"]
     for layer in truth.layers:
         row, values = rows[layer], truth.positive_forms(layer)
@@ -35,6 +34,29 @@ def test_max_quadratic_form(name, tolerance, problems, truths):
         assert (table["max_quadratic_form_upper", layer].to_numpy() >= values - 1e-10).all()
 
 
+@pytest.mark.parametrize("tolerance", [0.3, 0.03, 1e-6])
+@pytest.mark.parametrize("name", ["mlp_gelu", "encoder", "encoder_tied", "conv_silu"])
+def test_the_sum_of_the_roots_to_a_tolerance(name, tolerance, problems, truths):
+    """Every layer's interval holds the dense maximum, and so does the bound's, which is as narrow as was asked for."""
+    problem, truth = problems(name), truths(name)
+    rows, products = {}, {}
+    for of in ("sum", "layer"):
+        options = {"max_quadratic_form": {"tolerance": tolerance, "tolerance_of": of}}
+        results = genbound.evaluate(problem, ["hessian_distance"], options=options)
+        rows[of] = results.quantities["max_quadratic_form"]["layers"]
+        products[of] = sum(row["num_products"] for row in rows[of].values())
+        bound = results.bounds["hessian_distance"]
+        slack = 1e-9 * bound.upper
+        assert bound.upper - bound.lower <= tolerance * bound.upper + slack
+        best = [float(truth.positive_forms(layer).max()) for layer in truth.layers]
+        scale = math.sqrt(results.config["loss_range"]["value"] / problem.num_data)
+        assert bound.lower - slack <= scale * sum(math.sqrt(max(m, 0.0)) for m in best) <= bound.upper + slack
+        for layer, m in zip(truth.layers, best, strict=True):
+            assert rows[of][layer]["lower"] - 1e-12 <= m <= rows[of][layer]["upper"] + 1e-12, layer
+            assert "note" not in rows[of][layer]
+    assert products["sum"] <= products["layer"]
+
+
 def test_max_quadratic_form_names_the_sample_of_the_data(truths):
     """The index is that of the data, not of the measured part."""
     problem = CASES["mlp_gelu"].problem(num_samples=4, sample_seed=2)
@@ -47,7 +69,8 @@ def test_max_quadratic_form_names_the_sample_of_the_data(truths):
 
 def test_max_quadratic_form_in_single_precision(truths):
     for name in ("mlp_gelu", "encoder_tied", "conv_silu"):
-        found = genbound.measure(CASES[name].problem(dtype=torch.float32), "max_quadratic_form")
+        problem = CASES[name].problem(dtype=torch.float32)
+        found = genbound.measure(problem, "max_quadratic_form", tolerance_of="layer")
         for layer, interval in found.items():
             best = float(truths(name).positive_forms(layer).max())
             assert interval.lower <= best <= interval.upper

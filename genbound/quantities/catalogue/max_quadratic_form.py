@@ -12,6 +12,7 @@ from genbound.quantities.summary import Number, Reading, Summary, every_number
 
 CONVENTIONS = ("theorem", "paper-code")
 MAXIMA = ("certified", "found")
+TOLERANCES = ("sum", "layer")
 SPLITS = ("auto", "train", "test")
 
 
@@ -19,7 +20,18 @@ SPLITS = ("auto", "train", "test")
 class MaxQuadraticFormOptions:
     """Options of ``max_quadratic_form``."""
 
-    tolerance: float = option(0.01, "width of the interval relative to its upper end", flag="--tolerance")
+    tolerance: float = option(
+        0.01,
+        "width of the certified interval of the sum over the layers of the maxima's roots (which hessian_distance is in"
+        " proportion to) relative to its upper end, or of every layer's maximum; see tolerance_of",
+        flag="--tolerance",
+    )
+    tolerance_of: str = option(
+        "sum",
+        "certified: what is known to the tolerance; sum: of the roots over the layers, of which small layers may stay"
+        " wider; layer: every layer's maximum, as always with found",
+        choices=TOLERANCES,
+    )
     max_products: int = option(
         320, "Hessian products spent on one sample and layer before the interval is left as wide as it is"
     )
@@ -71,6 +83,8 @@ class MaxQuadraticFormOptions:
                 raise GenboundError(f"{name} {getattr(self, name)} is negative: give 0 or more")
         if self.maximum not in MAXIMA:
             raise GenboundError(f"maximum {self.maximum!r} is unknown: use {' or '.join(MAXIMA)}")
+        if self.tolerance_of not in TOLERANCES:
+            raise GenboundError(f"tolerance_of {self.tolerance_of!r} is unknown: use {' or '.join(TOLERANCES)}")
         if self.maximum == "found" and self.convention == "paper-code":
             raise GenboundError("maximum found is of the theorem's convention: paper-code takes the mean of batches")
         if self.convention not in CONVENTIONS:
