@@ -105,8 +105,8 @@ def _widths(options: MaxQuadraticFormOptions, lower: Table, upper: Table, left: 
     """Relative widths that the intervals may have of the layers that are left ``[L]``."""
     if options.tolerance_of == "layer":
         return np.full(len(left), options.tolerance)
-    maxima = (np.array([side[:, i].max() for i in range(len(left))]) for side in (lower, upper))
-    return widths_for_sum(*maxima, left, options.tolerance)
+    lowest, highest = (np.array([side[:, i].max() for i in range(len(left))]) for side in (lower, upper))
+    return widths_for_sum(lowest, highest, left, options.tolerance)
 
 
 def _row(problem: Problem, options: MaxQuadraticFormOptions, lower: np.ndarray, upper: np.ndarray) -> dict:
