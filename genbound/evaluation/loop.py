@@ -31,6 +31,7 @@ from genbound.evaluation.selection import Selection, select
 from genbound.evaluation.stage import StoredContext, measure_stages, open_store, why_not
 from genbound.evaluation.store import DiskStore
 from genbound.evaluation.telling import Telling, shown
+from genbound.network.memory import give_back
 from genbound.network.network import Network
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
@@ -190,7 +191,7 @@ def _measure(
         store = open_store(out if engine.stores else None, name, *depends)
         context = StoredContext(
             name, seed, options, found.measured, store, deadline, given, engine=engine,
-            advanced=partial(telling.advanced, name),
+            advanced=partial(telling.advanced, name), tidied=partial(give_back, problem),
         )  # fmt: skip
         if isinstance(store, DiskStore):
             noted.note(name, folder=store.folder.name)

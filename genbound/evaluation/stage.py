@@ -45,6 +45,7 @@ class StoredContext(Context):
         begun: when this one began, on the monotonic clock.
         engine: what computes the parts.
         advanced: hears ``(stage, parts that are there, parts of the stage)`` as they come.
+        tidied: called when a part is done.
     """
 
     name: str
@@ -58,6 +59,7 @@ class StoredContext(Context):
     begun: float = field(default_factory=time.monotonic)
     engine: Engine = field(default_factory=InProcess)
     advanced: Callable[[str, int, int], None] = lambda stage, done, total: None
+    tidied: Callable[[], None] = lambda: None
     _behind: str = NOTHING
 
     def map(self, stage: str, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
@@ -117,6 +119,7 @@ class StoredContext(Context):
 
         def keep(index: int, part: Part) -> None:
             self.store.save_part(f"{stage}-{first + index}", part, behind)
+            self.tidied()
             if self.engine.leads:
                 self.store.spend(self.earlier + time.monotonic() - self.begun)
 

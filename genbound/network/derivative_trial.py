@@ -21,6 +21,7 @@ from genbound.network.operations import named, of_aten
 
 if TYPE_CHECKING:
     from genbound.network.network import Network
+    from genbound.network.weights import BaseProblem
 
 TRIALS = 3  # directions, with smaller and smaller steps: a kink is met by one of them at most, so most must agree
 LARGE = 2**25  # weights above which a network is a large one
@@ -180,6 +181,6 @@ class Trial:
         return value, {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
 
 
-def is_large(network: Network) -> bool:
+def is_large(network: Network | BaseProblem) -> bool:
     """Whether all derivatives of all weights would be much to keep."""
     return sum(p.numel() for p in network.params.values()) > LARGE

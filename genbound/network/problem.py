@@ -19,7 +19,7 @@ from genbound.network.displacement import Displacement
 from genbound.network.identity import answers, network_digests
 from genbound.network.layers import Layer, select_layers
 from genbound.network.loss_functions import Loss
-from genbound.network.memory import budget_of, largest_batch
+from genbound.network.memory import budget_of, give_back, largest_batch
 from genbound.network.network import Network
 from genbound.network.prior import Prior, adapter_remark
 from genbound.network.refusals import refusals
@@ -175,6 +175,7 @@ class Problem(Network, BaseProblem):
         self.remarks += tuple(filter(None, [adapter_remark(self.prior, self.displacement.factors)]))
         self.memory_budget = budget_of(self.device, memory_budget)
         self.batch_size = largest_batch(self, self.samples_first, self.memory_budget)
+        give_back(self)
 
     @property
     def shares(self) -> np.ndarray:
