@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from genbound.curvature.sweep import Sweep
 from genbound.estimators.gram_root import gram_root, gram_root_derivative
-from genbound.estimators.random import BLOCK, generator, grouped
+from genbound.estimators.random import BLOCK, generator, grouped, is_host, row_normals
 from genbound.network.memory import saved_bytes
 from genbound.network.weight_uses import ConvolutionUse, LinearUse
 from genbound.network.weight_watch import WeightedFunctions, WeightWatch, act_once
@@ -51,7 +51,8 @@ DRAWING = 15  # operations of a pass that one normal takes, which serves ten of 
 class Normals:
     """Standard normals of every layer for the rows of one batch; each is drawn once and kept for the next pass.
 
-    One stream a layer and group of ``BLOCK`` rows, position by position: more padding only continues it.
+    One stream a layer and group of ``BLOCK`` rows, or a layer and row on accelerators, which make them themselves.
+    Position by position: more padding only continues it.
 
     Args:
         rows: of the batch.
@@ -60,11 +61,14 @@ class Normals:
     """
 
     def __init__(self, rows: Sequence[NoisyRow], seed: int, like: Tensor):
-        self._groups = grouped([(key, member) for _, key, member in rows])
+        self._rows, self._groups = rows, grouped([(key, member) for _, key, member in rows])
         self._num, self._seed, self._like, self._known = len(rows), seed, like, {}
 
     def __call__(self, name: str, positions: int, width: int) -> Tensor:
         """``[rows, positions, width]``."""
+        if name not in self._known and not is_host(self._like.device):
+            rows = [(key, member) for _, key, member in self._rows]
+            self._known[name] = row_normals(rows, self._seed, name, positions, width, self._like)
         if name not in self._known:
             drawn = [
                 (places, members, torch.randn(positions, BLOCK, width, generator=generator(self._seed, *key, name)))

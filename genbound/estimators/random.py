@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from genbound.estimators.device_normals import normals_of
+
 
 def generator(seed: int, *key: str | int) -> torch.Generator:
     """The stream that belongs to a seed and a key. Streams of different keys are independent."""
@@ -65,16 +67,28 @@ def row_signs(rows: Sequence[Row], seed: int, name: str, positions: int, width: 
     Returns:
         ``[rows, positions, width]``, each -1 or 1.
     """
-    starts = [hashlib.sha256(repr((int(seed), *key, member, name)).encode()).digest()[:8] for key, member in rows]
-    start = np.frombuffer(b"".join(starts), dtype="<u8")
-    num_words = positions * -(-width // 64)
-    if _is_host(like.device):
-        words = torch.from_numpy(_words(start, num_words).view(np.int64))
-    else:
-        words = words_on(torch.from_numpy(start.view(np.int64).copy()).to(like.device), num_words)
+    words = _row_words(rows, seed, name, positions * -(-width // 64), like.device)
     bytes_ = words.view(torch.uint8).view(len(rows), positions, -1).int()
     signs = embedding(bytes_, SIGNS_OF_BYTE.to(like.device)).flatten(2)[..., :width]
     return signs.to(device=like.device, dtype=like.dtype)
+
+
+def row_normals(rows: Sequence[Row], seed: int, name: str, positions: int, width: int, like: Tensor) -> Tensor:
+    """Likewise standard normal numbers, for accelerators: made there, with no transfer, and the same on each.
+
+    They are others than those that are drawn for a processor, whose generator is the faster one there.
+    """
+    words = _row_words(rows, seed, f"normals of {name}", positions * -(-width // 2), like.device)
+    return normals_of(words).view(len(rows), positions, -1)[..., :width].to(like.dtype)
+
+
+def _row_words(rows: Sequence[Row], seed: int, name: str, num: int, device: torch.device) -> Tensor:
+    """The first words of every row's stream, int64 ``[rows, num]``."""
+    starts = [hashlib.sha256(repr((int(seed), *key, member, name)).encode()).digest()[:8] for key, member in rows]
+    start = np.frombuffer(b"".join(starts), dtype="<u8")
+    if is_host(device):
+        return torch.from_numpy(_words(start, num).view(np.int64))
+    return words_on(torch.from_numpy(start.view(np.int64).copy()).to(device), num)
 
 
 STEP = 0x9E3779B97F4A7C15
@@ -82,8 +96,8 @@ MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 LAST = 31
 
 
-def _is_host(device: torch.device) -> bool:
-    """NumPy makes the words there: several times faster than signed arithmetic of torch."""
+def is_host(device: torch.device) -> bool:
+    """Numpy makes the words there, several times faster than signed arithmetic of torch, and torch the normals."""
     return device.type == "cpu"
 
 
@@ -132,5 +146,13 @@ def rademacher(shape: tuple[int, ...], stream: torch.Generator, like: Tensor) ->
 
 
 def normal(shape: tuple[int, ...], stream: torch.Generator, like: Tensor) -> Tensor:
-    """Standard normal numbers of this shape, drawn in float32 and moved to the device and dtype of ``like``."""
-    return torch.randn(shape, generator=stream, dtype=torch.float32).to(device=like.device, dtype=like.dtype)
+    """Standard normal numbers of this shape, in float32 and then the dtype of ``like``.
+
+    On a processor they are the stream's own. For an accelerator the stream tells where the counter starts, and they are
+    made there (:mod:`genbound.estimators.device_normals`): others, but the same on each.
+    """
+    if is_host(like.device):
+        return torch.randn(shape, generator=stream, dtype=torch.float32).to(like.dtype)
+    start = torch.empty(1, dtype=torch.int64).random_(-(2**63), None, generator=stream).to(like.device)
+    num = math.prod(shape)
+    return normals_of(words_on(start, -(-num // 2))).view(-1)[:num].view(shape).to(like.dtype)

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 import genbound
+from genbound.curvature import noise_by_row
 from genbound.curvature.noise_by_row import Normals, can_move_rows, noise_directions, noisy_losses
 from genbound.curvature.sweep import Sweep
 from genbound.curvature.sweep_trial import can_sweep
+from genbound.estimators import random
 from genbound.network.problem import Problem
 
 
@@ -121,13 +123,20 @@ def test_a_stacked_pass_is_the_single_passes(name):
     assert not torch.allclose(alone[0], alone[1], atol=1e-3)
 
 
-def test_a_whole_group_of_normals_is_the_same_as_its_members():
+@pytest.fixture(params=["processor", "accelerator"])
+def made(request, monkeypatch):
+    """Where normals are made."""
+    for module in (random, noise_by_row):
+        monkeypatch.setattr(module, "is_host", lambda device: request.param == "processor")
+
+
+def test_a_whole_group_of_normals_is_the_same_as_its_members(made):
     like, rows = torch.zeros(1), [(p, ("stream", 0), p) for p in range(16)]
     whole = Normals(rows, 3, like)("layer", 4, 6)
     torch.testing.assert_close(Normals(rows[5:9], 3, like)("layer", 4, 6), whole[5:9], rtol=0, atol=0)
 
 
-def test_normals_of_a_longer_padding_continue_those_of_a_shorter_one():
+def test_normals_of_a_longer_padding_continue_those_of_a_shorter_one(made):
     rows = [(7, ("stream", 2), 3), (9, ("stream", 2), 5)]
     like = torch.zeros(1, dtype=torch.float64)
     short, long = Normals(rows, 1, like)("layer", 4, 6), Normals(rows, 1, like)("layer", 9, 6)

@@ -10,6 +10,8 @@ from shared_problems import linear
 from torch import nn
 
 import genbound
+from genbound.curvature import noise_by_row
+from genbound.estimators import random
 from genbound.network.problem import Problem
 from genbound.quantities.noise_stability import is_quadratic, relative_rss
 
@@ -47,6 +49,22 @@ def test_noise_stability_notices_that_the_regime_is_left(problems):
     ).quantities["noise_stability"]
     assert found["sigmas"][0]["quadratic_regime"] and not found["sigmas"][2]["quadratic_regime"]
     assert found["leaves_quadratic_regime_at"] in (3.0, 30.0)
+
+
+@pytest.mark.parametrize("name", ["mlp_gelu", "twice"])
+def test_normals_that_are_made_on_a_device_tell_the_same(name, monkeypatch, problems):
+    """Rows' own noise, and that of a block of samples."""
+
+    def rises():
+        return genbound.measure(problems(name), "noise_stability", sigmas=(0.1, 0.5), relative_sem=0.2)
+
+    host = rises()
+    for module in (random, noise_by_row):
+        monkeypatch.setattr(module, "is_host", lambda device: False)
+    device = rises()
+    for sigma, one in host.items():
+        other = device[sigma]
+        assert other.value != one.value and abs(other.value - one.value) < 4 * math.hypot(one.sem, other.sem)
 
 
 @pytest.mark.parametrize(
