@@ -119,6 +119,30 @@ def test_controls_are_taken_where_a_trial_finds_that_they_pay(name, monkeypatch)
     assert (min(ratios[0].values()) < 1) == (name == "encoder")
 
 
+def test_controls_are_the_same_in_whatever_order_their_parts_are_computed(monkeypatch):
+    """A trial on several samples, and draws of which every sample has a control of its own."""
+    from test_rounds import Shuffled
+
+    from genbound.quantities import remainder_probes
+
+    tried, found = remainder_probes.try_controls, []
+    # The trial is the run's own; what it finds is made to pay.
+    monkeypatch.setattr(
+        remainder_probes,
+        "try_controls",
+        lambda *a: found.append(tried(*a)) or {k: r / 100 for k, r in found[-1].items()},
+    )
+    monkeypatch.setattr(remainder_probes, "trial_passes", lambda _: 0.0)
+    options = {"hessian_trace": {"exact_products": 0, "max_probes": 8, "small_probes": 8, **TOTAL}}
+    engine = Shuffled()
+    runs = [
+        genbound.evaluate(CASES["mlp_gelu"].problem(), ["hessian_trace"], options=options, engine=one)
+        for one in (engine, None)
+    ]
+    assert runs[0].quantities == runs[1].quantities and found[0] == found[1]
+    assert any("control" in title and num > 1 for title, num in engine.titles)
+
+
 def test_hessian_trace_of_softmax_regression():
     """Tr H = |x|^2 sum_c p_c (1 - p_c)."""
     x = torch.tensor([[1.0, 2.0], [0.5, -1.0], [0.0, 0.0]], dtype=D)

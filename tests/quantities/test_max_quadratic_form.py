@@ -57,6 +57,28 @@ def test_the_sum_of_the_roots_to_a_tolerance(name, tolerance, problems, truths):
     assert products["sum"] <= products["layer"]
 
 
+@pytest.mark.parametrize("of", ["sum", "layer"])
+def test_spent_products_leave_wide_intervals_with_a_note(of, problems, truths):
+    """Layers that two products do not close hold up no others, and their intervals hold the dense maximum."""
+    problem, truth = problems("encoder"), truths("encoder")
+    options = {"max_quadratic_form": {"tolerance": 1e-6, "tolerance_of": of, "max_products": 2}}
+    rows = genbound.evaluate(problem, ["max_quadratic_form"], options=options).quantities["max_quadratic_form"][
+        "layers"
+    ]
+    assert any("within 2 products" in row.get("note", "") for row in rows.values())
+    for layer in truth.layers:
+        best, row = float(truth.positive_forms(layer).max()), rows[layer]
+        assert row["lower"] - 1e-12 <= best <= row["upper"] + 1e-12, layer
+        assert "note" in row or row["upper"] - row["lower"] <= 0.44 * row["upper"]
+
+
+def test_a_tolerance_of_nothing_known_is_refused():
+    with pytest.raises(genbound.GenboundError, match="tolerance_of 'all' is unknown; use sum or layer"):
+        genbound.measure(
+            linear([[0.5], [-0.5]], [[0.0], [1.0]], [0, 1], init=0.0), "max_quadratic_form", tolerance_of="all"
+        )
+
+
 def test_max_quadratic_form_names_the_sample_of_the_data(truths):
     """The index is that of the data, not of the measured part."""
     problem = CASES["mlp_gelu"].problem(num_samples=4, sample_seed=2)

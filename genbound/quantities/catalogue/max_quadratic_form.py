@@ -83,8 +83,6 @@ class MaxQuadraticFormOptions:
                 raise GenboundError(f"{name} {getattr(self, name)} is negative: give 0 or more")
         if self.maximum not in MAXIMA:
             raise GenboundError(f"maximum {self.maximum!r} is unknown: use {' or '.join(MAXIMA)}")
-        if self.tolerance_of not in TOLERANCES:
-            raise GenboundError(f"tolerance_of {self.tolerance_of!r} is unknown: use {' or '.join(TOLERANCES)}")
         if self.maximum == "found" and self.convention == "paper-code":
             raise GenboundError("maximum found is of the theorem's convention: paper-code takes the mean of batches")
         if self.convention not in CONVENTIONS:
