@@ -25,6 +25,7 @@ from benchmarks.rows.hessian_trace import (
 from benchmarks.rows.max_quadratic_form import exact_quadratic_form, minilm_quadratic_form
 from benchmarks.rows.noise_stability import minilm_draw, minilm_noise, minilm_noise_1024
 from benchmarks.rows.peer_products import minilm_products
+from benchmarks.rows.population_noise import minilm_population_noise
 from benchmarks.rows.population_trace import minilm_population
 from benchmarks.rows.row import ERROR, Row, known_to, ours_to_error, row
 from benchmarks.rows.whole_run import large_outputs, memory, minilm_evaluate
@@ -43,6 +44,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "minilm_trace_2048": minilm_trace_2048,
     "minilm_population": minilm_population,
     "minilm_products": minilm_products,
+    "minilm_population_noise": minilm_population_noise,
     "fitted_trace": fitted_trace,
     "minilm_quadratic_form": minilm_quadratic_form,
     "minilm_first": minilm_evaluate("first bound, hessian_distance over all samples"),

@@ -22,13 +22,15 @@ import genbound
 from benchmarks import models
 from benchmarks.clock import gradient, typical
 from benchmarks.rows.row import Row, row
+from genbound.curvature.traces import gauss_newton_trace, probe_trace
+from genbound.estimators.random import row_of
 from genbound.results.results import Results
 
 ERROR = 0.1
 PRODUCT = 2.0  # gradients, at most
 
 
-def best_split(spread: float, shared: float, own: float, wanted: float, num: int) -> tuple[int, int]:
+def best_split(spread: float, shared: float, own: float, wanted: float, num: int, once: float = 0.0) -> tuple[int, int]:
     """The samples and probes of least cost.
 
     Args:
@@ -37,11 +39,12 @@ def best_split(spread: float, shared: float, own: float, wanted: float, num: int
         own: what it has beyond that for one sample.
         wanted: variance that is asked for.
         num: samples that there are.
+        once: what a sample costs beside its probes, in probes.
     """
     samples = np.arange(1, num + 1)
     left = wanted - spread * (1 / samples - 1 / num)
     probes = np.where(left > 0, np.ceil((shared + own / samples) / np.maximum(left, 1e-300)), np.inf)
-    best = int(np.argmin(samples * probes))
+    best = int(np.argmin(samples * (probes + once)))
     return int(samples[best]), int(probes[best])
 
 
@@ -71,11 +74,22 @@ def probe_variances(problem: genbound.Problem, num: int) -> tuple[float, float, 
     return shared, max(float(np.diag(covariance).mean()) - shared, 0.0) * problem.batch_size, product
 
 
-def spread_of(results: Results) -> float:
-    """Variance of the traces of single samples over all training samples, by the weights of those measured."""
-    table = results.samples.dropna(subset="hessian_trace")
-    each = table.groupby("sample").agg({"hessian_trace": "sum", "hessian_trace_weight": "first"})
-    return float(np.cov(each["hessian_trace"], aweights=each["hessian_trace_weight"], ddof=0))
+def spread_of(problem: genbound.Problem, results: Results) -> float:
+    """Variance of the traces of single samples over all, from two draws of each that genbound measured, by weight.
+
+    What two independent draws have in common is the sample's trace: their own noise is not in it.
+    """
+    table = results.samples.dropna(subset="hessian_trace").groupby("sample")["hessian_trace_weight"].first()
+    whole = problem.over_all()
+    place = {index: position for position, index in enumerate(whole.indices)}
+    weight = {place[index]: float(w) for index, w in table.items()}
+    values, weights = [], []
+    for tape in whole.tapes(sorted(weight)):
+        exact = gauss_newton_trace(tape).sum(1)
+        rows = [[row_of("spread", p, draw, 2) for p in tape.positions] for draw in range(2)]
+        values += torch.stack([exact + probe_trace(tape, "remainder", own, 1).sum(1) for own in rows], 1).tolist()
+        weights += [weight[p] for p in tape.positions]
+    return float(np.cov(np.array(values).T, aweights=weights, ddof=0)[0, 1])
 
 
 def minilm_population(probes: int = 12) -> Iterator[Row]:
@@ -99,16 +113,18 @@ def population_row(problem: genbound.Problem, results: Results, spent: float, un
     """
     total, num = results.quantities["hessian_trace"]["total"], len(problem.data)
     shared, own, product = probe_variances(problem, probes)
-    spread, wanted = spread_of(results), (ERROR * total["value"]) ** 2
+    spread, wanted = spread_of(problem, results), (ERROR * total["value"]) ** 2
     samples, draws = best_split(spread, shared, own, wanted, num)
     charged = min(PRODUCT, product / unit)
     theirs = samples * draws * charged
-    ratio = theirs / (spent / unit)
+    ratio, losses = theirs / (spent / unit), results.cost["seconds"]["losses"] / sum(results.cost["seconds"].values())
     obtained = np.hypot(total["sem"], total["data_sem"]) / abs(total["value"])
     return row(
         f"hessian_trace, total over all {num}: MiniLM/SST-2, to {ERROR:.0%}", f"{ratio:.1f}x", ">= 20x", ratio >= 20,
         f"genbound {spent / unit:.0f} gradients on single samples ({spent / unit / num:.2f} of a pass over all; "
-        f"obtained {obtained:.1%} from {total['num_samples']} samples); best peer {draws} probes on {samples} samples "
+        f"{losses:.0%} of it the pass that "
+        f"has the losses of all; obtained {obtained:.1%} from {total['num_samples']} samples with "
+        f"{results.quantities['hessian_trace']['num_probes']} probes); best peer {draws} probes on {samples} samples "
         f"drawn alike, {charged:.1f} gradients a product; standard deviations: {spread**0.5:.0f} between samples, "
         f"{shared**0.5:.0f} of a shared probe and {own**0.5:.0f} of a sample's own, trace {total['value']:.0f}",
         ratio=ratio, spread=spread, shared=shared, own=own, product_gradients=product / unit,

@@ -210,6 +210,7 @@ class Problem(Network, BaseProblem):
     def over_all(self) -> Problem:
         """The same problem with all samples of the data measured: other positions, the same indices."""
         whole = copy.copy(self)
+        whole.choice = None
         whole.indices = sorted(range(len(self.data)), key=lambda i: (self.data.size(i), i))
         return whole
 

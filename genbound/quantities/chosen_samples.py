@@ -81,7 +81,7 @@ def chosen_problem(
     """
     total = len(problem.data)
     if num >= total:
-        return problem if problem.num_samples == total else problem.over_all()
+        return problem if problem.choice is None and problem.num_samples == total else problem.over_all()
     if num < LEAST or not can_choose(problem):
         return problem
     key = "choice of samples" + f" {step}" * bool(step)
@@ -136,7 +136,7 @@ def same_samples(problem: Problem, measured: Measured) -> Problem:
     if "member" in measured.data:
         return problem.measured_on(Choice(*(measured.data[name] for name in NAMES)))
     num = measured.summary["total"]["num_samples"]
-    return problem if num == problem.num_samples else problem.over_all()
+    return problem if problem.choice is None and num == problem.num_samples else problem.over_all()
 
 
 def num_different(problem: Problem) -> int:

@@ -15,7 +15,8 @@ Cost:
 Variance:
     Over the draws only the remainder's: ``2 (||R_s||_F^2 - sum_j R_jj^2)`` for independent signs, plus the cross-layer
     blocks where layers are probed together. Draws stop at a quarter of what the choice of the samples leaves
-    (``data_sem``): samples are chosen by size and weighted (:mod:`genbound.quantities.chosen_samples`).
+    (``data_sem``): samples are chosen by size and weighted (:mod:`genbound.quantities.chosen_samples`). With ``error``
+    they are split by their prices (:mod:`genbound.quantities.trace_to_error`).
 
     The draws go where the spread is. A sample's spread is told by the first probes of its
     neighbours in size, not by its own, and by the pilot, whose draws are not used again. What all first probes decide

@@ -76,6 +76,7 @@ class _Round:
         values: ``[m, L + 1]``.
         noise: variance of each by the draws ``[m, L + 1]``.
         loose: its square over its degrees of freedom ``[m, L + 1]``.
+        drawn: what of the total's noise is the probes', and would fall with their number ``[m]``.
         probes: of every sample.
         deviation: standard deviation of a probe ``[m, L]``.
         expected: what the samples were drawn in proportion to ``[n]``.
@@ -85,6 +86,7 @@ class _Round:
     values: np.ndarray
     noise: np.ndarray
     loose: np.ndarray
+    drawn: np.ndarray
     probes: int
     deviation: np.ndarray
     expected: np.ndarray
@@ -125,16 +127,16 @@ def _measure_round(problem: Problem, context: Context, step: int, num: int, draw
     deviation = np.sqrt(expect(look.sizes, spread)) / shares
     values = (look.gauss_newton.samples + rest.samples) / shares
     probes = draws if spread.any() else 0
-    return _Round(chosen, values, sum(known), loose, probes, deviation, expected)
+    return _Round(chosen, values, sum(known), loose, known[1][:, -1], probes, deviation, expected)
 
 
 def _learned(losses: Measured, rounds: Sequence[_Round]) -> Spreads:
     """What all rounds tell of the totals of samples of a size."""
     sizes = losses.data["size"]
     members = np.concatenate([one.problem.indices for one in rounds])
-    values, noise = (np.concatenate([getattr(one, key)[:, -1] for one in rounds]) for key in ("values", "noise"))
+    values, drawn = (np.concatenate(each) for each in zip(*((o.values[:, -1], o.drawn) for o in rounds), strict=True))
     draws = np.concatenate([np.full(len(one.values), one.probes) for one in rounds])
-    return Spreads.learned(sizes[members], values, noise, draws, sizes)
+    return Spreads.learned(sizes[members], values, drawn, draws, sizes)
 
 
 def _expected_variance(one: _Round, spreads: Spreads) -> float:

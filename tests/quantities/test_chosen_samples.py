@@ -178,6 +178,30 @@ def test_an_error_that_takes_all_samples_measures_all(trained):
     assert abs(total["value"] - whole["value"]) < 4 * math.hypot(total["sem"], whole["sem"])
 
 
+def test_all_samples_count_alike_after_some_were_chosen(trained):
+    """Also where as many were measured in several rounds, some of them twice."""
+    from genbound.estimators.choice import joined
+    from genbound.estimators.measured import Measured
+    from genbound.quantities.chosen_samples import chosen_problem, num_different, same_samples
+
+    sizes = Measured({}, {}, {"size": np.linspace(1, 2, N)})
+    rounds = [chosen_problem(problem_of(trained, "text", 20), sizes, N // 2, step).choice for step in range(2)]
+    problem = problem_of(trained, "text", 20).measured_on(joined(rounds, [0.5, 0.5]))
+    assert problem.num_samples == N > num_different(problem)
+    for whole in (
+        chosen_problem(problem, sizes, N),
+        same_samples(problem, Measured({"total": {"num_samples": N}})),
+    ):
+        assert whole.num_samples == num_different(whole) == N and whole.choice is None
+        assert (whole.shares == np.ones(N)).all()
+
+
+def test_what_is_sampled_of_the_gauss_newton_part_counts_where_an_error_is_asked_for(trained):
+    options = {"error": 0.05, "exact_products": 1, "exact_outputs": 0}
+    found = measured(problem_of(trained, "text", 20), "hessian_trace", **options).quantities["hessian_trace"]["total"]
+    assert error_of(found) <= 1.05 * 0.05 * found["value"] and found["num_samples"] < N
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"error": 1.5}, "no relative error"), ({"error": -0.1}, "no relative error"),

@@ -24,7 +24,8 @@ class HessianTraceOptions:
     error: float = option(
         0.0,
         "wanted error of the total over all samples of the data, draws and choice of samples together, relative to it:"
-        " as many samples are measured as it takes (0: those that --samples says)",
+        " as many samples are measured as it takes, and draws of each as are cheapest; layer_sem and total_sem have a"
+        " say only where it takes all samples (0: the samples that --samples says)",
         flag="--error",
     )
     layer_sem: float = option(
