@@ -16,6 +16,7 @@ from genbound.evaluation.selection import Selection
 from genbound.network.problem import Problem
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
+from genbound.quantities.decompositions import of_a_pass
 from genbound.quantities.measure_options import as_text
 
 EFFORTS = ("quick", "standard", "thorough")
@@ -24,6 +25,7 @@ EFFORTS = ("quick", "standard", "thorough")
 GRADIENTS, PASSES, SHARE = 100.0, 2.0, 0.25
 EPOCH = 0.5  # gradients over the n training samples that a quick evaluation takes at most
 SMALL = 2**26  # samples x weights x gradients that take seconds: small problems are measured whole
+SECONDS = 2**35  # multiplications that take a second or two: norms and spectra of the weights that take no more are too
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ class _Planning:
         """Whether a quantity takes seconds: nobody counts these."""
         if self._effort != "standard":
             return False
+        if QUANTITIES[name].of_weights:
+            return self._cost(name, options) * 3 * of_a_pass(self._problem) <= SECONDS
         weights = sum(layer.num_weights for layer in self._problem.layers)
         return self._cost(name, replace(options, **QUANTITIES[name].no_extra)) * weights <= SMALL
 

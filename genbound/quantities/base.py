@@ -99,6 +99,7 @@ class Quantity:
         usual: likewise what it mostly takes, where that is another number: what the forecast of time goes by.
         unit: what most of it is made of, which the forecast times (:data:`genbound.evaluation.unit_costs.NOMINAL`).
         readings: what it takes whatever the samples, in readings of all weights, for the forecast of time alone.
+        of_weights: what it takes is the same for any samples.
         over_all: it looks at all samples of the data, and not at the measured ones.
         lighter: values of options with which it takes less, the dearest first: what a default evaluation falls back on.
         no_extra: values of options with which it takes no more of a small problem than of others: what takes seconds
@@ -119,6 +120,7 @@ class Quantity:
     reads_test_data: Callable[[Any], bool] = lambda options: False
     reads_confusion: bool = False
     on_request: bool = False
+    of_weights: bool = False
     over_all: bool = False
     lighter: tuple[Mapping[str, Any], ...] = ()
     no_extra: Mapping[str, Any] = field(default_factory=dict)

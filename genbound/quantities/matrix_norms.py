@@ -28,8 +28,11 @@ import numpy as np
 from torch import Tensor
 
 from genbound.estimators.operator_norm import FAILURE, operator_norm
+from genbound.network.problem import Problem
 from genbound.network.weights import BaseProblem
 from genbound.quantities.base import Context, Measured, Part, stream
+from genbound.quantities.decompositions import in_gradients, of_norm
+from genbound.quantities.measure_options import NoOptions
 from genbound.structure.layer_matrices import Matrix
 
 NAME = "matrix_norms"
@@ -81,3 +84,8 @@ def _stable_rank(norms: dict[str, Any]) -> dict[str, float]:
         return dict.fromkeys(("value", "lower", "upper"), 0.0)
     lower, upper = (max(1.0, square / spectral[side] ** 2) for side in ("upper", "lower"))
     return {"value": lower, "lower": lower, "upper": upper}
+
+
+def forecast(problem: Problem, options: NoOptions) -> float:
+    """In gradients over the measured samples: a norm of each of three matrices."""
+    return in_gradients(problem, len(MODELS) * sum(of_norm(layer.shape) for layer in problem.layers))

@@ -26,6 +26,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +34,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genbound.network.problem import Problem
 from genbound.network.weights import BaseProblem
 from genbound.quantities.base import Context, Measured, Part
 from genbound.quantities.catalogue.power_law import PowerLawOptions
+from genbound.quantities.decompositions import in_gradients, of_eigenvalues
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,12 @@ def fit(values: np.ndarray) -> Tail | None:
         if distance < least:
             best, least = Tail(float(alpha), float((alpha - 1) / size**0.5), size, float(values[start])), distance
     return best
+
+
+def forecast(problem: Problem, options: PowerLawOptions) -> float:
+    """In gradients over the measured samples: the eigenvalues of every matrix that is not too large."""
+    found = 0.0
+    for layer in problem.layers:
+        if min(layer.shape[:2]) <= options.largest:
+            found += math.prod(layer.shape[2:]) * of_eigenvalues(layer.shape[:2])
+    return in_gradients(problem, found)

@@ -12,9 +12,11 @@ from torch import nn
 import genbound
 from genbound.cli.options import PAIR_OPTIONS
 from genbound.errors import GenboundError
-from genbound.evaluation.effort import EFFORTS, GRADIENTS, PASSES, SHARE, SMALL, plan
+from genbound.evaluation import effort
+from genbound.evaluation.effort import EFFORTS, GRADIENTS, PASSES, SECONDS, SHARE, SMALL, plan
 from genbound.evaluation.selection import select
 from genbound.quantities import QUANTITIES
+from genbound.quantities.decompositions import of_a_pass, of_eigenvalues
 
 
 def deep(num=8, total=8, width=192, depth=20, classes=3):
@@ -35,7 +37,10 @@ def costs(problem, found):
     weights = sum(layer.num_weights for layer in problem.layers)
     kept = {name: options for name, options in found.selection.options.items() if name in found.gradients}
     cost = {name: QUANTITIES[name].gradients(problem, kept[name]) * problem.num_samples for name in kept}
-    return {name: value for name, value in cost.items() if value * weights > SMALL}
+    free = {name for name, value in cost.items() if value * weights <= SMALL}
+    work = 3 * of_a_pass(problem)
+    free |= {name for name, value in cost.items() if QUANTITIES[name].of_weights and value * work <= SECONDS}
+    return {name: value for name, value in cost.items() if name not in free}
 
 
 def whole(problem):
@@ -66,6 +71,20 @@ def test_few_samples_have_their_noise_stability(num):
     assert any("noise_stability is measured with" in remark for remark in found.remarks)
 
 
+@pytest.mark.parametrize(("num", "total"), [(8, 8), (12, 12), (12, 60)])
+def test_few_images_have_their_noise_stability_at_some_sigmas(num, total, monkeypatch):
+    """Noisy passes through convolutions take twice as much; a grid of three sigmas fits, and that is said."""
+    monkeypatch.setattr(effort, "SMALL", 0)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5))
+    init = {name: 0.9 * p.detach() for name, p in net.named_parameters()}
+    problem = genbound.Problem(net, init, (torch.randn(total, 3, 8, 8), torch.arange(total) % 5), num_samples=num)
+    found = planned(problem)
+    assert found.selection.options["noise_stability"].sigmas == (0.001, 0.005, 0.02)
+    assert any("sigmas 0.001,0.005,0.02 in place of 0.001,0.002" in remark for remark in found.remarks)
+    assert found.gradients["noise_stability"] * num <= SHARE * whole(problem)
+
+
 def test_what_is_left_out_says_what_it_takes_and_what_measures_it():
     problem = deep()
     found = planned(problem)
@@ -76,6 +95,27 @@ def test_what_is_left_out_says_what_it_takes_and_what_measures_it():
     assert cost > 1000 and f"about {round(cost, -2):,.0f} gradients" in note
     assert not planned(problem, "thorough").left_out
     assert planned(problem, "thorough").selection.options["max_quadratic_form"].maximum == "certified"
+
+
+@pytest.mark.parametrize(("width", "kept"), [(256, True), (1500, False)])
+def test_norms_and_spectra_of_the_weights_count(width, kept):
+    """Those of matrices of 1,500 rows take thousands of gradients of 8 samples, and more than a second."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+    init = {name: 0.9 * p.detach() for name, p in net.named_parameters()}
+    problem = genbound.Problem(net, init, (torch.randn(8, width), torch.arange(8) % 3), num_samples=8)
+    found = planned(problem)
+    for name in ("matrix_norms", "spectral_norm"):
+        assert (name in found.selection.options) == kept
+        assert found.gradients[name] > 10
+        if not kept:
+            assert "gradients over the measured samples" in found.left_out[name]
+
+
+def test_multiplications_are_counted_as_torch_counts_them():
+    problem = deep(width=16, depth=3, classes=3)
+    assert of_a_pass(problem) == 3 * 16 * 16 + 16 * 3
+    assert of_eigenvalues((16, 4, 2)) == of_eigenvalues((8, 16)) == pytest.approx(1.5 * (64 * 16 + 2 / 3 * 512))
 
 
 def test_what_is_asked_for_is_measured_whatever_it_takes():

@@ -41,11 +41,20 @@ def test_seconds_are_those_of_the_units(problems, monkeypatch):
 
 
 def test_what_takes_time_whatever_the_samples_is_forecast_by_readings_of_the_weights(problems, monkeypatch):
-    monkeypatch.setattr(forecasts, "reading_seconds", lambda problem: 0.5)
-    for num in (2, 7):
-        found = forecast(problems("mlp_gelu", num_samples=num), ["matrix_norms", "input_norm"], {})
-        assert found.seconds_of["matrix_norms"] == pytest.approx(0.5 * QUANTITIES["matrix_norms"].readings)
-        assert found.seconds_of["input_norm"] < 0.5
+    seconds = []
+    for reading in (0.0, 0.5):
+        monkeypatch.setattr(forecasts, "reading_seconds", lambda problem, seconds=reading: seconds)
+        monkeypatch.setattr(forecasts, "unit_seconds", lambda problem: NOMINAL)
+        seconds.append(forecast(problems("mlp_gelu"), ["quantized_error", "input_norm"], {}).seconds_of)
+    extra = {name: seconds[1][name] - seconds[0][name] for name in seconds[0]}
+    assert extra["quantized_error"] == pytest.approx(0.5 * QUANTITIES["quantized_error"].readings)
+    assert extra["input_norm"] == 0
+
+
+@pytest.mark.parametrize("name", ["matrix_norms", "power_law", "spectral_norm"])
+def test_decompositions_take_the_same_for_any_samples(problems, name):
+    found = [expected_gradients(problems("mlp_gelu", num_samples=n), name, get_options(name, {})) * n for n in (2, 7)]
+    assert found[0] == pytest.approx(found[1]) and found[0] > 0
 
 
 def test_the_trace_of_chosen_samples_is_expected_to_take_few_probes(problems):

@@ -10,6 +10,7 @@ QUANTITY = Quantity(
     "norms and stable rank of each weight as it is stored, of its initialisation and of the difference",
     later("genbound.quantities.matrix_norms:measure"),
     needs_data=False,
-    readings=200,  # Lanczos on three matrices of a layer
+    gradients=later("genbound.quantities.matrix_norms:forecast"),
+    of_weights=True,
     reading=Reading(fixed=True),
 )

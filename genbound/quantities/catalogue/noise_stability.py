@@ -54,6 +54,19 @@ class NoiseStabilityOptions:
             raise GenboundError(f"num_shared {self.num_shared} must be at least 2: one draw has no spread")
 
 
+def _lighter(most: int, least: int, **more: Any) -> dict[str, Any]:
+    """Fewer pairs of noise: ``most`` a sample, ``least`` in all."""
+    return {"max_perturbations": most, "small_perturbations": most, "num_shared": 2, "least_pairs": least} | more
+
+
+# A noisy pass of few samples through convolutions takes two others: some of them can pay for part of the grid alone.
+LIGHTER = (
+    *(_lighter(most, least) for most, least in ((4, 128), (2, 128), (1, 128), (1, 32), (1, 16))),
+    _lighter(1, 8, max_shared_samples=8),
+    _lighter(1, 8, max_shared_samples=4, sigmas=(0.001, 0.005, 0.02)),
+)
+
+
 def _describe(summary: Summary) -> list[str]:
     some = any(row.get("data_sem") for row in summary["sigmas"])  # of all training samples
     head = ["sigma", "noise stability (± sem over the draws)", *["± from the choice of samples"] * some,
@@ -101,11 +114,7 @@ QUANTITY = Quantity(
     NoiseStabilityOptions,
     requires=("losses", "hessian_trace"),
     reads_data_of=("losses",),
-    lighter=tuple(
-        {"max_perturbations": most, "small_perturbations": most, "num_shared": 2, "least_pairs": least}
-        | ({"max_shared_samples": 8} if least == 8 else {})
-        for most, least in ((4, 128), (2, 128), (1, 128), (1, 32), (1, 16), (1, 8))
-    ),
+    lighter=LIGHTER,
     no_extra={"small_perturbations": 1},
     gradients=later("genbound.quantities.noise_forecast:forecast"),
     usual=later("genbound.quantities.noise_forecast:usual"),

@@ -26,7 +26,8 @@ QUANTITY = Quantity(
     later("genbound.quantities.power_law:measure"),
     PowerLawOptions,
     needs_data=False,
-    readings=95,  # a decomposition of each weight
+    gradients=later("genbound.quantities.power_law:forecast"),
+    of_weights=True,
     reference="Martin, Peng & Mahoney 2021",
     reading=Reading(fixed=True, how=("smallest",)),
 )

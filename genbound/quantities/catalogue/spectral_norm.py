@@ -9,8 +9,8 @@ QUANTITY = Quantity(
     "spectral_norm",
     "operator 2-norm of each layer, of its initialisation and of the difference, within 1 %",
     later("genbound.quantities.spectral_norm:measure"),
-    # Some 190 products for three operators, each the cost of a forward pass of its layer.
-    gradients=lambda problem, options: 190.0 / problem.num_samples,
+    gradients=later("genbound.quantities.spectral_norm:forecast"),
+    of_weights=True,
     reference="Kuczynski & Wozniakowski 1992",
     reading=Reading(fixed=True, how=("failure_probability",)),
 )
