@@ -26,7 +26,7 @@ import numpy as np
 from genbound.estimators.operator_norm import FAILURE, operator_norm
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, stream
-from genbound.quantities.decompositions import ALONE, PRODUCTS, in_gradients, of_a_pass, of_norm
+from genbound.quantities.decompositions import ALONE, PRODUCTS, in_gradients, of_convolutions, of_norm
 from genbound.quantities.measure_options import NoOptions
 from genbound.structure.reader import read_structure
 from genbound.structure.tree import EffectiveLayer
@@ -80,6 +80,4 @@ def _row(part: Part) -> dict[str, Any]:
 def forecast(problem: Problem, options: NoOptions) -> float:
     """In gradients over the measured samples: norms of matrices, and products of one input with convolutions."""
     found = sum(of_norm(layer.shape) for layer in problem.layers if layer.kind != "convolution")
-    if any(layer.kind == "convolution" for layer in problem.layers):
-        found += ALONE * PRODUCTS * of_a_pass(problem)  # which is mostly theirs
-    return in_gradients(problem, len(MODELS) * found)
+    return in_gradients(problem, len(MODELS) * (found + ALONE * PRODUCTS * of_convolutions(problem)))

@@ -16,7 +16,7 @@ from genbound.evaluation import effort
 from genbound.evaluation.effort import EFFORTS, GRADIENTS, PASSES, SECONDS, SHARE, SMALL, plan
 from genbound.evaluation.selection import select
 from genbound.quantities import QUANTITIES
-from genbound.quantities.decompositions import of_a_pass, of_eigenvalues
+from genbound.quantities.decompositions import of_a_pass, of_convolutions, of_eigenvalues
 
 
 def deep(num=8, total=8, width=192, depth=20, classes=3):
@@ -114,8 +114,16 @@ def test_norms_and_spectra_of_the_weights_count(width, kept):
 
 def test_multiplications_are_counted_as_torch_counts_them():
     problem = deep(width=16, depth=3, classes=3)
-    assert of_a_pass(problem) == 3 * 16 * 16 + 16 * 3
-    assert of_eigenvalues((16, 4, 2)) == of_eigenvalues((8, 16)) == pytest.approx(1.5 * (64 * 16 + 2 / 3 * 512))
+    assert of_a_pass(problem) == 3 * 16 * 16 + 16 * 3 and of_convolutions(problem) == 0
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5))
+    init = {name: 0.9 * p.detach() for name, p in net.named_parameters()}
+    images = genbound.Problem(net, init, (torch.randn(8, 3, 6, 6), torch.arange(8) % 5))
+    assert of_convolutions(images) == 16 * 6 * 27 and of_a_pass(images) == of_convolutions(images) + 96 * 5
+    assert (
+        of_eigenvalues((16, 4, 2))
+        == of_eigenvalues((8, 16))
+        == pytest.approx(1.25 * (64 * 16 + 2 / 3 * 512 + 2 / 3 * 500 * 64))
+    )
 
 
 def test_what_is_asked_for_is_measured_whatever_it_takes():
