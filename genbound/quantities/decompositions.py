@@ -19,7 +19,6 @@ PRODUCTS = 190  # with an operator and its adjoint, of which a norm takes so man
 # Seconds of a multiplication, beside those of a gradient of samples in batches: of large matrices in float64, 1 to
 # 1.4 on fully connected networks of widths 256 to 1,024; of one input alone in float64, 5 to 9 on convolutional ones.
 DOUBLE, ALONE = 1.25, 6.0
-
 SLOW = 500  # and eigenvalues of smaller matrices: twice as slow at this side
 
 _passes: WeakKeyDictionary[Problem, tuple[float, float]] = WeakKeyDictionary()

@@ -294,8 +294,8 @@ def _limit(exceeding: int, checked: int, others: int) -> float:
 def forecast_found(problem: Problem, options: MaxQuadraticFormOptions, look: float = 1.0) -> float:
     """Gradients over the measured samples.
 
-    Counted are the passes over all and over those that are looked at closer, ``look`` of a sample for a first look at it
-    and a layer, and 0.7 for each further product.
+    Counted are the passes over all and over those that are looked at closer, ``look`` of a sample for a first look at
+    it and a layer, and 0.7 for each further product.
     """
     every, exact = len(problem.data), _is_exact(problem, options)
     passes = max(1, problem.num_outputs - 1) if exact else options.num_draws

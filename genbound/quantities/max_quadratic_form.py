@@ -37,7 +37,7 @@ from genbound.estimators.root_sum import widths_for_sum
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, plain, stacked
 from genbound.quantities.catalogue.max_quadratic_form import MaxQuadraticFormOptions
-from genbound.quantities.largest_found import forecast_found, measure_found
+from genbound.quantities.largest_found import forecast_found, measure_found, usual_found
 from genbound.quantities.published_forms import measure_as_published
 from genbound.quantities.quadratic_brackets import Refinement, is_closed, next_round, screen
 
@@ -135,3 +135,8 @@ def forecast(problem: Problem, options: MaxQuadraticFormOptions) -> float:
     curved = sum(not layer.positive_semidefinite for layer in problem.layers)
     refined = min(600.0 / problem.num_samples, min(300, options.max_products))
     return 0.5 + 0.4 * min(problem.num_outputs, len(problem.layers)) + (0.6 + refined) * curved
+
+
+def usual(problem: Problem, options: MaxQuadraticFormOptions) -> float:
+    """Likewise by time, which products of samples that are alone in their pass take more of."""
+    return usual_found(problem, options) if options.maximum == "found" else forecast(problem, options)

@@ -131,6 +131,7 @@ QUANTITY = Quantity(
     reads_test_data=lambda options: options.convention == "paper-code",
     lighter=LIGHTER,
     gradients=later("genbound.quantities.max_quadratic_form:forecast"),
+    usual=later("genbound.quantities.max_quadratic_form:usual"),
     unit="product",
     reference="Ju, Li & Zhang 2022",
     reading=Reading(
