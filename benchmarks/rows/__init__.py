@@ -14,6 +14,7 @@ from benchmarks import memory as peak
 from benchmarks import models, peers
 from benchmarks.clock import forward, gradient, seconds, typical
 from benchmarks.rows.agreement import minilm_agreement, minilm_compiled, minilm_precision
+from benchmarks.rows.allocation import small_allocation
 from benchmarks.rows.hessian_trace import (
     exact_trace,
     fitted_trace,
@@ -44,6 +45,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "minilm_trace_2048": minilm_trace_2048,
     "minilm_population": minilm_population,
     "minilm_products": minilm_products,
+    "small_allocation": small_allocation,
     "minilm_population_noise": minilm_population_noise,
     "fitted_trace": fitted_trace,
     "minilm_quadratic_form": minilm_quadratic_form,

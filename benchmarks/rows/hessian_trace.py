@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 
 from benchmarks import models, peers
 from benchmarks.clock import gradient, seconds, typical
@@ -30,7 +31,10 @@ def trace_rows(
     spent *= max(1.0, (reached / ERROR) ** 2)
     peer = PeerProbes(problem, probes, keep=True)
     pyhessian = seconds(lambda: peers.pyhessian_trace(problem, 1))
-    product, values = min(peer.product, pyhessian), peer.values
+    with peers.plain_attention():
+        operator = peers.eigenthings_hessian(problem)
+        eigenthings = seconds(lambda: operator.matvec(torch.ones(operator.size)))
+    product, values = min(peer.product, pyhessian, eigenthings), peer.values
     draws = peer.left_by_sketch(largest)
     left = {k: float(found.var(ddof=1)) / (ERROR * total["value"]) ** 2 for k, found in draws.items()}
     hutchpp, rank = min((2 * k + num, k) for k, num in left.items())
@@ -42,7 +46,8 @@ def trace_rows(
         f"hessian_trace, total: {label}, {problem.num_samples} samples", f"{ratio:.0f}x", f">= {target:g}x",
         ratio >= target,
         f"genbound {spent / unit:.1f} gradients for 1 % (obtained {100 * reached:.2f} %); best peer {best:.0f} "
-        f"products of {product / unit:.1f} gradients, PyHessian's of {pyhessian / unit:.1f} (Hutchinson {left[0]:.0f}, "
+        f"products of {product / unit:.1f} gradients, PyHessian's of {pyhessian / unit:.1f}, hessian-eigenthings' of "
+        f"{eigenthings / unit:.1f} (Hutchinson {left[0]:.0f}, "
         f"Hutch++ {hutchpp:.0f} at rank {rank}, {found}; rank {largest} leaves {100 * left[largest] / left[0]:.0f} % "
         f"of the variance), known to {known_to(draws[rank])}, extrapolated by 1/m",
         ratio=ratio, gradients=spent / unit, peer_products=best, product_gradients=product / unit,
