@@ -113,21 +113,23 @@ class Lanczos:
             size = BLOCK if self._keep is None else min(BLOCK, self._keep - slot)
             self._blocks.append(q.new_zeros(len(q), size, q.shape[1]))
         self._blocks[group][:, place] = q
-        w = self._product(q).double()
+        # A copy: from here on it changes in place, for a vector may take as much as the network.
+        w = self._product(q).to(torch.float64, copy=True)
         self._scale = torch.maximum(self._scale, w.norm(dim=1))
         alpha = (q * w).sum(1)
-        w = torch.addcmul(w, q, alpha.unsqueeze(1), value=-1)
+        w.addcmul_(q, alpha.unsqueeze(1), value=-1)
         beta = w.norm(dim=1)
         for _ in range(2):
             before = beta
             for block in self._blocks:
-                w = torch.baddbmm(w.unsqueeze(1), (block @ w.unsqueeze(2)).mT, block, alpha=-1).squeeze(1)
+                w.unsqueeze(1).baddbmm_((block @ w.unsqueeze(2)).mT, block, alpha=-1)
             beta = w.norm(dim=1)
             # Once is enough where a sweep takes little away; an accelerator would have to be waited for to know.
             if beta.device.type == "cpu" and bool((beta > 0.7 * before).all()):
                 break
         beta = torch.where(beta > precision * self._scale, beta, torch.zeros_like(beta))
-        self._last = w / torch.where(beta > 0, beta, torch.ones_like(beta)).unsqueeze(1) * (beta > 0).unsqueeze(1)
+        w.div_(torch.where(beta > 0, beta, torch.ones_like(beta)).unsqueeze(1)).mul_((beta > 0).unsqueeze(1))
+        self._last = w
         self._alphas.append(alpha)
         self._betas.append(beta)
 

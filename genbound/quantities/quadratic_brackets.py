@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from genbound.curvature.layer_block import LayerBlock
-from genbound.estimators.lanczos import Lanczos, rounding
+from genbound.estimators.lanczos import LEAST, Lanczos, rounding
 from genbound.network.layers import Layer
 from genbound.network.loss_functions import output_form
 from genbound.network.memory import vector_room
@@ -24,6 +24,7 @@ CHECKPOINTS = frozenset({
 })  # fmt: skip
 FIRST = 4  # samples that are refined to the end before the others
 TOGETHER = 64  # samples of a layer that are refined by one process, in batches, while others refine others
+HELD = 6  # vectors of each sample that one product takes: two of the recursion, and what is made of the second
 RECORDING = 8  # products that recording a tape is reckoned at
 
 
@@ -47,6 +48,7 @@ def screen(problem: Problem, positions: Sequence[int], layers: Sequence[Layer] |
     lower = np.zeros((len(positions), len(layers)))
     upper, exact = np.zeros_like(lower), np.ones_like(lower, dtype=bool)
     column, place = {layer.name: i for i, layer in enumerate(layers)}, {p: i for i, p in enumerate(positions)}
+    later = []  # on smaller tapes, when the large ones are gone
     for tape in problem.tapes(positions, list(column)):
         rows = [place[p] for p in tape.positions]
         moved = [n for n in tape.layers if tape.uses[n] and n in problem.displacement.moved]
@@ -55,10 +57,18 @@ def screen(problem: Problem, positions: Sequence[int], layers: Sequence[Layer] |
             lower[rows, column[name]], upper[rows, column[name]] = low, high
         for name in moved:
             if name not in certain:
-                run = _start(problem, LayerBlock(tape, name))
-                brackets = [run.certified(i, problem.dtype) for i in range(len(rows))]
-                lower[rows, column[name]], upper[rows, column[name]] = zip(*brackets, strict=True)
+                block = LayerBlock(tape, name)
+                size = max(1, vector_room(problem.memory_budget) // (8 * HELD * block.dimension))
+                if len(rows) > size:
+                    later += [(name, run) for run in problem.batches(tape.positions, size)]
+                else:
+                    lower[rows, column[name]], upper[rows, column[name]] = _first_brackets(problem, block)
                 exact[rows, column[name]] = False
+        del tape
+    for name, run in later:
+        rows = [place[p] for p in run]
+        found = _first_brackets(problem, LayerBlock(problem.tape(run, [name]), name))
+        lower[rows, column[name]], upper[rows, column[name]] = found
     return {"lower": lower, "upper": upper, "exact": exact}
 
 
@@ -70,11 +80,12 @@ def _output_forms(problem: Problem, tape: Tape, names: Sequence[str]) -> Iterato
         yield name, value * (1 - allowance), value * (1 + allowance)
 
 
-def _start(problem: Problem, block: LayerBlock) -> Lanczos:
-    """A recursion from the layer's displacement, after its first product."""
+def _first_brackets(problem: Problem, block: LayerBlock) -> tuple[list[float], list[float]]:
+    """The lower and the upper sides for the samples of a tape, after one product from the layer's displacement."""
     run = Lanczos(block.product, block.start(problem.displacement[block.name]), keep=1)
     run.step(block.precision)
-    return run
+    lower, upper = zip(*(run.certified(i, problem.dtype) for i in range(len(block.tape))), strict=True)
+    return list(lower), list(upper)
 
 
 def next_round(
@@ -167,8 +178,9 @@ class Refinement:
         return max(1, min(self._problem.batch_size, self._room(dimension) // self._options.max_products))
 
     def _room(self, dimension: int) -> int:
-        """Vectors of this length in float64 that are kept at a time."""
-        return vector_room(self._problem.memory_budget) // (8 * dimension)
+        """Vectors of this length in float64 that are kept at a time; one or two more than the least do not help."""
+        found = vector_room(self._problem.memory_budget) // (8 * dimension)
+        return found if found >= 2 * LEAST else LEAST
 
     def _block(self, positions: list[int]) -> LayerBlock:
         return LayerBlock(self._problem.tape(positions, [self._layer.name]), self._layer.name)
