@@ -24,6 +24,7 @@ from genbound.optional import import_optional
 
 ATTEMPTS = 3  # at a part, before it is taken to be what ends the actors
 LOSSES = 10  # actors for each worker, lost one after the other without anything done between, before the run ends
+STARTS = 4  # attempts to start a cluster on this machine
 LOOK = 0.5  # seconds between two looks at the time budget
 Work = Callable[[Engine], object]
 
@@ -72,10 +73,7 @@ class Leader:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         self._ray = import_optional("ray", "--engine ray needs Ray", "genbound[ray]")
         given = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
-        try:
-            self._ray.init(log_to_driver=False, logging_level="ERROR", **given)
-        except Exception as error:  # Ray raises plain ones, too: where its own processes do not start in time
-            raise GenboundError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}") from error
+        self._join(address, given)
         found = self._ray.cluster_resources()
         self.workers = workers or max(1, int(found.get("GPU" if accelerators else "CPU", 1)))
         self.ranks = self.workers + 1
@@ -85,6 +83,24 @@ class Leader:
         self._actors: list[Any] = []
         self._told: list[tuple[str, Any]] = []
         self._losses = 0  # since a worker last got something done
+
+    def _join(self, address: str | None, given: dict[str, Any]) -> None:
+        """Start a cluster, or join one.
+
+        Ray gives its own processes 30 seconds and no way to ask for more. On a busy machine they are ready when they
+        are started again, from files that have been read; those of the first attempt end with this process.
+        """
+        for attempt in range(1, STARTS + 1):
+            try:
+                self._ray.init(log_to_driver=False, logging_level="ERROR", **given)
+                return
+            except Exception as error:  # Ray raises plain ones, too: where its own processes do not start in time
+                if address or attempt == STARTS or "timed out" not in str(error).lower():
+                    raise GenboundError(
+                        f"no Ray cluster at {address or 'this machine'}: {first_line(error)}"
+                    ) from error
+                tell(f"Ray did not start in time: attempt {attempt + 1} of {STARTS}")
+                self._ray.shutdown()
 
     def device(self, wanted: str) -> str:
         """The device as it is asked for; Ray shows each actor its own."""

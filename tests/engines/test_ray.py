@@ -144,7 +144,7 @@ def test_what_a_worker_cannot_load_is_said_with_its_place(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [Exception, RuntimeError, ConnectionError])
-def test_a_cluster_that_does_not_start_is_said_in_one_line(monkeypatch, kind):
+def test_a_cluster_that_does_not_start_is_said_in_one_line(monkeypatch, capsys, kind):
     def init(**_):
         raise kind("The current node timed out during startup.\nMore of it.")
 
@@ -154,6 +154,29 @@ def test_a_cluster_that_does_not_start_is_said_in_one_line(monkeypatch, kind):
     with pytest.raises(GenboundError) as error:
         ray_actors.Leader(None, 2, False)
     assert str(error.value) == "no Ray cluster at this machine: The current node timed out during startup."
+    assert capsys.readouterr().err.count("Ray did not start in time") == ray_actors.STARTS - 1
+
+
+@pytest.mark.parametrize("failure, starts", [("timed out during startup", 3), ("no such option", 1)])
+def test_a_cluster_that_starts_too_slowly_is_started_again(monkeypatch, capsys, failure, starts):
+    """What does not help to repeat is said at once."""
+    tried = []
+
+    def init(**_):
+        tried.append(1)
+        if len(tried) < 3:
+            raise Exception(failure)
+
+    small = SmallRay()
+    small.init = init
+    monkeypatch.setattr(ray_actors, "import_optional", lambda *_: small)
+    if starts == 3:
+        ray_actors.Leader(None, 2, False).close()
+    else:
+        with pytest.raises(GenboundError, match=failure):
+            ray_actors.Leader(None, 2, False)
+    assert len(tried) == starts
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
