@@ -61,13 +61,16 @@ def status(folder: str | os.PathLike) -> str:
     """
     out = Path(folder)
     plan = _read(out / "parts" / PLAN)
+    held = _lock(out / ".lock")
     if not isinstance(plan.get("quantities"), dict):
+        if held is not None:
+            return printable(f"A run is loading: {held}. What it measures is not decided yet.")
         raise GenboundError(f"{folder} has no {PLAN} in its parts: no run was begun there, or one of another version")
     rows = {str(name): _Row(out / "parts", row) for name, row in plan["quantities"].items() if isinstance(row, dict)}
     table = markdown_table(
         [[name, *row.cells()] for name, row in rows.items()], ["quantity", "state", "stage", "parts", "time"]
     )
-    sentences = [_holder(out), _left(list(rows.values()))]
+    sentences = [_holder(out, held), _left(list(rows.values()))]
     if plan.get("failure"):
         sentences.append(f"The last run ended with: {plan['failure']}")
     return printable("\n".join([table, "", *filter(None, sentences)]))
@@ -96,6 +99,10 @@ class _Row:
         stage, num = list(stages.items())[-1]
         there = sum(1 for path in self._files() if path.name.rpartition("-")[0] == stage)
         return ["begun", f"{stage} (number {len(stages)})", f"{there} of {num}", duration(self.seconds)]
+
+    def is_late(self, pace: float) -> bool:
+        """Whether it has taken longer than its forecast, at so many seconds a gradient."""
+        return self.seconds > self.gradients * pace
 
     def _stages(self) -> dict[str, int]:
         """Stage -> number of its parts, in the order in which they were begun."""
@@ -132,16 +139,21 @@ def _left(rows: list[_Row]) -> str:
         return f"{parts}; how long they take shows when a costly one is done."
     pace = seconds / gradients
     more = sum(max(row.gradients * pace - row.seconds, 0.0) for row in left)
+    longer = "what is under way takes longer than its forecast" if any(row.is_late(pace) for row in left) else ""
+    if longer and not more:
+        return f"{parts}, and {longer}: how much longer is not known."
     return (
         f"{parts}: about {duration(more)}, at the {duration(pace)} that a gradient over the samples took so far "
-        "(within a factor of about 3)."
+        f"(within a factor of about 3{'; ' * bool(longer)}{longer})."
     )
 
 
-def _holder(out: Path) -> str:
+def _holder(out: Path, held: str | None) -> str:
     """Whether a run writes there now."""
-    held = _lock(out / ".lock")
     if held is not None:
+        with suppress(OSError):
+            if (out / ".lock").stat().st_mtime_ns > (out / "parts" / PLAN).stat().st_mtime_ns:
+                return f"A run is loading: {held}. The table is of the run before it."
         return f"A run is measuring: {held}."
     if (out / "results.json").exists():
         return "No run is measuring; results.json is there."

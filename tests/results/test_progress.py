@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -11,7 +12,7 @@ from genbound.engines.base import TimeBudgetSpent
 from genbound.engines.in_process import InProcess
 from genbound.errors import GenboundError
 from genbound.evaluation.run_directory import writing_to
-from genbound.results.progress import PLAN, Plan, status
+from genbound.results.progress import PLAN, SPENT, Plan, status
 from tests.attack.stored_run import arguments, write_files
 
 
@@ -50,6 +51,20 @@ def test_a_run_from_its_beginning_to_its_end(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
 
 
+def test_a_run_that_loads_is_no_run_that_was_never_begun(tmp_path):
+    with writing_to(tmp_path, InProcess()):
+        assert "A run is loading: process" in (said := status(tmp_path)) and "not decided yet" in said
+        Plan(tmp_path, {"one": 1.0})
+        assert "A run is measuring: process" in status(tmp_path)
+    time.sleep(0.02)  # file times are that coarse
+    with writing_to(tmp_path, InProcess()):
+        assert "A run is loading: process" in (said := status(tmp_path)) and "of the run before it" in said
+        time.sleep(0.02)
+        Plan(tmp_path, {"one": 1.0})
+        assert "A run is measuring: process" in status(tmp_path)
+    assert "No run is measuring" in status(tmp_path)
+
+
 def test_failures_reasons_and_forecasts(tmp_path):
     (tmp_path / "parts" / "one-0").mkdir(parents=True)
     plan = Plan(tmp_path, {"one": 10.0, "two": 20.0, "three": 0.0})
@@ -61,6 +76,10 @@ def test_failures_reasons_and_forecasts(tmp_path):
     said = status(tmp_path)
     assert "1 of 2 quantities are left: about 60 s" in said and "ended with: two: the disk is full" in said
     assert cells(said, "one")[::3] == ["done", "30 s"] and cells(said, "two")[0] == "waiting" and "\\| flat" in said
+    (tmp_path / "parts" / "two-0").mkdir()
+    (tmp_path / "parts" / "two-0" / SPENT).write_text("61.0")
+    plan.note("two", folder="two-0")
+    assert "1 of 2 quantities are left, and what is under way takes longer than its forecast" in status(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"quantities": 3}', '{"quantities": {"a": {"folder": "../../x"}}}'])
