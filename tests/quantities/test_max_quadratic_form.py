@@ -9,6 +9,8 @@ from cases import CASES
 from shared_problems import CHOSEN, linear
 
 import genbound
+from genbound.network.problem import Problem
+from genbound.quantities import quadratic_brackets
 
 
 @pytest.mark.parametrize("tolerance", [0.2, 0.01, 1e-6])
@@ -87,6 +89,30 @@ def test_max_quadratic_form_names_the_sample_of_the_data(truths):
     for layer, interval in found.items():
         values = truths("mlp_gelu").positive_forms(layer)[problem.indices]
         assert interval.sample == problem.indices[int(values.argmax())]
+
+
+@pytest.mark.parametrize("name", ["mlp_gelu", "conv_silu", "encoder_tied"])
+def test_vectors_that_have_no_room_side_by_side_go_one_after_the_other(name, monkeypatch, problems):
+    """In a first look; and a recursion keeps as few as there may be, and has the same maximum."""
+    problem = problems(name)
+    positions, passes, tape = range(problem.num_samples), [], Problem.tape
+    whole, maximum = quadratic_brackets.screen(problem, positions), genbound.evaluate(problem, ["max_quadratic_form"])
+    monkeypatch.setattr(quadratic_brackets, "vector_room", lambda budget: 8 * quadratic_brackets.HELD)
+
+    def counted(self, positions, layers=None):
+        passes.append(len(positions))
+        return tape(self, positions, layers)
+
+    monkeypatch.setattr(Problem, "tape", counted)
+    found = quadratic_brackets.screen(problem, positions)
+    assert passes.count(1) >= len(positions) > 1
+    for side in ("lower", "upper"):
+        assert found[side] == pytest.approx(whole[side], rel=1e-9, abs=1e-12)
+    assert (found["exact"] == whole["exact"]).all()
+    again = genbound.evaluate(problem, ["max_quadratic_form"]).quantities["max_quadratic_form"]["layers"]
+    for layer, row in maximum.quantities["max_quadratic_form"]["layers"].items():
+        assert again[layer]["lower"] <= row["upper"] * (1 + 1e-9) + 1e-12
+        assert row["lower"] <= again[layer]["upper"] * (1 + 1e-9) + 1e-12
 
 
 def test_max_quadratic_form_in_single_precision(truths):
