@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -59,8 +60,11 @@ def build_pair(
     return load_pair(PairSpec(ckpt, init, model, head, head_weights, ignore, entry, trust_remote_code).completed())
 
 
-def load_pair(spec: PairSpec) -> Pair:
+def load_pair(spec: PairSpec, numbers: bool = True) -> Pair:
     """The pair that is said.
+
+    Without ``numbers`` no weight of a safetensors file is looked at, and an adapter is not merged: the pair has the
+    names and shapes of the merged network, and the base's weights.
 
     Which architecture: the one that ``spec.model`` names; else that of CKPT's ``adapter_config.json`` or
     ``config.json``; else none, and only the weights are compared. Global random state is as before.
@@ -68,7 +72,7 @@ def load_pair(spec: PairSpec) -> Pair:
     Raises:
         GenboundError: a file, the architecture or the fit of the two; the message names the mend.
     """
-    files = read_pair(spec)
+    files = read_pair(spec, numbers)
     with rng_untouched():
         built = _build(files)
         pair = weights_only(files) if built is None else assemble(built, files)
@@ -178,6 +182,10 @@ def _from_adapter(files: PairFiles) -> Built:
     else:
         plain = _from_spec(files)
         adapters.fill_base(plain.model, files.init)
+    if not files.numbers:
+        kind = (files.ckpt.adapter or {}).get("peft_type")
+        rule = f"adapter_config.json: {kind} adapter, not merged; on {plain.rule}"
+        return dataclasses.replace(plain, ckpt=plain.model.state_dict(), rule=rule)
     merged = adapters.merge(plain.model, files.ckpt)
     rule = f"adapter_config.json: {merged.what}; on {plain.rule}"
     state = merged.model.state_dict()

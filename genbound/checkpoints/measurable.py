@@ -25,12 +25,13 @@ MOST_TIMES = 64  # and those of a large one: how many times what it stores
 HALF = {torch.float16, torch.bfloat16}
 
 
-def measurable(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def measurable(tensors: Mapping[str, Tensor], path: Path, look: bool = True) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors as finite floating-point weights, and sentences that say what was done to them.
 
     Args:
         tensors: by name, of any shape.
         path: of the checkpoint, for the messages.
+        look: whether their numbers are looked at.
 
     Raises:
         GenboundError: no tensors, quantised ones, or one that is damaged.
@@ -49,7 +50,8 @@ def measurable(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Ten
     for name, tensor in tensors.items():
         try:
             found[name], what = _widened(tensor)
-            _refuse_damaged(name, found[name], path)
+            if look:
+                _refuse_damaged(name, found[name], path)
         except (RuntimeError, TypeError, NotImplementedError) as error:
             raise GenboundError(
                 f"checkpoint {str(path)!r}: weight {name!r} is a {_kind(tensor)}, which cannot be measured "

@@ -20,11 +20,13 @@ class PairFiles:
         spec: what is said about them.
         ckpt: the fine-tuned one.
         init: the one it started from.
+        numbers: whether the weights were looked at.
     """
 
     spec: PairSpec
     ckpt: StateFile
     init: StateFile
+    numbers: bool = True
 
     @property
     def provenance(self) -> dict[str, dict[str, str]]:
@@ -49,20 +51,22 @@ class PairFiles:
         return huggingface.image_folder(self.ckpt.directory, self.init.directory)
 
 
-def read_pair(spec: PairSpec) -> PairFiles:
+def read_pair(spec: PairSpec, numbers: bool = True) -> PairFiles:
     """Read both checkpoints; INIT is the one that is said, or else the base that an adapter names.
+
+    ``numbers`` is as for :func:`~genbound.checkpoints.state_file.read_state`.
 
     Raises:
         GenboundError: a file that cannot be used, or nothing says what training started from.
     """
-    ckpt = read_state(spec.ckpt, spec.entry, spec.ignore or ())
-    init = read_state(_named_base(ckpt) if spec.init is None else spec.init, spec.entry, spec.ignore or ())
+    ckpt = read_state(spec.ckpt, spec.entry, spec.ignore or (), numbers)
+    init = read_state(_named_base(ckpt) if spec.init is None else spec.init, spec.entry, spec.ignore or (), numbers)
     if init.adapter is not None:
         raise GenboundError(
             f"INIT {str(init.path)!r} is a PEFT adapter; give the base model it was trained on, "
             "which is where its weights start"
         )
-    return PairFiles(spec, ckpt, init)
+    return PairFiles(spec, ckpt, init, numbers)
 
 
 def _named_base(ckpt: StateFile) -> str:

@@ -58,7 +58,9 @@ class StateFile:
         return {"path": str(self.path), "sha256": self.sha256}
 
 
-def read_state(path: str | os.PathLike, entry: str | None = None, ignore: Iterable[str] = ()) -> StateFile:
+def read_state(
+    path: str | os.PathLike, entry: str | None = None, ignore: Iterable[str] = (), numbers: bool = True
+) -> StateFile:
     """Read a checkpoint; no code in it is ever executed.
 
     Args:
@@ -67,6 +69,8 @@ def read_state(path: str | os.PathLike, entry: str | None = None, ignore: Iterab
             or with a single file of weights.
         entry: which entry of the file holds the weights, where there are several (``model_ema``).
         ignore: patterns of names to leave out.
+        numbers: whether the weights are looked at. If not, nothing says whether they are finite, their digest is empty,
+            and those of safetensors files stay on the disk.
 
     Raises:
         GenboundError: nothing there, not readable, pickled code, quantised, or a weight that is not finite.
@@ -80,7 +84,7 @@ def read_state(path: str | os.PathLike, entry: str | None = None, ignore: Iterab
     files = weight_files(path) if path.is_dir() else [path]
     found = _read_files(files, entry)
     _refuse_unseen(found.tensors, path)
-    tensors, widened = measurable(_without(found.tensors, ignore), path)
+    tensors, widened = measurable(_without(found.tensors, ignore), path, numbers)
     folder = path if path.is_dir() else path.parent
     described = path.is_dir() or path.name in HF_WEIGHTS or path.name in ADAPTER_WEIGHTS
     config, adapter = (_read_json(folder / name) if described else None for name in ("config.json", ADAPTER_CONFIG))
@@ -90,7 +94,7 @@ def read_state(path: str | os.PathLike, entry: str | None = None, ignore: Iterab
         files = [*files, *(folder / name for name in ("config.json", ADAPTER_CONFIG) if (folder / name).is_file())]
     return StateFile(
         path,
-        _digest(path, files),
+        _digest(path, files) if numbers else "",
         tensors,
         config if config and {"model_type", "architectures", "architecture"} & set(config) else None,
         adapter,

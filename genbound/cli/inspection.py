@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from genbound.bounds import BOUNDS
 from genbound.cli.terminal import Columns
+from genbound.errors import GenboundError
 from genbound.formatting import duration as _duration
 from genbound.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     from genbound.checkpoints.pair import Pair
+    from genbound.evaluation.loading import EvaluationSpec
     from genbound.evaluation.selection import Selection
     from genbound.network.layers import Layer
     from genbound.network.problem import Problem
@@ -47,15 +49,50 @@ def describe(
     if isinstance(problem, WeightProblem):
         weights = _table(["layer", "shape"], [[layer.name, _shape(layer)] for layer in problem.layers])
         return [*_of_pair(pair), "", f"{problem.reason}; of the weights alone:", "", weights]
-    return [*_of_pair(pair), *_of_data(problem), "", _layers(problem), "", *_cost(problem, selection, effort)]
+    return [*_of_pair(pair), *_of_data(problem), "", _layers(problem.layers), "", *_cost(problem, selection, effort)]
+
+
+def describe_shapes(pair: Pair, spec: EvaluationSpec, output: str | None) -> list[str | Columns]:
+    """Likewise what names and shapes alone say: a pass of tensors without numbers finds the layers.
+
+    Args:
+        pair: the two checkpoints, whose weights were not looked at.
+        spec: what is said about samples and loss.
+        output: which output holds the scores.
+
+    Raises:
+        GenboundError: there is no model or no data, or the forward pass asks for numbers.
+    """
+    from genbound.evaluation.loading import loss_and_samples
+    from genbound.network.layers_by_shape import layers_by_shape
+    from genbound.network.loss_functions import get_loss
+
+    if pair.model is None or spec.data is None:
+        raise GenboundError("--no-weights runs the model on shapes: give its architecture (--model) and --data")
+    named, (samples, _, _) = loss_and_samples(pair, pair.model, spec)
+    loss = get_loss(named)
+    batch = samples.batch(list(range(min(2, len(samples)))))
+    layers, shape = layers_by_shape(
+        pair.model, batch, loss.convex and spec.loss_range in (None, "observed"),
+        pattern=spec.layers, excluded=pair.excluded, output=output,
+    )  # fmt: skip
+    outputs = " x ".join(map(str, shape[1:])) or "1"
+    return [
+        *_of_pair(pair),
+        f"data           {samples.spec}: {len(samples)} samples",
+        f"loss           {loss.name}; outputs of a sample {outputs}",
+        "numbers        none were read: nothing is checked",
+        "", _layers(layers), "",
+    ]  # fmt: skip
 
 
 def _of_pair(pair: Pair) -> list[str]:
     """Which files, which architecture, which head, and how the names go together."""
     head = f"{', '.join(pair.head) or 'none found'}; policy {pair.head_policy}. {pair.head_note}".rstrip()
     files = [
-        f"{what:<14} {pair.provenance[what]['path']}  sha256 {pair.provenance[what]['sha256'][:12]}…"
+        f"{what:<14} {pair.provenance[what]['path']}" + (f"  sha256 {digest[:12]}…" if digest else "")
         for what in ("checkpoint", "init")
+        for digest in [pair.provenance[what]["sha256"]]
     ]
     notes = [f"note           {note}" for note in pair.notes if not note.startswith("resized")]
     factors = f"low rank       {len(pair.factors)} displacements are kept as two factors"
@@ -75,14 +112,14 @@ def _of_data(problem: Problem) -> list[str]:
     ]
 
 
-def _layers(problem: Problem) -> Columns:
+def _layers(layers: Iterable[Layer]) -> Columns:
     rows = [
         [
             layer.name, layer.kind, _shape(layer),
             "yes" if layer.positive_semidefinite else f"no: {layer.curved_by or 'loss'}",
             "" if layer.by_batch else "one sample a pass",
         ]
-        for layer in problem.layers
+        for layer in layers
     ]  # fmt: skip
     return _table(["layer", "kind", "shape", "block is PSD", "note"], rows)
 

@@ -16,7 +16,7 @@ import click
 
 from genbound.cli.click_options import with_options
 from genbound.cli.finetune import finetune
-from genbound.cli.options import PAIR, PAIR_OPTIONS, PAIRS, PRINTED
+from genbound.cli.options import PAIR, PAIR_OPTIONS, PAIRS, PRINTED, UNREAD
 from genbound.cli.quantity_options import list_options, quantity_options
 from genbound.cli.tables import COMMANDS, read_tags
 from genbound.cli.terminal import show
@@ -209,18 +209,21 @@ def _remark(text: str, given: dict[str, Any]) -> None:
 
 
 @cli.command()
-@with_options([*PAIR, *PAIR_OPTIONS])
+@with_options([*PAIR, *PAIR_OPTIONS, *UNREAD])
 def inspect(**given: Any) -> None:
     """Show what evaluate would measure, with the same arguments: architecture, layers, head, cost and memory."""
     from genbound.checkpoints.architecture import load_pair
-    from genbound.cli.inspection import describe
+    from genbound.cli.inspection import describe, describe_shapes
     from genbound.evaluation.selection import select
 
     options = quantity_options(click.get_current_context())
     selection = select(given["measures"], options)  # a misspelt name fails before anything is loaded
     spec = _spec(given)
-    pair = load_pair(spec)
-    show(*describe(pair, _problem(pair, spec, given), selection, given["effort"]))
+    pair = load_pair(spec, not given["no_weights"])
+    if given["no_weights"]:
+        show(*describe_shapes(pair, spec, given["output"]))
+    else:
+        show(*describe(pair, _problem(pair, spec, given), selection, given["effort"]))
 
 
 @cli.command("list")

@@ -105,6 +105,13 @@ ENGINE = [
     option("workers", int, "Actors that Ray starts (default: one for each core or accelerator)."),
 ]
 
+# What inspect alone has.
+UNREAD = [
+    click.option("--no-weights", is_flag=True,
+                 help="Read no weights: which layers there are by shapes alone, in seconds and without the memory of "
+                      "safetensors files; nothing is checked, and no cost forecast."),
+]  # fmt: skip
+
 # What evaluate alone has: where it computes, and what it prints.
 PRINTED = [
     *ENGINE,

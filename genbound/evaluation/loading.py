@@ -159,10 +159,7 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         lacking = [flag for flag, given in (("--model", pair.model), ("--data", spec.data)) if given is None]
         reason = f"not measured: give {' and '.join(lacking)}"
         return WeightProblem(pair.params, pair.init, reason, provenance, pair.factors)
-    loss = default_loss(pair.model, spec.loss)
-    samples, held_out, unlabelled = _samples(pair, pair.model, spec, loss)
-    if loss == "squared_error" and spec.loss is None and _says_nothing(pair.model) and _are_binary(samples):
-        loss = "cross_entropy"
+    loss, (samples, held_out, unlabelled) = loss_and_samples(pair, pair.model, spec)
     if (wanted := options.get("num_samples")) is not None and len(samples) <= ENOUGH * wanted:
         options["num_samples"] = None
     said = {name: getattr(spec, name) for name in ("num_data", "loss_range", "layers")} | _prior(spec, samples)
@@ -174,6 +171,23 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
     )  # fmt: skip
     problem.remarks += (*_about_images(pair, samples), *_about_prior(spec))
     return problem
+
+
+def loss_and_samples(
+    pair: Pair, model: nn.Module, spec: EvaluationSpec
+) -> tuple[Any, tuple[Samples, Samples | None, Samples | None]]:
+    """The loss, as :class:`~genbound.network.problem.Problem` takes it, and training, held-out and unlabelled samples.
+
+    Args:
+        pair: with its tokenizer and image settings.
+        model: of the pair.
+        spec: what is said about samples and loss.
+    """
+    loss = default_loss(model, spec.loss)
+    read = _samples(pair, model, spec, loss)
+    if loss == "squared_error" and spec.loss is None and _says_nothing(model) and _are_binary(read[0]):
+        loss = "cross_entropy"
+    return loss, read
 
 
 def _about_images(pair: Pair, samples: Samples) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from genbound.estimators.random import generator, normal
 from genbound.network.graph import LEAF, result_shape
 from genbound.network.operation import Kind
 from genbound.network.operations import of_node, operation
+from genbound.network.read_pass import ReadPass
 from genbound.network.tape import Tape
 from genbound.network.weight_uses import Use
 
@@ -59,7 +60,7 @@ class Layer:
         return torch.Size(self.shape).numel()
 
 
-def _is_table(tape: Tape, name: str) -> bool:
+def _is_table(tape: ReadPass, name: str) -> bool:
     """The weight is only looked up, added or joined to others: it is a table of vectors, not a linear map.
 
     A sum of the weight's own shape is still a weight (``W + dW``), and so are weights that are put beside each other
@@ -102,24 +103,39 @@ def select_layers(
 
     Cost: two forward and four backward passes over at most three samples.
     """
-    parts = pattern.split(",") if isinstance(pattern, str) else pattern or ()
-    wanted = [part.strip() for part in parts if part.strip()]
-    candidates = _candidates(network.params, wanted, excluded)
+    wanted = patterns(pattern)
+    candidates = candidates_for(network.params, wanted, excluded)
     run = network.shared_run(3)
     tape = Tape(network, run, dict.fromkeys(candidates, True))
-    orders = _row_orders(network, run, tape)
+    return layers_in(tape, wanted, _row_orders(network, run, tape))
+
+
+def layers_in(tape: ReadPass, wanted: Sequence[str], orders: Mapping[str, bool | None]) -> tuple[Layer, ...]:
+    """The layers among the weights that a pass was read with.
+
+    Args:
+        tape: the pass.
+        wanted: the patterns that its weights were named by, if any.
+        orders: weight -> order of the rows of its operations; ``None`` where samples must be passed one at a time.
+    """
     if not wanted and not any(tape.uses.values()):
         raise GenboundError(
             "no weight has a gradient path to the model's output: is the output detached, or computed under "
             "torch.no_grad()?"
         )
-    kept = [name for name in candidates if wanted or not _is_table(tape, name)]
+    kept = [name for name in tape.layers if wanted or not _is_table(tape, name)]
     if not kept:
         raise GenboundError("every weight is an embedding: name the ones to measure with --layers")
     return tuple(_describe(tape, name, orders[name]) for name in kept)
 
 
-def _candidates(params: Mapping[str, Tensor], wanted: Sequence[str], excluded: Sequence[str]) -> list[str]:
+def patterns(pattern: str | Iterable[str] | None) -> list[str]:
+    """The patterns of ``--layers``, comma separated or one after the other."""
+    parts = pattern.split(",") if isinstance(pattern, str) else pattern or ()
+    return [part.strip() for part in parts if part.strip()]
+
+
+def candidates_for(params: Mapping[str, Tensor], wanted: Sequence[str], excluded: Sequence[str]) -> list[str]:
     """Names of the weights that may be layers: of two dimensions, named by a pattern if there is one."""
     candidates = [name for name, p in params.items() if p.dim() >= 2 and p.is_floating_point()]
     for part in wanted:
@@ -136,7 +152,7 @@ def _candidates(params: Mapping[str, Tensor], wanted: Sequence[str], excluded: S
     return candidates
 
 
-def _describe(tape: Tape, name: str, order: bool | None) -> Layer:
+def _describe(tape: ReadPass, name: str, order: bool | None) -> Layer:
     """What a pass with this layer says about it."""
     uses = tape.uses[name]
     return Layer(

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from genbound.network.applied_weights import find_uses
-from genbound.network.graph import Graph
 from genbound.network.loss_functions import check_finite
-from genbound.network.weight_uses import LeafUse, Use
+from genbound.network.read_pass import ReadPass
+from genbound.network.weight_uses import LeafUse
 
 if TYPE_CHECKING:
     from genbound.network.network import Network
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 
-class Tape:
+class Tape(ReadPass):
     r"""A forward pass of the samples at ``positions``.
 
     Args:
@@ -39,50 +38,25 @@ class Tape:
             that use it: True sample by sample, False position by position.
 
     Attributes:
-        layers: their names.
         targets: labels of the samples, ``[N, ...]``.
         outputs: the network's output, ``[N, ...]``, on the graph.
         losses: ``[N]``, in the loss's unit, on the graph.
-        weights: layer -> the weight that the pass was run with, a leaf of the graph.
-        uses: layer -> how the weight acts (empty where it does not).
-        curved_by: layer -> first executed operation that makes the output curved in it; the others are not named.
-        piecewise_linear: layers that the output is piecewise linear in: their block is its Gauss-Newton part.
-        positive_semidefinite: the same layers if the loss is convex in the output.
+
+    What the record says of the layers is a :class:`~genbound.network.read_pass.ReadPass`'s.
     """
 
     def __init__(self, network: Network, positions: Sequence[int], samples_first: Mapping[str, bool]):
-        self.network, self.positions, self.layers = network, list(positions), list(samples_first)
+        self.network, self.positions = network, list(positions)
         batch, loss = network.batch(self.positions), network.loss
         self.targets = batch.targets
-        self.weights = {name: network.params[name].detach().requires_grad_() for name in self.layers}
+        weights = {name: network.params[name].detach().requires_grad_() for name in samples_first}
         with torch.enable_grad():
-            self.outputs = network.forward({**network.params, **self.weights}, batch.inputs)
-            loss.check_targets(self.outputs, self.targets)
-            self.losses = loss.per_sample(self.outputs, self.targets)
+            outputs = network.forward({**network.params, **weights}, batch.inputs)
+            loss.check_targets(outputs, self.targets)
+            self.losses = loss.per_sample(outputs, self.targets)
         check_finite(self.losses, batch.indices, network.data.spec)
-        self.uses: dict[str, list[Use]] = {name: [] for name in self.layers}
-        self.curved_by: dict[str, str] = {}
-        if self.outputs.requires_grad:
-            self.graph = Graph(self.outputs, self.weights)
-            self.curved_by = self.graph.curved_by
-            self.uses = {name: self.uses_in_order(name, order) for name, order in samples_first.items()}
-        self.piecewise_linear = frozenset(self.layers) - frozenset(self.curved_by)
-        self.positive_semidefinite = self.piecewise_linear if loss.convex else frozenset()
+        super().__init__(outputs, weights, samples_first, len(self.positions), loss.convex)
         self._gradients: dict[str, dict[str, list[Tensor | None]]] = {}
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def uses_in_order(self, name: str, samples_first: bool) -> list[Use]:
-        """How a layer's weight acts, whatever the order of its operations' rows is: the same places in the record.
-
-        Args:
-            name: the layer.
-            samples_first: the rows are in order sample by sample, otherwise position by position.
-        """
-        if not self.outputs.requires_grad:
-            return []
-        return find_uses(self.graph, name, self.weights[name], len(self), samples_first)
 
     def needs_single_samples(self, name: str) -> bool:
         """The layer's use is the weight itself, which all samples of the pass share."""
