@@ -28,9 +28,9 @@ print(time.process_time() - start, *sorted(set(sys.modules) - loaded))
 """
 
 
-def bare(self, stage, items, function):
+def bare(self, stage, items, function, size):
     """No engine, no stage and nothing that listens."""
-    return [function(item) for item in items]
+    yield [function(item) for item in items]
 
 
 def ratios(pairs: int) -> tuple[list[float], list[float]]:
@@ -38,14 +38,14 @@ def ratios(pairs: int) -> tuple[list[float], list[float]]:
     files = [str(DEMO / f"{name}.safetensors") for name in ("finetuned", "pretrained")]
     data = {"data": f"{DEMO}/data.py:train", "test_data": f"{DEMO}/data.py:test"}
     problem = genbound.load(*files, model=f"{DEMO}/model.py:ConvMLP", trust_remote_code=True, **data)
-    ways = {"engine": StoredContext.map, "bare": bare}
+    ways = {"engine": StoredContext._in_runs, "bare": bare}
     found: dict[str, list[float]] = {name: [] for name in ways}
     genbound.evaluate(problem, MEASURES)
     for number in range(pairs):
         for name in sorted(ways, reverse=bool(number % 2)):
-            StoredContext.map = ways[name]
+            StoredContext._in_runs = ways[name]
             found[name].append(seconds(lambda: genbound.evaluate(problem, MEASURES)))
-    StoredContext.map = ways["engine"]
+    StoredContext._in_runs = ways["engine"]
     return found["engine"], found["bare"]
 
 
