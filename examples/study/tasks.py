@@ -188,11 +188,12 @@ TASKS = {
         *(
             Task(
                 make.__name__, title, SST2, of_files(SST2, training="train", measurement="dev", test="test"), None,
-                weights.directory(make), (5e-4, 1e-3), epochs=3, most_epochs=8, stop_loss=0.3, num_noisy=2000,
+                weights.directory(make), lrs, epochs=3, most_epochs=8, stop_loss=0.3, num_noisy=2000,
                 measured=16, sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), pairs=96, precision="bfloat16",
             )
-            for make, title in (
-                (pretraining.roberta, "RoBERTa of 4 layers, SST-2"), (pretraining.gpt2, "GPT-2 of 4 layers, SST-2")
+            for make, title, lrs in (
+                (pretraining.roberta, "RoBERTa of 4 layers, SST-2", (2.5e-4, 5e-4)),  # 1e-3 stays at ln 2
+                (pretraining.gpt2, "GPT-2 of 4 layers, SST-2", (5e-4, 1e-3)),
             )
         ),
         # The demo's small network on 8×8 images: no download, seconds on one core.
