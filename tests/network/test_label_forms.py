@@ -68,7 +68,7 @@ def checked(found, model, x, per_sample):
     hessians = torch.func.jacfwd(torch.func.jacrev(losses))(weight).reshape(len(x), v.numel(), v.numel())
     values, vectors = torch.linalg.eigh(hessians)
     wanted = float(((vectors.mT @ v).square() * values.clamp(min=0)).sum(1).max())
-    row = genbound.measure(found, "max_quadratic_form")[name]
+    row = genbound.measure(found, "max_quadratic_form", tolerance_of="layer")[name]
     assert row.lower <= wanted * (1 + 1e-9) and wanted <= row.upper * (1 + 1e-9)
     assert row.upper - row.lower <= 0.01 * row.upper
 

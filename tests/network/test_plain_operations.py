@@ -91,7 +91,8 @@ def problem(model, x=None, **arguments):
 
 def numbers(found):
     """Every number of a few quantities, by layer."""
-    results = genbound.evaluate(found, QUANTITIES, options={"noise_stability": {"sigmas": (0.01,)}})
+    options = {"noise_stability": {"sigmas": (0.01,)}, "max_quadratic_form": {"tolerance_of": "layer"}}
+    results = genbound.evaluate(found, QUANTITIES, options=options)
     assert not results.notes
     quantities = results.quantities
     rows = {f"{q} {n}": row["value"] for q in QUANTITIES[1:3] for n, row in quantities[q]["layers"].items()}
