@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 NoisyRow = tuple[int, tuple, int]
 # ``(layer, positions, width) -> [rows, positions, width]``.
 Draw = Callable[[str, int, int], Tensor]
-# What a sweep takes while it is made and carried, in what autograd would save of the pass: 2.8, on ViT-B and BERT-base.
-SWEEPS = 3
+# What a sweep takes while it is made and carried, in what autograd would save of the pass: 2.8 in tensors on ViT-B and
+# BERT-base. What the allocator holds beside them is a fifth of it, between passes with noise and sweeps in turns.
+SWEEPS = 4
 DRAWING = 15  # operations of a pass that one normal takes, which serves ten of them
 
 
