@@ -90,20 +90,19 @@ def chosen_problem(
 
 
 def wanted_samples(problem: Problem, found: Sequence[Mapping[str, float]], error: float) -> int:
-    """How many samples leave so much of a relative error that draws with a quarter of their error complete it.
+    """How many samples leave a relative error, draws and choice together, if both fall with their number.
 
     So many as there are where no error is asked for, or samples are not chosen.
 
     Args:
         problem: with the samples that are measured.
-        found: the numbers that are to have that error: ``value`` and ``data_sem`` of each.
+        found: the numbers that are to have that error: ``value``, ``sem`` and ``data_sem`` of each.
         error: relative to each.
     """
     if not error or problem.choice is None:
         return problem.num_samples
-    wanted = [error * abs(row["value"]) / np.hypot(1, ERROR_SHARE) for row in found]
-    excess = max(row["data_sem"] / max(most, 1e-300) for row, most in zip(found, wanted, strict=True))
-    if excess <= 1:
+    excess = max(np.hypot(row["sem"], row["data_sem"]) / max(error * abs(row["value"]), 1e-300) for row in found)
+    if excess <= SLACK:
         return problem.num_samples
     return int(min(np.ceil(SLACK * problem.num_samples * excess**2), len(problem.data)))
 
