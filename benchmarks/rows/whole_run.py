@@ -63,7 +63,9 @@ RUNS: dict[str, tuple[str, float, dict[str, Any]]] = {
         {"measures": ["hessian_distance"], "options": {"max_quadratic_form": {"maximum": "found"}}},
     ),
     "--effort quick": ("<= 0.5 epochs", 0.5, {"effort": "quick"}),
-    "every default row, --error 0.1": ("<= 2 epochs", 2.0, {"options": {"hessian_trace": {"error": 0.1}}}),
+    "every default row, --error 0.1": (
+        "<= 2 epochs", 2.0, {"options": {name: {"error": 0.1} for name in ("hessian_trace", "noise_stability")}},
+    ),
 }  # fmt: skip
 
 
