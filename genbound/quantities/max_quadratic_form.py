@@ -57,7 +57,7 @@ def measure(problem: Problem, context: Context) -> Measured:
     products = np.where(exact, 0, problem.num_samples)
     asked = _refine(problem, context, exact, lower, upper, products)
     rows = {
-        layer.name: _row(problem, replace(options, tolerance=float(asked[i])), lower[:, i], upper[:, i])
+        layer.name: _row(problem, replace(options, tolerance=float(asked[i])), lower[:, i], upper[:, i], products[i])
         | {"exact": bool(exact[i]), "num_products": int(products[i])}
         for i, layer in enumerate(problem.layers)
     }
@@ -109,8 +109,10 @@ def _widths(options: MaxQuadraticFormOptions, lower: Table, upper: Table, left: 
     return widths_for_sum(lowest, highest, left, options.tolerance)
 
 
-def _row(problem: Problem, options: MaxQuadraticFormOptions, lower: np.ndarray, upper: np.ndarray) -> dict:
-    """What is reported of one layer, from its bracket of every sample ``[N]``."""
+def _row(
+    problem: Problem, options: MaxQuadraticFormOptions, lower: np.ndarray, upper: np.ndarray, products: int
+) -> dict:
+    """What is reported of one layer, from its bracket of every sample ``[N]`` and the products of all of them."""
     best = int(np.argmax(lower if lower.any() else upper))
     row = {
         "value": plain(upper.max()),
@@ -120,7 +122,9 @@ def _row(problem: Problem, options: MaxQuadraticFormOptions, lower: np.ndarray, 
         "quantiles": {f"{q:g}": [plain(np.quantile(lower, q)), plain(np.quantile(upper, q))] for q in QUANTILES},
     }
     if not is_closed(lower, upper, options.tolerance):
-        row["note"] = f"not closed to {options.tolerance:.3g} within {options.max_products} products a sample"
+        spent = products - problem.num_samples >= options.max_products  # else every space was exhausted before
+        left = f" within {options.max_products} products a sample" if spent else ": what is left is rounding"
+        row["note"] = f"not closed to {options.tolerance:.3g}{left}"
     return row
 
 

@@ -116,7 +116,7 @@ def _search(kind: str, options: SharpnessOptions) -> _Search[dict[str, float | s
     low, high = yield Asked(START[kind], ascend=False)
     if high is None:  # whatever the size of the first corner: others may do
         low, high = yield from _any_size(START[kind])
-    while high is not None and low is not None:
+    while high is not None and low is not None and high.size > SMALLEST:
         # As small as may be: the smaller the box, the less is found in it, and no ascent need follow.
         size = max(high.size / (1 + options.tolerance), SMALLEST)
         found = yield Asked(size, ascend=True)

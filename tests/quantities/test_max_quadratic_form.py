@@ -74,6 +74,19 @@ def test_spent_products_leave_wide_intervals_with_a_note(of, problems, truths):
         assert "note" in row or row["upper"] - row["lower"] <= 0.44 * row["upper"]
 
 
+def test_where_rounding_is_left_no_products_are_blamed():
+    """Blocks that are known but for rounding: more products would not narrow their intervals."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Tanh(), torch.nn.Linear(1, 2))
+        x, init = torch.randn(3, 3), {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    problem = Problem(net, init, (x, torch.tensor([0, 1, 1])), dtype=torch.float32)
+    options = {"max_quadratic_form": {"tolerance": 1e-7}}
+    found = genbound.evaluate(problem, ["max_quadratic_form"], options=options).quantities["max_quadratic_form"]
+    for row in found["layers"].values():
+        assert row["note"].endswith(": what is left is rounding"), row
+
+
 def test_a_tolerance_of_nothing_known_is_refused():
     with pytest.raises(genbound.GenboundError, match="tolerance_of 'all' is unknown; use sum or layer"):
         genbound.measure(

@@ -127,6 +127,14 @@ def test_no_alpha_has_a_reason():
     assert found["alpha"] is None and "however small" in found["alpha_reason"]
 
 
+def test_a_tie_that_the_least_relative_perturbation_breaks():
+    """Equal rows: class 0 is said, and however little one of them grows the other class is."""
+    found = measure(classifier(torch.ones(2, 3, dtype=D))[0], "sharpness", epsilon=1e-30)
+    assert found["alpha"] is None and found["magnitude_alpha"] is None
+    assert "however small a box" in found["magnitude_alpha_reason"]
+    assert found["log_sum_init_reason"] == found["magnitude_alpha_reason"]
+
+
 def test_log_sum_is_twice_a_kl_divergence():
     """N(w, b_i^2 / c) from N(w0, s^2) with the s that is best: by the textbook formula, at s and around it."""
     torch.manual_seed(0)
@@ -280,7 +288,8 @@ def test_needs_an_error():
 
 
 @pytest.mark.parametrize(
-    "options", [{"displacement": 1}, {"tolerance": 0}, {"num_steps": 0}, {"num_samples": 0}, {"epsilon": 0}]
+    "options",
+    [{"displacement": 1}, {"tolerance": 0}, {"tolerance": 1e-16}, {"num_steps": 0}, {"num_samples": 0}, {"epsilon": 0}],
 )
 def test_refuses(options):
     with pytest.raises(GenboundError):

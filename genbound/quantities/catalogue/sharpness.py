@@ -10,6 +10,8 @@ from genbound.quantities.base import Quantity, later
 from genbound.quantities.measure_options import check_options, option
 from genbound.quantities.summary import Number, Reading, Summary
 
+ROUNDING = 1e-12  # sizes that are nearer to each other are not told apart
+
 
 @dataclass(frozen=True)
 class SharpnessOptions:
@@ -24,6 +26,8 @@ class SharpnessOptions:
     def __post_init__(self) -> None:
         if not 0 < self.displacement < 1:
             raise GenboundError(f"displacement {self.displacement:g} is a rise of the error: 0 < displacement < 1")
+        if 0 < self.tolerance < ROUNDING:
+            raise GenboundError(f"tolerance {self.tolerance:g} is lost in rounding: give {ROUNDING:g} or more")
         check_options(self, tolerance=0, num_steps=1, num_samples=1, epsilon=0)
 
 
