@@ -134,6 +134,14 @@ def _reported(work: Any) -> Any:
         return work()
     except OSError as error:
         raise GenboundError(
-            f"a table of all samples does not fit into {tempfile.gettempdir()} ({error.strerror}): make room, or let "
-            "TMPDIR name a folder that has it; what was finished before is kept, the same command continues"
+            f"a table of all samples does not fit into {_folder()} ({error.strerror}): make room, or let TMPDIR name a "
+            "folder that has it; what was finished before is kept, the same command continues"
         ) from error
+
+
+def _folder() -> str:
+    """Where temporary files lie; Python does not say where it can write into none."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return "any folder for temporary files"

@@ -67,6 +67,8 @@ def row_signs(rows: Sequence[Row], seed: int, name: str, positions: int, width: 
     Returns:
         ``[rows, positions, width]``, each -1 or 1.
     """
+    if not positions:  # no row of the sample reaches the layer
+        return like.new_empty(len(rows), 0, width)
     words = _row_words(rows, seed, name, positions * -(-width // 64), like.device)
     bytes_ = words.view(torch.uint8).view(len(rows), positions, -1).int()
     signs = embedding(bytes_, SIGNS_OF_BYTE.to(like.device)).flatten(2)[..., :width]

@@ -58,7 +58,7 @@ def screen(problem: Problem, positions: Sequence[int], layers: Sequence[Layer] |
         for name in moved:
             if name not in certain:
                 block = LayerBlock(tape, name)
-                size = max(1, vector_room(problem.memory_budget) // (8 * HELD * block.dimension))
+                size = max(1, vector_room(problem.memory_budget) // max(1, 8 * HELD * block.dimension))
                 if len(rows) > size:
                     later += [(name, run) for run in problem.batches(tape.positions, size)]
                 else:

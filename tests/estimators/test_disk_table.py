@@ -52,3 +52,12 @@ def test_a_full_disk_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr("os.pwrite", full)
     with pytest.raises(GenboundError, match="No space left on device.*TMPDIR"):
         table[:, 0] = np.ones(10)
+
+
+def test_no_folder_for_it_is_told_in_one_line(monkeypatch):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    with pytest.raises(GenboundError, match="any folder for temporary files .No usable .*TMPDIR"):
+        DiskTable(10, 2)
