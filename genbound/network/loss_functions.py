@@ -52,6 +52,7 @@ class Loss:
         factor: ``(outputs, targets) -> Factor``; ``None`` lets :meth:`output_factor` decompose it numerically.
         error: 0-1 error per sample, ``None`` where there is no such thing.
         classes: the output's last axis holds class scores and targets are class numbers.
+        centred: with classes, and the loss depends on differences of scores alone: its gradient adds up to 0.
         range: largest value the loss can take, infinite where that is not known; where it is, the smallest is 0.
         unit: what the numbers are counted in.
         lipschitz: Lipschitz constant in the Euclidean norm of a sample's outputs, ``None`` where there is none. For
@@ -65,6 +66,7 @@ class Loss:
     factor: Callable[[Tensor, Tensor], Factor] | None = None
     error: Callable[[Tensor, Tensor], Tensor] | None = None
     classes: bool = False
+    centred: bool = False
     range: float = math.inf
     unit: str = ""
     lipschitz: float | None = None
@@ -88,7 +90,18 @@ class Loss:
         outputs = outputs.detach().requires_grad_()
         with torch.enable_grad():
             total = self.per_sample(outputs, targets).sum()
-        return torch.autograd.grad(total, outputs)[0]
+        return self.with_all_digits(torch.autograd.grad(total, outputs)[0], targets)
+
+    def with_all_digits(self, gradient: Tensor, targets: Tensor) -> Tensor:
+        """The gradient in the output ``[N, ...]`` with the label's entry from the others, where they add up to 0.
+
+        For :math:`p_y - 1` has no digits left where :math:`p_y` rounds to 1, while the others' p have all of theirs.
+        """
+        if not self.centred:
+            return gradient
+        labels = targets.clamp(min=0).unsqueeze(-1)
+        others = gradient.scatter(-1, labels, 0.0)
+        return others.scatter(-1, labels, -others.sum(-1, keepdim=True))
 
     def class_frequencies(self, targets: np.ndarray, num_classes: int) -> np.ndarray | None:
         """Frequencies of the classes that occur among labels ``[M]``; ``None`` where there are no classes."""
@@ -268,6 +281,7 @@ CROSS_ENTROPY = Loss(
     factor=_cross_entropy_factor,
     error=_zero_one,
     classes=True,
+    centred=True,
     unit="nats",
     lipschitz=math.sqrt(2.0),
 )
@@ -300,7 +314,7 @@ def bounded_cross_entropy(p_min: float, num_classes: int) -> Loss:
         return _token_mean(-(p_min + (1 - num_classes * p_min) * picked).log(), targets)
 
     return Loss(
-        f"bounded_cross_entropy({p_min:g})", per_sample, convex=False, error=_zero_one, classes=True,
+        f"bounded_cross_entropy({p_min:g})", per_sample, convex=False, error=_zero_one, classes=True, centred=True,
         range=-math.log(p_min), unit="nats", lipschitz=math.sqrt(2.0),
     )  # fmt: skip
 

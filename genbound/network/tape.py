@@ -53,7 +53,10 @@ class Tape(ReadPass):
         with torch.enable_grad():
             outputs = network.forward({**network.params, **weights}, batch.inputs)
             loss.check_targets(outputs, self.targets)
-            self.losses = loss.per_sample(outputs, self.targets)
+            scores, targets = outputs.view_as(outputs), self.targets
+            if scores.requires_grad:
+                scores.register_hook(lambda gradient: loss.with_all_digits(gradient, targets))
+            self.losses = loss.per_sample(scores, targets)
         check_finite(self.losses, batch.indices, network.data.spec)
         super().__init__(outputs, weights, samples_first, len(self.positions), loss.convex)
         self._gradients: dict[str, dict[str, list[Tensor | None]]] = {}
