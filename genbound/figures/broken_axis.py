@@ -49,7 +49,11 @@ class PowersOfTen:
         far = [value for value in ordered if value > last]
         if not far or most - least <= WIDEST or (most - least) * NEAR <= last - least:
             pad = MARGIN * max(most - least, 1.0)
-            return cls(least - pad, most + pad)
+            low, high = least - pad, most + pad
+            if not _ticks(low, high, 7):  # up to the nearer power of ten
+                below, above = math.floor(low), math.ceil(high)
+                low, high = (below, high) if low - below < above - high else (low, above)
+            return cls(low, high)
         cut = min((last + far[0]) / 2, last + APART)
         return cls(least - MARGIN * (cut - least), most + 2 * MARGIN * max(most - cut, 1.0), cut)
 

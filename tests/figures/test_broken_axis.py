@@ -85,3 +85,10 @@ def test_certificates_are_not_held_against_the_gap():
     """They bound the whole error: beside the gap they would be read as bounds of it."""
     found = run({"measure": bound(0.5, unit="error"), "safe": bound(0.1, unit="error") | {"kind": "certificate"}})
     assert bounds_of({"one": found}, "error")[0] == ["measure"]
+
+
+@pytest.mark.parametrize("value", [-0.45, 0.15, 2.5, 2.85, 7.5, 3.0])
+def test_a_lone_value_has_a_tick_beside_it(value):
+    axis = PowersOfTen.showing([value])
+    assert axis.ticks() and axis.low < value < axis.high
+    assert all(0 <= place <= 1 for place in axis.to_axis(np.array([tick for tick, _ in axis.ticks()])))
