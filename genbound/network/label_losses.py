@@ -18,11 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
-from genbound.network.loss_functions import CROSS_ENTROPY, MULTI_LABEL, Factor, Loss, check_floor
+from genbound.network.loss_functions import (
+    CROSS_ENTROPY,
+    MULTI_LABEL,
+    Factor,
+    Loss,
+    binary_curvature,
+    binary_entropy,
+    check_floor,
+)
 
 
 class BinaryLoss(Loss):
@@ -48,8 +55,10 @@ class BinaryLoss(Loss):
 
         def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
             targets, share = _per_position(outputs, targets)
-            picked = ((2 * targets - 1) * outputs).sigmoid()
-            return (-(p_min + (1 - 2 * p_min) * picked).log() * share).flatten(1).sum(1)
+            ahead = (2 * targets - 1) * outputs
+            # From the smaller of the two probabilities, whose derivatives have all digits.
+            p = p_min + (1 - 2 * p_min) * torch.where(ahead > 0, -ahead, ahead).sigmoid()
+            return (torch.where(ahead > 0, -(-p).log1p(), -p.log()) * share).flatten(1).sum(1)
 
         return replace(self, **_smoothed(self.name, p_min), per_sample=per_sample)
 
@@ -102,12 +111,11 @@ def _per_position(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def _binary(outputs: Tensor, targets: Tensor) -> Tensor:
     targets, share = _per_position(outputs, targets)
-    return (F.binary_cross_entropy_with_logits(outputs, targets, reduction="none") * share).flatten(1).sum(1)
+    return (binary_entropy(outputs, targets) * share).flatten(1).sum(1)
 
 
 def _binary_factor(outputs: Tensor, targets: Tensor) -> Factor:
-    p, share = outputs.detach().sigmoid(), _per_position(outputs, targets)[1]
-    scale = (p * (1 - p) * share).sqrt()
+    scale = (binary_curvature(outputs) * _per_position(outputs, targets)[1]).sqrt()
     return Factor(lambda coefficients: scale * coefficients)
 
 
@@ -139,8 +147,9 @@ def _soft_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 BINARY = BinaryLoss("binary_cross_entropy", _binary, True, _binary_factor, _binary_error, unit="nats", lipschitz=1.0)
 SOFT = SoftLoss(
-    "soft_cross_entropy", _soft, True, _soft_factor, _soft_error, unit="nats", lipschitz=CROSS_ENTROPY.lipschitz
-)
+    "soft_cross_entropy", _soft, True, _soft_factor, _soft_error, centred=True, unit="nats",
+    lipschitz=CROSS_ENTROPY.lipschitz,
+)  # fmt: skip
 
 
 def fitted(loss: Loss, outputs: Tensor, targets: Tensor, flat: bool) -> Loss:

@@ -16,12 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
-from genbound.network.plain_functions import PlainFunctions
-from genbound.network.plain_operations import plain_operations
+from genbound.network.own_loss import twice_differentiable
 
 AT_ONCE = 2**20  # numbers of outputs that a form is computed of at a time, in double precision
 
@@ -96,10 +94,11 @@ class Loss:
         """The gradient in the output ``[N, ...]`` with the label's entry from the others, where they add up to 0.
 
         For :math:`p_y - 1` has no digits left where :math:`p_y` rounds to 1, while the others' p have all of theirs.
+        Of probabilities for labels, that is the entry of the likeliest one.
         """
         if not self.centred:
             return gradient
-        labels = targets.clamp(min=0).unsqueeze(-1)
+        labels = (targets.argmax(-1) if targets.dim() == gradient.dim() else targets.clamp(min=0)).unsqueeze(-1)
         others = gradient.scatter(-1, labels, 0.0)
         return others.scatter(-1, labels, -others.sum(-1, keepdim=True))
 
@@ -236,14 +235,33 @@ def _squared_error_factor(outputs: Tensor, targets: Tensor) -> Factor:
     return Factor(lambda coefficients: math.sqrt(2.0) * coefficients)
 
 
+def binary_entropy(scores: Tensor, q: Tensor) -> Tensor:
+    r"""Cross-entropy :math:`-q \ln\sigma(z) - (1 - q) \ln\sigma(-z)` of every score z, in nats.
+
+    Torch's own has the gradient :math:`\sigma(z) - q`, which has no digits left where :math:`\sigma(z)` rounds to 1.
+    That of :math:`|z|\,(1 - q \text{ or } q) + \ln(1 + e^{-|z|})` has all of them, and so has the second derivative.
+
+    Args:
+        scores: z, of any shape.
+        q: probability of a 1, of that shape and type.
+    """
+    above = scores > 0
+    size = torch.where(above, scores, -scores)
+    return torch.where(above, 1 - q, q) * size + (-size).exp().log1p()
+
+
+def binary_curvature(scores: Tensor) -> Tensor:
+    """Second derivative of :func:`binary_entropy` in every score, detached."""
+    scores = scores.detach()
+    return scores.sigmoid() * (-scores).sigmoid()
+
+
 def _multi_label(outputs: Tensor, targets: Tensor) -> Tensor:
-    loss = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype).view_as(outputs), reduction="none")
-    return loss.flatten(1).mean(1)
+    return binary_entropy(outputs, targets.to(outputs.dtype).view_as(outputs)).flatten(1).mean(1)
 
 
 def _multi_label_factor(outputs: Tensor, targets: Tensor) -> Factor:
-    p = outputs.detach().sigmoid()
-    scale = (p * (1 - p) / p[0].numel()).sqrt()
+    scale = (binary_curvature(outputs) / outputs[0].numel()).sqrt()
     return Factor(lambda coefficients: scale * coefficients)
 
 
@@ -371,25 +389,10 @@ def ranged(loss: Loss, spec: str, num_classes: int) -> Loss:
 def get_loss(loss: str | Loss | Callable[[Tensor, Tensor], Tensor]) -> Loss:
     """A loss by name, as an object, or from a user's own per-sample function ``(outputs, targets) -> [N]``."""
     if isinstance(loss, Loss):
-        return (
-            loss if loss.factor is not None or loss.classes else replace(loss, per_sample=_measurable(loss.per_sample))
-        )
+        own = loss.factor is None and not loss.classes
+        return replace(loss, per_sample=twice_differentiable(loss.per_sample)) if own else loss
     if callable(loss):
-        return Loss(getattr(loss, "__name__", "custom"), _measurable(loss))
+        return Loss(getattr(loss, "__name__", "custom"), twice_differentiable(loss))
     if loss in LOSSES:
         return LOSSES[loss]
     raise GenboundError(f"unknown loss {loss!r}: use one of {', '.join(LOSSES)} or a per-sample function")
-
-
-def _measurable(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A user's loss with second derivatives wherever there are any.
-
-    Functions of torch that have none are computed by their formulas, nothing is compiled, and targets have the outputs'
-    precision, because the derivative of a loss of torch takes one type.
-    """
-
-    def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
-        with PlainFunctions(), plain_operations():
-            return function(outputs, targets.to(outputs.dtype) if targets.is_floating_point() else targets)
-
-    return per_sample

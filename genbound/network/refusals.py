@@ -83,7 +83,7 @@ def _raised_by_the_user(error: Exception) -> str | None:
     frames = [(frame.f_code, frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     if any(code is functional_call.__code__ for code, _ in frames):
         part = "model"
-    elif any(code.co_name == "per_sample" and name == "genbound.network.loss_functions" for code, name in frames):
+    elif any(code.co_name == "per_sample" and name == "genbound.network.own_loss" for code, name in frames):
         part = "loss"
     else:
         return None

@@ -80,10 +80,7 @@ def _inner_products(problem: Problem, positions: Sequence[int]) -> Part:
         batch = problem.batch(run)
         with torch.no_grad():
             outputs = problem.forward(problem.params, batch.inputs)
-        leaf = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            losses = problem.loss.per_sample(leaf, batch.targets)
-        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        gradient = problem.loss.output_gradient(outputs, batch.targets)
         outer.append((gradient * outputs).flatten(1).double().sum(1))
         whole.append(_radial(problem, batch, gradient))
         p = outputs.double().softmax(-1)
