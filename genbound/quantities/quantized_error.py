@@ -6,22 +6,24 @@ What moved is rounded, tensor by tensor, in one of a few forms: to nothing, to a
 .. math:: \text{nats} + \frac{n h}{2\tau} \, \|v - \hat v\|^2
 
 least, with h the mean Gauss-Newton curvature along its coordinates; the second term is what the loss rises by to second
-order, in units of :math:`\tau/n`. Every τ, and all tensors on a grid for every step, are tried on a part of a pilot,
-what comes close to the best on all of it, and the network that promises most is run on all samples. None of these
-choices costs anything: the length of the description has paid for them. Nothing is random in the result.
+order, in units of :math:`\tau/n`. Every τ, and all tensors on a grid for every step, are tried on the first few samples
+of a pilot, the same for all. Those that may still be better than the best by more than a hundredth, at two standard
+errors of the difference of both on these samples, go on to four times as many, and so forth. The network that promises
+most is run on all samples. None of these choices costs anything: the length of the description has paid for them.
+Nothing is random in the result.
 
 The network itself is stored as a checkpoint beside the results: the certificate is about it, not about the fine-tuned
 one.
 
-Cost: forward passes over all samples and, for each τ, over the pilot; the curvature of a few samples, and a singular
-value decomposition of every matrix.
+Cost: forward passes over all samples and, for each τ and step, over the first samples of the pilot, for few of them
+over all of it; the curvature of a few samples, and a singular value decomposition of every matrix.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,9 +50,9 @@ from genbound.posterior.groups import (
 from genbound.posterior.moved_network import MovedNetwork, worst_if_not_finite
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
 
-# A part of the pilot comes first, of at least so many samples; what promises that much more than the least ends there.
-SHARE, FEWEST, CLOSE = 8, 64, 0.03
-GRIDS, TRIED, AGAIN = 12, 0.7, 3  # networks on one grid; of all what part is tried, and how many once more, mostly
+FEWEST, GROWTH = 64, 4  # samples of the pilot's first round, and how many times as many the next one has in all
+CLOSE, SURE = 0.01, 2.0  # what a network that goes on may be better by, and at how many standard errors
+GRIDS, TRIED, AGAIN = 12, 0.7, 3  # networks on one grid; mostly tried of all, and one of so many goes on to the next
 USELESS = 4.0  # nats a sample: the certificate of a network without errors is 0.98 there
 
 
@@ -62,11 +64,14 @@ def applies_to(problem: Problem) -> str | None:
 def forecast(problem: Problem, options: Any) -> float:
     """In gradients over the measured samples.
 
-    Most of the τ and of the networks on one grid come to a part of the pilot, and a few to all of it.
+    Most of the τ and of the networks on one grid come to the pilot's first samples, and a third of them to each next
+    round.
     """
     num, outputs = len(unseen(problem)), min(problem.num_outputs, MOST_COLUMNS)
-    part = min(max(FEWEST, options.num_pilot // SHARE), num)
-    passes = num + TRIED * (len(options.taus) + GRIDS) * part + AGAIN * min(options.num_pilot, num)
+    tried, passes = TRIED * (len(options.taus) + GRIDS), float(num)
+    for first, last in _rounds(min(options.num_pilot, num)):
+        passes += max(tried, 2.0) * (last - first)
+        tried /= AGAIN
     curvature = min(options.num_curvature, num) * (1 + 2 * outputs)
     return (passes + curvature) / 3 / max(1, problem.num_samples)
 
@@ -128,22 +133,32 @@ class _Search:
         ]
         found += [(None, choice) for choice in gridded(self._codes, {name: self._mean(name) for name in self._codes})]
         pilot = self._shuffled("pilot")[: self.context.options.num_pilot]
-        tried: list[tuple[float, float | None, dict[str, Coded]]] = []
-        # The shortest first: a longer one that promises nothing even without errors need not be run.
-        for tau, choice in sorted(found, key=lambda entry: length(entry[1])):
-            least = min((promised for promised, _, _ in tried), default=math.inf)
-            if kl_inverse(0.0, length(choice) / self.num) < least and choice not in [other for _, _, other in tried]:
-                tried.append((self._promised(choice, pilot[: max(FEWEST, len(pilot) // SHARE)]), tau, choice))
-        least = min((promised for promised, _, _ in tried), default=math.inf)
-        close = [entry for entry in tried if entry[0] <= least + CLOSE] or [(0.0, *found[0])]
-        if len(close) > 1:
-            close = [(self._promised(choice, pilot), tau, choice) for _, tau, choice in close]
-        return min(close, key=lambda entry: entry[0])[1:]
+        runners: list[_Runner] = []
+        for first, last in _rounds(len(pilot)):
+            samples = pilot[first:last]
+            if not first:
+                runners = self._tried(found, samples)
+            elif len(runners := _in_reach(runners)) > 1:
+                runners = [runner.further(self._errors(runner.choice, samples)) for runner in runners]
+        best = min(runners, key=lambda runner: runner.promised)
+        return best.tau, best.choice
 
-    def _promised(self, choice: Mapping[str, Coded], pilot: Sequence[int]) -> float:
-        """The certificate, if all samples were like those of the pilot."""
-        errors = _errors(self.problem, self.weights(choice), pilot)
-        return kl_inverse(float(next(iter(errors.values())).mean()), length(choice) / self.num)
+    def _tried(
+        self, found: Sequence[tuple[float | None, dict[str, Coded]]], samples: Sequence[int]
+    ) -> list[_Runner]:  # fmt: skip
+        """The shortest first: a longer one that promises nothing even without errors need not be run."""
+        tried: list[_Runner] = []
+        for tau, choice in sorted(found, key=lambda entry: length(entry[1])):
+            least = min((runner.promised for runner in tried), default=math.inf)
+            if not tried or (
+                kl_inverse(0.0, length(choice) / self.num) < least and choice not in [one.choice for one in tried]
+            ):
+                tried.append(_Runner(tau, choice, length(choice) / self.num, self._errors(choice, samples)))
+        return tried
+
+    def _errors(self, choice: Mapping[str, Coded], samples: Sequence[int]) -> np.ndarray:
+        """What a network is chosen by, of each of these samples in an order of their own ``[m]``, between 0 and 1."""
+        return np.asarray(next(iter(_errors(self.problem, self.weights(choice), samples).values())), float)
 
     def weights(self, choice: Mapping[str, Coded]) -> dict[str, Tensor]:
         """The quantised tensors, by parameter and buffer, in the network's type."""
@@ -209,6 +224,55 @@ class _Search:
         moved = after - before
         rest = moved - moved.mean(-1, keepdim=True)
         return bool(rest.abs().max() <= 1e-4 * moved.abs().max())
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """A description, and the errors of its network on the samples of the pilot that it came to.
+
+    Attributes:
+        tau: that it was chosen by; ``None`` of those on one grid.
+        choice: its tensors' descriptions.
+        rate: their length over n, in nats.
+        errors: of the same samples in the same order as those of others ``[m]``.
+    """
+
+    tau: float | None
+    choice: dict[str, Coded]
+    rate: float
+    errors: np.ndarray
+
+    @property
+    def promised(self) -> float:
+        """The certificate, if all samples were like those of the pilot."""
+        return kl_inverse(float(self.errors.mean()), self.rate)
+
+    def further(self, errors: np.ndarray) -> _Runner:
+        """With more samples."""
+        return replace(self, errors=np.concatenate([self.errors, errors]))
+
+    def least(self, other: _Runner) -> float:
+        """The certificate that it may have beside another one's as it is: what samples differ in tells the error.
+
+        One more difference is counted than was seen: none of few samples does not mean that there is none.
+        """
+        apart = self.errors - other.errors
+        error = math.sqrt(float(np.square(apart - apart.mean()).sum()) + 1) / len(apart)
+        return kl_inverse(max(0.0, float(self.errors.mean()) - SURE * error), self.rate)
+
+
+def _in_reach(runners: Sequence[_Runner]) -> list[_Runner]:
+    """The best one, and those that may be better by more than :data:`CLOSE`."""
+    best = min(runners, key=lambda runner: runner.promised)
+    return [one for one in runners if one is best or one.least(best) < best.promised - CLOSE]
+
+
+def _rounds(num: int) -> list[tuple[int, int]]:
+    """First and last places in a pilot of so many samples of those of each round."""
+    ends = [0, min(FEWEST, num)]
+    while ends[-1] < num:
+        ends.append(min(GROWTH * ends[-1], num))
+    return list(zip(ends, ends[1:], strict=False))
 
 
 def _centre(problem: Problem, group: Group) -> Tensor:

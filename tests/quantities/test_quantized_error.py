@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from posterior_nets import mlp
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 
 import genbound
 from genbound.errors import GenboundError
+from genbound.quantities import quantized_error
+from genbound.quantities.quantized_error import CLOSE, _in_reach, _rounds, _Runner
 
 NAME = "quantized_error"
 
@@ -156,6 +159,44 @@ def test_a_large_head_on_a_grid_is_found_between_all_and_nothing():
     found = results.quantities[NAME]
     assert found["groups"]["weight"]["form"] == "grid" and found["tau"] is None
     assert results.bounds["compression_certificate"].value < 0.6
+
+
+def test_who_cannot_be_better_leaves_the_race():
+    """Two that differ on no sample may still differ on a few of many; one that errs on half of them may not be best."""
+
+    def runner(rate, *wrong, num=64):
+        errors = np.zeros(num)
+        errors[list(wrong)] = 1.0
+        return _Runner(None, {}, rate, errors)
+
+    best, alike, bad = runner(0.1, 0, 1), runner(0.105, 0, 1), runner(0.1, *range(32))
+    assert _in_reach([bad, best, alike]) == [best, alike]
+    assert alike.least(best) < best.promised - CLOSE < alike.promised
+    later = [runner(rate, 0, 1, num=4096) for rate in (0.1, 0.105)]
+    assert _in_reach(later) == later[:1]
+    assert later[0].further(np.ones(4)).errors.sum() == 6
+
+
+def test_the_rounds_of_the_pilot_are_all_of_it():
+    for num in (1, 64, 65, 4096, 5000):
+        rounds = _rounds(num)
+        assert [first for first, _ in rounds] == [0, *(last for _, last in rounds[:-1])]
+        assert rounds[-1][1] == num and rounds[0][1] == min(64, num)
+
+
+def test_few_of_the_networks_come_to_all_of_the_pilot(monkeypatch):
+    problem, _, _ = fitted(num=2000)
+    tried, whole = [], quantized_error._errors
+
+    def errors(problem, weights, samples):
+        tried.append(len(samples))
+        return whole(problem, weights, samples)
+
+    monkeypatch.setattr(quantized_error, "_errors", errors)
+    genbound.evaluate(problem, [NAME])
+    rounds = {last - first: tried.count(last - first) for first, last in _rounds(2000)}
+    counts = list(rounds.values())
+    assert counts[0] >= 5 and counts == sorted(counts, reverse=True) and counts[-1] <= counts[0] / 2
 
 
 def test_losses_with_a_range_are_certified_as_a_form():

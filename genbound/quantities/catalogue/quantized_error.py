@@ -23,7 +23,7 @@ class QuantizedErrorOptions:
     num_curvature: int = option(128, "most samples that the curvature of a tensor is measured on")
     most_full: int = option(2048, "coordinates that moved, above which directions in a tensor are not told apart")
     num_full: int = option(8192, "most samples that the whole curvature is measured on")
-    num_pilot: int = option(4096, "samples on which the best weights are tried; an eighth of them for all weights")
+    num_pilot: int = option(4096, "most samples on which weights are tried; all weights are on the first 64 of them")
 
     def __post_init__(self) -> None:
         check_options(self, num_curvature=1, most_full=0, num_full=1, num_pilot=1)
