@@ -54,12 +54,19 @@ def sampled_gauss_newton_trace(tape: Tape, rows: Sequence[Row], seed: int) -> Te
     return positive - _squared_norms(tape, factor.columns(signs * (factor.signs < 0)))
 
 
-def gauss_newton_forms(tape: Tape, vs: Mapping[str, Tensor], cotangents: Iterable[Tensor] | None = None) -> Tensor:
+def at_results(tape: Tape, vs: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """What a direction of each layer's weight does to the results of its uses: layer -> one tensor for each use."""
+    return {name: [use.perturb(v) for use in tape.uses[name]] for name, v in vs.items()}
+
+
+def gauss_newton_forms(
+    tape: Tape, us: Mapping[str, list[Tensor]], cotangents: Iterable[Tensor] | None = None
+) -> Tensor:  # fmt: skip
     r"""Each layer's :math:`v^\top J_i^\top (\nabla_f^2 \ell) J_i v = \sum_c s_c \langle J_i^\top S_c, v\rangle^2`.
 
     Args:
         tape: of N samples.
-        vs: layer -> direction of its weight, ``[*shape]``; L of them.
+        us: layer -> what v does to its results (:func:`at_results`); L of them.
         cotangents: random combinations of the columns, ``[N, *output]`` each; the result is then their mean square,
             unbiased where the loss is convex. ``None`` takes the columns themselves.
 
@@ -70,7 +77,6 @@ def gauss_newton_forms(tape: Tape, vs: Mapping[str, Tensor], cotangents: Iterabl
     layers together.
     """
     factor = tape.network.loss.output_factor(tape.outputs.detach(), tape.targets)
-    us = {name: [use.perturb(v) for use in tape.uses[name]] for name, v in vs.items()}
     total = torch.zeros(len(tape), len(us), dtype=torch.float64, device=tape.outputs.device)
     weights = list(basis(tape.outputs, factor.last_vanishes)) if cotangents is None else list(cotangents)
     for weight in weights:
@@ -83,7 +89,7 @@ def gauss_newton_forms(tape: Tape, vs: Mapping[str, Tensor], cotangents: Iterabl
     return total if cotangents is None else total / len(weights)
 
 
-def remainder_forms(tape: Tape, vs: Mapping[str, Tensor], signs: Tensor) -> tuple[Tensor, Tensor]:
+def remainder_forms(tape: Tape, us: Mapping[str, list[Tensor]], signs: Tensor) -> tuple[Tensor, Tensor]:
     r"""Estimates of each layer's :math:`v_i^\top R_i v_i`, and of :math:`|u_i|\,|q_i|` above it.
 
     A product with all layers' directions at once, each under a random sign, holds the layer's own and those of the
@@ -92,7 +98,7 @@ def remainder_forms(tape: Tape, vs: Mapping[str, Tensor], signs: Tensor) -> tupl
 
     Args:
         tape: of N samples.
-        vs: layer -> direction of its weight, ``[*shape]``; L of them.
+        us: layer -> what v does to its results (:func:`at_results`); L of them.
         signs: 1 or -1 for each draw and layer, ``[draws, L]``.
 
     Returns:
@@ -100,7 +106,6 @@ def remainder_forms(tape: Tape, vs: Mapping[str, Tensor], signs: Tensor) -> tupl
 
     Cost: a double backward pass to the activations for each draw, for all layers together.
     """
-    us = {name: [use.perturb(v) for use in tape.uses[name]] for name, v in vs.items()}
     means = {name: [torch.zeros_like(u) for u in own] for name, own in us.items()}
     for draw in signs.tolist():
         signed = {name: [sign * u for u in us[name]] for name, sign in zip(us, draw, strict=True)}

@@ -1,8 +1,8 @@
 r"""Which samples promise a large :math:`v_i^\top H_i^+ v_i`: what joint passes tell.
 
-Every sample of the data has its exact Gauss-Newton part and the norm of its loss's gradient in the output. The
-remainder is that gradient times a curvature. So a quarter of the samples, those with the larger gradients, and those
-with the largest Gauss-Newton parts get a closer look: ``num_joint`` products with the displacements of all layers at
+Of every sample of the data the norm of its loss's gradient in the output is known. The remainder is that gradient
+times a curvature. So a fifth of the samples, those with the larger gradients, and those with the largest Gauss-Newton
+parts, where these are known of all, get a closer look: ``num_joint`` products with the displacements of all layers at
 once, under random signs (:func:`genbound.curvature.traces.remainder_forms`). None of this is the value itself: its
 positive part is nonlinear, and the products hold other layers. But in a layer it is nearly a linear function of them,
 which the samples that were measured tell (:func:`scores`).
@@ -13,44 +13,62 @@ On MiniLM fine-tuned on SST-2, 1,000 samples and 36 layers, that has a sample wi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 
-from genbound.curvature.traces import gauss_newton_forms, remainder_forms
-from genbound.estimators.disk_table import Table
+from genbound.curvature.traces import at_results, gauss_newton_forms, remainder_forms
 from genbound.network.problem import Problem
 from genbound.network.tape import Tape
 from genbound.quantities.base import Part
 from genbound.quantities.remainder_probes import tapes_by_column
 
-SHARE = 4  # one of so many samples gets a closer look, those with the larger gradients
-LEADING = 6  # samples with the largest Gauss-Newton parts of each layer, that get one too
+SHARE = 5  # one of so many samples gets a closer look, those with the larger gradients
+TELLING = 0.95  # of the largest parts' roots, added up over the layers, that these samples have if the size tells them
+LEADING = 6  # samples with the largest Gauss-Newton parts of each layer, that get one too where these are known
 TRUST = 0.1  # weight of the expected coefficients against those of the measured samples
 EXPECTED = {"form": 1.0, "size": 0.0, "remainder": 0.3, "norm": 0.1}
 
 
-def closer(forms: Table, sizes: np.ndarray) -> list[int]:
+def closer(sizes: np.ndarray, forms: Sequence[np.ndarray]) -> list[int]:
     """The positions of the samples that get a closer look.
 
     Args:
-        forms: Gauss-Newton parts ``[N, L]``.
         sizes: norms of the loss's gradient in the output ``[N]``.
+        forms: Gauss-Newton parts of the curved layers, where they are known of all samples, ``[N]`` each.
     """
     chosen = set(np.argsort(-sizes, kind="stable")[: -(-len(sizes) // SHARE)].tolist())
-    for i in range(forms.shape[1]):
-        chosen |= set(np.argsort(-forms[:, i], kind="stable")[:LEADING].tolist())
+    for form in forms:
+        chosen |= set(np.argsort(-form, kind="stable")[:LEADING].tolist())
     return sorted(chosen)
 
 
-def look_closer(problem: Problem, positions: list[int], signs: torch.Tensor, with_form: bool = False) -> Part:
+def size_tells(sizes: np.ndarray, forms: Sequence[np.ndarray]) -> bool:
+    """Whether those of some random samples that would get a closer look have the largest Gauss-Newton parts, as well.
+
+    Args:
+        sizes: norms of the loss's gradient in the output ``[m]``.
+        forms: Gauss-Newton parts of the curved layers, ``[m]`` each.
+    """
+    large = closer(sizes, [])
+    roots = [np.sqrt([form[large].max(), form.max()]) for form in forms]
+    have, all_of_them = np.sum(roots, 0) if roots else (1.0, 1.0)
+    return bool(have >= TELLING * all_of_them)
+
+
+def look_closer(
+    problem: Problem, positions: list[int], signs: torch.Tensor,
+    cotangents: Callable[[Tape], list[torch.Tensor] | None] | None = None,
+) -> Part:  # fmt: skip
     """``remainder`` and ``norm`` of these n samples, ``[n, L]`` each, from joint products.
 
     Args:
         problem: with all samples measured.
         positions: of the n samples.
         signs: of the layers, ``[draws, L]``.
-        with_form: whether ``form``, the Gauss-Newton part, is looked at as well; one random combination of the outputs
-            stands for more than two of them. Else it is zero.
+        cotangents: what of the outputs ``form``, the Gauss-Newton part, is looked at along
+            (:func:`genbound.curvature.traces.gauss_newton_forms`); without it the form is zero.
     """
     moved, place = problem.displacement.moved, {p: i for i, p in enumerate(positions)}
     found = {key: np.zeros((len(positions), len(problem.layers))) for key in ("remainder", "norm", "form")}
@@ -62,24 +80,15 @@ def look_closer(problem: Problem, positions: list[int], signs: torch.Tensor, wit
     for tape, columns in tapes_by_column(problem)(positions):
         used = [(name, i) for name, i in zip(tape.layers, columns, strict=True) if name in moved and tape.uses[name]]
         curved = [(name, i) for name, i in used if name not in tape.piecewise_linear]
+        wanted = used if cotangents is not None else curved
+        us = at_results(tape, problem.displacement.of([name for name, _ in wanted]))
         if curved:
-            kept = np.array([i for _, i in curved])
-            vs = problem.displacement.of([name for name, _ in curved])
-            for key, values in zip(("remainder", "norm"), remainder_forms(tape, vs, signs[:, kept]), strict=True):
+            kept, own = np.array([i for _, i in curved]), {name: us[name] for name, _ in curved}
+            for key, values in zip(("remainder", "norm"), remainder_forms(tape, own, signs[:, kept]), strict=True):
                 fill(key, tape, kept, values)
-        if with_form and used:
-            vs = problem.displacement.of([name for name, _ in used])
-            fill("form", tape, np.array([i for _, i in used]), gauss_newton_forms(tape, vs, _combination(tape)))
+        if cotangents is not None and used:
+            fill("form", tape, np.array([i for _, i in used]), gauss_newton_forms(tape, us, cotangents(tape)))
     return found
-
-
-def _combination(tape: Tape) -> list[torch.Tensor] | None:
-    """One combination of the outputs, the same for all samples; ``None`` where there are two of them at most."""
-    like = tape.outputs.detach()
-    if like[0].numel() <= 2:
-        return None
-    source = torch.Generator().manual_seed(0)
-    return [(torch.randint(0, 2, like[0].shape, generator=source) * 2 - 1).to(like).expand_as(like)]
 
 
 def scores(features: dict[str, np.ndarray], rows: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -13,10 +13,11 @@ from torch import nn
 
 import genbound
 from benchmarks.found_maximum import shortfall
-from genbound.curvature.traces import gauss_newton_forms, remainder_forms
+from genbound.curvature.traces import at_results, gauss_newton_forms, remainder_forms
 from genbound.errors import GenboundError
+from genbound.quantities import look_at_all, promising_samples
 from genbound.quantities.largest_found import _limit
-from genbound.quantities.promising_samples import scores
+from genbound.quantities.promising_samples import scores, size_tells
 
 
 def found_on(problem, **options):
@@ -77,13 +78,14 @@ def test_joint_products_hold_the_layers_own_and_signs_take_the_others_off(proble
     own = {}
     for name in names:
         own[name] = tape.product(name, problem.displacement[name], "remainder")[0]
-        alone, norm = remainder_forms(tape, problem.displacement.of([name]), torch.ones(1, 1))
+        alone, norm = remainder_forms(tape, at_results(tape, problem.displacement.of([name])), torch.ones(1, 1))
         assert alone[:, 0] == pytest.approx(own[name], rel=1e-10, abs=1e-14)
         assert (norm[:, 0] >= alone[:, 0].abs() - 1e-14).all()
     signs = torch.tensor(list(product((1.0, -1.0), repeat=len(names))))
-    found, _ = remainder_forms(tape, problem.displacement.of(names), signs)
+    us = at_results(tape, problem.displacement.of(names))
+    found, _ = remainder_forms(tape, us, signs)
     assert found.numpy() == pytest.approx(torch.stack(list(own.values()), 1).numpy(), rel=1e-9, abs=1e-13)
-    one, _ = remainder_forms(tape, problem.displacement.of(names), signs[:1])
+    one, _ = remainder_forms(tape, us, signs[:1])
     assert not np.allclose(one.numpy(), found.numpy(), rtol=1e-3)
 
 
@@ -110,6 +112,40 @@ def test_the_closer_look_finds_what_the_gradients_size_does_not():
     assert reached[0] < 0.5 and reached[1] > 0.98
 
 
+def test_scouts_say_whether_the_gradients_size_tells_the_large_parts():
+    sizes = np.arange(100.0)
+    alike, told = np.ones(100), np.where(sizes >= 80, 4.0, 1.0)
+    led = np.where(sizes == 5, 9.0, 1.0)
+    assert size_tells(sizes, [told, told]) and size_tells(sizes, [alike]) and size_tells(sizes, [])
+    assert not size_tells(sizes, [told, led])  # (2 + 1) / (2 + 3)
+    assert size_tells(sizes, [told] * 19 + [np.where(sizes == 5, 9.0, 4.0)])  # 40 of 41
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_where_the_size_tells_the_large_parts_curved_layers_have_them_from_the_closer_look(tells, monkeypatch):
+    """The layer whose block is positive semidefinite by structure is exact all the same."""
+    monkeypatch.setattr(look_at_all, "SCOUTS", 16)
+    monkeypatch.setattr(look_at_all, "size_tells", lambda sizes, forms: tells)
+    looked, whole = [], look_at_all.gauss_newton_forms
+
+    def forms(tape, us, cotangents=None):
+        looked.append((tuple(us), len(tape)))
+        return whole(tape, us, cotangents)
+
+    for module in (look_at_all, promising_samples):
+        monkeypatch.setattr(module, "gauss_newton_forms", forms)
+    problem = Case(lambda: wide_mlp(200), ("0.weight", "2.weight", "4.weight")).problem()
+    certified = genbound.evaluate(problem, ["max_quadratic_form"]).quantities["max_quadratic_form"]["layers"]
+    found = found_on(problem, num_promising=40).quantities["max_quadratic_form"]["layers"]
+    every = [num for names, num in looked if len(names) == 3]
+    assert sum(every) == (16 + 40 if tells else 16 + 200)  # scouts, and a fifth or all of them
+    assert sum(num for _, num in looked) - sum(every) == (200 if tells else 0)
+    assert found["4.weight"]["exact"]
+    assert found["4.weight"]["upper"] == pytest.approx(certified["4.weight"]["upper"], rel=1e-6)
+    for name, row in found.items():
+        assert row["lower"] <= certified[name]["upper"] and row["lower"] >= 0.5 * certified[name]["lower"]
+
+
 def wide_mlp(num):
     model, _, _ = mlp(nn.GELU)()
     inputs = torch.randn(num, 5, dtype=torch.float64)
@@ -119,7 +155,7 @@ def wide_mlp(num):
 def test_gauss_newton_forms_are_those_of_the_dense_jacobian(problems):
     problem = problems("mlp_gelu")
     tape = problem.tape(range(problem.num_samples))
-    found = gauss_newton_forms(tape, problem.displacement)
+    found = gauss_newton_forms(tape, at_results(tape, problem.displacement))
     for i, name in enumerate(problem.displacement):
         for p in range(problem.num_samples):
 
@@ -138,9 +174,9 @@ def test_random_combinations_stand_for_many_outputs():
     torch.manual_seed(0)
     problem = linear(torch.randn(80, 4), torch.randn(3, 4), [1, 5, 70])
     tape = problem.tape(range(3))
-    exact = gauss_newton_forms(tape, problem.displacement)
+    exact = gauss_newton_forms(tape, at_results(tape, problem.displacement))
     draws = [torch.randint(0, 2, (3, 80), dtype=torch.float64) * 2 - 1 for _ in range(4000)]
-    assert gauss_newton_forms(tape, problem.displacement, draws) == pytest.approx(exact, rel=0.12)
+    assert gauss_newton_forms(tape, at_results(tape, problem.displacement), draws) == pytest.approx(exact, rel=0.12)
     row = found_on(problem).quantities["max_quadratic_form"]["layers"]["weight"]
     assert row["upper"] == pytest.approx(exact.max().item(), rel=1e-6)
 

@@ -44,7 +44,7 @@ class MaxQuadraticFormOptions:
     )
     num_joint: int = option(
         2,
-        "found: products for all layers at once, of a quarter of the samples, that say which are promising; 0: the"
+        "found: products for all layers at once, of a fifth of the samples, that say which are promising; 0: the"
         " Gauss-Newton part and the size of the loss's gradient alone say so",
     )
     num_promising: int = option(40, "found: most promising samples of each layer that get products of their own")
@@ -100,7 +100,7 @@ def _found(promising: int, checked: int, products: int, **looked: int) -> dict[s
     return {"maximum": "found", **searched, **looked}
 
 
-# A cheaper look at all samples comes before fewer products: one at the gradients' sizes, where a quarter of the samples
+# A cheaper look at all samples comes before fewer products: one at the gradients' sizes, where a fifth of the samples
 # have a closer one. Sizes alone come last.
 SIZES = {"exact_outputs": 0, "num_draws": 0}
 LOOKS: tuple[dict[str, int], ...] = ({}, {"exact_outputs": 0, "num_draws": 1}, SIZES, SIZES | {"num_joint": 1})
