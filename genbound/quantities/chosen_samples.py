@@ -9,7 +9,7 @@ means: it stays with the samples that were drawn alike.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,24 +87,6 @@ def chosen_problem(
     key = "choice of samples" + f" {step}" * bool(step)
     numbers = torch.rand(total, generator=generator(problem.sample_seed, key), dtype=torch.float64)
     return problem.measured_on(choose_by_size(losses.data["size"], num, numbers.numpy(), spreads))
-
-
-def wanted_samples(problem: Problem, found: Sequence[Mapping[str, float]], error: float) -> int:
-    """How many samples leave a relative error, draws and choice together, if both fall with their number.
-
-    So many as there are where no error is asked for, or samples are not chosen.
-
-    Args:
-        problem: with the samples that are measured.
-        found: the numbers that are to have that error: ``value``, ``sem`` and ``data_sem`` of each.
-        error: relative to each.
-    """
-    if not error or problem.choice is None:
-        return problem.num_samples
-    excess = max(np.hypot(row["sem"], row["data_sem"]) / max(error * abs(row["value"]), 1e-300) for row in found)
-    if excess <= SLACK:
-        return problem.num_samples
-    return int(min(np.ceil(SLACK * problem.num_samples * excess**2), len(problem.data)))
 
 
 def data_sem_of(problem: Problem, values: np.ndarray, noise: np.ndarray) -> np.ndarray:

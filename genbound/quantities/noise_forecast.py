@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from genbound.network.problem import Problem
 from genbound.quantities.catalogue.noise_stability import NoiseStabilityOptions
-from genbound.quantities.noise_stability import PILOT, SMALL, TAIL_PILOT
+from genbound.quantities.noise_grid import PILOT, SMALL, TAIL_PILOT
 from genbound.quantities.weight_noise import NoisePerSample
 
 SECOND, RECORDING = 1.3, 4.0  # forward passes: a draw's second-order term, and recording its batch before

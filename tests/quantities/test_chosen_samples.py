@@ -1,7 +1,9 @@
 """Traces and noise of all training samples from some that were chosen by size."""
 
 import math
+from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ import genbound
 from benchmarks import population
 from benchmarks.population import SIGMAS, N, Text, coverage, error_of, train
 from genbound.errors import GenboundError
+from genbound.estimators.choice import choose_by_size
+from genbound.estimators.spread_by_size import Spreads
 from genbound.formatting import digits, with_error
+from genbound.quantities.noise_to_error import _expected_variance
 
 OTHERS = (
     "losses", "margin", "input_norm", "hessian_trace", "max_quadratic_form", "max_positive_trace", "fisher_rao_norm",
@@ -168,6 +173,38 @@ def test_the_noise_has_more_samples_than_the_trace_where_its_error_takes_more(tr
     whole = genbound.evaluate(problem_of(trained, "text"), ["noise_stability"], options=options)
     (exact,) = whole.quantities["noise_stability"]["sigmas"]
     assert abs(row["value"] - exact["value"]) < 3.5 * math.hypot(error_of(row), exact["sem"])
+
+
+def test_every_sigma_ends_at_its_own_error(trained):
+    """The hardest has more samples than the others, and none is known much better than was asked for."""
+    options = {"noise_stability": {"error": 0.07, "sigmas": (0.01, 0.03, 0.1, 0.3)}}
+    found = genbound.evaluate(problem_of(trained, "text", 20), ["noise_stability"], options=options)
+    rows = found.quantities["noise_stability"]["sigmas"]
+    errors = [error_of(row) / row["value"] for row in rows]
+    assert max(errors) <= 1.05 * 0.07 and min(errors) >= 0.5 * 0.07
+    assert max(row["num_samples"] for row in rows) > 1.2 * min(row["num_samples"] for row in rows)
+    assert found.quantities["noise_stability"]["choice"] == "size"
+
+
+def test_the_variance_that_is_expected_of_a_round_is_that_over_choices_and_draws():
+    source = np.random.default_rng(0)
+    sizes, num = np.sort(source.exponential(size=300)), 40
+    spreads = Spreads(between=sizes**2, draw=2 * sizes**2 + 0.1)
+    means, expected = [], []
+    for _ in range(1500):
+        values = np.sqrt(spreads.between) * source.normal(size=300)
+        choice = choose_by_size(sizes, num, source.random(300), spreads.of(1))
+        drawn = values[choice.members] + np.sqrt(spreads.draw[choice.members]) * source.normal(size=num)
+        means.append((choice.shares * drawn).mean() - values.mean())
+        part = SimpleNamespace(
+            problem=SimpleNamespace(choice=choice, indices=choice.members),
+            rises=SimpleNamespace(slope=0.0, draws=np.ones(num, int)),
+        )
+        expected.append(_expected_variance(part, spreads))
+    assert np.var(means) == pytest.approx(np.mean(expected), rel=0.15)
+    by_choice = _expected_variance(part, replace(spreads, draw=0 * sizes))
+    part.rises.slope, part.sem = 1.0, 3.0  # a control: what its draws leave is what was stated
+    assert _expected_variance(part, spreads) == pytest.approx(by_choice + 9)
 
 
 def test_an_error_that_takes_all_samples_measures_all(trained):
