@@ -168,7 +168,7 @@ class _Search:
     def _search(self, number: int) -> Part:
         place = self._searched.index(number)
         known = {
-            p: tuple(float(self._checked[key][row, place]) for key in ("lower", "upper"))
+            p: (float(self._checked["lower"][row, place]), float(self._checked["upper"][row, place]))
             for row, p in enumerate(self._random)
         }
         brackets = _Brackets(self._whole, number, known)

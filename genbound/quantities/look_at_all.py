@@ -85,7 +85,7 @@ def look_at(whole: Problem, context: Context, columns: Sequence[int], positions:
         kept = [name for name in tape.layers if name in moved and tape.uses[name]]
         if kept:
             found = gauss_newton_forms(tape, at_results(tape, whole.displacement.of(kept)), combinations(tape, context))
-            forms[np.ix_(rows, [column[name] for name in kept])] = found.cpu().numpy()
+            forms[np.ix_(rows, np.array([column[name] for name in kept]))] = found.cpu().numpy()
     return {"forms": forms, "sizes": sizes}
 
 
