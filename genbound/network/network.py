@@ -14,6 +14,7 @@ from genbound.data.sample_parts import map_tensors
 from genbound.data.samples import Batch, Samples, as_samples
 from genbound.errors import GenboundError
 from genbound.estimators.all_finite import all_finite
+from genbound.estimators.even_runs import even_runs
 from genbound.estimators.random import BLOCK
 from genbound.network import displacement
 from genbound.network.checks import check_forward
@@ -155,6 +156,16 @@ class Network:
             key = k
         if run:
             yield run
+
+    def even_batches(self, positions: Sequence[int], size: int | None = None) -> Iterator[list[int]]:
+        """As :meth:`batches`, of positions in any order, and in runs of samples so alike in length that few are padded.
+
+        That pays where the passes take much, and few samples of all lengths are left.
+        """
+        for group in self.batches(sorted(positions), max(1, len(positions))):
+            lengths = [self.data.size(self.indices[p]) for p in group]
+            for places in even_runs(lengths, size or self.batch_size):
+                yield [group[i] for i in places]
 
     def shared_run(self, most: int) -> list[int]:
         """Up to ``most`` positions that share a pass: at least two if two can be stacked, whatever the batch size."""

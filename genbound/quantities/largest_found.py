@@ -242,9 +242,9 @@ class _Brackets:
         """A product of each of these samples."""
         added = sorted(p for p in positions if p not in self.measured)
         new = [p for p in added if p not in self._known]
-        if new:
-            part = screen(self._whole, new, [self._layer])
-            self.lower[new], self.upper[new] = part["lower"][:, 0], part["upper"][:, 0]
+        for run in self._whole.even_batches(new):
+            part = screen(self._whole, run, [self._layer])
+            self.lower[run], self.upper[run] = part["lower"][:, 0], part["upper"][:, 0]
         for p in added:
             if p in self._known:
                 self.lower[p], self.upper[p] = self._known[p]

@@ -159,7 +159,7 @@ class Refinement:
             pending := self._most_promising(visited)[: size if visited else min(size, FIRST)]
         ):
             visited |= set(pending)
-            for members in self._problem.batches(sorted(pending), size):
+            for members in self._problem.even_batches(pending, size):
                 self._refine(members)
 
     def _is_open(self, position: int) -> bool:
