@@ -96,7 +96,10 @@ def measure(problem: Problem, context: Context) -> Measured:
         }
         for row, one in zip(first.measured.summary["sigmas"], found, strict=True)
     ]  # fmt: skip
-    return Measured(first.measured.summary | {"sigmas": rows, **said_of_all(found)})
+    said = said_of_all(found)
+    if any(len(one.samples) > num_different(problem) for one in found):
+        said["num_compared"] = num_different(problem)
+    return Measured(first.measured.summary | {"sigmas": rows, **said})
 
 
 @dataclass(frozen=True)

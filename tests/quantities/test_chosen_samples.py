@@ -184,6 +184,7 @@ def test_every_sigma_ends_at_its_own_error(trained):
     assert max(errors) <= 1.05 * 0.07 and min(errors) >= 0.5 * 0.07
     assert max(row["num_samples"] for row in rows) > 1.2 * min(row["num_samples"] for row in rows)
     assert found.quantities["noise_stability"]["choice"] == "size"
+    assert "Both are compared on the 20 samples whose trace is known" in found.to_markdown()
 
 
 def test_the_variance_that_is_expected_of_a_round_is_that_over_choices_and_draws():

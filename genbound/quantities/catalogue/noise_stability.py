@@ -100,6 +100,11 @@ def _remarks(summary: Summary) -> list[str]:
     if noise is not None:
         sentence += f", noise alone {percent(noise)}" + (": all of it may be noise" if rss <= 2 * noise else "")
     remarks = [f"{sentence}."]
+    if "num_compared" in summary:
+        remarks.append(
+            f"Both are compared on the {summary['num_compared']:,} samples whose trace is known: the relative RSS and "
+            "whether a rise is quadratic are of these. The rises above have further samples."
+        )
     if any(row.get("kinks") for row in summary["sigmas"]):
         remarks.append("Kinks: the rise stays proportional to sigma², but off ½ sigma² Tr H, which does not see them.")
     if not all(row.get("reliable", True) for row in summary["sigmas"]):
