@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from genbound import Problem, load
+from genbound.data.run_folder import Relabelled
+from genbound.finetune.training_data import all_labels
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +30,13 @@ def minilm(num: int, batch_size: int = 16, **options) -> Problem:
     pair = folder("GENBOUND_MINILM")
     data = f"csv:{folder('GENBOUND_SHARED') / 'data' / 'sst2_train.csv'}?text=sentence&label=label"
     return load(pair / "finetuned", pair / "pretrained", data=data, num_samples=num, batch_size=batch_size, **options)
+
+
+def minilm_alone(num: int, batch_size: int = 16) -> Problem:
+    """The same with ``num`` of the sentences as all that there are: no choice of samples that an error could be for."""
+    some = minilm(num, batch_size)
+    data = Relabelled(some.data, all_labels(some.data), sorted(some.indices))
+    return Problem(some.model, some.init, data, batch_size=batch_size)
 
 
 def fitted(num: int, epochs: int = 12, batch_size: int = 16) -> Problem:

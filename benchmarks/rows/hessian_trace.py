@@ -73,19 +73,19 @@ def trace_rows(
 
 
 def minilm_trace() -> Iterator[Row]:
-    yield from trace_rows(models.minilm(512), "MiniLM/SST-2", 100, 50, probes=32, largest=8)
+    yield from trace_rows(models.minilm_alone(512), "MiniLM/SST-2", 60, 100, probes=32, largest=8)
 
 
 def minilm_trace_1024() -> Iterator[Row]:
-    yield from trace_rows(models.minilm(1024), "MiniLM/SST-2", 100, 100, probes=16, largest=4)
+    yield from trace_rows(models.minilm_alone(1024), "MiniLM/SST-2", 90, 200, probes=16, largest=4)
 
 
 def minilm_trace_2048() -> Iterator[Row]:
-    yield from trace_rows(models.minilm(2048), "MiniLM/SST-2", 100, 100, probes=16, largest=4)
+    yield from trace_rows(models.minilm_alone(2048), "MiniLM/SST-2", 100, 100, probes=16, largest=4)
 
 
 def minilm_trace_128() -> Iterator[Row]:
-    yield from trace_rows(models.minilm(128), "MiniLM/SST-2", 25, 12, probes=128)
+    yield from trace_rows(models.minilm_alone(128), "MiniLM/SST-2", 25, 12, probes=128)
 
 
 def fitted_trace() -> Iterator[Row]:

@@ -35,6 +35,10 @@ class Relabelled(Samples):
         """That of the sample's place."""
         return self._samples.shape_key(self._places[i])
 
+    def size(self, i: int) -> int:
+        """That of the sample's place."""
+        return self._samples.size(self._places[i])
+
     def shown(self, i: int) -> str:
         """As the sample's place says."""
         return self._samples.shown(self._places[i])
