@@ -74,7 +74,8 @@ def gauss_newton_forms(
         ``[N, L]`` in float64, in the loss's unit.
 
     Cost: one backward pass to the activations for each column (one fewer for cross-entropy) or combination, for all
-    layers together.
+    layers together. None for a loss of two scores' difference whose gradient was taken on the tape: it is in proportion
+    to the only column.
     """
     factor = tape.network.loss.output_factor(tape.outputs.detach(), tape.targets)
     total = torch.zeros(len(tape), len(us), dtype=torch.float64, device=tape.outputs.device)
@@ -83,10 +84,20 @@ def gauss_newton_forms(
         sign = 1.0
         if factor.signs is not None and cotangents is None:
             sign = (factor.signs * weight).flatten(1).sum(1, keepdim=True).double()
-        gradients = tape.backward(factor.columns(weight), list(us))
+        column = factor.columns(weight)
+        if cotangents is None and factor.last_vanishes and len(weights) == 1 and tape.has_gradients("remainder"):
+            gradients, times = tape.gradients("remainder"), _times(column, tape.output_gradient())
+        else:
+            gradients, times = tape.backward(column, list(us)), 1.0
         inner = [tape.inner(name, us[name], filled(gradients[name], us[name])) for name in us]
-        total += sign * torch.stack(inner, 1).square()
+        total += sign * (times * torch.stack(inner, 1).detach()).square()
     return total if cotangents is None else total / len(weights)
+
+
+def _times(column: Tensor, gradient: Tensor) -> Tensor:
+    """What a gradient of each sample in two scores, a multiple of (1, -1), is to be multiplied by: ``[N, 1]``."""
+    column, gradient = column.flatten(1).double(), gradient.flatten(1).double()
+    return (column * gradient).sum(1, keepdim=True) / gradient.square().sum(1, keepdim=True).clamp(min=1e-300)
 
 
 def remainder_forms(tape: Tape, us: Mapping[str, list[Tensor]], signs: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,14 +119,25 @@ def remainder_forms(tape: Tape, us: Mapping[str, list[Tensor]], signs: Tensor) -
     """
     means = {name: [torch.zeros_like(u) for u in own] for name, own in us.items()}
     for draw in signs.tolist():
-        signed = {name: [sign * u for u in us[name]] for name, sign in zip(us, draw, strict=True)}
+        signed = {
+            name: own if sign == 1 else [-u for u in own] for (name, own), sign in zip(us.items(), draw, strict=True)
+        }
         products = tape.activation_products(signed, list(us), "remainder")
         for name, sign in zip(us, draw, strict=True):
             for mean, q in zip(means[name], products[name], strict=True):
-                mean += (sign / len(signs)) * q
-    forms = torch.stack([tape.inner(name, us[name], means[name]) for name in us], 1)
-    squares = [tape.inner(name, us[name], us[name]) * tape.inner(name, means[name], means[name]) for name in us]
+                mean.add_(q, alpha=sign / len(signs))
+    forms = torch.stack([_inner(tape, name, us[name], means[name]) for name in us], 1)
+    squares = [_inner(tape, name, us[name], us[name]) * _inner(tape, name, means[name], means[name]) for name in us]
     return forms, torch.stack(squares, 1).sqrt()
+
+
+def _inner(tape: Tape, name: str, us: Sequence[Tensor], qs: Sequence[Tensor]) -> Tensor:
+    """As :meth:`Tape.inner`, added up in the tape's type, single precision at the least: for estimates."""
+    total = torch.zeros(len(tape), dtype=torch.float64, device=tape.outputs.device)
+    for use, u, q in zip(tape.uses[name], us, qs, strict=True):
+        rows = [each.float() if each.itemsize < 4 else each for each in (use.per_sample(u), use.per_sample(q))]
+        total = total + torch.linalg.vecdot(*rows).double()
+    return total
 
 
 def _squared_norms(tape: Tape, cotangent: Tensor) -> Tensor:

@@ -108,6 +108,10 @@ class Tape(ReadPass):
                 self._gradients[part] = self._differentiable(self.outputs, self.output_gradient())
         return self._gradients[part]
 
+    def has_gradients(self, part: str) -> bool:
+        """Whether :meth:`gradients` were taken."""
+        return part in self._gradients
+
     def _differentiable(self, outputs: Tensor, cotangent: Tensor | None) -> dict[str, list[Tensor | None]]:
         values = torch.autograd.grad(outputs, self.edges(self.layers), cotangent, create_graph=True, allow_unused=True)
         return self._split(self.layers, values)

@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -167,6 +168,22 @@ def test_gauss_newton_forms_are_those_of_the_dense_jacobian(problems):
             prob = outputs(problem.params[name]).softmax(0)
             expected = (prob * (u - prob @ u) ** 2).sum()
             assert found[p, i].item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-14)
+
+
+def test_the_gradient_of_two_scores_has_the_gauss_newton_forms():
+    """Where it was taken already, no backward pass is."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 2)).double()
+    init = {name: 0.5 * p.detach() for name, p in net.named_parameters()}
+    problem = genbound.Problem(net, init, (torch.randn(9, 5, dtype=torch.float64), torch.arange(9) % 2))
+    one, two = (problem.tape(range(9)) for _ in range(2))
+    us = at_results(two, problem.displacement)
+    remainder_forms(two, us, torch.ones(1, 2))
+    with mock.patch.object(two, "backward") as backward:
+        found = gauss_newton_forms(two, us)
+    assert not backward.called and not found.requires_grad
+    expected = gauss_newton_forms(one, at_results(one, problem.displacement))
+    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-10) and expected.min() > 0
 
 
 def test_random_combinations_stand_for_many_outputs():
