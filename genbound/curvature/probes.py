@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -71,30 +72,74 @@ def make_probe(shape: tuple[int, ...], signs: Tensor) -> Probe:
     return Probe(shape, None, a, signs[:, RANK * columns :].reshape(-1, RANK, shape[0]))
 
 
-def probe_directions(
-    layers: Mapping[str, tuple[tuple[int, ...], Sequence[Use]]], rows: Sequence[Row], seed: int, like: Tensor
-) -> dict[str, list[Tensor]]:
+Layers = Mapping[str, tuple[tuple[int, ...], Sequence[Use]]]  # name -> shape of the weight, its uses in the pass
+
+
+def _acts_on_few(uses: Sequence[Use]) -> bool:
+    """Whether a layer acts once, as a linear map on fewer positions than it has inputs."""
+    use = uses[0]
+    return len(uses) == 1 and isinstance(use, LinearUse) and use.num_positions < use.inputs.shape[-1]
+
+
+def probe_signs(layers: Layers, rows: Sequence[Row], seed: int, like: Tensor) -> dict[str, Tensor]:
+    """The random signs that :func:`perturbed` makes perturbations of, ``[N, ...]`` for every layer.
+
+    Args:
+        layers: what is moved.
+        rows: where the random numbers of each of the N rows of the pass come from.
+        seed: of all of them.
+        like: whose type and device the perturbations have.
+    """
+    found = {}
+    for name, (shape, uses) in layers.items():
+        if _acts_on_few(uses):
+            use = cast(LinearUse, uses[0])
+            outputs = shape[1] if use.transposed else shape[0]
+            found[name] = row_signs(rows, seed, name, use.num_positions, outputs, like)
+        else:
+            found[name] = row_signs(rows, seed, name, 1, num_signs(shape), like)[:, 0]
+    return found
+
+
+def perturbed(layers: Layers, signs: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     """Perturbations of the layers' results by random weights of every row's own.
 
     A layer that acts once, as a linear map on fewer positions than it has inputs, gets exact independent signs where
     they act (:meth:`~genbound.network.weight_uses.LinearUse.spread`); any other a :class:`Probe`.
-
-    Args:
-        layers: name -> (shape of the weight, its uses in the pass).
-        rows: where the random numbers of each of the N rows of the pass come from.
-        seed: of all of them.
-        like: whose type and device the perturbations have.
 
     Returns:
         name -> a perturbation for each use, in the shape of its result z: that of weights of variance 1.
     """
     found = {}
     for name, (shape, uses) in layers.items():
-        use = uses[0]
-        if len(uses) == 1 and isinstance(use, LinearUse) and use.num_positions < use.inputs.shape[-1]:
-            outputs = shape[1] if use.transposed else shape[0]
-            found[name] = [use.spread(row_signs(rows, seed, name, use.num_positions, outputs, like))]
+        if _acts_on_few(uses):
+            found[name] = [cast(LinearUse, uses[0]).spread(signs[name])]
         else:
-            probe = make_probe(shape, row_signs(rows, seed, name, 1, num_signs(shape), like)[:, 0])
+            probe = make_probe(shape, signs[name])
             found[name] = [probe.perturb(use) for use in uses]
     return found
+
+
+def probe_directions(layers: Layers, rows: Sequence[Row], seed: int, like: Tensor) -> dict[str, list[Tensor]]:
+    """The perturbations of :func:`perturbed`, by the signs of :func:`probe_signs`."""
+    return perturbed(layers, probe_signs(layers, rows, seed, like))
+
+
+def along_signs(shape: tuple[int, ...], uses: Sequence[Use], qs: Sequence[Tensor]) -> Tensor | None:
+    r"""A gradient in the space of a layer's signs, ``[N, signs]``, whose norm is that of the gradient in the weight.
+
+    Args:
+        shape: of the weight.
+        uses: of the layer.
+        qs: gradients at the results of its uses.
+
+    Returns:
+        ``None`` for probes of low rank: of so large a weight no single entry counts.
+    """
+    if _acts_on_few(uses):
+        use = cast(LinearUse, uses[0])
+        return (use.root().mT @ use.per_position(qs[0])).flatten(1)
+    if not _is_full(shape):
+        return None
+    weights = [use.adjoint(q) for use, q in zip(uses, qs, strict=True)]
+    return torch.stack(weights).sum(0).flatten(1)

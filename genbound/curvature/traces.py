@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genbound.curvature.krylov_control import KrylovControl
 from genbound.curvature.layer_block import LayerBlock
-from genbound.curvature.probes import probe_directions
+from genbound.curvature.probes import Layers, along_signs, perturbed, probe_directions, probe_signs
 from genbound.curvature.sweep import Sweep
 from genbound.estimators.random import Row, row_signs
 from genbound.network.tape import Tape, basis, filled
@@ -177,17 +177,96 @@ def probe_trace(tape: Tape, part: str, rows: Sequence[Row], seed: int) -> Tensor
 
     Cost: one double backward pass to the activations for all layers and samples together.
     """
-    active = [n for n in tape.layers if tape.uses[n] and (part == "hessian" or n not in tape.piecewise_linear)]
-    result = torch.zeros(len(tape), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
-    if not active:
-        return result
-    layers = {name: (tuple(tape.weights[name].shape), tape.uses[name]) for name in active}
+    layers = _moved_layers(tape, part)
     directions = probe_directions(layers, rows, seed, tape.outputs.detach())
-    products = tape.activation_products(directions, active, part)
-    for i, name in enumerate(tape.layers):
-        if name in directions:
-            result[:, i] = tape.inner(name, directions[name], products[name])
-    return result
+    return _forms(tape, directions, tape.activation_products(directions, list(layers), part))
+
+
+def remainder_probes(tape: Tape, rows: Sequence[Sequence[Row]], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    r"""D draws of :func:`probe_trace` of the remainder R, and what their products Rz tell of their spread.
+
+    Args:
+        tape: of N samples.
+        rows: of every draw, where the random numbers of each sample come from.
+        seed: of all of them.
+
+    Returns:
+        The draws and :math:`\|(Rz)_i\|^2`, ``[N, D, L]`` each; and, unbiased from two or more draws, the sums of the
+        squares of R's diagonal in every layer ``[N, L]``. Of weights that are so large that their probes have a low
+        rank, where no entry counts, that is 0.
+
+    Cost: D double backward passes, and for each about that of multiplying the layers' gradients with their inputs.
+    """
+    layers, sums = _moved_layers(tape, "remainder"), dict[str, Tensor]()
+    empty = torch.zeros(len(tape), len(rows), len(tape.layers), dtype=torch.float64, device=tape.outputs.device)
+    draws, norms, diagonal = empty, empty.clone(), empty[:, 0].clone()
+    for draw, numbers in enumerate(rows):
+        signs = probe_signs(layers, numbers, seed, tape.outputs.detach())
+        directions = perturbed(layers, signs)
+        products = tape.activation_products(directions, list(layers), "remainder")
+        draws[:, draw], norms[:, draw] = _forms(tape, directions, products), _squares(tape, products)
+        for name, (shape, uses) in layers.items():
+            gradient = along_signs(shape, uses, products[name])
+            if gradient is not None:  # z * Rz has the diagonal as its mean, and products of two draws its square
+                own = gradient * signs[name].flatten(1)
+                sums[name] = sums[name] + own if name in sums else own
+                diagonal[:, tape.layers.index(name)] -= own.double().square().sum(1)
+    for name, total in sums.items():
+        diagonal[:, tape.layers.index(name)] += total.double().square().sum(1)
+    return draws, norms, diagonal / max(len(rows) * (len(rows) - 1), 1)
+
+
+def further_product(tape: Tape, rows: Sequence[Row], seed: int) -> Tensor:
+    r"""What the product along :math:`v = Rz / \|Rz\|` of a draw tells of R's squares off the diagonal, ``[N, L]``.
+
+    It is :math:`\|(Rv)_i\|^2 - \sum_j v_j^2 (Rv)_j^2` with the sum over the entries of layer i. Where R has rank one it
+    is the sum of the squares in the layer's rows without the diagonal.
+
+    Cost: two double backward passes, the draw's own again and one along it.
+    """
+    layers = _moved_layers(tape, "remainder")
+    directions = probe_directions(layers, rows, seed, tape.outputs.detach())
+    products = tape.activation_products(directions, list(layers), "remainder")
+    moves = {name: _moved(tape, name, qs) for name, qs in products.items()}
+    further = tape.activation_products(moves, list(layers), "remainder")
+    square = _squares(tape, products).sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    found = _squares(tape, further) / square
+    for name, (shape, uses) in layers.items():
+        pair = [along_signs(shape, uses, of[name]) for of in (products, further)]
+        if pair[0] is not None and pair[1] is not None:
+            found[:, tape.layers.index(name)] -= (pair[0].double() * pair[1].double() / square).square().sum(1)
+    return found
+
+
+def _moved_layers(tape: Tape, part: str) -> Layers:
+    """The layers that the part does not vanish on."""
+    active = [n for n in tape.layers if tape.uses[n] and (part == "hessian" or n not in tape.piecewise_linear)]
+    return {name: (tuple(tape.weights[name].shape), tape.uses[name]) for name in active}
+
+
+def _moved(tape: Tape, name: str, qs: Sequence[Tensor]) -> list[Tensor]:
+    """``A A* q``: how the weight ``A* q`` of every sample's own perturbs the results of the layer's uses."""
+    uses = tape.uses[name]
+    if len(uses) == 1:
+        return [uses[0].gram(qs[0])]
+    weight = tape.adjoint(name, qs)
+    return [use.perturb(weight) for use in uses]
+
+
+def _forms(tape: Tape, directions: Mapping[str, list[Tensor]], products: Mapping[str, list[Tensor]]) -> Tensor:
+    """Inner products of the layers' perturbations with their products, ``[N, L]``."""
+    return _by_layer(tape, {name: tape.inner(name, us, products[name]) for name, us in directions.items()})
+
+
+def _squares(tape: Tape, products: Mapping[str, list[Tensor]]) -> Tensor:
+    """Squared norms of the layers' products as weights, ``[N, L]``."""
+    return _by_layer(tape, {name: tape.squared_norm(name, qs) for name, qs in products.items()})
+
+
+def _by_layer(tape: Tape, found: Mapping[str, Tensor]) -> Tensor:
+    """Numbers of every sample, and 0 for the layers that have none, ``[N, L]``."""
+    zero = torch.zeros(len(tape), dtype=torch.float64, device=tape.outputs.device)
+    return torch.stack([found.get(name, zero) for name in tape.layers], 1)
 
 
 def sweep_directions(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], seed: int) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ from typing import NamedTuple
 import numpy as np
 
 from genbound.estimators.allocation import allocate
+from genbound.estimators.draw_spread import Bounds
 from genbound.estimators.draws import Moments
 from genbound.estimators.estimate import Sampled
 
@@ -113,24 +114,34 @@ class Plan:
         weight = self.weight[samples].reshape(-1, *[1] * (draws.ndim - 1))
         return with_total(draws - weight * self.shares * draws.sum(-1, keepdims=True))
 
-    def combine(self, own: Moments, joint_mean: np.ndarray, joint_squares: np.ndarray) -> Sampled:
+    def combine(self, own: Moments, joint_mean: np.ndarray, joint_squares: np.ndarray, bounds: Bounds) -> Sampled:
         r"""Every sample's traces from all draws, with :math:`w\,b_i\,T` put back.
 
         Args:
             own: of the draws :meth:`less_joint` ``[S, L + 1]``.
             joint_mean: T, the mean of each sample's joint draws ``[S]``.
             joint_squares: sum of their squared deviations from it ``[S]``.
+            bounds: of the spread of double backward probes.
 
         Returns:
             Of ``[S, L + 1]``, with the total in the last column.
         """
         shares = np.append(self.shares, 1.0)
         values = own.mean + (self.weight * joint_mean)[:, None] * shares
-        free, joint_free = own.count - 1, np.maximum(self.joint - 1, 1)
-        variances = own.squares / (own.count * free)[:, None]
-        together = (self.weight**2 * joint_squares / np.maximum(self.joint * joint_free, 1))[:, None] * shares**2
-        spread = variances**2 / free[:, None] + together**2 / joint_free[:, None]
-        return Sampled.of(values, variances + together, spread.sum(0))
+        left = bounds.less_joint(self.weight[:, None] * self.shares)
+        variances, spread = np.zeros_like(own.mean), np.zeros(own.mean.shape[1])
+        for kind in (self.separate, ~self.separate):
+            rows = np.flatnonzero(kind)
+            each, freedom = left.variances(own.count[rows], own.squares[rows], rows)
+            variances[rows] = each / own.count[rows, None]
+            spread += (variances[rows] ** 2 / freedom).sum(0)
+        together = np.zeros_like(variances)
+        for several in np.unique(self.vectors):  # a control leaves less of what the bounds are of
+            rows = np.flatnonzero((self.vectors == several) & (self.joint > 1))
+            each, freedom = bounds.variances(self.joint[rows], joint_squares[rows, None], rows)
+            together[rows] = self.weight[rows, None] ** 2 * each / self.joint[rows, None] * shares**2
+            spread += (together[rows] ** 2 / freedom).sum(0)
+        return Sampled.of(values, variances + together, spread)
 
 
 class LayerProbes(NamedTuple):

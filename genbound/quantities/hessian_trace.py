@@ -22,8 +22,9 @@ Variance:
     neighbours in size, not by its own, and by the pilot, whose draws are not used again. What all first probes decide
     together is the scale of the counts and the layers' shares. It biases the value by less than their relative error
     over the number of samples: nothing for a hundred samples, but a reason to take more first probes where there are
-    few. The spread itself is known from few draws of the few samples that rule it: ``sem`` is widened by Student's law
-    with Satterthwaite's degrees of freedom, so that 1.96 of it cover 95 %.
+    few. The spread itself is known from few draws of the few samples that rule it: so the products that the draws are
+    made from tell it as well (:mod:`genbound.estimators.draw_spread`), and ``sem`` is widened by Student's law with
+    Satterthwaite's degrees of freedom, so that 1.96 of it cover 95 %.
 
 References:
     Hutchinson, A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines,
@@ -64,6 +65,7 @@ from genbound.quantities.trace_by_blocks import is_too_large, measure_by_blocks
 from genbound.quantities.trace_look import (
     FirstLook,
     affordable_products,
+    closer_look,
     cost_of,
     exact_remainder,
     first_look,
@@ -109,9 +111,9 @@ def _with_remainder(problem: Problem, context: Context, look: FirstLook) -> tupl
         return trace, None
     if look.products <= affordable_products(problem, context.options):
         return trace + exact_remainder(problem, context), None
-    probes = Probes(problem, context.seed, look.curved)
+    probes, look = Probes(problem, context.seed, look.curved), closer_look(problem, context, look)
     plan = plan_remainder(problem, context, probes, trace, look.sizes, look.probes)
-    return trace + draw_remainder(problem, context, probes, plan, look.probes), plan
+    return trace + draw_remainder(problem, context, probes, plan, look.probes, look.bounds), plan
 
 
 def total_trace(problem: Problem, context: Context) -> dict[str, Any]:

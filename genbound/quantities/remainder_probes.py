@@ -29,6 +29,7 @@ from genbound.curvature.traces import (
     separate_traces,
 )
 from genbound.estimators.allocation import choose_pilot, expect, shrink
+from genbound.estimators.draw_spread import Bounds
 from genbound.estimators.draws import Moments, Sampler, as_drawn, copies_in_a_pass
 from genbound.estimators.estimate import Sampled
 from genbound.estimators.random import Row
@@ -354,10 +355,13 @@ def _takes_half(problem: Problem, context: Context) -> bool:
     return bool(found["half"])
 
 
-def draw_remainder(problem: Problem, context: Context, probes: Probes, plan: Plan, first: np.ndarray) -> Sampled:
+def draw_remainder(
+    problem: Problem, context: Context, probes: Probes, plan: Plan, first: np.ndarray, bounds: Bounds
+) -> Sampled:
     """The remainder of every sample by the plan's probes, ``[N, L + 1]`` with the total in the last column.
 
-    ``first [N, D, L]`` are the probes that every sample had already: some of the double backward ones.
+    ``first [N, D, L]`` are the probes that every sample had already: some of the double backward ones. ``bounds`` are
+    of their spread.
     """
     num_first, columns = first.shape[1], first.shape[2] + 1
     backward, separate = (kind("draws", plan.less_joint) for kind in (probes.backward, probes.separate))
@@ -376,4 +380,4 @@ def draw_remainder(problem: Problem, context: Context, probes: Probes, plan: Pla
     samples = np.flatnonzero(~plan.separate)
     for i in range(num_first):
         own.add(samples, plan.less_joint(first[samples, i], samples))
-    return plan.combine(own, stack(parts, "joint_mean"), stack(parts, "joint_squares"))
+    return plan.combine(own, stack(parts, "joint_mean"), stack(parts, "joint_squares"), bounds)

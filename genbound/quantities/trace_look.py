@@ -6,23 +6,25 @@ probes of every sample, which say how much it varies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from genbound.curvature.traces import (
     dense_remainder_trace,
+    further_product,
     gauss_newton_trace,
-    probe_trace,
     remainder_dimension,
+    remainder_probes,
     sampled_gauss_newton_trace,
 )
+from genbound.estimators.draw_spread import Bounds
 from genbound.estimators.draws import Sampler
 from genbound.estimators.estimate import Sampled, stratum_variances
-from genbound.estimators.random import row_of
+from genbound.estimators.random import Row, row_of
 from genbound.estimators.trace_plan import with_total
 from genbound.network.derivative_trial import is_large
-from genbound.network.problem import Problem
+from genbound.network.problem import SHARD, Problem
 from genbound.quantities.base import Context, Part, stack
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
 from genbound.quantities.remainder_probes import tapes_by_column
@@ -42,6 +44,8 @@ class FirstLook:
         products: Hessian products on single samples that an exact remainder takes.
         sizes: norm of every sample's loss gradient in the output, which the spread of its remainder grows with ``[N]``.
         probes: the first double backward probes of every sample ``[N, D, L]``.
+        bounds: what the products that these are made from tell of their spread.
+        longest: which probe of each sample has the largest product ``[N]``.
     """
 
     gauss_newton: Sampled
@@ -49,13 +53,17 @@ class FirstLook:
     products: int
     sizes: np.ndarray
     probes: np.ndarray
+    bounds: Bounds
+    longest: np.ndarray
 
     @property
     def remainder(self) -> Sampled:
         """What the first probes say of the remainder, with the total in the last column."""
-        probes, draws = with_total(self.probes), self.probes.shape[1]
-        noise = probes.var(1, ddof=1) / draws
-        return Sampled.of(probes.mean(1), noise, (noise**2).sum(0) / (draws - 1))
+        probes, (num, draws, _) = with_total(self.probes), self.probes.shape
+        squares = probes.var(1, ddof=1) * (draws - 1)
+        variances, freedom = self.bounds.variances(np.full(num, draws), squares, np.arange(num))
+        noise = variances / draws
+        return Sampled.of(probes.mean(1), noise, (noise**2 / freedom).sum(0))
 
 
 def first_look(
@@ -67,20 +75,49 @@ def first_look(
     counts, shares = np.full(problem.num_samples, options.num_factors), problem.shares
     noise = stratum_variances(counts, stack(parts, "squares")) / counts[:, None] * shares[:, None] ** 2
     spread = (noise**2).sum(0) / (options.num_factors - 1)
+    norms = stack(parts, "norms")
     return FirstLook(
         Sampled.of(stack(parts, "mean") * shares[:, None], noise, spread),
         np.logical_or.reduce([part["curved"] for part in parts]),
         sum(int(part["products"]) for part in parts),
         stack(parts, "sizes") * shares,
         stack(parts, "first") * shares[:, None, None],
+        Bounds.of(norms * shares[:, None, None] ** 2, stack(parts, "diagonal") * shares[:, None] ** 2),
+        norms.sum(2).argmax(1),
     )
+
+
+def closer_look(problem: Problem, context: Context, look: FirstLook) -> FirstLook:
+    """The same with one product more of the samples that may rule the error, which tells how far their probes spread.
+
+    Cost: two double backward probes of each of these; there are fewer than 1 / :data:`~draw_spread.RULES`.
+    """
+    ruling, draws = np.flatnonzero(look.bounds.ruling).tolist(), look.probes.shape[1]
+
+    def multiply(at: list[int]) -> Part:
+        squares = np.zeros((len(at), len(problem.layers)))
+        for tape, columns in tapes_by_column(problem)(at):
+            rows = np.array([at.index(p) for p in tape.positions])
+            numbers = [_first_numbers(p, int(look.longest[p]), draws) for p in tape.positions]
+            squares[np.ix_(rows, columns)] = further_product(tape, numbers, context.seed).cpu().numpy()
+        return {"squares": squares * problem.shares[at, None] ** 2}
+
+    if not ruling:
+        return look
+    parts = context.map("products", [ruling[i : i + SHARD] for i in range(0, len(ruling), SHARD)], multiply)
+    return replace(look, bounds=look.bounds.raised(stack(parts, "squares")))
+
+
+def _first_numbers(position: int, draw: int, draws: int) -> Row:
+    """Where the random numbers of a first probe come from."""
+    return row_of(f"{NAME} first", position, draw, draws)
 
 
 def _look_at(problem: Problem, seed: int, options: HessianTraceOptions, shard: range, num_first: int) -> Part:
     """The first look at a shard of the samples."""
     layers = len(problem.layers)
     exact = problem.num_outputs <= options.exact_outputs
-    values, first = np.zeros((len(shard), layers)), np.zeros((len(shard), num_first, layers))
+    (values, diagonal), (first, norms) = np.zeros((2, len(shard), layers)), np.zeros((2, len(shard), num_first, layers))
     curved, products, sizes = np.zeros(layers, bool), 0, np.zeros(len(shard))
     for tape, columns in tapes_by_column(problem)(shard):
         rows = np.array([p - shard[0] for p in tape.positions])
@@ -89,11 +126,14 @@ def _look_at(problem: Problem, seed: int, options: HessianTraceOptions, shard: r
         sizes[rows] = tape.output_gradient().flatten(1).norm(dim=1).double().cpu().numpy()
         if exact:
             values[np.ix_(rows, columns)] = gauss_newton_trace(tape).cpu().numpy()
+        numbers = [[_first_numbers(p, draw, num_first) for p in tape.positions] for draw in range(num_first)]
+        probed, squares, own = (found.cpu().numpy() for found in remainder_probes(tape, numbers, seed))
         for draw in range(num_first):
-            numbers = [row_of(f"{NAME} first", p, draw, num_first) for p in tape.positions]
-            probed = probe_trace(tape, "remainder", numbers, seed)
-            first[rows[:, None], draw, columns] = probed.cpu().numpy()
+            first[rows[:, None], draw, columns] = probed[:, draw]
+            norms[rows[:, None], draw, columns] = squares[:, draw]
+        diagonal[np.ix_(rows, columns)] = own
     part: Part = {"curved": curved, "products": np.array(products), "sizes": sizes, "first": first}
+    part |= {"norms": norms, "diagonal": diagonal}
     if exact:
         return part | {"mean": with_total(values), "squares": np.zeros((len(shard), layers + 1))}
     drawn = _sampled_gauss_newton(problem, seed).moments(shard, [options.num_factors] * len(shard))

@@ -31,7 +31,7 @@ from genbound.network.problem import Problem
 from genbound.quantities.base import Context
 from genbound.quantities.chosen_samples import SLACK, Round, chosen_problem, data_sem_of
 from genbound.quantities.remainder_probes import sampled_on
-from genbound.quantities.trace_look import affordable_products, cost_of, exact_remainder, first_look
+from genbound.quantities.trace_look import affordable_products, closer_look, cost_of, exact_remainder, first_look
 
 FIRST = 64  # samples of the first round
 ROUNDS = 10
@@ -120,9 +120,10 @@ def _measure_round(problem: Problem, context: Context, step: int, num: int, draw
     chosen = chosen_problem(problem, losses, num, step, expected)
     look, shares = first_look(chosen, own, options, "gauss_newton", draws), chosen.shares[:, None]
     exact = look.products <= affordable_products(problem, options)
-    rest = exact_remainder(chosen, own) if exact and look.curved.any() else look.remainder
+    curved = look.curved.any()
+    rest = exact_remainder(chosen, own) if exact and curved else closer_look(chosen, own, look).remainder
     known = look.gauss_newton.noise / shares**2, rest.noise / shares**2
-    loose = known[0] ** 2 / (options.num_factors - 1) + known[1] ** 2 / (draws - 1)
+    loose = known[0] ** 2 / (options.num_factors - 1) + known[1] ** 2 / draws  # bounds have as many freedoms as draws
     spread = look.probes.var(1, ddof=1) * (rest.noise[:, :-1] > 0)
     deviation = np.sqrt(expect(look.sizes, spread)) / shares
     values = (look.gauss_newton.samples + rest.samples) / shares

@@ -3,13 +3,17 @@
 import pytest
 import torch
 from cases import D
+from small_nets import Apply
 from sweeping import close, drawn
 
 from genbound.curvature.probes import probe_directions
 from genbound.curvature.sweep import Sweep
 from genbound.curvature.traces import (
     dense_remainder_trace,
+    further_product,
     joint_trace,
+    probe_trace,
+    remainder_probes,
     separate_traces,
     sweep_directions,
 )
@@ -82,3 +86,39 @@ def test_directions_have_the_covariance_of_independent_weights(name, problems):
     expected = jacobian.T @ jacobian
     spread = (expected.diagonal()[:, None] * expected.diagonal()).sqrt() + 1e-12
     assert float(((draws.T @ draws / len(draws) - expected) / spread).abs().max()) < 6 * (2 / len(draws)) ** 0.5
+
+
+@pytest.mark.parametrize("name", [*PROBED, "conv_transposed", "encoder_tied"])
+def test_products_tell_how_far_their_draws_spread(name, problems):
+    """Var z'Rz = 2 (|R|^2 - |diag R|^2) for signs: that of all layers, and no less than that of each."""
+    problem, positions = problems(name), [0, 2]
+    tapes, count = list(problem.tapes(positions)), 256
+    for tape in tapes:
+        rows = [[row_of("test", p, draw, count) for p in tape.positions] for draw in range(count)]
+        draws, norms, diagonal = remainder_probes(tape, rows, 3)
+        assert torch.equal(draws[:, 5], probe_trace(tape, "remainder", rows[5], 3))
+        bounds = 2 * (norms.mean(1) - diagonal)
+        scale = float(norms.mean(1).sum(1).max()) + 1e-300
+        assert (draws.var(1) <= 1.5 * bounds + 0.05 * scale).all()
+        total = draws.sum(2).var(1)
+        assert torch.allclose(total, bounds.sum(1), rtol=0.4, atol=0.02 * scale)
+
+
+def test_a_further_product_knows_a_remainder_of_rank_one():
+    """The outputs are (exp(c'W), 0): R is in proportion to cc', and its squares off the diagonal are a formula."""
+    import genbound
+
+    c = torch.tensor([[0.5, -0.2, 0.1], [0.3, 0.7, -0.4]], dtype=D)
+
+    def outputs(module, x):
+        grown = torch.exp((module.weight * c).sum()) * x[:, :1]
+        return torch.cat([grown, torch.zeros_like(grown)], 1)
+
+    model = Apply(outputs, weight=torch.full((2, 3), 0.3, dtype=D))
+    init = {"weight": torch.zeros(2, 3, dtype=D)}
+    problem = genbound.Problem(model, init, (torch.ones(1, 1, dtype=D), torch.tensor([1])))
+    tape = problem.tape([0])
+    found = further_product(tape, [row_of("test", 0, 0, 1)], 1)
+    grown = torch.exp((model.weight.detach() * c).sum())
+    matrix = torch.sigmoid(grown) * grown * torch.outer(c.flatten(), c.flatten())
+    assert float(found[0, 0]) == pytest.approx(float((matrix - matrix.diag().diag()).square().sum()), rel=1e-10)

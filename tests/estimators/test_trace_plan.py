@@ -5,6 +5,7 @@ import pytest
 from seeded import rng
 
 from genbound.estimators.allocation import allocate
+from genbound.estimators.draw_spread import Bounds
 from genbound.estimators.draws import Moments
 from genbound.estimators.trace_plan import BACKWARD, JOINT, Plan, Sweeps, control_passes, plan_probes, with_total
 
@@ -101,6 +102,7 @@ def test_the_joint_draws_correct_the_layers_without_a_bias_and_their_errors_are_
     source, traces = rng(5), np.array([[1.0, -2.0, 4.0], [0.5, 0.0, 0.0]])  # two samples, three layers
     counts, joint, shares = np.array([3, 5]), np.array([4, 0]), np.array([0.5, 0.3, 0.2])
     plan = Plan(counts, np.zeros(2, bool), joint, np.zeros(2, int), np.array([0.6, 0.0]), shares, np.ones((2, 3)))
+    bounds = Bounds(np.array([[1.0, 1.0, 1.0, 3.0]] * 2), 2, np.zeros(2, bool))
     found, said = [], []
     for _ in range(4000):
         own, together = Moments.empty(2, 4), Moments.empty(2, 1)
@@ -109,7 +111,7 @@ def test_the_joint_draws_correct_the_layers_without_a_bias_and_their_errors_are_
             own.add(rows, plan.less_joint(traces[rows] + source.normal(size=(len(rows), 3)), rows))
         for _ in range(4):
             together.add(np.array([0]), traces[:1].sum(1, keepdims=True) + 0.2 * source.normal(size=(1, 1)))
-        one = plan.combine(own, together.mean[:, 0], together.squares[:, 0])
+        one = plan.combine(own, together.mean[:, 0], together.squares[:, 0], bounds)
         assert one.samples[:, :-1].sum(1) == pytest.approx(one.samples[:, -1])  # the layers add up to the total
         found.append(one.samples)
         said.append(one.noise)
