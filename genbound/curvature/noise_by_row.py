@@ -213,7 +213,8 @@ def noisy_losses(problem: Problem, rows: Sequence[NoisyRow], normals: Normals, s
     outputs = _noisy_forward(problem, noise, batch.inputs, len(rows) * len(sigmas))
     if missed := _missed(problem, noise):
         raise RuntimeError(f"the noise was not added once to each layer: {', '.join(missed)}")
-    return problem.loss.per_sample(outputs, batch.targets).view(len(sigmas), len(rows))
+    with torch.no_grad():  # a loss of one's own may hold weights that want gradients
+        return problem.loss.per_sample(outputs, batch.targets).view(len(sigmas), len(rows))
 
 
 def can_move_rows(problem: Problem) -> bool:

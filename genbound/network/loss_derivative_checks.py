@@ -8,6 +8,7 @@ from torch import Tensor
 from genbound.errors import GenboundError
 from genbound.estimators.random import generator, normal
 from genbound.network.loss_functions import Loss
+from genbound.network.own_loss import in_double
 from genbound.network.refusals import is_unsupported
 
 TRIALS = 3  # directions, with smaller and smaller steps: a kink is met by one of them at most
@@ -19,12 +20,15 @@ def check_loss_derivatives(loss: Loss, outputs: Tensor, targets: Tensor) -> None
     Raises:
         GenboundError: naming the loss.
     """
-    outputs = outputs.detach().double()
+    taken = in_double(loss, outputs, targets)
+    # What the values of a loss are rounded to, and a step beside which that is little.
+    eps, longest, shrink = (1e-14, 1e-5, 0.1) if taken is loss else (3e-7, 1e-2, 0.3)
+    loss, outputs = taken, outputs.detach().double()
     first, second = [], []
     for trial in range(TRIALS):
         u = normal(tuple(outputs.shape), generator(trial, "derivative_checks", "loss"), outputs)
         for scale in (1.0, 0.1):  # a loss may be flat where the network is sure
-            at, step = scale * outputs, 10.0 ** (-5 - trial)
+            at, step = scale * outputs, longest * shrink**trial
             ends = [at + sign * step * u for sign in (1, -1)]
             with torch.no_grad():
                 sides = [loss.per_sample(end, targets).double().sum() for end in ends]
@@ -33,11 +37,11 @@ def check_loss_derivatives(loss: Loss, outputs: Tensor, targets: Tensor) -> None
             change = (slopes[0] - slopes[1]) / (2 * step)
             wanted = float(sides[0] - sides[1]) / (2 * step)
             # A loss of nearly zero comes from outputs that are not small, and has their rounding.
-            rounding = 1e-14 * float(sides[0].abs() + at.norm()) / step
+            rounding = eps * float(sides[0].abs() + at.norm()) / step
             # At a minimum the gradient is zero, and what a difference makes of it is far below the step's own change.
             slack = 1e-2 * step * float(change.norm() * u.norm()) + rounding
             first.append(abs(float((g * u).sum()) - wanted) <= 1e-2 * (float(g.norm()) + abs(wanted)) + slack)
-            allowed = 1e-2 * float(change.norm()) + 1e-3 * float(g.norm()) + 1e-13 / step
+            allowed = 1e-2 * float(change.norm()) + 1e-3 * float(g.norm()) + 10 * eps / step
             second.append(product is None or float((product - change).norm()) <= allowed)
     for order, agrees in (("first", first), ("second", second)):
         if any(not any(agrees[i::2]) for i in (0, 1)):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
-from genbound.network.own_loss import twice_differentiable
+from genbound.network.own_loss import in_double, twice_differentiable
 
 AT_ONCE = 2**20  # numbers of outputs that a form is computed of at a time, in double precision
 
@@ -175,7 +175,7 @@ def output_form(loss: Loss, outputs: Tensor, targets: Tensor, u: Tensor) -> Tens
 
 
 def _output_form(loss: Loss, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
-    outputs = outputs.double()
+    loss, outputs = in_double(loss, outputs, targets), outputs.double()
     factor = loss.output_factor(outputs, targets)
     # S^T u subtracts the mean before it squares: the two-term form of a variance loses half the digits.
     transposed = torch.autograd.functional.vjp(factor.columns, torch.zeros_like(outputs), u.double())[1]

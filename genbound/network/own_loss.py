@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from genbound.network.plain_functions import PlainFunctions
 from genbound.network.plain_operations import plain_operations
+
+if TYPE_CHECKING:
+    from genbound.network.loss_functions import Loss
 
 
 def twice_differentiable(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -35,7 +40,27 @@ def twice_differentiable(function: Callable[[Tensor, Tensor], Tensor]) -> Callab
             return at(outputs, targets)
         try:
             return at(outputs.double(), targets).to(outputs.dtype)
-        except RuntimeError:  # what is wrong with the loss itself is wrong in the outputs' own precision, too
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # of any kind: what is wrong with the loss itself is wrong in the outputs' own precision, too
             return at(outputs, targets)
 
     return per_sample
+
+
+def in_double(loss: Loss, outputs: Tensor, targets: Tensor) -> Loss:
+    """The loss for outputs in double precision that were, or are near to, such ``outputs [N, ...]``.
+
+    One that holds numbers in another precision cannot have them. It is given the outputs in their own.
+    """
+    own = outputs.dtype
+    if loss.factor is not None or own == torch.float64:
+        return loss
+    try:
+        with torch.no_grad():
+            loss.per_sample(outputs[:1].detach().double(), targets[:1])
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:
+        return replace(loss, per_sample=lambda z, targets: loss.per_sample(z.to(own), targets).to(z.dtype))
+    return loss

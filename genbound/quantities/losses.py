@@ -115,8 +115,8 @@ def _measure_batch(problem: Problem, batch: Batch, spec: str, inverse: np.ndarra
     loss, targets = problem.loss, batch.targets
     with torch.no_grad():
         outputs = problem.forward(problem.params, batch.inputs)
-    loss.check_targets(outputs, targets)
-    losses = loss.per_sample(outputs, targets).double().cpu()
+        loss.check_targets(outputs, targets)
+        losses = loss.per_sample(outputs, targets).double().cpu()
     check_finite(losses, batch.indices, spec)
     unknown = np.full(len(batch), np.nan)
     has_margin = bool(loss.classes) and targets.dim() == 1

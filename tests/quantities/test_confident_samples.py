@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import genbound
+from genbound.errors import GenboundError
 from genbound.network.label_losses import BINARY
 from genbound.network.loss_functions import get_loss
 
@@ -93,12 +94,62 @@ def test_a_score_has_all_digits_in_single_precision(loss, label):
         torch.testing.assert_close(a[near].double(), b[near], rtol=1e-5, atol=0.0)
 
 
-def test_a_loss_that_holds_single_precision_is_computed_in_it():
-    weight = torch.tensor([1.0, 2.0, 3.0])
+def weighted(outputs, targets):
+    return F.cross_entropy(outputs, targets, weight=torch.tensor([1.0, 2.0, 3.0]), reduction="none")
 
-    def weighted(outputs, targets):
-        return F.cross_entropy(outputs, targets, weight=weight, reduction="none")
 
+def strict(outputs, targets):
+    assert outputs.dtype == torch.float32
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def hidden(outputs, targets):
+    return weighted(outputs, targets) * outputs.detach().square().sum(1)
+
+
+def hidden_slope(outputs, targets):
+    return (weighted(outputs, targets).detach() + outputs.sum(1)) * outputs.sum(1)
+
+
+@pytest.mark.parametrize("loss", [weighted, strict])
+def test_a_loss_that_holds_single_precision_is_computed_in_it(loss):
     outputs, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
-    found = get_loss(weighted).per_sample(outputs, targets)
-    torch.testing.assert_close(found, weighted(outputs, targets))
+    torch.testing.assert_close(get_loss(loss).per_sample(outputs, targets), loss(outputs, targets))
+
+
+def learned():
+    """Weights of its own, which want gradients, that leave the scores as they are."""
+    own = nn.Linear(3, 3, bias=False)
+    nn.init.eye_(own.weight)
+    return lambda outputs, targets: F.cross_entropy(own(outputs), targets, reduction="none")
+
+
+@pytest.mark.parametrize("loss", [weighted, strict, learned()])
+def test_a_loss_that_holds_single_precision_is_measured(loss):
+    """As the same formula that takes any."""
+
+    def flexible(outputs, targets):
+        times = torch.tensor([1.0, 2.0, 3.0]) if loss is weighted else torch.ones(3)
+        return F.cross_entropy(outputs, targets, reduction="none") * times[targets]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, x, y = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(9, 4), torch.arange(9) % 3
+        init = {name: p.detach() + 0.3 * torch.randn_like(p) for name, p in net.named_parameters()}
+    names = ["hessian_trace", "max_quadratic_form", "noise_stability"]
+    found, expected = (
+        genbound.evaluate(genbound.Problem(net, init, (x, y), loss=one), names).quantities for one in (loss, flexible)
+    )
+    for key, side in (("hessian_trace", "value"), ("max_quadratic_form", "lower"), ("max_quadratic_form", "upper")):
+        for name, row in found[key]["layers"].items():
+            assert row[side] == pytest.approx(expected[key]["layers"][name][side], rel=1e-3)
+    for row, other in zip(*(each["noise_stability"]["sigmas"] for each in (found, expected)), strict=True):
+        assert row["value"] == pytest.approx(other["value"], rel=0.02)
+
+
+@pytest.mark.parametrize("loss", [hidden, hidden_slope])
+def test_a_loss_in_single_precision_that_hides_a_derivative_is_refused(loss):
+    net, x, y = nn.Linear(4, 3), torch.randn(9, 4), torch.arange(9) % 3
+    init = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    with pytest.raises(GenboundError, match="derivative of the loss hidden"):
+        genbound.evaluate(genbound.Problem(net, init, (x, y), loss=loss), ["hessian_trace"])
