@@ -202,7 +202,7 @@ class _Plan:
         spreads = found.spreads
         draws = spreads.best_draws(lambda num: 1 + 2 * sigmas * (num + DOUBLES * (num == 1)), DRAWS)
         # A stated error is wider than what is expected: it is known from few samples.
-        whole = min(max(found.error**2 / found.expected, 1.0), WIDEST) / max(wanted, 1e-300) ** 2
+        whole = min(max(found.error**2 / found.expected, 1.0), WIDEST) / max(wanted, 1e-150) ** 2
         known = 1 / found.expected
         num = spreads.samples_for(1 / (whole - known), draws) if whole > known else 0
         alone = spreads.samples_for(1 / whole, draws)

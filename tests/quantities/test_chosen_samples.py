@@ -17,7 +17,7 @@ from genbound.errors import GenboundError
 from genbound.estimators.choice import choose_by_size
 from genbound.estimators.spread_by_size import Spreads
 from genbound.formatting import digits, with_error
-from genbound.quantities.noise_to_error import _expected_variance
+from genbound.quantities.noise_to_error import _expected_variance, _Plan
 
 OTHERS = (
     "losses", "margin", "input_norm", "hessian_trace", "max_quadratic_form", "max_positive_trace", "fisher_rao_norm",
@@ -206,6 +206,13 @@ def test_the_variance_that_is_expected_of_a_round_is_that_over_choices_and_draws
     by_choice = _expected_variance(part, replace(spreads, draw=0 * sizes))
     part.rises.slope, part.sem = 1.0, 3.0  # a control: what its draws leave is what was stated
     assert _expected_variance(part, spreads) == pytest.approx(by_choice + 9)
+
+
+def test_a_rise_of_zero_takes_all_samples():
+    """No error is a share of nothing."""
+    spreads = Spreads(between=np.ones(300), draw=np.ones(300))
+    plan = _Plan.of(SimpleNamespace(spreads=spreads, error=0.1, expected=0.01), 0.0, 1)
+    assert plan.num == 300
 
 
 def test_an_error_that_takes_all_samples_measures_all(trained):
