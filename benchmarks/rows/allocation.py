@@ -2,8 +2,9 @@ r"""Draws of ``hessian_trace`` against Neyman's optimum.
 
 With a standard deviation :math:`s_i` of one joint sweep of sample i, no allocation of draws has a smaller variance V of
 the sum over the samples than :math:`m_i \propto s_i`, which takes :math:`(\sum_i s_i)^2 / V` draws. Taken are the draws
-of a run, in the time of joint sweeps: with every sample's first probes, and the controls of samples that have one. A
-pilot is not counted. The variances that the optimum is made of are those of many further draws.
+of a run, in the time of joint sweeps: with every sample's first probes, the further products of those that may rule the
+error, and the controls of samples that have one. A pilot is not counted. The variances that the optimum is made of are
+those of many further draws.
 """
 
 from __future__ import annotations
@@ -57,16 +58,17 @@ def against_optimum(problem: genbound.Problem, seed: int, deviations: np.ndarray
     made: list[tuple[Plan, int]] = []
 
     def planned(*arguments) -> Plan:
-        made.append((plan_remainder(*arguments), arguments[-1].shape[1]))
+        *_, bounds, _ = arguments
+        made.append((plan_remainder(*arguments), int(bounds.ruling.sum())))
         return made[-1][0]
 
     plan_remainder = hessian_trace.plan_remainder
     options = {"total_sem": ERROR, "layer_sem": 10.0, "exact_products": 0, "small_probes": 4096, "max_probes": 4096}
     with mock.patch.object(hessian_trace, "plan_remainder", planned):
         results = genbound.evaluate(problem, ["hessian_trace"], seed, options={"hessian_trace": options})
-    (plan, first), num = made[0], problem.num_samples
+    (plan, ruling), num = made[0], problem.num_samples
     error = num * results.quantities["hessian_trace"]["total"]["sem"]  # of the sum: the value is a mean
-    taken = num * (first * BACKWARD + plan.passes())
+    taken = num * plan.passes() + 2 * BACKWARD * ruling  # the first probes are among the plan's
     own, joint = deviations[plan.joint > 0], plan.joint[plan.joint > 0]
     allocated = joint.sum() * (own**2 / joint).sum() / own.sum() ** 2
     return taken / (JOINT * (deviations.sum() / error) ** 2), float(allocated)
@@ -92,9 +94,9 @@ def allocation_row(label: str, problem: genbound.Problem, seeds: range, draws: i
     return row(
         f"hessian_trace: draws against Neyman's optimum, {label}", f"{whole:.2f}", "<= 1.2", whole <= 1.2,
         f"median of {len(found)} seeds, {low:.2f} to {high:.2f}, at a total to {100 * ERROR:.2g} %, in the time of "
-        f"joint sweeps with the first probes; {joint:.2f} for the joint sweeps alone, by what other samples tell of a "
-        f"sample's spread; true variances of {draws} draws a sample, the largest deviation "
-        f"{deviations.max() / deviations.mean():.0f} times the mean", ratios=found,
+        f"joint sweeps with the first probes; {joint:.2f} for the joint sweeps alone, by what other samples and a "
+        f"sample's own first products tell of its spread; true variances of {draws} draws a sample, the largest "
+        f"deviation {deviations.max() / deviations.mean():.0f} times the mean", ratios=found,
     )  # fmt: skip
 
 

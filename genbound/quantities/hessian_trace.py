@@ -19,7 +19,8 @@ Variance:
     they are split by their prices (:mod:`genbound.quantities.trace_to_error`).
 
     The draws go where the spread is. A sample's spread is told by the first probes of its
-    neighbours in size, not by its own, and by the pilot, whose draws are not used again. What all first probes decide
+    neighbours in size, not by its own, and by the pilot, whose draws are not used again; its own have a say in how
+    many joint sweeps it has, and in no weight. What all first probes decide
     together is the scale of the counts and the layers' shares. It biases the value by less than their relative error
     over the number of samples: nothing for a hundred samples, but a reason to take more first probes where there are
     few. The spread itself is known from few draws of the few samples that rule it: so the products that the draws are
@@ -112,7 +113,7 @@ def _with_remainder(problem: Problem, context: Context, look: FirstLook) -> tupl
     if look.products <= affordable_products(problem, context.options):
         return trace + exact_remainder(problem, context), None
     probes, look = Probes(problem, context.seed, look.curved), closer_look(problem, context, look)
-    plan = plan_remainder(problem, context, probes, trace, look.sizes, look.probes)
+    plan = plan_remainder(problem, context, probes, trace, look.sizes, look.bounds, look.probes)
     return trace + draw_remainder(problem, context, probes, plan, look.probes, look.bounds), plan
 
 

@@ -252,12 +252,14 @@ def _pilot_samples(problem: Problem) -> int:
 
 
 def plan_remainder(
-    problem: Problem, context: Context, probes: Probes, known: Sampled, sizes: np.ndarray, first: np.ndarray
-) -> Plan:
+    problem: Problem, context: Context, probes: Probes, known: Sampled, sizes: np.ndarray, bounds: Bounds,
+    first: np.ndarray,
+) -> Plan:  # fmt: skip
     """Which probes every sample gets, from its first ones, and from a pilot where much work is ahead.
 
-    What a sample gets depends on the spread of other samples' first probes and on the pilot, not on its own. The
-    exception is the size of the values that the wanted errors are relative to: it biases them by about twice the
+    What a sample gets depends on the spread of other samples' first probes and on the pilot, not on its own. One
+    exception is the number of its joint sweeps, where it has some and much work is ahead; their weight does not depend
+    on it. The other is the size of the values that the wanted errors are relative to: it biases them by about twice the
     squared relative error.
 
     Args:
@@ -266,6 +268,7 @@ def plan_remainder(
         probes: the kinds of probe.
         known: the Gauss-Newton part, with the total in the last column.
         sizes: norm of every sample's loss gradient in the output, which its spread grows with ``[N]``.
+        bounds: of the spread of every sample's probes.
         first: the first double backward probes of every sample ``[N, D, L]``.
     """
     options, num, num_first = context.options, problem.num_samples, first.shape[1]
@@ -282,7 +285,9 @@ def plan_remainder(
     if num * plan.passes() < DEAR * pilot.passes():
         return plan
     pilot.improve(variances)
-    return plan_probes(variances, targets, num_first, budget, pilot.added_to(sweeps) if swept else None)
+    # Where a sample has few draws, these would be fewest just where its own probes agreed by chance.
+    own = bounds.values[:, -1]
+    return plan_probes(variances, targets, num_first, budget, pilot.added_to(sweeps) if swept else None, own)
 
 
 def try_controls(context: Context, probes: Probes, sizes: np.ndarray) -> dict[int, float]:

@@ -70,6 +70,24 @@ def test_what_the_total_lacks_is_swept_jointly():
         assert not plan.joint[5] and not plan.weight[5]
 
 
+def test_own_probes_have_a_say_in_the_number_of_joint_sweeps_and_in_nothing_else():
+    """Where they tell that some of the hard samples are harder, these have more; weights stay, so nothing is biased."""
+    variances, targets, before = probes(1e9, 0.2)
+    own = variances[:, -1] * np.where(np.arange(100) < 5, 16.0, 1.0)
+    sweeps = Sweeps(None, lambda: JOINT_RATIO)
+    plan = plan_probes(variances, targets, 2, 1e9, sweeps, own)
+    for name in ("counts", "separate", "vectors", "weight", "shares"):
+        assert (getattr(plan, name) == getattr(before, name)).all()
+    assert ((plan.joint > 0) == (before.joint > 0)).all()
+    assert (plan.joint[:5] >= 2 * plan.joint[5:10]).all()
+    known = JOINT_RATIO * (variances[:, -1] + own) / 2
+    w = plan.weight
+    error = np.sqrt((known * (w**2 / np.maximum(plan.joint, 1) + (1 - w) ** 2 / plan.counts)).sum()) / 100
+    assert 0.8 * targets[-1] < error <= 1.1 * targets[-1]
+    steps = np.log2(plan.joint[plan.joint > 0]) % 1
+    assert (np.minimum(steps, np.abs(steps - np.log2(1.5))) < 1e-9).all()
+
+
 def test_controls_spare_the_hard_samples_joint_sweeps():
     """Time with controls that leave a fifth of the variance against that without, at the same error."""
     variances, targets, plain = probes(1e9, 0.2)

@@ -73,7 +73,7 @@ def errors_in_stated(problem, seeds, **options):
 def test_an_error_that_one_sample_rules():
     """It has 0.7 of the variance, from a remainder of rank one: by the draws' own spread 89 % are covered, up to 5."""
     z = errors_in_stated(random_labels(nn.SiLU, 60, 200), range(60))
-    assert (z <= 2).mean(0)[-1] >= 0.93 and z.max() < 4
+    assert (z <= 2).mean(0)[-1] >= 0.92 and z.max() < 4
 
 
 @pytest.mark.slow
