@@ -41,7 +41,7 @@ OF_ALL = 1 + OF_TRACE + ROUNDS  # number of the round that has all samples
 GROWTH = 2  # times what there is, that a round adds at most
 LEAST_GROWTH = 0.125  # and at the least
 DRAWS = (1, 2, 3, 4, 6, 8)  # of every sample of a round
-DOUBLES = 0.125  # of the samples with one draw that get a second
+DOUBLES = 0.125  # of many samples with one draw that get a second; of fewer than 512 more do
 WIDEST = 2.0  # by which the square of a stated error exceeds what is expected of it, as is believed
 
 
