@@ -242,6 +242,8 @@ class Grid:
         """
         strata, budget = len(self.sizes), max(self._options.max_perturbations, affordable)
         minimum = -(-self._options.least_pairs // strata)
+        if self._options.error and self._problem.choice is not None:
+            return np.full(strata, minimum)  # further samples come cheaper than further draws of these
         counts = allocate(variances, np.array([target]), minimum=minimum, budget=budget)
         piloted = list(piloted)
         while cheap and counts.mean() < affordable:
