@@ -104,11 +104,12 @@ def _of_pair(pair: Pair) -> list[str]:
 
 def _of_data(problem: Problem) -> list[str]:
     """What the network is measured on, and in which numbers."""
+    dtype, devices = str(problem.dtype).removeprefix("torch."), ", ".join(map(str, problem.devices))
     return [
         f"data           {problem.data.spec}: {len(problem.data)} samples, {problem.num_samples} to be measured, "
         f"n = {problem.num_data}",
         f"loss           {problem.loss.name}; loss range {problem.loss_range_spec}; {problem.num_outputs} outputs",
-        f"numbers        {str(problem.dtype).removeprefix('torch.')} on {problem.device}; attention in its plain form",
+        f"numbers        {dtype} on {devices}; attention in its plain form",
     ]
 
 

@@ -47,11 +47,13 @@ def _spec(given: dict[str, Any]) -> EvaluationSpec:
 
 def _problem(pair: Pair, spec: EvaluationSpec, given: dict[str, Any]) -> Problem | WeightProblem:
     from genbound.evaluation.loading import problem_of
+    from genbound.network.device_map import read_device_map
 
     memory = None if given["memory"] is None else int(given["memory"] * 2**30)
     return problem_of(
         pair, spec, num_samples=given["samples"], sample_seed=given["seed"], memory_budget=memory,
         batch_size=given["batch_size"], device=given["device"], dtype=given["dtype"], output=given["output"],
+        device_map=read_device_map(given["device_map"]),
     )  # fmt: skip
 
 

@@ -61,6 +61,9 @@ PAIR_OPTIONS = [
            "Memory that a pass may take; smaller batches hold it (default: half of the machine's).", metavar="GIB"),
     option("seed", int, "Of all randomness.", default=0),
     option("device", str, "Where to measure.", default="cpu"),
+    option("device-map", str,
+           "Spread the layers over several devices, in place of --device: auto, over all accelerators by their free "
+           "memory, or a JSON file of module names and devices.", metavar="auto|FILE"),
     option("dtype", click.Choice(["float32", "float64", "bfloat16"]), "Precision (default: the checkpoint's)."),
     option("loss", str,
            "cross_entropy, squared_error, multi_label or FILE.py:function (default: what the model says, "

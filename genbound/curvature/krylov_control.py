@@ -81,10 +81,10 @@ class KrylovControl:
         Cost: two inner products of every row with each vector.
         """
         rows = next(iter(perturbations.values()))
-        along, across = rows.new_zeros(2, len(rows), min(num, self.num), dtype=torch.float64)
+        along, across = self._inner.new_zeros(2, len(rows), min(num, self.num))
         for total, columns in zip((along, across), self._columns, strict=False):
             for name, column in columns.items():
-                total += perturbations[name] @ column[:, :num]
+                total += (perturbations[name] @ column[:, :num]).to(total.device)
         inner, gram = self._inner[:num, :num], self._gram[:num, :num]
         found = 2 * (along * across).sum(1) - ((along @ inner) * along).sum(1)
         return found - (2 * inner.trace() - (inner * gram).sum())
@@ -125,4 +125,5 @@ class KrylovControl:
 
 
 def _dot(a: Vector, u: Vector) -> float:
-    return float(sum((a[name].double() * u[name].double()).sum() for name in a))
+    parts = [(a[name].double() * u[name].double()).sum() for name in a]
+    return float(sum(part.to(parts[0].device) for part in parts))

@@ -29,6 +29,7 @@ class LayerBlock:
     Attributes:
         dimension: length of a vector.
         precision: relative size below which a residual is rounding.
+        like: an empty tensor in the type of the pass, on the device of the layer, of its vectors and products.
     """
 
     def __init__(self, tape: Tape, name: str, part: str = "hessian"):
@@ -36,6 +37,7 @@ class LayerBlock:
         self.precision = 1e-12 if tape.outputs.dtype == torch.float64 else 1e-6
         self._uses, self._basis = tape.uses[name], None
         self._shape = tuple(tape.weights[name].shape)
+        self.like = tape.outputs.detach().new_empty(0, device=tape.weights[name].device)
         if len(self._uses) == 1 and isinstance(self._uses[0], LinearUse):
             use = self._uses[0]
             if use.num_positions < use.inputs.shape[-1]:
@@ -86,7 +88,7 @@ class LayerBlock:
         Cost: a double backward pass for each.
         """
         for j in range(self.dimension):
-            unit = torch.zeros(len(self.tape), self.dimension, dtype=torch.float64, device=self.tape.outputs.device)
+            unit = torch.zeros(len(self.tape), self.dimension, dtype=torch.float64, device=self.like.device)
             unit[:, j] = 1
             yield self.product(unit).double()
 

@@ -50,8 +50,8 @@ class MeanCurvature:
             self.places[name] = slice(start, self.dimension)
 
     def flatten(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Weights, ``name -> [*shape]``, as a vector ``[d]``."""
-        return torch.cat([weights[name].detach().flatten() for name in self.places])
+        """Weights, ``name -> [*shape]``, as a vector ``[d]`` on the network's device."""
+        return torch.cat([weights[name].detach().flatten().to(self.network.device) for name in self.places])
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """A vector ``[d]`` as weights, ``name -> [*shape]``."""
@@ -68,11 +68,14 @@ class MeanCurvature:
         """
         network = self.network
         moved = vectors.to(device=network.device, dtype=network.dtype)
-        directions = [list(self.unflatten(v).values()) for v in moved]
+        devices = [network.params[name].device for name in self.places]
+        directions = [
+            [v.to(device) for v, device in zip(self.unflatten(row).values(), devices, strict=True)] for row in moved
+        ]
         total = torch.zeros(moved.shape, dtype=torch.float64, device=network.device)
         for positions in network.batches(range(network.num_samples)):
             for row, products in zip(total, self._batch(positions, directions), strict=True):
-                row += torch.cat([product.flatten() for product in products])
+                row += torch.cat([product.flatten().to(row.device) for product in products])
         return total / network.num_samples
 
     def _batch(self, positions: Sequence[int], directions: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:

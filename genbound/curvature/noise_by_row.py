@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from genbound.curvature.sweep import Sweep
 from genbound.estimators.gram_root import gram_root, gram_root_derivative
 from genbound.estimators.random import BLOCK, generator, grouped, is_host, row_normals
-from genbound.network.memory import saved_bytes
+from genbound.network.memory import saved_on
 from genbound.network.weight_uses import ConvolutionUse, LinearUse
 from genbound.network.weight_watch import WeightedFunctions, WeightWatch, act_once
 
@@ -58,19 +58,22 @@ class Normals:
     Args:
         rows: of the batch.
         seed: of all streams.
-        like: whose type and device they have.
+        like: layer -> weight, whose type and device its normals have.
     """
 
-    def __init__(self, rows: Sequence[NoisyRow], seed: int, like: Tensor):
+    def __init__(self, rows: Sequence[NoisyRow], seed: int, like: Mapping[str, Tensor]):
         self._rows, self._groups = rows, grouped([(key, member) for _, key, member in rows])
         self._num, self._seed, self._like, self._known = len(rows), seed, like, {}
 
     def __call__(self, name: str, positions: int, width: int) -> Tensor:
         """``[rows, positions, width]``."""
-        if name not in self._known and not is_host(self._like.device):
+        if name in self._known:
+            return self._known[name]
+        like = self._like[name]
+        if not is_host(like.device):
             rows = [(key, member) for _, key, member in self._rows]
-            self._known[name] = row_normals(rows, self._seed, name, positions, width, self._like)
-        if name not in self._known:
+            self._known[name] = row_normals(rows, self._seed, name, positions, width, like)
+        else:
             drawn = [
                 (places, members, torch.randn(positions, BLOCK, width, generator=generator(self._seed, *key, name)))
                 for key, (places, members) in self._groups.items()
@@ -81,7 +84,7 @@ class Normals:
                 found = torch.empty(self._num, positions, width)
                 for places, members, normals in drawn:
                     found[places] = normals[:, members].transpose(0, 1)
-            self._known[name] = found.to(device=self._like.device, dtype=self._like.dtype)
+            self._known[name] = found.to(device=like.device, dtype=like.dtype)
         return self._known[name]
 
 
@@ -231,7 +234,12 @@ def can_move_rows(problem: Problem) -> bool:
 
 
 def row_bytes(problem: Problem) -> int:
-    """What noise and a sweep take for a row of a batch of the longest sample, in bytes.
+    """What noise and a sweep take for a row of a batch, on all devices together, in bytes (:func:`row_bytes_on`)."""
+    return sum(row_bytes_on(problem).values())
+
+
+def row_bytes_on(problem: Problem) -> dict[torch.device, int]:
+    """What noise and a sweep take on each device for a row of a batch of the longest sample, in bytes.
 
     The sweep, its row's normals, which stay from sigma to sigma, and what they add to the layers' results
     (:func:`noise_directions`).
@@ -241,15 +249,17 @@ def row_bytes(problem: Problem) -> int:
 
     Cost: a forward pass of one sample, and one with noise.
     """
-    numbers, last = 0, problem.num_samples - 1  # in order of length
+    last = problem.num_samples - 1  # in order of length
+    saved = saved_on(problem, [last], problem.samples_first)
+    found = {device: SWEEPS * saved.get(device, 0) for device in problem.placement.devices}
 
     def zeros(name: str, positions: int, width: int) -> Tensor:
-        nonlocal numbers
-        numbers += positions * width
-        return problem.params[name].new_zeros(()).expand(1, positions, width)
+        weight = problem.params[name]
+        found[weight.device] += 2 * positions * width * problem.dtype.itemsize
+        return weight.new_zeros(()).expand(1, positions, width)
 
     _noisy_forward(problem, RowNoise(1, zeros, [0.0]), problem.batch([last]).inputs, 1)
-    return SWEEPS * saved_bytes(problem, [last], problem.samples_first) + 2 * numbers * problem.dtype.itemsize
+    return found
 
 
 def _noisy_forward(problem: Problem, noise: RowNoise, inputs: Any, num: int) -> Tensor:
@@ -287,7 +297,7 @@ def noise_directions(sweep: Sweep, normals: Normals) -> tuple[dict[str, Tensor],
     layers, found, bends, known = {layer.name: layer for layer in sweep.problem.layers}, {}, {}, _Roots()
     for name in sweep.starts:
         use, shape = sweep.uses[name], sweep.shape(name)
-        found[name] = sweep.outputs.new_zeros(shape)
+        found[name] = sweep.outputs.new_zeros(shape, device=sweep.steps[sweep.starts[name]].device)
         noise.move(layers[name], use, found[name])
         if isinstance(use, LinearUse):
             bends[name] = partial(_bend_linear, layers[name], use, normals, known, shape)

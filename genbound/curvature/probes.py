@@ -72,7 +72,7 @@ def make_probe(shape: tuple[int, ...], signs: Tensor) -> Probe:
     return Probe(shape, None, a, signs[:, RANK * columns :].reshape(-1, RANK, shape[0]))
 
 
-Layers = Mapping[str, tuple[tuple[int, ...], Sequence[Use]]]  # name -> shape of the weight, its uses in the pass
+Layers = Mapping[str, tuple[Tensor, Sequence[Use]]]  # name -> weight, whose numbers are not read, its uses in the pass
 
 
 def _acts_on_few(uses: Sequence[Use]) -> bool:
@@ -88,16 +88,17 @@ def probe_signs(layers: Layers, rows: Sequence[Row], seed: int, like: Tensor) ->
         layers: what is moved.
         rows: where the random numbers of each of the N rows of the pass come from.
         seed: of all of them.
-        like: whose type and device the perturbations have.
+        like: whose type they have. They are on the devices of the weights.
     """
     found = {}
-    for name, (shape, uses) in layers.items():
+    for name, (weight, uses) in layers.items():
+        shape, own = tuple(weight.shape), like.new_empty(0, device=weight.device)
         if _acts_on_few(uses):
             use = cast(LinearUse, uses[0])
             outputs = shape[1] if use.transposed else shape[0]
-            found[name] = row_signs(rows, seed, name, use.num_positions, outputs, like)
+            found[name] = row_signs(rows, seed, name, use.num_positions, outputs, own)
         else:
-            found[name] = row_signs(rows, seed, name, 1, num_signs(shape), like)[:, 0]
+            found[name] = row_signs(rows, seed, name, 1, num_signs(shape), own)[:, 0]
     return found
 
 
@@ -111,11 +112,11 @@ def perturbed(layers: Layers, signs: Mapping[str, Tensor]) -> dict[str, list[Ten
         name -> a perturbation for each use, in the shape of its result z: that of weights of variance 1.
     """
     found = {}
-    for name, (shape, uses) in layers.items():
+    for name, (weight, uses) in layers.items():
         if _acts_on_few(uses):
             found[name] = [cast(LinearUse, uses[0]).spread(signs[name])]
         else:
-            probe = make_probe(shape, signs[name])
+            probe = make_probe(tuple(weight.shape), signs[name])
             found[name] = [probe.perturb(use) for use in uses]
     return found
 

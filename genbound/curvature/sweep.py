@@ -48,7 +48,7 @@ class Step:
         rule: its derivatives; ``None`` where none of its inputs depends on a layer.
         inputs: numbers of the inputs that do.
         output: number of its result.
-        shape: of its result.
+        shape, dtype, device: of its result.
         layer: whose weight it applies, if any.
         last: the inputs that no later step needs.
         adjoint: of its result, in its shape, in the loss's unit by that of the result; known of layers.
@@ -60,6 +60,7 @@ class Step:
     output: int
     shape: torch.Size
     dtype: torch.dtype
+    device: torch.device
     layer: str | None
     last: tuple[int, ...] = ()
     adjoint: Tensor | None = None
@@ -74,6 +75,11 @@ class Step:
     def tangent(self, tangents: Sequence[Tensor | None]) -> Tensor | None:
         """Of the result, from those of the inputs; ``None`` is an exact zero."""
         return self.rule.tangent(tangents) if _any_moves(tangents) else None
+
+
+def _zeros(step: Step) -> Tensor:
+    """Zeros in the shape and type of a step's result: in a half precision network some are in single precision."""
+    return torch.zeros((), dtype=step.dtype, device=step.device).expand(step.shape)
 
 
 def _any_moves(tangents: Sequence[Tensor | None]) -> bool:
@@ -124,19 +130,15 @@ class Sweep:
         if not marked:
             return
         with torch.enable_grad():
-            marks = {s.output: self._zeros(s.dtype).expand(s.shape).requires_grad_() for s in marked}
+            marks = {s.output: _zeros(s).requires_grad_() for s in marked}
             moved = self._carry(marks)
             adjoints = torch.autograd.grad(moved, list(marks.values()), cotangent, allow_unused=True)
         for step, adjoint in zip(marked, adjoints, strict=True):
-            adjoint = self._zeros(step.dtype).expand(step.shape) if adjoint is None else adjoint
+            adjoint = _zeros(step) if adjoint is None else adjoint
             if step.layer is not None:
                 step.adjoint = adjoint
             if step.curved:
                 step.rule.weigh(adjoint)
-
-    def _zeros(self, dtype: torch.dtype) -> Tensor:
-        """Zero in the type of a step's result: of a half precision network some results are in single precision."""
-        return self.outputs.new_zeros((), dtype=dtype)
 
     # -- carrying -----------------------------------------------------------------------------------------------------
 
@@ -177,9 +179,9 @@ class Sweep:
 
         def visit(step: Step, moving: Sequence[Tensor | None]) -> None:
             if _any_moves(moving) and (found := step.rule.curvature(moving, len(self))) is not None:
-                total.add_(found)
+                total.add_(found.to(total.device))
             if step.layer in bends:
-                total.add_(self._bend(step, bends[step.layer](moving[0])))
+                total.add_(self._bend(step, bends[step.layer](moving[0])).to(total.device))
 
         # Layers that have no step do not reach the output.
         steps = {name: self.steps[self.starts[name]] for name in perturbations if name in self.starts}
@@ -220,7 +222,7 @@ class Sweep:
             found = self._curvature(perturbations, apart=True)[0]
         for name in perturbations:
             if name in self._own:
-                found += self._own[name]
+                found += self._own[name].to(found.device)
         return found
 
     def hessian(self, perturbations: Mapping[str, Tensor], bends: Bends | None = None) -> Tensor:
@@ -251,7 +253,8 @@ def _steps(calls: list[Call], end: int | None) -> list[Step]:
         if call.number in later:
             rule = find_rule(call) if call.places else None
             last = tuple(set(call.inputs) - later)
-            steps.append(Step(rule, call.inputs, call.number, call.result.shape, call.result.dtype, call.layer, last))
+            like = call.result
+            steps.append(Step(rule, call.inputs, call.number, like.shape, like.dtype, like.device, call.layer, last))
             later.update(call.inputs)
     return steps[::-1]
 

@@ -45,7 +45,7 @@ class _Trial:
     def draw(cls, tape: Tape) -> _Trial:
         rows = [row_of("try", position, 0, 1) for position in tape.positions]
         like, used = tape.outputs.detach(), [name for name in tape.layers if tape.uses[name]]
-        layers = {name: (tape.weights[name].shape, tape.uses[name]) for name in used}
+        layers = {name: (tape.weights[name].detach(), tape.uses[name]) for name in used}
         return cls(
             row_signs(rows, 0, "outputs", 1, like[0].numel(), like).view(like.shape),
             probe_directions(layers, rows, 0, like),

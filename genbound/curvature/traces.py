@@ -136,7 +136,7 @@ def _inner(tape: Tape, name: str, us: Sequence[Tensor], qs: Sequence[Tensor]) ->
     total = torch.zeros(len(tape), dtype=torch.float64, device=tape.outputs.device)
     for use, u, q in zip(tape.uses[name], us, qs, strict=True):
         rows = [each.float() if each.itemsize < 4 else each for each in (use.per_sample(u), use.per_sample(q))]
-        total = total + torch.linalg.vecdot(*rows).double()
+        total = total + torch.linalg.vecdot(*rows).double().to(total.device)
     return total
 
 
@@ -159,7 +159,7 @@ def dense_remainder_trace(tape: Tape) -> Tensor:
     for i, name in enumerate(tape.layers):
         if name not in tape.piecewise_linear:
             for j, column in enumerate(LayerBlock(tape, name, "remainder").columns()):
-                result[:, i] += column[:, j]
+                result[:, i] += column[:, j].to(result.device)
     return result
 
 
@@ -205,14 +205,14 @@ def remainder_probes(tape: Tape, rows: Sequence[Sequence[Row]], seed: int) -> tu
         directions = perturbed(layers, signs)
         products = tape.activation_products(directions, list(layers), "remainder")
         draws[:, draw], norms[:, draw] = _forms(tape, directions, products), _squares(tape, products)
-        for name, (shape, uses) in layers.items():
-            gradient = along_signs(shape, uses, products[name])
+        for name, (weight, uses) in layers.items():
+            gradient = along_signs(tuple(weight.shape), uses, products[name])
             if gradient is not None:  # z * Rz has the diagonal as its mean, and products of two draws its square
                 own = gradient * signs[name].flatten(1)
                 sums[name] = sums[name] + own if name in sums else own
-                diagonal[:, tape.layers.index(name)] -= own.double().square().sum(1)
+                diagonal[:, tape.layers.index(name)] -= own.double().square().sum(1).to(diagonal.device)
     for name, total in sums.items():
-        diagonal[:, tape.layers.index(name)] += total.double().square().sum(1)
+        diagonal[:, tape.layers.index(name)] += total.double().square().sum(1).to(diagonal.device)
     return draws, norms, diagonal / max(len(rows) * (len(rows) - 1), 1)
 
 
@@ -231,17 +231,18 @@ def further_product(tape: Tape, rows: Sequence[Row], seed: int) -> Tensor:
     further = tape.activation_products(moves, list(layers), "remainder")
     square = _squares(tape, products).sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     found = _squares(tape, further) / square
-    for name, (shape, uses) in layers.items():
-        pair = [along_signs(shape, uses, of[name]) for of in (products, further)]
+    for name, (weight, uses) in layers.items():
+        pair = [along_signs(tuple(weight.shape), uses, of[name]) for of in (products, further)]
         if pair[0] is not None and pair[1] is not None:
-            found[:, tape.layers.index(name)] -= (pair[0].double() * pair[1].double() / square).square().sum(1)
+            both = pair[0].double() * pair[1].double() / square.to(weight.device)
+            found[:, tape.layers.index(name)] -= both.square().sum(1).to(found.device)
     return found
 
 
 def _moved_layers(tape: Tape, part: str) -> Layers:
     """The layers that the part does not vanish on."""
     active = [n for n in tape.layers if tape.uses[n] and (part == "hessian" or n not in tape.piecewise_linear)]
-    return {name: (tuple(tape.weights[name].shape), tape.uses[name]) for name in active}
+    return {name: (tape.weights[name].detach(), tape.uses[name]) for name in active}
 
 
 def _moved(tape: Tape, name: str, qs: Sequence[Tensor]) -> list[Tensor]:
@@ -281,7 +282,7 @@ def sweep_directions(sweep: Sweep, names: Sequence[str], rows: Sequence[Row], se
     Returns:
         Layer -> perturbation, in the shape of its result.
     """
-    layers = {name: (sweep.problem.params[name].shape, [sweep.uses[name]]) for name in names if name in sweep.uses}
+    layers = {name: (sweep.problem.params[name], [sweep.uses[name]]) for name in names if name in sweep.uses}
     directions = probe_directions(layers, rows, seed, sweep.outputs)
     return {name: own[0] for name, own in directions.items()}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
+import socket
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +13,16 @@ import torch
 
 from genbound.engines.base import Engine
 from genbound.errors import GenboundError
-from genbound.network.identity import agree, kind_of, weights_digest
+from genbound.network.identity import agree, kinds_of, weights_digest
 from genbound.network.problem import Problem
 from genbound.network.weights import BaseProblem
 from genbound.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def agree_on(problem: BaseProblem, engine: Engine) -> None:
@@ -32,6 +37,8 @@ def agree_on(problem: BaseProblem, engine: Engine) -> None:
     """
     if engine.ranks == 1:
         return
+    if len(problem.devices) > 1:
+        _refuse_shared(engine.gather((socket.gethostname(), os.environ.get(VISIBLE, ""))))
     torch.set_num_threads(engine.settle(torch.get_num_threads))
     if isinstance(problem, Problem):
         sizes = engine.gather((problem.batch_size, problem.memory_budget))
@@ -41,11 +48,28 @@ def agree_on(problem: BaseProblem, engine: Engine) -> None:
     engine.together(lambda: _refuse_unlike(everywhere, problem.dtype))
 
 
+def _refuse_shared(everywhere: Sequence[tuple[str, str]]) -> None:
+    """Refuse ranks that each spread the layers over several devices, and were not given devices of their own.
+
+    Args:
+        everywhere: of each rank, its machine and the devices that it was told to see.
+    """
+    seen: set[tuple[str, str]] = set()
+    for rank, (machine, visible) in enumerate(everywhere):
+        own = {(machine, number.strip()) for number in visible.split(",")}
+        if not visible or own & seen:
+            raise GenboundError(
+                f"a device map spreads the layers over several devices, and rank {rank} has none of its own: start one "
+                f"process, or give each rank its devices by {VISIBLE}"
+            )
+        seen |= own
+
+
 def _facts(problem: BaseProblem) -> dict[str, str]:
     """What must be the same, cheapest and plainest first."""
     samples = repr((len(problem.data or ()), list(problem.indices), problem.num_data))
     return {
-        "kinds of device": f"{kind_of(problem.device)}, {platform.machine()}",
+        "kinds of device": f"{kinds_of(problem.devices)}, {platform.machine()}",
         "versions": f"genbound {__version__}, torch {torch.__version__}, numpy {np.__version__}",
         "weights, layers or code": weights_digest(problem),
         "samples": hashlib.sha256(samples.encode()).hexdigest(),

@@ -33,8 +33,8 @@ def config_entries(
             "convention": "theorem" if quadratic_form is None else quadratic_form.convention,
             "head": problem.provenance.get("head_policy", "init"),
             "head_note": problem.provenance.get("head_note", ""), "remarks": list(problem.remarks),
-            "dtype": str(problem.dtype).removeprefix("torch."), "device": str(problem.device), "attention": "math",
-            "batch_size": problem.batch_size, "delta": delta, **_prior(problem),
+            "dtype": str(problem.dtype).removeprefix("torch."), "device": ", ".join(map(str, problem.devices)),
+            "attention": "math", "batch_size": problem.batch_size, "delta": delta, **_prior(problem),
             "options": {name: asdict(options) for name, options in selection.options.items() if name in measured},
             "torch": torch.__version__, "threads": torch.get_num_threads(), "python": platform.python_version(),
         }

@@ -44,7 +44,7 @@ def unit_seconds(problem: Problem) -> dict[str, float]:
 
     found = {"forward": _seconds(forward), "gradient": _seconds(gradient)}
     if can_move_rows(problem):
-        normals = Normals(own, 0, problem.params[problem.layers[0].name])
+        normals = Normals(own, 0, problem.params)
 
         def noise() -> None:
             noisy_losses(problem, own, normals, (SIGMA, -SIGMA))

@@ -231,12 +231,11 @@ def _second_differs(trial: Trial, known: Mapping[str, Tensor]) -> list[str]:
 def _products(trial: Trial, directions: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Layer -> Hessian of the combination times the joint direction."""
     _, gradients = trial.gradients(trial.weights, directions, second=True)
-    with torch.enable_grad():
-        slope = sum((g * directions[name]).sum() for name, g in gradients.items())
     leaves = {name: trial.leaves[name] for name in directions}
     found: Sequence[Tensor | None] = [None] * len(leaves)
-    if isinstance(slope, Tensor) and slope.requires_grad:
-        found = torch.autograd.grad(slope, list(leaves.values()), allow_unused=True)
+    if pairs := [(g, directions[name]) for name, g in gradients.items() if g.requires_grad]:
+        moving, along = zip(*pairs, strict=True)
+        found = torch.autograd.grad(moving, list(leaves.values()), along, allow_unused=True)
     for (name, leaf), product in zip(leaves.items(), found, strict=True):
         yield name, torch.zeros_like(leaf) if product is None else product
 

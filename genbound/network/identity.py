@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ def weights_digest(problem: BaseProblem) -> str:
         state.update(_tensors({name: pair[side] for name, pair in factors.items()}))
     files = [problem.provenance.get(name, {}).get("sha256") for name in ("checkpoint", "init")]
     facts = (
-        files, [layer.name for layer in problem.layers], problem.head, str(problem.dtype), kind_of(problem.device),
+        files, [layer.name for layer in problem.layers], problem.head, str(problem.dtype), kinds_of(problem.devices),
         torch.get_num_threads(), code_digest(), *_switches(),
     )  # fmt: skip
     state.update(repr(facts).encode())
@@ -63,6 +63,11 @@ def kind_of(device: torch.device | str) -> str:
     """What computes: equal on all accelerators of one model, whatever their numbers are."""
     kind = torch.device(device).type
     return f"{kind} {torch.cuda.get_device_name(device)}" if kind == "cuda" else kind
+
+
+def kinds_of(devices: Sequence[torch.device]) -> str:
+    """The kinds of several devices, each once."""
+    return " and ".join(sorted({kind_of(device) for device in devices}))
 
 
 def network_digests(problem: Problem) -> dict[bool, str]:

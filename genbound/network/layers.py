@@ -218,6 +218,6 @@ def _rows_follow(use: Use, once: Tensor | None, scaled: Tensor | None, scale: Te
         return False
     if once is None or scaled is None:
         return once is None
-    expected, found = use.per_sample(once) * scale.unsqueeze(1), use.per_sample(scaled)
+    expected, found = use.per_sample(once) * scale.to(once.device).unsqueeze(1), use.per_sample(scaled)
     size = float(expected.abs().max()) if expected.numel() else 0.0  # none of the samples reach it
     return size > 0 and bool(((expected - found).abs() <= 1e-3 * size).all())

@@ -7,7 +7,8 @@ each other, whose rows are whose, and whether derivatives are those of what is c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,25 +50,49 @@ def layers_by_shape(
     wanted, params = patterns(pattern), dict(model.named_parameters())
     names = candidates_for(params, wanted, excluded)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def without_numbers(tensor: Tensor) -> Tensor:
-        # In single precision in place of a half one, as it would be measured.
-        half = tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64)
-        with mode:
-            return torch.empty(tensor.shape, dtype=torch.float32 if half else tensor.dtype)
-
-    held = {name: without_numbers(p) for name, p in (*params.items(), *model.named_buffers())}
+    held = _without_numbers(mode, {**params, **dict(model.named_buffers())})
     weights = {name: held[name].requires_grad_() for name in names}
-    args, kwargs = call_arguments(map_tensors(batch.inputs, without_numbers))
     try:
-        with mode, torch.enable_grad(), evaluation_mode(model), plain_operations(), PlainFunctions():
-            outputs = scores(functional_call(model, held, args, kwargs), output)
+        with mode, torch.enable_grad():
+            outputs = scores(_run(model, mode, held, batch), output)
             reading = ReadPass(outputs, weights, dict.fromkeys(names, True), len(batch.indices), convex)
             return layers_in(reading, wanted, dict.fromkeys(names, True)), outputs.shape
     except GenboundError:
         raise
     except Exception as error:
         raise GenboundError(_said(error)) from error
+
+
+def modules_in_order(model: nn.Module, batch: Batch) -> list[str]:
+    """Names of the modules in the order in which a forward pass first runs them, as far as it gets without numbers."""
+    mode, order = FakeTensorMode(allow_non_fake_inputs=True), dict[str, None]()
+    held = _without_numbers(mode, {**dict(model.named_parameters()), **dict(model.named_buffers())})
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            handle = module.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
+            stack.callback(handle.remove)
+        stack.enter_context(contextlib.suppress(Exception))  # a model that looks at numbers: the order so far
+        with mode, torch.no_grad():
+            _run(model, mode, held, batch)
+    return list(order)
+
+
+def _without_numbers(mode: FakeTensorMode, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _like(mode, tensor) for name, tensor in tensors.items()}
+
+
+def _like(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    # In single precision in place of a half one, as it would be measured.
+    half = tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64)
+    with mode:
+        return torch.empty(tensor.shape, dtype=torch.float32 if half else tensor.dtype)
+
+
+def _run(model: nn.Module, mode: FakeTensorMode, held: Mapping[str, Tensor], batch: Batch) -> Any:
+    """What the model returns for weights without numbers."""
+    args, kwargs = call_arguments(map_tensors(batch.inputs, lambda tensor: _like(mode, tensor)))
+    with evaluation_mode(model), plain_operations(), PlainFunctions():
+        return functional_call(model, dict(held), args, kwargs)
 
 
 def _said(error: Exception) -> str:

@@ -29,20 +29,33 @@ GRAPHS = 4
 VECTORS = 2**30  # bytes of the vectors that a recursion keeps, a quarter of the budget at most
 
 
+ByDevice = Mapping[torch.device, int]  # bytes
+
+
 def weight_bytes(network: Network) -> int:
-    """What the weights take beside a pass, in bytes.
+    """What the weights take beside a pass, on all devices together, in bytes (:func:`weights_on`)."""
+    return sum(weights_on(network).values())
+
+
+def weights_on(network: Network) -> dict[torch.device, int]:
+    """What the weights take beside a pass on each device, in bytes.
 
     Both sets of them, where they share memory once; the displacements, where they are kept; and what a pass has of
     their size: gradients, or perturbed weights.
     """
     initial = network.init.stored if isinstance(network.init, WeightsByNeed) else network.init
-    held = {
-        part.untyped_storage().data_ptr(): part.untyped_storage().nbytes()
-        for tensor in (*network.params.values(), *initial.values())
-        for part in stored_parts(tensor)
-    }
-    copy = _copy_bytes(network)
-    return sum(held.values()) + (copy if copy <= displacement.KEPT else 0) + copy
+    held: dict[int, tuple[torch.device, int]] = {}
+    for name, tensor in (*network.params.items(), *initial.items()):
+        for part in stored_parts(tensor):
+            storage = part.untyped_storage()
+            held[storage.data_ptr()] = network.placement.of(name), storage.nbytes()
+    copies = 2 if _copy_bytes(network) <= displacement.KEPT else 1
+    found = dict.fromkeys(network.placement.devices, 0)
+    for device, size in held.values():
+        found[device] += size
+    for name, p in network.params.items():
+        found[network.placement.of(name)] += copies * p.numel() * p.element_size()
+    return found
 
 
 def peak_bytes(network: Network, positions: Sequence[int], samples_first: Mapping[str, bool]) -> int:
@@ -66,7 +79,12 @@ def graph_bytes(network: Network, positions: Sequence[int], samples_first: Mappi
 
 
 def saved_bytes(network: Network, positions: Sequence[int], samples_first: Mapping[str, bool]) -> int:
-    """The tensors that autograd saves of a forward pass, without the weights.
+    """The tensors that autograd saves of a forward pass, on all devices together, in bytes (:func:`saved_on`)."""
+    return sum(saved_on(network, positions, samples_first).values())
+
+
+def saved_on(network: Network, positions: Sequence[int], samples_first: Mapping[str, bool]) -> dict[torch.device, int]:
+    """The tensors that autograd saves of a forward pass on each device, without the weights.
 
     Args:
         network: what is run.
@@ -78,12 +96,12 @@ def saved_bytes(network: Network, positions: Sequence[int], samples_first: Mappi
 
     Cost: a forward pass.
     """
-    kept: dict[int, int] = {}
+    kept: dict[int, tuple[torch.device, int]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         for part in stored_parts(tensor):
             storage = part.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = part.device, storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -91,13 +109,16 @@ def saved_bytes(network: Network, positions: Sequence[int], samples_first: Mappi
     for p in [*network.params.values(), *network.buffers.values(), *tape.weights.values()]:
         for part in stored_parts(p):
             kept.pop(part.untyped_storage().data_ptr(), None)
-    return sum(kept.values())
+    found: dict[torch.device, int] = {}
+    for device, size in kept.values():
+        found[device] = found.get(device, 0) + size
+    return found
 
 
 def machine_budget(device: torch.device) -> int:
     """Half of what the machine (the accelerator) has, in bytes: not of what is free, so that a run can be repeated."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory // 2
+    if device.type in ("cuda", "xpu"):
+        return int(getattr(torch, device.type).get_device_properties(device).total_memory) // 2
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
@@ -117,18 +138,32 @@ def vector_room(budget: int) -> int:
     return min(VECTORS, budget // 4)
 
 
-def largest_batch(network: Network, samples_first: Mapping[str, bool], budget: int) -> int:
-    """The network's batch size, or as many of the longest samples as the budget holds beside the weights; 1 at least.
+def largest_batch(network: Network, samples_first: Mapping[str, bool], budgets: ByDevice) -> int:
+    """The network's batch size, or as many of the longest samples as the budgets hold beside the weights; 1 at least.
 
     Args:
         network: what is run; its batch size is not exceeded.
         samples_first: of the layers whose derivatives are taken (see :class:`~genbound.network.tape.Tape`).
-        budget: in bytes.
+        budgets: of each device, in bytes.
 
     Cost: a forward pass of one sample.
     """
-    each = graph_bytes(network, [network.num_samples - 1], samples_first)  # in order of length
-    return most_in(budget - weight_bytes(network), each, network.batch_size)
+    saved = saved_on(network, [network.num_samples - 1], samples_first)  # in order of length
+    return most_held(network, budgets, {device: GRAPHS * size for device, size in saved.items()})
+
+
+def most_held(network: Network, budgets: ByDevice, each: ByDevice) -> int:
+    """The network's batch size, or as many of so many bytes each as every device holds beside its weights.
+
+    Args:
+        network: what is run.
+        budgets: of each device, in bytes.
+        each: what a sample takes there.
+    """
+    held = weights_on(network)
+    return min(
+        most_in(room - held[device], each.get(device, 0), network.batch_size) for device, room in budgets.items()
+    )
 
 
 def most_in(room: int, each: int, wanted: int) -> int:

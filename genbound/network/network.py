@@ -18,9 +18,12 @@ from genbound.estimators.even_runs import even_runs
 from genbound.estimators.random import BLOCK
 from genbound.network import displacement
 from genbound.network.checks import check_forward
+from genbound.network.device_map import AUTO, accelerators, place
 from genbound.network.forward import call_arguments, evaluation_mode, scores
 from genbound.network.label_losses import arrangement
+from genbound.network.layers_by_shape import modules_in_order
 from genbound.network.loss_functions import Loss, get_loss, ranged
+from genbound.network.placement import DeviceMap, Placement
 from genbound.network.plain_functions import PlainFunctions
 from genbound.network.plain_operations import plain_operations
 from genbound.network.weights_by_need import WeightsByNeed
@@ -44,6 +47,8 @@ class Network:
         num_samples: how many of the samples are measured, drawn from ``sample_seed``; ``None`` means all.
         dtype: floating-point type of weights and inputs; ``None`` keeps the model's, but for half precision.
         device: where passes run.
+        device_map: in place of ``device``, to spread the weights over several: ``auto``, or name of a module -> device
+            (:mod:`genbound.network.device_map`).
         batch_size: most samples in one forward pass.
         init_buffers: the pretrained model's buffers, those it has; the model's own stand in for the others.
         output: name or place of the scores, where the model returns several tensors.
@@ -51,8 +56,9 @@ class Network:
             long as the network is measured.
 
     Attributes:
-        params, init: name -> fine-tuned and pretrained weight, detached, in ``dtype`` on ``device``; copies unless
-            ``copy_weights`` is false.
+        params, init: name -> fine-tuned and pretrained weight, detached, in ``dtype``, on ``device`` or where
+            ``device_map`` puts it; copies unless ``copy_weights`` is false.
+        placement: which device each weight is on. ``device`` is then the one where scores and labels meet.
         versions: name -> how often the weight had been written to when the network was made.
         buffers, init_buffers: name -> buffer of the fine-tuned and the pretrained model, likewise.
         borrowed_buffers: names of the pretrained buffers that the fine-tuned model's stand in for.
@@ -80,6 +86,7 @@ class Network:
         sample_seed: int = 0,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
+        device_map: str | DeviceMap | None = None,
         batch_size: int = BLOCK,
         init_buffers: Mapping[str, Tensor] | None = None,
         output: str | int | None = None,
@@ -89,18 +96,19 @@ class Network:
             raise GenboundError(f"batch size {batch_size} is not positive")
         model, init = _uncompiled(model, init)
         _refuse_wrapped(model)
-        self.model, self.device, self.batch_size = model, _device(device), int(batch_size)
-        self.output = output
+        self.model, self.batch_size, self.output = model, int(batch_size), output
         self.data: Samples = as_samples(data)
         if len(self.data) == 0:
             raise GenboundError("the data are empty: nothing can be measured; check the data SPEC")
         self.indices = sorted(_choose(len(self.data), num_samples, sample_seed), key=lambda i: (self.data.size(i), i))
         _check_weights(model, init)
         self.dtype = _measured_dtype(model) if dtype is None else dtype
-        self.params = {name: self._moved(p.detach(), copy=copy_weights) for name, p in model.named_parameters()}
+        self.placement = self._placed(device, device_map)
+        self.device = self.placement.home
+        self.params = {name: self._moved(p.detach(), name, copy_weights) for name, p in model.named_parameters()}
         self.init = self._initial(init, copy_weights)
         self.versions = {name: p._version for name, p in self.params.items()}
-        self.buffers = {name: self._copied(b) for name, b in model.named_buffers()}
+        self.buffers = {name: self._moved(b.detach(), name, True) for name, b in model.named_buffers()}
         self.init_buffers, self.borrowed_buffers = _init_buffers(self.buffers, init_buffers or {})
         self._functions: PlainFunctions | None = PlainFunctions()
         self._arranged: Callable[[Tensor], Tensor] | None = None
@@ -118,16 +126,29 @@ class Network:
         size = sum(p.numel() * p.element_size() for p in self.params.values())
         if not copy and size > displacement.KEPT:
             return WeightsByNeed(stored, self._moved)
-        return {name: self._moved(tensor, copy=copy) for name, tensor in stored.items()}
+        return {name: self._moved(tensor, name, copy) for name, tensor in stored.items()}
 
-    def _moved(self, tensor: Tensor, copy: bool = False) -> Tensor:
+    def _placed(self, device: str | torch.device, device_map: str | DeviceMap | None) -> Placement:
+        """Where the weights go; for ``auto`` in the order in which a sample meets them."""
+        order: Sequence[str] = ()
+        if device_map == AUTO and len(accelerators()) > 1:
+            order = modules_in_order(self.model, self.data.batch(self.indices[:1]))
+        return place(self.model, device, device_map, order)
+
+    def _moved(self, tensor: Tensor, name: str = "", copy: bool = False) -> Tensor:
+        """A tensor in the type that is measured in, on the device of the weight or buffer of this name."""
+        return self._cast(tensor, self.placement.of(name), copy)
+
+    def _cast(self, tensor: Tensor, device: torch.device, copy: bool = False) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else None
-        return tensor.to(device=self.device, dtype=dtype, copy=copy)
-
-    def _copied(self, tensor: Tensor) -> Tensor:
-        return self._moved(tensor.detach(), copy=True)
+        return tensor.to(device=device, dtype=dtype, copy=copy)
 
     # -- samples ----------------------------------------------------------------------------------------------
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices that weights are on, in the order in which the model has them."""
+        return self.placement.devices
 
     @property
     def num_samples(self) -> int:
@@ -139,8 +160,11 @@ class Network:
         return self.to_device(self.data.batch([self.indices[p] for p in positions]))
 
     def to_device(self, batch: Batch) -> Batch:
-        """A batch of any samples, held-out ones too, on the network's device and in its type."""
-        inputs = map_tensors(batch.inputs, self._moved)
+        """A batch of any samples, held-out ones too, on the network's device and in its type.
+
+        Over several devices the inputs go where a pass begins.
+        """
+        inputs = map_tensors(batch.inputs, lambda tensor: self._cast(tensor, self.placement.first))
         return Batch(inputs=inputs, targets=self._moved(batch.targets), indices=batch.indices)
 
     def batches(self, positions: Sequence[int], size: int | None = None) -> Iterator[list[int]]:
@@ -195,11 +219,12 @@ class Network:
             order of their axes: a model may end in a view, and what follows counts on no stride.
         """
         args, kwargs = call_arguments(inputs)
-        with evaluation_mode(self.model), plain_operations(), self._functions or contextlib.nullcontext():
+        functions = self._functions or contextlib.nullcontext()
+        with evaluation_mode(self.model), plain_operations(), functions, self.placement.moving(self.model):
             output = functional_call(
                 self.model, {**params, **(self.buffers if buffers is None else buffers)}, args, kwargs
             )
-        found = scores(output, self.output)
+        found = scores(output, self.output).to(self.device)
         return (found if self._arranged is None else self._arranged(found)).contiguous()
 
     def arrange(self, outputs: Tensor, targets: Tensor, loss: Loss) -> None:
@@ -223,16 +248,6 @@ class Network:
         known, now = {id(tensor): name for name, tensor in named}, {**self.params, **self.buffers, **other}
         stored = self.model.state_dict(keep_vars=True)
         return {name: now[known[id(tensor)]] for name, tensor in stored.items() if id(tensor) in known}
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or ["unknown"])[0]
-        raise GenboundError(f"device {str(device)!r} cannot be used here: {reason}; use cpu") from error
-    return found
 
 
 def _choose(total: int, wanted: int | None, seed: int) -> list[int]:

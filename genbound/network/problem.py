@@ -21,6 +21,7 @@ from genbound.network.layers import Layer, select_layers
 from genbound.network.loss_functions import Loss
 from genbound.network.memory import budget_of, give_back, largest_batch
 from genbound.network.network import Network
+from genbound.network.placement import DeviceMap
 from genbound.network.prior import Prior, adapter_remark
 from genbound.network.refusals import refusals
 from genbound.network.tape import Tape
@@ -58,9 +59,11 @@ class Problem(Network, BaseProblem):
         excluded: names of parameters that are not layers (an excluded head).
         dtype: floating-point type to measure in; ``None`` keeps the model's.
         device: where to measure.
+        device_map: in place of ``device``, to spread the weights over several: ``auto`` over all accelerators, or name
+            of a module -> device.
         batch_size: most samples in one forward pass. Changes results by rounding only.
-        memory_budget: bytes that a pass and the weights may take: the batch size is reduced to what they hold. ``None``
-            means half of the machine's (the accelerator's) memory.
+        memory_budget: bytes that a pass and the weights may take (on each device): the batch size is reduced to what
+            they hold. ``None`` means half of the machine's (the accelerator's) memory.
         provenance: what the numbers belong to, copied into the results.
         init_buffers: the pretrained model's buffers (running statistics), those it has; the model's own stand in for
             the others.
@@ -79,7 +82,8 @@ class Problem(Network, BaseProblem):
         layers: the weights that are measured, in the order of ``model.named_parameters()``.
         samples_first: layer -> order of the rows of the operations that use it.
         displacement: layer -> fine-tuned minus pretrained weight.
-        memory_budget: bytes that a pass, the weights and the vectors of recursions may take.
+        memory_budget: bytes that a pass, the weights and the vectors of recursions may take; of several devices that of
+            the smallest.
         remarks: what a reader of every number must know of the network.
         choice: how the measured samples stand for the data, where they were not drawn alike; else ``None``.
         sample_seed: what they are drawn from.
@@ -128,6 +132,7 @@ class Problem(Network, BaseProblem):
         excluded: Sequence[str] = (),
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
+        device_map: str | DeviceMap | None = None,
         batch_size: int = BLOCK,
         memory_budget: int | None = None,
         provenance: Mapping[str, Any] | None = None,
@@ -143,8 +148,8 @@ class Problem(Network, BaseProblem):
     ):
         super().__init__(
             model, init, data, loss, loss_range=loss_range, num_samples=num_samples, sample_seed=sample_seed,
-            dtype=dtype, device=device, batch_size=batch_size, init_buffers=init_buffers, output=output,
-            copy_weights=copy_weights,
+            dtype=dtype, device=device, device_map=device_map, batch_size=batch_size, init_buffers=init_buffers,
+            output=output, copy_weights=copy_weights,
         )  # fmt: skip
         self.sample_seed = int(sample_seed)
         self.test_data: Samples | None = None if test_data is None else as_samples(test_data)
@@ -168,14 +173,23 @@ class Problem(Network, BaseProblem):
         self.samples_first = {layer.name: layer.samples_first for layer in self.layers}
         names = [layer.name for layer in self.layers]
         whose = OTHER_SAMPLES if other_samples else ""
-        said = (*check_derivatives(self, names), self.arrangement_remark, complex_remark(self.params, self.init), whose)
+        said = (
+            self.placement.remark, *check_derivatives(self, names), self.arrangement_remark,
+            complex_remark(self.params, self.init), whose,
+        )  # fmt: skip
         self.remarks = tuple(remark for remark in said if remark)
         self._by_batch = {layer.name: layer.by_batch for layer in self.layers}
         self.displacement = Displacement.between(self.params, self.init, self.samples_first, factors)
         self.remarks += tuple(filter(None, [adapter_remark(self.prior, self.displacement.factors)]))
-        self.memory_budget = budget_of(self.device, memory_budget)
-        self.batch_size = largest_batch(self, self.samples_first, self.memory_budget)
+        self._budgets = {device: budget_of(device, memory_budget) for device in self.placement.devices}
+        self.memory_budget = min(self._budgets.values())
+        self.batch_size = largest_batch(self, self.samples_first, self.budgets)
         give_back(self)
+
+    @property
+    def budgets(self) -> dict[torch.device, int]:
+        """What a pass and the weights may take on each device, in bytes."""
+        return self._budgets if len(self._budgets) > 1 else {self.device: self.memory_budget}
 
     @property
     def shares(self) -> np.ndarray:

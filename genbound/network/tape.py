@@ -145,11 +145,15 @@ class Tape(ReadPass):
                     outputs.append(gradient)
                     directions.append(u)
         edges = self.edges(targets)
+        devices = [self.weights[name].device for name in targets for _ in self.uses[name]]
         values: Sequence[Tensor | None] = [None] * len(edges)
         if outputs and edges:
             values = torch.autograd.grad(outputs, edges, directions, retain_graph=True, allow_unused=True)
         # A missing second derivative is an exact zero.
-        found = [_zeros(edge) if value is None else value for value, edge in zip(values, edges, strict=True)]
+        found = [
+            _zeros(edge, device) if value is None else value
+            for value, edge, device in zip(values, edges, devices, strict=True)
+        ]
         return self._split(targets, found)
 
     def product(self, name: str, v: Tensor, part: str = "hessian") -> tuple[Tensor, Tensor]:
@@ -168,22 +172,22 @@ class Tape(ReadPass):
         return self.inner(name, us, qs), self.adjoint(name, qs)
 
     def inner(self, name: str, us: Sequence[Tensor], qs: Sequence[Tensor]) -> Tensor:
-        """``sum_t u_t . q_t`` per sample over all uses of a layer, ``[N]`` in float64."""
+        """``sum_t u_t . q_t`` per sample over all uses of a layer, ``[N]`` in float64 on the device of the outputs."""
         total = torch.zeros(len(self), dtype=torch.float64, device=self.outputs.device)
         for use, u, q in zip(self.uses[name], us, qs, strict=True):
-            total = total + (use.per_sample(u).double() * use.per_sample(q).double()).sum(1)
+            total = total + (use.per_sample(u).double() * use.per_sample(q).double()).sum(1).to(total.device)
         return total
 
     def adjoint(self, name: str, qs: Sequence[Tensor]) -> Tensor:
         """``A^* q`` per sample: back from the results of a layer's uses to its weight, ``[N, *shape]``."""
-        shape = self.weights[name].shape
-        total = torch.zeros(len(self), *shape, dtype=self.outputs.dtype, device=self.outputs.device)
+        weight = self.weights[name]
+        total = torch.zeros(len(self), *weight.shape, dtype=self.outputs.dtype, device=weight.device)
         for use, q in zip(self.uses[name], qs, strict=True):
             total = total + use.adjoint(q)
         return total
 
     def squared_norm(self, name: str, gs: Sequence[Tensor | None]) -> Tensor:
-        """``||A^* g||^2`` per sample, ``[N]`` in float64: squared norm of the weight gradient.
+        """``||A^* g||^2`` per sample, ``[N]`` in float64: squared norm of the weight gradient, beside the outputs.
 
         Args:
             name: the layer.
@@ -194,11 +198,11 @@ class Tape(ReadPass):
             return torch.zeros(len(self), dtype=torch.float64, device=self.outputs.device)
         if len(present) == 1:
             use, g = present[0]
-            return use.squared_norm(g).double()
+            return use.squared_norm(g).double().to(self.outputs.device)
         total = present[0][0].adjoint(present[0][1])
         for use, g in present[1:]:
             total = total + use.adjoint(g)
-        return total.flatten(1).square().sum(1).double()
+        return total.flatten(1).square().sum(1).double().to(self.outputs.device)
 
     # -- directional derivatives of the output ----------------------------------------------------------------
 
@@ -260,7 +264,7 @@ def basis(outputs: Tensor, but_last: bool = False) -> Iterable[Tensor]:
         yield cotangent.view(outputs.shape)
 
 
-def _zeros(edge: Any) -> Tensor:
+def _zeros(edge: Any, device: torch.device) -> Tensor:
     """Zeros in the shape of the result at a place of autograd's record, which notes it beside the operation."""
     noted = edge.node._input_metadata[edge.output_nr]
-    return torch.zeros(tuple(noted.shape), dtype=noted.dtype, device=noted.device)
+    return torch.zeros(tuple(noted.shape), dtype=noted.dtype, device=device)

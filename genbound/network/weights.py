@@ -66,6 +66,11 @@ class BaseProblem:
     remarks: tuple[str, ...] = ()
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices that something is measured on."""
+        return (self.device,)
+
+    @property
     def num_samples(self) -> int:
         """How many samples are measured."""
         return len(self.indices)

@@ -12,17 +12,17 @@ class WeightsByNeed(Mapping):
 
     Args:
         stored: name -> weight as it is stored, which nobody changes.
-        made: what makes the one of the other.
+        made: what makes the one of the other, given the name.
 
     Attributes:
         stored: as given.
     """
 
-    def __init__(self, stored: Mapping[str, Tensor], made: Callable[[Tensor], Tensor]):
+    def __init__(self, stored: Mapping[str, Tensor], made: Callable[[Tensor, str], Tensor]):
         self.stored, self._made = dict(stored), made
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._made(self.stored[name])
+        return self._made(self.stored[name], name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)

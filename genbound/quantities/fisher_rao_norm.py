@@ -104,7 +104,7 @@ def _radial(problem: Problem, batch: Batch, gradient: Tensor) -> Tensor:
         u = torch.zeros_like(outputs).requires_grad_()
         pulled = torch.autograd.grad(outputs, list(weights.values()), u, create_graph=True, allow_unused=True)
         pairs = [(g, w) for g, w in zip(pulled, weights.values(), strict=True) if g is not None]
-        inner = reduce(torch.add, [(g * w.detach()).sum() for g, w in pairs])
+        inner = reduce(torch.add, [(g * w.detach()).sum().to(u.device) for g, w in pairs])
     (moved,) = torch.autograd.grad(inner, u)
     return (gradient * moved).flatten(1).double().sum(1)
 

@@ -57,7 +57,7 @@ def _sizes(problem: Problem, batch: Batch) -> np.ndarray:
         raise TypeError("the inputs have no norm: see applies_to")
     x = found.double()
     with torch.no_grad():
-        outputs = problem.forward(problem.params, batch.inputs).double().flatten(1)
+        outputs = problem.forward(problem.params, batch.inputs).double().flatten(1).to(x.device)
     flat, sides = x.flatten(1), x.shape[2:]
     pixels = x.norm(dim=1).flatten(1) if x.dim() > 2 else flat.norm(dim=1, keepdim=True)
     columns = torch.stack([flat.norm(dim=1), flat.abs().amax(1), pixels.amax(1), outputs.norm(dim=1)], 1).cpu()

@@ -54,7 +54,7 @@ ROOM = 2**28  # bytes of the Krylov bases that are held at a time
 
 def _probes(operator: LayerBlock, shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
     """Sign probes of the weight, one for each row of the pass, in the basis of its sample's inputs ``[N, d]``."""
-    return _seen(operator, rademacher((len(operator.tape), *shape), source, operator.tape.outputs.detach()))
+    return _seen(operator, rademacher((len(operator.tape), *shape), source, operator.like))
 
 
 def _seen(operator: LayerBlock, probes: torch.Tensor) -> torch.Tensor:
@@ -206,7 +206,7 @@ class _Search:
     def screen(self, position: int) -> np.ndarray:
         """A quadrature of one probe of a candidate."""
         (operator,) = self._operators([position])
-        probe = rademacher((1, *self._layer.shape), self._stream("screen", position), operator.tape.outputs.detach())
+        probe = rademacher((1, *self._layer.shape), self._stream("screen", position), operator.like)
         return _quadratures(operator, _seen(operator, probe))[0]
 
     def mean(self, position: int) -> np.ndarray:

@@ -32,7 +32,11 @@ def displacement_of(problem: Problem, moves: str) -> dict[str, Tensor]:
 
 def moved(problem: Problem, steps: Mapping[str, Tensor], length: float | Tensor = 1.0) -> dict[str, Tensor]:
     """All weights, those that have a step moved ``length`` times along it."""
-    return {**problem.params, **{name: problem.params[name] + length * step for name, step in steps.items()}}
+
+    def moved_by(step: Tensor) -> Tensor:
+        return (length.to(step.device) if isinstance(length, Tensor) else length) * step
+
+    return {**problem.params, **{name: problem.params[name] + moved_by(step) for name, step in steps.items()}}
 
 
 def losses_at(problem: Problem, weights: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray | None]:

@@ -30,7 +30,7 @@ def perturbed_names(problem: Problem) -> list[str]:
 
 def flattened(problem: Problem, weights: Mapping[str, Tensor]) -> Tensor:
     """These parameters in double precision, one after another ``[omega]``, in the unit of the weights."""
-    return torch.cat([weights[name].flatten().double() for name in perturbed_names(problem)])
+    return torch.cat([weights[name].flatten().double().to(problem.device) for name in perturbed_names(problem)])
 
 
 def num_wrong(problem: Problem, outputs: Tensor, targets: Tensor) -> float:

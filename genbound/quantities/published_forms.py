@@ -87,7 +87,7 @@ def _batch_forms(problem: Problem, displacement: dict[str, Tensor], batch: Batch
         loss = problem.loss.per_sample(outputs, batch.targets).mean()
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True, allow_unused=True)
         pairs = zip(gradients, displacement.values(), strict=True)
-        inner = sum((g * v).sum() for g, v in pairs if g is not None)
+        inner = sum((g * v).sum().to(loss.device) for g, v in pairs if g is not None)
     forms = [0.0] * len(displacement)
     if isinstance(inner, Tensor) and inner.requires_grad:
         products = torch.autograd.grad(inner, list(weights.values()), allow_unused=True)

@@ -93,7 +93,7 @@ def _of_tape(tape: Tape) -> Tensor:
     for column in basis(tape.outputs, factor.last_vanishes):
         sign = 1.0 if factor.signs is None else (factor.signs * column).flatten(1).sum(1, keepdim=True).double()
         gradients = tape.backward(factor.columns(column), tape.layers)
-        total += sign * torch.stack([_squared_norm(tape, name, gradients) for name in tape.layers], 1)
+        total += sign * torch.stack([_squared_norm(tape, name, gradients).to(total.device) for name in tape.layers], 1)
     return total
 
 

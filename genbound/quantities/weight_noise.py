@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from genbound.curvature.noise_by_row import Normals, can_move_rows, noise_directions, noisy_losses, row_bytes
+from genbound.curvature.noise_by_row import Normals, can_move_rows, noise_directions, noisy_losses, row_bytes_on
 from genbound.curvature.sweep import Sweep
 from genbound.curvature.sweep_trial import can_sweep
 from genbound.estimators.random import BLOCK, normal, row_of
-from genbound.network.memory import most_in, weight_bytes
+from genbound.network.memory import most_held
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Part, stream
 
@@ -94,7 +94,7 @@ class NoisePerSample:
     def __init__(self, problem: Problem, context: Context, losses: np.ndarray):
         self._problem, self._seed, self._losses = problem, context.seed, losses
         self.strata = [[p] for p in range(problem.num_samples)]
-        self._rows = most_in(problem.memory_budget - weight_bytes(problem), row_bytes(problem), problem.batch_size)
+        self._rows = most_held(problem, problem.budgets, row_bytes_on(problem))
         self._can_sweep = can_sweep(problem)
         self._sweep: Sweep | None = None
 
@@ -108,7 +108,7 @@ class NoisePerSample:
         values, control = np.zeros((len(draws), len(sigmas))), np.zeros(len(draws))
         for run in problem.batches([positions[0] for positions, _ in draws], self._rows):
             rows = [(p, (NAME, *key), member) for p, (_, (key, member)) in zip(run, draws[done:], strict=False)]
-            normals = Normals(rows, self._seed, problem.params[problem.layers[0].name])
+            normals = Normals(rows, self._seed, problem.params)
             now = slice(done, done + len(run))
             if self._sweep is not None and self._sweep.positions != run:
                 self._sweep = None  # before the next passes take memory

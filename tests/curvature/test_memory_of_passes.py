@@ -50,7 +50,7 @@ def test_noise_beside_a_sweep_takes_no_more_than_its_rows_are_reckoned_at():
 
     def work():
         sweep = Sweep(problem, range(ROWS))
-        normals = Normals(rows, 0, problem.params[problem.layers[0].name])
+        normals = Normals(rows, 0, problem.params)
         noisy_losses(problem, rows, normals, (0.1, -0.1))
         sweep.hessian(*noise_directions(sweep, normals))
         joint_trace(sweep, [layer.name for layer in problem.layers], [row[1:] for row in rows], 0)

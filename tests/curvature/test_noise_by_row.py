@@ -69,7 +69,7 @@ def test_rise_of_a_quadratic_loss_is_half_the_variance_times_the_trace(name):
     rises = []
     for draw in range(draws):
         rows = [(p, ("test", draw, copy), 5 * copy + p) for copy in range(3) for p in range(3)]
-        normals = Normals(rows, 0, problem.params[problem.layers[0].name])
+        normals = Normals(rows, 0, problem.params)
         pair = noisy_losses(problem, rows, normals, (sigma, -sigma))
         rises.append((0.5 * (pair[0] + pair[1]) - base.repeat(3)).detach().view(3, 3))
     rises = torch.cat(rises).numpy()  # [draws, samples]
@@ -99,7 +99,7 @@ def test_pair_has_the_same_noise_but_for_its_sign():
     """One linear layer: outputs of the pair lie symmetrically around the undisturbed ones."""
     problem = single(*LAYERS["linear, few positions"])
     rows = [(p, ("pair", 0), p) for p in range(3)]
-    normals, outputs = Normals(rows, 0, problem.params[problem.layers[0].name]), []
+    normals, outputs = Normals(rows, 0, problem.params), []
     forward = problem.forward
 
     def watched(params, inputs):
@@ -117,7 +117,7 @@ def test_pair_has_the_same_noise_but_for_its_sign():
 def test_a_stacked_pass_is_the_single_passes(name):
     problem = single(*LAYERS[name])
     rows, sigmas = [(p, ("stack", 1), 2 * p) for p in range(3)], (0.3, -0.3, 0.1)
-    normals = Normals(rows, 0, problem.params[problem.layers[0].name])
+    normals = Normals(rows, 0, problem.params)
     alone = torch.cat([noisy_losses(problem, rows, normals, (sigma,)) for sigma in sigmas])
     torch.testing.assert_close(noisy_losses(problem, rows, normals, sigmas), alone, rtol=1e-10, atol=1e-12)
     assert not torch.allclose(alone[0], alone[1], atol=1e-3)
@@ -131,14 +131,14 @@ def made(request, monkeypatch):
 
 
 def test_a_whole_group_of_normals_is_the_same_as_its_members(made):
-    like, rows = torch.zeros(1), [(p, ("stream", 0), p) for p in range(16)]
+    like, rows = {"layer": torch.zeros(1)}, [(p, ("stream", 0), p) for p in range(16)]
     whole = Normals(rows, 3, like)("layer", 4, 6)
     torch.testing.assert_close(Normals(rows[5:9], 3, like)("layer", 4, 6), whole[5:9], rtol=0, atol=0)
 
 
 def test_normals_of_a_longer_padding_continue_those_of_a_shorter_one(made):
     rows = [(7, ("stream", 2), 3), (9, ("stream", 2), 5)]
-    like = torch.zeros(1, dtype=torch.float64)
+    like = dict.fromkeys(("layer", "other"), torch.zeros(1, dtype=torch.float64))
     short, long = Normals(rows, 1, like)("layer", 4, 6), Normals(rows, 1, like)("layer", 9, 6)
     torch.testing.assert_close(long[:, :4], short, rtol=0, atol=0)
     assert not torch.equal(Normals(rows, 2, like)("layer", 4, 6), short)
@@ -215,7 +215,7 @@ def test_the_second_order_term_of_a_draw_is_what_tangents_give(network):
     problem = Problem(model, init, (x, torch.arange(5) % 3))
     assert can_sweep(problem)
     rows = [(p, ("test", 0), p) for p in range(5)]
-    normals = Normals(rows, 0, problem.params["0.weight"])
+    normals = Normals(rows, 0, problem.params)
     sweep = Sweep(problem, range(5))
     term = 0.5 * sweep.hessian(*noise_directions(sweep, normals))
     base = problem.loss.per_sample(sweep.outputs, sweep.targets)

@@ -341,8 +341,8 @@ def test_kinds_of_device_are_not_mixed(tmp_path):
         init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
         alike = genbound.Problem(model, init, (torch.eye(4), torch.arange(4) % 3))
         agree_on(alike, mine)
-        kind = agreement.kind_of
-        agreement.kind_of = lambda device: f"{kind(device)}{' of another make' * rank}"
+        kinds = agreement.kinds_of
+        agreement.kinds_of = lambda devices: f"{kinds(devices)}{' of another make' * rank}"
         agree_on(alike, mine)
 
     one, two = in_ranks(2, work, tmp_path)

@@ -41,7 +41,7 @@ def test_as_many_samples_as_the_budget_holds(room, expected):
     free = problem()
     each = graph_bytes(free, [39], free.samples_first)
     budget = weight_bytes(free) + int(room * each)
-    assert largest_batch(free, free.samples_first, budget) == expected
+    assert largest_batch(free, free.samples_first, {free.device: budget}) == expected
     assert problem(memory_budget=budget).batch_size == expected
 
 
