@@ -90,7 +90,8 @@ def first_look(
 def closer_look(problem: Problem, context: Context, look: FirstLook) -> FirstLook:
     """The same with one product more of the samples that may rule the error, which tells how far their probes spread.
 
-    Cost: two double backward probes of each of these; there are fewer than 1 / :data:`~genbound.estimators.draw_spread.RULES`.
+    Cost: two double backward probes of each of these; there are fewer than 1 /
+    :data:`~genbound.estimators.draw_spread.RULES`.
     """
     ruling, draws = np.flatnonzero(look.bounds.ruling).tolist(), look.probes.shape[1]
 
