@@ -238,7 +238,9 @@ def _probe_total(
             vectors = np.where(joint > 0, vectors, 0)
     weight = joint / (joint + have)
     if own is not None and joint.any():
-        joint = _joint_draws(np.sqrt((variance + own * ratio) / 2), have, wanted, most, joint > 0)
+        # What the samples without joint draws leave stays what it was: no number of draws of others makes up for it.
+        mixed = np.where(joint > 0, (variance + own * ratio) / 2, variance)
+        joint = _joint_draws(np.sqrt(mixed), have, wanted, most, joint > 0)
     return joint, vectors, weight
 
 

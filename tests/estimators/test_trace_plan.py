@@ -88,6 +88,18 @@ def test_own_probes_have_a_say_in_the_number_of_joint_sweeps_and_in_nothing_else
     assert (np.minimum(steps, np.abs(steps - np.log2(1.5))) < 1e-9).all()
 
 
+def test_what_samples_without_joint_sweeps_leave_is_not_made_up_for_by_others():
+    """Their own probes tell of more than is wanted of all: no number of sweeps of the ten hard samples reaches that."""
+    variances = np.where(np.arange(2000) < 10, 100.0, 1.0)[:, None] * np.append(np.ones(8), 8.0)
+    left = variances[10:, -1].sum() / 2
+    targets = np.append(np.full(8, 1e9), np.sqrt(1.1 * left) / 2000)
+    sweeps = Sweeps(None, lambda: JOINT_RATIO)
+    before = plan_probes(variances, targets, 2, 8, sweeps)
+    assert (before.joint[:10] > 0).all() and not before.joint[10:].any()
+    own = variances[:, -1] * np.where(np.arange(2000) < 10, 1.0, 1.5)
+    assert (plan_probes(variances, targets, 2, 8, sweeps, own).joint == before.joint).all()
+
+
 def test_controls_spare_the_hard_samples_joint_sweeps():
     """Time with controls that leave a fifth of the variance against that without, at the same error."""
     variances, targets, plain = probes(1e9, 0.2)
