@@ -32,7 +32,7 @@ def read_device_map(value: str | None) -> str | DeviceMap | None:
         return value
     try:
         content = json.loads(Path(value).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GenboundError(
             f"--device-map {value} cannot be read ({first_line(error)}): give auto, or a JSON file of module names and "
             "devices"

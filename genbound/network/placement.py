@@ -32,7 +32,9 @@ def usable(device: str | torch.device) -> torch.device:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
         raise GenboundError(f"device {str(device)!r} cannot be used here: {first_line(error)}; use cpu") from error
-    return found
+    if found.type == "meta":
+        raise GenboundError("device 'meta' cannot be used here: it holds shapes and no numbers; use cpu")
+    return torch.device("cpu") if found.type == "cpu" else found  # cpu:1 is the same memory
 
 
 @dataclass(frozen=True)

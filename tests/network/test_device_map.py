@@ -230,6 +230,12 @@ def test_a_single_device_is_said_to_be_one():
         assert genbound.Problem(model, init_of(model), data, device_map="auto").device == torch.device("cuda:0")
 
 
+def test_a_processor_by_number_is_the_processor():
+    """It is one memory: neither are there two devices, nor is its room there twice."""
+    found = problem(mlp, device_map={"": "cpu", "2": "cpu:0", "4": "cpu:1"})
+    assert found.devices == (torch.device("cpu"),) == tuple(found.budgets) and found.remarks == ()
+
+
 def test_the_tightest_device_decides_how_many_samples_share_a_pass():
     with PretendedDevices(2):
         free = problem(mlp, batch_size=8)
@@ -266,6 +272,7 @@ def test_the_command_line_spreads_layers(tmp_path, capsys):
         ({"0": 0, "2": 1, "5": 1}, "names '5', and the model has no such module"),
         ({"": 0, "4": 2}, "device 'cuda:2' cannot be used here"),
         ({"": 0, "4": "disk"}, "puts 4 on disk"),
+        ({"": 0, "4": "meta"}, "device 'meta' cannot be used here: it holds shapes and no numbers"),
         ({"": 0, "4": "cpu"}, "mixes kinds of device (cpu and cuda)"),
         ("balanced", "device map 'balanced' is unknown: use auto"),
     ],
@@ -291,7 +298,7 @@ def test_a_module_that_joins_two_devices_is_named():
 
 def test_files_that_hold_no_map_are_refused(tmp_path):
     path = tmp_path / "map.json"
-    for content in ("", "[]", "{}", '{"0": 1.5}', '{"0": null}'):
+    for content in ("", "[]", "{}", '{"0": 1.5}', '{"0": null}', "[" * 100_000):
         path.write_text(content)
         with pytest.raises(GenboundError, match="--device-map"):
             read_device_map(str(path))
