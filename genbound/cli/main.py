@@ -40,9 +40,15 @@ def _spec(given: dict[str, Any]) -> EvaluationSpec:
     """What the command line and --config say; what they leave open is as genbound.yaml beside CKPT says."""
     from genbound.evaluation.loading import EvaluationSpec
 
-    source, default = click.get_current_context().get_parameter_source, click.core.ParameterSource.DEFAULT
+    if given.get("device_map") is not None and _is_said("device"):
+        raise GenboundError("--device and --device-map both say where the layers are: leave one of them out")
     names = [field.name for field in fields(EvaluationSpec) if field.name in given]
-    return EvaluationSpec(**{name: given[name] for name in names if source(name) is not default}).completed()
+    return EvaluationSpec(**{name: given[name] for name in names if _is_said(name)}).completed()
+
+
+def _is_said(name: str) -> bool:
+    """Whether the command line or the config file says this, and not its default alone."""
+    return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
 def _problem(pair: Pair, spec: EvaluationSpec, given: dict[str, Any]) -> Problem | WeightProblem:

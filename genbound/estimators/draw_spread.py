@@ -98,8 +98,9 @@ class Bounds:
         free = (counts - 1)[:, None].astype(float)
         own = squares / free
         told = np.where(ruling, free / HEAVY, free)
-        freedom = np.broadcast_to(np.maximum(told, self.first), own.shape)
         ratio, known = _others_ratio(own, bounds, free)
+        # Without others the products say nothing of the draws' spread.
+        freedom = np.maximum(told, np.where(known > 0, self.first, 1.0))
         powers = np.append(np.full(ratio.shape[1] - 1, ALONE), TOWARDS)
         ratio = np.where(ruling, np.maximum(ratio, ratio**powers), ratio)
         trust = TRUST * known / (known + TRUST)

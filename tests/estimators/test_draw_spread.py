@@ -92,3 +92,12 @@ def test_a_sample_alone_is_known_from_its_draws():
     bounds = Bounds(np.array([[5.0, 5.0]]), 2, np.array([True]))
     variances, freedom = bounds.variances(np.array([11]), np.array([[20.0]]), np.array([0]))
     assert variances == pytest.approx(np.array([[2.0]])) and freedom == pytest.approx(np.array([[5.0]]))
+
+
+def test_a_sample_without_others_has_no_freedom_from_its_products():
+    """They tell how far draws may spread, and no other sample which part of that they do."""
+    alone = Bounds(np.array([[3.0, 3.0]]), 3, np.array([True]))
+    variances, freedom = alone.variances(np.array([2]), np.array([[0.5, 0.5]]), np.array([0]))
+    assert variances == pytest.approx(0.5) and freedom.tolist() == [[1.0, 1.0]]
+    two = Bounds(np.full((2, 2), 3.0), 3, np.array([True, True]))
+    assert (two.variances(np.array([2, 2]), np.full((2, 2), 0.5), np.array([0, 1]))[1] == 3.0).all()
