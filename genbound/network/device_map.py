@@ -31,7 +31,7 @@ def read_device_map(value: str | None) -> str | DeviceMap | None:
     if value is None or value == AUTO:
         return value
     try:
-        content = json.loads(Path(value).read_text())
+        content = json.loads(Path(value).read_text(), object_pairs_hook=_each_once)
     except (OSError, ValueError, RecursionError) as error:
         raise GenboundError(
             f"--device-map {value} cannot be read ({first_line(error)}): give auto, or a JSON file of module names and "
@@ -41,6 +41,14 @@ def read_device_map(value: str | None) -> str | DeviceMap | None:
     if not fits or not content:
         raise GenboundError(f'--device-map {value} must hold module names with devices, as {{"": "cuda:0"}}')
     return content
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, refused where a name is in it twice: json keeps the last one without a word."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} is in it twice")
+    return dict(pairs)
 
 
 def place(

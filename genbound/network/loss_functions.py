@@ -50,7 +50,8 @@ class Loss:
         factor: ``(outputs, targets) -> Factor``; ``None`` lets :meth:`output_factor` decompose it numerically.
         error: 0-1 error per sample, ``None`` where there is no such thing.
         classes: the output's last axis holds class scores and targets are class numbers.
-        centred: with classes, and the loss depends on differences of scores alone: its gradient adds up to 0.
+        centred: the last axis holds class scores, and the loss depends on their differences alone: its gradient adds
+            up to 0. Targets are class numbers, or probabilities of the classes.
         range: largest value the loss can take, infinite where that is not known; where it is, the smallest is 0.
         unit: what the numbers are counted in.
         lipschitz: Lipschitz constant in the Euclidean norm of a sample's outputs, ``None`` where there is none. For

@@ -298,7 +298,7 @@ def test_a_module_that_joins_two_devices_is_named():
 
 def test_files_that_hold_no_map_are_refused(tmp_path):
     path = tmp_path / "map.json"
-    for content in ("", "[]", "{}", '{"0": 1.5}', '{"0": null}', "[" * 100_000):
+    for content in ("", "[]", "{}", '{"0": 1.5}', '{"0": null}', "[" * 100_000, '{"a": 0, "a": 1}'):
         path.write_text(content)
         with pytest.raises(GenboundError, match="--device-map"):
             read_device_map(str(path))
