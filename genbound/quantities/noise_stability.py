@@ -62,7 +62,7 @@ from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
 from genbound.quantities.chosen_samples import Round, data_sem_of, num_different, said_of, same_samples
 from genbound.quantities.hessian_trace import total_trace
 from genbound.quantities.noise_grid import HEAVY, Grid, Rises
-from genbound.quantities.noise_to_error import OF_ALL, Part, measure_to_error, said_of_all
+from genbound.quantities.noise_to_error import OF_ALL, RoundPart, measure_to_error, said_of_all
 from genbound.quantities.quadratic_regime import is_quadratic, mark_kinks, relative_rss, relative_rss_noise
 from genbound.quantities.shared_noise import shared_rises, std_over_shared_draws
 from genbound.quantities.weight_noise import losses_without
@@ -107,7 +107,7 @@ class _First:
     """What is found on some samples, and what of it further ones go on from."""
 
     measured: Measured
-    parts: list[Part]
+    parts: list[RoundPart]
 
 
 def _measure_on(problem: Problem, context: Context, trace: Mapping[str, float]) -> _First:
@@ -129,7 +129,9 @@ def _measure_on(problem: Problem, context: Context, trace: Mapping[str, float]) 
         "std_num_samples": len(every),
         **said_of(problem),
     }
-    return _First(Measured(summary), [Part(problem, one, row["sem"]) for one, row in zip(found, rows, strict=True)])
+    return _First(
+        Measured(summary), [RoundPart(problem, one, row["sem"]) for one, row in zip(found, rows, strict=True)]
+    )
 
 
 def _row(

@@ -46,7 +46,7 @@ WIDEST = 2.0  # by which the square of a stated error exceeds what is expected o
 
 
 @dataclass(frozen=True)
-class Part:
+class RoundPart:
     """A rise from the samples of one round.
 
     Attributes:
@@ -100,7 +100,7 @@ class Together:
         return float(np.hypot(self.sem, self.data_sem))
 
 
-def measure_to_error(problem: Problem, context: Context, first: Sequence[Part]) -> list[Together] | None:
+def measure_to_error(problem: Problem, context: Context, first: Sequence[RoundPart]) -> list[Together] | None:
     """The rises at all sigmas to the wanted error; ``None`` if that takes all samples.
 
     Args:
@@ -127,7 +127,7 @@ def measure_to_error(problem: Problem, context: Context, first: Sequence[Part]) 
         for i, rises in zip(
             lacking, _rises(chosen, Round(context, OF_TRACE + step), list(lacking), draws), strict=True
         ):
-            parts[i] = [*([] if anew else parts[i]), Part(chosen, rises, rises.sem)]
+            parts[i] = [*([] if anew else parts[i]), RoundPart(chosen, rises, rises.sem)]
             found[i] = _together(problem, losses.data["size"], parts[i])
     return found
 
@@ -146,7 +146,7 @@ def _rises(chosen: Problem, context: Round, sigmas: Sequence[int], draws: int) -
     return grid.measure(sigmas, np.zeros(len(sigmas)), np.full(chosen.num_samples, draws))
 
 
-def _together(problem: Problem, sizes: np.ndarray, parts: Sequence[Part]) -> Together:
+def _together(problem: Problem, sizes: np.ndarray, parts: Sequence[RoundPart]) -> Together:
     """The mean of some rounds; ``sizes [n]`` are those of all samples of the data."""
     members = [part.problem.indices for part in parts]
     values, noise = (np.concatenate([getattr(part, key) for part in parts]) for key in ("values", "noise"))
@@ -168,7 +168,7 @@ def _together(problem: Problem, sizes: np.ndarray, parts: Sequence[Part]) -> Tog
     )
 
 
-def _expected_variance(part: Part, spreads: Spreads) -> float:
+def _expected_variance(part: RoundPart, spreads: Spreads) -> float:
     """Of a round's mean, by choice and draws."""
     choice, members = part.problem.choice, part.problem.indices
     assert choice is not None
