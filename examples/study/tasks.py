@@ -158,12 +158,12 @@ TASKS = {
         Task(
             "sst2", "MiniLM, SST-2", SST2, of_files(SST2, training="train", measurement="dev", test="test"), None,
             weights.minilm, (2e-5, 1e-4), epochs=3, most_epochs=6, stop_loss=0.15, num_noisy=2000, measured=64,
-            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01),
+            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01), pairs=16, precision="bfloat16",
         ),
         Task(
             "mrpc", "MiniLM, MRPC", MRPC, divided(MRPC, "train", "test", measurement=575, test=-1), None,
             weights.minilm, (2e-5, 1e-4), epochs=5, most_epochs=10, stop_loss=0.25, num_noisy=2000, measured=64,
-            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01),
+            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01), pairs=16, precision="bfloat16",
         ),
         Task(
             "cifar10", "EfficientNet-Lite0, CIFAR-10", CIFAR10,
