@@ -1,6 +1,7 @@
 r"""The largest :math:`\mathrm{Tr}\,H_i^+[\ell(f_W(x), y)]` over the samples, per layer's own block.
 
-* A positive semidefinite block's trace is its Gauss-Newton trace: exact for every sample.
+* A positive semidefinite block's trace is its Gauss-Newton trace: exact for every sample. Where ``hessian_trace`` has
+  probed it, because the outputs are many, it is exact for the candidates below, or an estimate if that takes too long.
 * A small block, or that of few samples, is formed densely in the basis of the sample's own inputs, and decomposed:
   exact.
 * A larger one is an **estimate**, and labelled so. The *candidates* are the samples with the largest traces and the
@@ -11,11 +12,14 @@ r"""The largest :math:`\mathrm{Tr}\,H_i^+[\ell(f_W(x), y)]` over the samples, pe
 The chosen sample is measured by :mod:`genbound.estimators.positive_trace`: every probe z has a certified bracket of
 :math:`z^\top H^+ z`, and the large eigenvalues are taken out of the probes. ``lower`` and ``upper`` are the means of
 the brackets' ends. They are certain of these probes alone: ``sem`` is what the draw of the probes adds, to either
-side. ``value`` is the middle.
+side. ``value`` is the middle. For a Gauss-Newton trace random combinations of the outputs take the place of
+quadratures and of probes, and ``lower`` and ``upper`` are their mean.
 
 Cost:
     Exact blocks: nothing beyond ``hessian_trace``, or k backward passes and two double ones where that measured other
     samples (chosen by size), or one double backward pass for each dimension of the block.
+    Gauss-Newton parts of more than 64 outputs: a backward pass of each candidate for each output, or 560 of one sample
+    in all where that is more than ``dense_products``.
     Estimates: 600 double backward passes of one sample for each layer at most, fewer where the brackets close sooner.
 Variance:
     ``sem`` is the standard error over the last probes, widened as Student's law asks for so few; 0 where the trace is
@@ -35,12 +39,15 @@ import numpy as np
 import torch
 
 from genbound.curvature.layer_block import LayerBlock, dense_blocks
-from genbound.curvature.traces import gauss_newton_trace
+from genbound.curvature.traces import gauss_newton_trace, sampled_gauss_newton_trace
+from genbound.estimators.draws import Sampler
+from genbound.estimators.estimate import student
 from genbound.estimators.lanczos import Lanczos
 from genbound.estimators.positive_trace import TraceBracket, positive_trace
 from genbound.estimators.random import rademacher
 from genbound.network.layers import Layer
 from genbound.network.problem import Problem
+from genbound.network.tape import Tape
 from genbound.quantities.base import Context, Measured, Part, stream
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
 from genbound.quantities.catalogue.max_positive_trace import MaxPositiveTraceOptions
@@ -49,6 +56,7 @@ from genbound.quantities.trace_look import first_look, first_look_gradients
 NAME = "max_positive_trace"
 FRESH = 4  # probes of each finalist
 SCREENING = 10  # Lanczos steps of the quadratures that choose the sample
+BACKWARD = 0.4  # products with the Hessian that a backward pass is reckoned at
 ROOM = 2**28  # bytes of the Krylov bases that are held at a time
 
 
@@ -204,28 +212,50 @@ class _Search:
         return {"likely": np.array(likely)}
 
     def screen(self, position: int) -> np.ndarray:
-        """A quadrature of one probe of a candidate."""
+        """A quadrature of one probe of a candidate; of its Gauss-Newton part the mean of as many combinations."""
+        if self._layer.positive_semidefinite:
+            return self._combined("screen", position, SCREENING).mean()
         (operator,) = self._operators([position])
         probe = rademacher((1, *self._layer.shape), self._stream("screen", position), operator.like)
         return _quadratures(operator, _seen(operator, probe))[0]
 
     def mean(self, position: int) -> np.ndarray:
-        """The mean of fresh quadratures of a finalist."""
+        """The mean of fresh quadratures of a finalist, or of combinations."""
+        if self._layer.positive_semidefinite:
+            return self._combined("choose", position, FRESH * SCREENING).mean()
         block = _SampleBlock(self._problem, self._layer, position)
         return block.quadratures(FRESH, self._stream("choose", position)).mean()
 
     def estimate(self, position: int) -> Part:
-        """The trace of the chosen sample, by fresh probes again."""
+        """The trace of the chosen sample, by fresh probes or combinations again."""
+        if self._layer.positive_semidefinite:
+            draws = self._combined("measure", position, self._options.num_probes * self._options.num_steps)
+            mean, sem = float(draws.mean()), draws.std(ddof=1) / np.sqrt(len(draws)) * student(len(draws) - 1)
+            return _part(TraceBracket(mean, mean, float(sem)), position, "gauss-newton by combinations", False)
         block = _SampleBlock(self._problem, self._layer, position)
         found = block.trace(self._options, self._stream("measure", position))
         return _part(found, position, "stochastic Lanczos quadrature", False)
 
+    def _combined(self, stage: str, position: int, num: int) -> np.ndarray:
+        """So many Gauss-Newton traces of a sample, each from a random combination of the outputs, ``[num]``."""
+
+        def passes(positions: Sequence[int]) -> Iterator[tuple[Tape, np.ndarray]]:
+            return ((tape, np.array([0])) for tape in self._problem.tapes(positions, [self._name]))
+
+        sampler = Sampler(
+            f"{NAME} {stage} {self._number}", passes,
+            lambda tape, rows: sampled_gauss_newton_trace(tape, rows, self._context.seed), 1, self._problem.batch_size,
+        )  # fmt: skip
+        return sampler.draws([position], num)[0, :, 0]
+
     def _gauss_newton(self) -> Part:
-        """Exact traces. Where the output is large they were probed, and only the largest few are computed."""
+        """Exact traces where they are known, or of the largest few; ``likely`` where the outputs are too many."""
         values, noise = self._trace["value"], self._trace["sem"]
         if not noise.any():
             return _largest(values, range(len(values)), "gauss-newton", True)
         likely = sorted(self._candidates(values + 4 * noise))
+        if _column_products(self._problem, len(likely)) > self._options.dense_products:
+            return {"likely": np.array(likely)}
         tapes = self._problem.tapes(likely, [self._name])
         exact = np.concatenate([gauss_newton_trace(tape)[:, 0].cpu().numpy() for tape in tapes])
         return _largest(exact, likely, "gauss-newton of candidates", False)
@@ -266,16 +296,28 @@ def _part(found: TraceBracket, position: int, method: str, exact: bool) -> Part:
     }  # fmt: skip
 
 
+def _column_products(problem: Problem, num: int) -> float:
+    """Products that the exact Gauss-Newton parts of so many samples take as long as: a backward pass an output each."""
+    return BACKWARD * num * problem.num_outputs
+
+
 def forecast(problem: Problem, options: MaxPositiveTraceOptions) -> float:
     """Gradients over the measured samples; a product on one sample is about a gradient of it.
 
     Products go to the candidates' probes, the finalists' and those of the estimate. A block that is small enough is
-    taken whole, a product for each of its dimensions. Samples that ``hessian_trace`` was not measured on get a first
-    look.
+    taken whole, a product for each of its dimensions. Gauss-Newton parts that ``hessian_trace`` probes take a backward
+    pass of every candidate for each output, or one for each combination. Samples that ``hessian_trace`` was not
+    measured on get a first look.
     """
     num = problem.num_samples
     screening = SCREENING * (options.candidates + FRESH * options.finalists)
     searched = (screening + (1 + options.num_probes) * options.num_steps) / num
     curved = [layer.num_weights for layer in problem.layers if not layer.positive_semidefinite]
+    exact = _column_products(problem, min(options.candidates, num))
+    combined = BACKWARD * (screening + options.num_probes * options.num_steps)
+    parts = exact if exact <= options.dense_products else combined
+    probed = problem.num_outputs > HessianTraceOptions().exact_outputs
+    convex = len(problem.layers) - len(curved) if probed else 0
     look = first_look_gradients(problem, HessianTraceOptions()) if num < len(problem.data) else 0.0
-    return look + sum(float(size) if num * size <= options.dense_products else searched for size in curved)
+    found = convex * parts / num
+    return look + found + sum(float(size) if num * size <= options.dense_products else searched for size in curved)

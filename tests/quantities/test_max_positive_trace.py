@@ -13,6 +13,7 @@ import genbound
 from genbound.data.samples import ListSamples
 from genbound.engines.in_process import InProcess
 from genbound.network.problem import Problem
+from genbound.network.tape import Tape
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -198,3 +199,70 @@ def test_coverage_of_the_estimates(kind):
             inside.append(row["lower"] - 1.96 * row["sem"] <= truths[key] <= row["upper"] + 1.96 * row["sem"])
     print(f"{kind.__name__}: {100 * sum(inside) / len(inside):.1f} % of {len(inside)}")
     assert len(inside) >= 80 and sum(inside) >= 0.93 * len(inside)
+
+
+class Words(nn.Module):
+    """A label for each position, out of many."""
+
+    def __init__(self, words):
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 5), nn.Linear(5, words)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x)))
+
+
+def words_problem(words, positions, num=12):
+    torch.manual_seed(0)
+    model = Words(words).double()
+    x = torch.randn(num, positions, 6, dtype=D) * torch.linspace(0.5, 1.5, num, dtype=D)[:, None, None]
+    y = torch.randint(0, words, (num, positions))
+    return Problem(model, {name: torch.zeros_like(p) for name, p in model.named_parameters()}, (x, y))
+
+
+def head_traces(problem):
+    """Of the head's block, in closed form: the mean over the positions of |x|^2 (1 - |p|^2)."""
+    x = problem.batch(list(range(problem.num_samples))).inputs
+    with torch.no_grad():
+        h = torch.tanh(problem.model.inner(x))
+        p = problem.model.head(h).softmax(-1)
+    return (h.square().sum(-1) * (1 - p.square().sum(-1))).mean(1)
+
+
+def test_gauss_newton_parts_of_very_many_outputs_are_estimated(monkeypatch):
+    """A backward pass for each of 30,000 outputs would not end; random combinations of them do."""
+    problem, seen = words_problem(5_000, 6), []
+    backward = Tape.backward
+    monkeypatch.setattr(Tape, "backward", lambda *args: seen.append(1) or backward(*args))
+    options = {"max_positive_trace": {"num_steps": 4, "num_probes": 4, "candidates": 3, "finalists": 2}}
+    options["hessian_trace"] = {"max_probes": 1, "small_probes": 1, "exact_products": 0}
+    row = genbound.evaluate(problem, ["max_positive_trace"], options=options)
+    row, truths = row.quantities["max_positive_trace"]["layers"]["head.weight"], head_traces(problem)
+    assert row["method"] == "gauss-newton by combinations" and not row["exact"]
+    truth = float(truths[problem.indices.index(row["sample"])])
+    assert 0 < row["sem"] < 0.2 * truth and row["lower"] == row["value"] == row["upper"]
+    assert abs(row["value"] - truth) <= 4 * row["sem"] and truth >= 0.95 * float(truths.max())
+    assert len(seen) < 200
+
+
+def test_gauss_newton_parts_of_some_hundred_outputs_are_exact():
+    problem = words_problem(100, 6)
+    options = {"hessian_trace": {"max_probes": 1, "small_probes": 1, "exact_products": 0}}
+    found = genbound.evaluate(problem, ["max_positive_trace"], options=options)
+    row = found.quantities["max_positive_trace"]["layers"]["head.weight"]
+    assert row["method"] == "gauss-newton of candidates" and row["sem"] == 0
+    assert row["value"] == pytest.approx(float(head_traces(problem).max()), rel=1e-9)
+
+
+def test_the_errors_of_combinations_are_those_of_seeds():
+    problem = words_problem(60, 2)
+    truths = head_traces(problem)
+    options = {"max_positive_trace": {"dense_products": 0, "num_steps": 5, "num_probes": 4}}
+    options["hessian_trace"] = {"exact_outputs": 8, "max_probes": 1, "small_probes": 1, "exact_products": 0}
+    away = []
+    for seed in range(12):
+        found = genbound.evaluate(problem, ["max_positive_trace"], seed=seed, options=options)
+        row = found.quantities["max_positive_trace"]["layers"]["head.weight"]
+        away.append((row["value"] - float(truths[problem.indices.index(row["sample"])])) / row["sem"])
+    away = torch.tensor(away)
+    assert float(away.abs().max()) < 4 and 0.4 < float(away.square().mean().sqrt()) < 1.7
