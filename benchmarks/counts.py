@@ -33,9 +33,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "max_quadratic_form found": {"max_quadratic_form": {"maximum": "found", "num_promising": 8, "num_checked": 8}},
     "default evaluation": {"noise_stability": {"small_perturbations": 1}},
 }
+FITTED = "of a fitted network"  # whose labels are its own answers
 COUNTED = (
-    "losses", "hessian_trace", "max_quadratic_form", "max_quadratic_form found",
-    "max_positive_trace", "flatness", "sharpness", "fisher_rao_norm", "relative_flatness", "default evaluation",
+    "losses", "hessian_trace", "max_quadratic_form", "max_quadratic_form found", "max_positive_trace", "flatness",
+    f"flatness {FITTED}", "sharpness", "fisher_rao_norm", "relative_flatness", "default evaluation",
 )  # fmt: skip
 
 
@@ -48,15 +49,16 @@ class Counts:
     products: int = 0
 
 
-def small_problem(**options: Any) -> genbound.Problem:
-    """Four layers, three of them curved, on 40 of 60 samples."""
+def small_problem(fitted: bool = False, **options: Any) -> genbound.Problem:
+    """Four layers, three of them curved, on 40 of 60 samples, with labels of any kind or the network's own answers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Linear(6, 10), nn.GELU(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
         ).double()
         init = {name: 0.8 * p.detach() for name, p in model.named_parameters()}
-        data = (torch.randn(60, 6, dtype=torch.float64), torch.arange(60) % 3)
+        inputs = torch.randn(60, 6, dtype=torch.float64)
+        data = (inputs, model(inputs).argmax(1) if fitted else torch.arange(60) % 3)
     return genbound.Problem(model, init, data, num_samples=40, **options)
 
 
@@ -88,7 +90,7 @@ def counting() -> Iterator[Counts]:
 
 def count(name: str) -> Counts:
     """The work of one of :data:`COUNTED`, with that of the quantities that it builds on."""
-    problem = small_problem()
+    problem = small_problem(fitted=name.endswith(FITTED))
     with counting() as found:
         genbound.evaluate(problem, None if name.startswith("default") else [name.split()[0]], options=OPTIONS.get(name))
     return found

@@ -17,9 +17,9 @@ class FlatnessOptions:
     """Options of ``flatness``."""
 
     displacement: float = option(0.1, "largest mean rise of the error")
-    tolerance: float = option(0.05, "relative width of the interval that sigma is searched to")
+    tolerance: float = option(0.05, "relative error of sigma that its search may leave, beside that of the draws")
     num_draws: int = option(12, "draws of the noise, each on the next group of samples")
-    num_coarse: int = option(4, "draws while sigma is only bracketed, to a factor of 4; the first ones of the same")
+    num_coarse: int = option(4, "draws while the rise is more than a factor of 1.5 off; the first ones of the same")
     epsilon: float = option(1e-3, "floor of the magnitude-aware standard deviation")
 
     def __post_init__(self) -> None:
@@ -55,8 +55,8 @@ def _observe(summary: Summary) -> Iterator[Number]:
 def _relative_sem(summary: Summary, sigma: str, sem: str) -> float:
     """Relative error of a sigma found by search.
 
-    It has two parts: the error of the rise there, which grows at least in proportion to sigma, and the interval that
-    the search stopped at.
+    It has two parts: the error of the rise there, which is taken to grow in proportion to sigma at least, and what the
+    search left.
     """
     if summary.get(sigma) is None or summary.get(sem) is None:
         return 0.0
@@ -69,6 +69,7 @@ QUANTITY = Quantity(
     later("genbound.quantities.flatness:measure"),
     FlatnessOptions,
     gradients=later("genbound.quantities.flatness:forecast"),
+    usual=later("genbound.quantities.flatness:usual"),
     unit="forward",
     applies_to=later("genbound.quantities.flatness:applies_to"),
     reference="Jiang et al. 2020",
