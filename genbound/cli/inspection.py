@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from genbound.evaluation.loading import EvaluationSpec
     from genbound.evaluation.selection import Selection
     from genbound.network.layers import Layer
+    from genbound.network.placement import DeviceMap
     from genbound.network.problem import Problem
     from genbound.network.weights import WeightProblem
 
@@ -52,23 +53,29 @@ def describe(
     return [*_of_pair(pair), *_of_data(problem), "", _layers(problem.layers), "", *_cost(problem, selection, effort)]
 
 
-def describe_shapes(pair: Pair, spec: EvaluationSpec, output: str | None) -> list[str | Columns]:
+def describe_shapes(
+    pair: Pair, spec: EvaluationSpec, output: str | None, device_map: str | DeviceMap | None
+) -> list[str | Columns]:  # fmt: skip
     """Likewise what names and shapes alone say: a pass of tensors without numbers finds the layers.
 
     Args:
         pair: the two checkpoints, whose weights were not looked at.
         spec: what is said about samples and loss.
         output: which output holds the scores.
+        device_map: whose names are checked; no device is asked for.
 
     Raises:
-        GenboundError: there is no model or no data, or the forward pass asks for numbers.
+        GenboundError: there is no model or no data, the map names what the model has not, or the forward pass asks for
+            numbers.
     """
     from genbound.evaluation.loading import loss_and_samples
+    from genbound.network.device_map import check_device_map
     from genbound.network.layers_by_shape import layers_by_shape
     from genbound.network.loss_functions import get_loss
 
     if pair.model is None or spec.data is None:
         raise GenboundError("--no-weights runs the model on shapes: give its architecture (--model) and --data")
+    check_device_map(pair.model, device_map)
     named, (samples, _, _) = loss_and_samples(pair, pair.model, spec)
     loss = get_loss(named)
     batch = samples.batch(list(range(min(2, len(samples)))))

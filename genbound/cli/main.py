@@ -223,13 +223,14 @@ def inspect(**given: Any) -> None:
     from genbound.checkpoints.architecture import load_pair
     from genbound.cli.inspection import describe, describe_shapes
     from genbound.evaluation.selection import select
+    from genbound.network.device_map import read_device_map
 
     options = quantity_options(click.get_current_context())
     selection = select(given["measures"], options)  # a misspelt name fails before anything is loaded
     spec = _spec(given)
     pair = load_pair(spec, not given["no_weights"])
     if given["no_weights"]:
-        show(*describe_shapes(pair, spec, given["output"]))
+        show(*describe_shapes(pair, spec, given["output"], read_device_map(given["device_map"])))
     else:
         show(*describe(pair, _problem(pair, spec, given), selection, given["effort"]))
 

@@ -21,6 +21,7 @@ from genbound.data.images import ImageSamples
 from genbound.data.sample_numbers import read_numbers
 from genbound.data.samples import Samples
 from genbound.errors import GenboundError
+from genbound.network.device_map import check_device_map
 from genbound.network.loss_functions import Loss
 from genbound.network.problem import Problem
 from genbound.network.weights import WeightProblem
@@ -157,6 +158,8 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
     }  # fmt: skip
     if pair.model is None or spec.data is None:
         lacking = [flag for flag, given in (("--model", pair.model), ("--data", spec.data)) if given is None]
+        if pair.model is not None:
+            check_device_map(pair.model, options.get("device_map"))
         reason = f"not measured: give {' and '.join(lacking)}"
         return WeightProblem(pair.params, pair.init, reason, provenance, pair.factors)
     loss, (samples, held_out, unlabelled) = loss_and_samples(pair, pair.model, spec)

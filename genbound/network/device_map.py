@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from genbound.errors import GenboundError, first_line
-from genbound.network.placement import DeviceMap, Placement
+from genbound.network.placement import DeviceMap, Placement, check_names
 
 AUTO = "auto"
 KINDS = ("cuda", "xpu")
@@ -67,15 +67,27 @@ def place(
     """
     if device_map is None:
         return Placement.on(device)
+    check_device_map(model, device_map)
     if isinstance(device_map, str):
-        if device_map != AUTO:
-            raise GenboundError(f"device map {device_map!r} is unknown: use auto, or a mapping of modules to devices")
         found = accelerators()
         if len(found) < 2:
             only = found[0] if found else torch.device("cpu")
             return Placement.on(only, f"device map auto: all layers are on {only}, for there is no second accelerator")
         return Placement.by(model, balanced(model, found, [_free(d) for d in found], order))
     return Placement.by(model, device_map)
+
+
+def check_device_map(model: nn.Module, device_map: str | DeviceMap | None) -> None:
+    """Refuse a map that is none, or whose names the model has not, also where nothing is put anywhere.
+
+    Raises:
+        GenboundError: it is neither ``auto`` nor a map, or names what the model has not.
+    """
+    if isinstance(device_map, str):
+        if device_map != AUTO:
+            raise GenboundError(f"device map {device_map!r} is unknown: use auto, or a mapping of modules to devices")
+    elif device_map is not None:
+        check_names(model, device_map)
 
 
 def accelerators() -> list[torch.device]:

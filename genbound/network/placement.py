@@ -29,12 +29,22 @@ def usable(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.device(device)
+    except RuntimeError as error:  # it lists every name that any build knows
+        raise GenboundError(f"device {str(device)!r} is none that torch knows: use cpu, or cuda:0") from error
+    try:
         torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise GenboundError(f"device {str(device)!r} cannot be used here: {first_line(error)}; use cpu") from error
+    except Exception as error:  # each kind of device raises its own, some of them a list of all that this build has
+        why = first_line(error) if _is_built(error) else f"torch is built without {found.type}"
+        raise GenboundError(f"device {str(device)!r} cannot be used here: {why}; use cpu") from error
     if found.type == "meta":
         raise GenboundError("device 'meta' cannot be used here: it holds shapes and no numbers; use cpu")
     return torch.device("cpu") if found.type == "cpu" else found  # cpu:1 is the same memory
+
+
+def _is_built(error: Exception) -> bool:
+    """Whether this build of torch has the kind of device at all that something cannot be put on."""
+    lacking = isinstance(error, NotImplementedError | AssertionError | ImportError)
+    return not lacking and "INTERNAL ASSERT" not in str(error)
 
 
 @dataclass(frozen=True)
@@ -167,13 +177,10 @@ def moved(value: Any, device: torch.device) -> Any:
 
 def _devices(model: nn.Module, device_map: DeviceMap) -> dict[str, torch.device]:
     """Name -> device, of names and devices that exist."""
-    known = [name for name, _ in (*model.named_modules(), *model.named_parameters(remove_duplicate=False))]
-    known += [name for name, _ in model.named_buffers(remove_duplicate=False)]
+    check_names(model, device_map)
     kind = "xpu" if hasattr(torch, "xpu") and torch.xpu.device_count() and not torch.cuda.device_count() else "cuda"
     found = {}
     for name, device in device_map.items():
-        if name not in known:
-            raise GenboundError(f"the device map names {name!r}, and the model has no such module{_hint(name, known)}")
         if device == "disk":
             raise GenboundError(f"the device map puts {name or 'the model'} on disk, where nothing computes")
         found[name] = usable(f"{kind}:{device}" if isinstance(device, int) else device)
@@ -187,8 +194,18 @@ def _devices(model: nn.Module, device_map: DeviceMap) -> dict[str, torch.device]
     return found
 
 
-def _hint(name: str, known: list[str]) -> str:
-    return did_you_mean(name, known)
+def check_names(model: nn.Module, device_map: DeviceMap) -> None:
+    """Refuse a map with a name that is none of the model's, whose weights are not looked at.
+
+    Raises:
+        GenboundError: a name does not exist.
+    """
+    known = [name for name, _ in (*model.named_modules(), *model.named_parameters(remove_duplicate=False))]
+    known += [name for name, _ in model.named_buffers(remove_duplicate=False)]
+    for name in device_map:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise GenboundError(f"the device map names {name!r}, and the model has no such module{hint}")
 
 
 def _longest(name: str, devices: Mapping[str, torch.device]) -> torch.device:

@@ -283,6 +283,39 @@ def test_maps_that_do_not_fit_are_refused(device_map, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "xpu", "mps", "hpu:1", "ipu", "cuda:x", "gpu"])
+def test_a_device_that_is_not_there_is_refused_in_one_short_line(device):
+    """Each kind is refused by torch in its own way, some with a list of all that it knows."""
+    unknown = device in ("cuda:x", "gpu")
+    if not unknown and getattr(getattr(torch, device.partition(":")[0], None), "is_available", bool)():
+        pytest.skip(f"there is {device}")
+    said = "is none that torch knows" if unknown else "cannot be used here: "
+    for where in ({"on": device}, {"device_map": {"": device}}):
+        with pytest.raises(GenboundError, match=f"device '{device}' {said}") as error:
+            problem(mlp, **where)
+        assert len(str(error.value)) < 120 and "use cpu" in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["evaluate without data", "inspect without data", "inspect without weights"])
+def test_names_of_a_map_are_checked_where_nothing_is_put_anywhere(tmp_path, capsys, how):
+    """The devices are not: the machine at hand may have none of them."""
+    write_files(tmp_path)
+    device_map, pair = tmp_path / "map.json", [str(tmp_path / f"{name}.safetensors") for name in ("tuned", "init")]
+    command, _, lacks = how.split()
+    command = [command, *pair, "--model", f"{tmp_path / 'nets.py'}:Net", "--device-map", str(device_map)]
+    if lacks == "weights":
+        command += ["--data", f"{tmp_path / 'nets.py'}:data", "--no-weights"]
+    device_map.write_text('{"": 7, "fc": 8}')
+    assert main(command) == 0
+    capsys.readouterr()
+    device_map.write_text('{"": 7, "fcc": 8}')
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("names 'fcc', and the model has no such module (did you mean fc?)")
+    with pytest.raises(GenboundError, match="names 'fcc'"):
+        genbound.load(*pair, f"{tmp_path / 'nets.py'}:Net", device_map={"": 7, "fcc": 8})
+
+
 def test_a_tied_weight_on_two_devices_is_refused():
     model = Tied()
     with PretendedDevices(2), pytest.raises(GenboundError, match=r"words\.weight on cuda:0 and head\.weight, which is"):
