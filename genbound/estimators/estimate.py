@@ -2,6 +2,7 @@ r"""Numbers with their errors, and the stratified mean that most of them come fr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,6 +169,26 @@ def data_sem(values: np.ndarray, noise: np.ndarray, num_data: int) -> np.ndarray
     spread = np.maximum(squares.sum(0) / (num - 1) - noise.mean(0), 0.0)
     freedom = effective_freedom(squares, np.full(num, 1 - 1 / num))
     return np.sqrt(spread / num * (1 - num / num_data)) * student(freedom)
+
+
+def means_by_column(columns: Iterable[tuple[np.ndarray, np.ndarray | None]], num_data: int) -> dict[str, np.ndarray]:
+    """Means over N of ``num_data`` samples with their errors, one column after the other: tables may lie on the disk.
+
+    A column is added up by itself, pairwise. So the bits do not depend on where its table lies, nor on the others.
+
+    Args:
+        columns: values of the samples, and the variances of their own noise (``None``: they have none), ``[N]`` each.
+        num_data: size of the training set.
+
+    Returns:
+        ``value``, ``sem`` over the noise and ``data_sem``, ``[C]`` each, in the unit of the values.
+    """
+    rows = []
+    for values, noise in columns:
+        noise = np.zeros(len(values)) if noise is None else noise
+        mean = Sampled.of(values, noise)
+        rows.append((mean.value, mean.sem, data_sem(values, noise, num_data)))
+    return dict(zip(("value", "sem", "data_sem"), np.array(rows, float).reshape(-1, 3).T, strict=True))
 
 
 def effective_freedom(squares: np.ndarray, free: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,12 +32,13 @@ from torch import Tensor
 from genbound.curvature.fisher import check_likelihood, fisher_share
 from genbound.curvature.mean_products import MeanCurvature
 from genbound.curvature.traces import gauss_newton_trace, sampled_gauss_newton_trace
+from genbound.estimators.disk_table import Table
 from genbound.estimators.draws import Sampler
-from genbound.estimators.estimate import Sampled, data_sem, stratum_variances
+from genbound.estimators.estimate import means_by_column, stratum_variances
 from genbound.estimators.random import Row
 from genbound.estimators.trace_plan import with_total
 from genbound.network.loss_functions import output_form
-from genbound.quantities.base import Context, Measured, Part, per_layer, stack
+from genbound.quantities.base import Context, Measured, Part, per_layer, stacked
 from genbound.quantities.catalogue.layer_curvature import LayerCurvatureOptions
 from genbound.quantities.remainder_probes import tapes_by_column
 
@@ -51,18 +52,17 @@ def measure(problem: Problem, context: Context) -> Measured:
     options: LayerCurvatureOptions = context.options
     if options.curvature == "fisher":
         check_likelihood(problem.loss)
-    parts = context.map("forms", problem.shards(), lambda shard: {"form": _forms(problem, options, shard)})
-    forms = with_total(stack(parts, "form"))
+    forms = stacked(context, "layers", problem.shards(), lambda shard: _apart(value=_forms(problem, options, shard)))
     (joint,) = context.map("joint", [options.curvature], lambda curvature: {"form": _joint(problem, curvature)})
-    summary = {"value": forms.mean(0), "data_sem": data_sem(forms, np.zeros_like(forms), problem.num_data)}
-    samples = {"value": forms[:, :-1]}
+    means = means_by_column(_columns(forms, "value"), problem.num_data)
+    summary, samples = {key: means[key] for key in ("value", "data_sem")}, {"value": forms["value"]}
     if options.curvature == "hessian":
-        summary |= dict.fromkeys(("trace", "trace_sem", "trace_data_sem"), np.full(forms.shape[1], None))
+        summary |= dict.fromkeys(("trace", "trace_sem", "trace_data_sem"), np.full(len(means["value"]), None))
     else:
-        trace = _traces(problem, context)
-        spread = data_sem(trace.samples, trace.noise, problem.num_data)
-        summary |= {"trace": trace.value, "trace_sem": trace.sem, "trace_data_sem": spread}
-        samples["trace"] = trace.samples[:, :-1]
+        traces = _traces(problem, context)
+        means = means_by_column(_columns(traces, "trace"), problem.num_data)
+        summary |= {"trace": means["value"], "trace_sem": means["sem"], "trace_data_sem": means["data_sem"]}
+        samples["trace"] = traces["trace"]
     told = {"curvature": options.curvature, "num_samples": problem.num_samples}
     total: dict[str, Any] = {key: None if array[-1] is None else float(array[-1]) for key, array in summary.items()}
     rows = {name: row | told for name, row in per_layer(problem, summary).items()}
@@ -70,8 +70,27 @@ def measure(problem: Problem, context: Context) -> Measured:
     return Measured({"layers": rows, "total": total, "curvature": options.curvature}, samples)
 
 
+def _apart(**found: np.ndarray) -> Part:
+    """A shard's samples' numbers of the layers ``[n, L]``, and of their total, the last column, by themselves ``[n]``.
+
+    So the former may lie on the disk as they are.
+    """
+    part: Part = {}
+    for name, values in found.items():
+        part |= {name: values[:, :-1], f"{name} of all": values[:, -1]}
+    return part
+
+
+def _columns(found: Mapping[str, Table], name: str) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """All samples' numbers ``[N]`` of each layer and, at last, of the total, with the variances of their noise."""
+    noise = found.get("noise")
+    for i in range(found[name].shape[1]):
+        yield found[name][:, i], None if noise is None else noise[:, i]
+    yield found[f"{name} of all"], found.get("noise of all")
+
+
 def _forms(problem: Problem, options: LayerCurvatureOptions, shard: range) -> np.ndarray:
-    """``v_i^T C_i(x) v_i`` of every sample and layer, ``[n, L]``, in the unit of the loss."""
+    """``v_i^T C_i(x) v_i`` of every sample and layer, in the unit of the loss, ``[n, L + 1]`` with the total."""
     found = np.zeros((len(shard), len(problem.layers)))
     for tape, columns in tapes_by_column(problem)(shard):
         rows = [p - shard[0] for p in tape.positions]
@@ -86,7 +105,7 @@ def _forms(problem: Problem, options: LayerCurvatureOptions, shard: range) -> np
             }
         for column, name in zip(columns, tape.layers, strict=True):
             found[rows, column] = forms[name].detach().cpu().numpy()
-    return found
+    return with_total(found)
 
 
 def _share(tape: Tape, curvature: str) -> Tensor:
@@ -103,14 +122,15 @@ def _joint(problem: Problem, curvature: str) -> np.ndarray:
     return (v.double() @ matrix.products(v.unsqueeze(0))[0]).cpu().numpy()
 
 
-def _traces(problem: Problem, context: Context) -> Sampled:
-    """``Tr C_i(x)`` of every sample, ``[N, L + 1]`` with the total in the last column."""
+def _traces(problem: Problem, context: Context) -> dict[str, Table]:
+    """``trace``, ``Tr C_i(x)`` of every sample, and where it is drawn ``noise``, its variance, as :func:`_apart`."""
     options: LayerCurvatureOptions = context.options
-    parts: list[Part]
     if problem.num_outputs <= options.exact_outputs:
-        parts = context.map("traces", problem.shards(), lambda shard: {"mean": _exact_traces(problem, options, shard)})
-        values = with_total(stack(parts, "mean"))
-        return Sampled.of(values, np.zeros_like(values))
+
+        def exactly(shard: range) -> Part:
+            return _apart(trace=_exact_traces(problem, options, shard))
+
+        return stacked(context, "exact_traces", problem.shards(), exactly)
 
     def draw(tape: Tape, rows: list[Row]) -> Tensor:
         return _share(tape, options.curvature)[:, None] * sampled_gauss_newton_trace(tape, rows, context.seed)
@@ -120,13 +140,12 @@ def _traces(problem: Problem, context: Context) -> Sampled:
         lambda draws, _: with_total(draws),
     )  # fmt: skip
 
-    def drawn(shard: Sequence[int]) -> dict[str, Any]:
-        moments = sampler.moments(shard, [options.num_factors] * len(shard))
-        return {"mean": moments.mean, "squares": moments.squares}
+    def drawn(shard: Sequence[int]) -> Part:
+        counts = np.full(len(shard), options.num_factors)
+        moments = sampler.moments(shard, counts)
+        return _apart(trace=moments.mean, noise=stratum_variances(counts, moments.squares) / counts[:, None])
 
-    parts = context.map("drawn_traces", problem.shards(), drawn)
-    counts = np.full(problem.num_samples, options.num_factors)
-    return Sampled.of(stack(parts, "mean"), stratum_variances(counts, stack(parts, "squares")) / counts[:, None])
+    return stacked(context, "sampled_traces", problem.shards(), drawn)
 
 
 def _exact_traces(problem: Problem, options: LayerCurvatureOptions, shard: range) -> np.ndarray:
@@ -135,7 +154,7 @@ def _exact_traces(problem: Problem, options: LayerCurvatureOptions, shard: range
         rows = np.array([p - shard[0] for p in tape.positions])
         values = _share(tape, options.curvature)[:, None] * gauss_newton_trace(tape)
         found[np.ix_(rows, columns)] = values.cpu().numpy()
-    return found
+    return with_total(found)
 
 
 def forecast(problem: Problem, options: LayerCurvatureOptions) -> float:

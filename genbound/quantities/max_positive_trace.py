@@ -40,6 +40,7 @@ import torch
 
 from genbound.curvature.layer_block import LayerBlock, dense_blocks
 from genbound.curvature.traces import gauss_newton_trace, sampled_gauss_newton_trace
+from genbound.estimators.disk_table import Table
 from genbound.estimators.draws import Sampler
 from genbound.estimators.estimate import student
 from genbound.estimators.lanczos import Lanczos
@@ -48,10 +49,10 @@ from genbound.estimators.random import rademacher
 from genbound.network.layers import Layer
 from genbound.network.problem import Problem
 from genbound.network.tape import Tape
-from genbound.quantities.base import Context, Measured, Part, stream
+from genbound.quantities.base import Context, Measured, Part, stacked, stream
 from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
 from genbound.quantities.catalogue.max_positive_trace import MaxPositiveTraceOptions
-from genbound.quantities.trace_look import first_look, first_look_gradients
+from genbound.quantities.trace_look import first_look_gradients, look_by_sample
 
 NAME = "max_positive_trace"
 FRESH = 4  # probes of each finalist
@@ -145,17 +146,15 @@ def measure(problem: Problem, context: Context) -> Measured:
     return Measured({"layers": rows, "note": note})
 
 
-def _traces(problem: Problem, context: Context) -> Part:
-    """What is known of every sample's traces, ``[N, L]`` each: from ``hessian_trace`` if it measured these samples.
+def _traces(problem: Problem, context: Context) -> Mapping[str, Table]:
+    """What is known of every sample's traces, tables ``[N, L]``: from ``hessian_trace`` if it measured these samples.
 
     Else from a first look at them: a maximum is not over samples that were chosen by size.
     """
     measured = context.measured["hessian_trace"]
     if "sample" not in measured.samples and len(measured.samples["value"]) == problem.num_samples:
         return measured.samples
-    look = first_look(problem, context, HessianTraceOptions(), "look")
-    trace, deviation = look.gauss_newton + look.remainder, look.probes.std(1, ddof=1)
-    return {"value": trace.samples[:, :-1], "sem": np.sqrt(trace.noise[:, :-1]), "probe_std": deviation}
+    return stacked(context, "traces", problem.shards(), look_by_sample(problem, context.seed, HessianTraceOptions()))
 
 
 def _choose(context: Context, searches: Sequence[_Search], likely: Mapping[int, Sequence[int]]) -> dict[int, int]:
@@ -191,10 +190,10 @@ class _Search:
         known: of all samples' traces.
     """
 
-    def __init__(self, problem: Problem, context: Context, number: int, known: Part):
+    def __init__(self, problem: Problem, context: Context, number: int, known: Mapping[str, Table]):
         self._problem, self._context, self._options = problem, context, context.options
         self._number, self._layer, self._name = number, problem.layers[number], problem.layers[number].name
-        self._trace = {key: known[key][:, number] for key in ("value", "sem", "probe_std")}
+        self._all = known
 
     def at_once(self) -> Part:
         """The largest trace where it is known or formed densely; else ``likely``, the candidates of an estimate."""
@@ -206,7 +205,7 @@ class _Search:
         if self._affordable(every):
             return _largest(self._dense(every), every, "dense", True)
         # A probe's spread is about the Frobenius norm of the remainder: no bound of its trace, but it grows with it.
-        likely = sorted(self._candidates(self._trace["value"] + self._trace["probe_std"]))
+        likely = sorted(self._candidates(self._known("value") + self._known("probe_std")))
         if self._affordable(likely):
             return _largest(self._dense(likely), likely, "dense for candidates", False)
         return {"likely": np.array(likely)}
@@ -250,7 +249,7 @@ class _Search:
 
     def _gauss_newton(self) -> Part:
         """Exact traces where they are known, or of the largest few; ``likely`` where the outputs are too many."""
-        values, noise = self._trace["value"], self._trace["sem"]
+        values, noise = self._known("value"), self._known("sem")
         if not noise.any():
             return _largest(values, range(len(values)), "gauss-newton", True)
         likely = sorted(self._candidates(values + 4 * noise))
@@ -259,6 +258,10 @@ class _Search:
         tapes = self._problem.tapes(likely, [self._name])
         exact = np.concatenate([gauss_newton_trace(tape)[:, 0].cpu().numpy() for tape in tapes])
         return _largest(exact, likely, "gauss-newton of candidates", False)
+
+    def _known(self, key: str) -> np.ndarray:
+        """What is known of every sample's trace ``[N]``, read when it is wanted: a table may lie on the disk."""
+        return self._all[key][:, self._number]
 
     def _candidates(self, scores: np.ndarray) -> list[int]:
         """The samples with the largest scores ``[N]``, the largest first."""

@@ -32,11 +32,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genbound.estimators.estimate import data_sem
+from genbound.estimators.estimate import means_by_column
 from genbound.network.problem import Problem
 from genbound.network.tape import Tape, basis
 from genbound.network.weight_uses import ConvolutionUse, LeafUse, LinearUse
-from genbound.quantities.base import Context, Measured, stack
+from genbound.quantities.base import Context, Measured, stacked
 from genbound.quantities.catalogue.relative_flatness import RelativeFlatnessOptions
 
 
@@ -45,16 +45,13 @@ def measure(problem: Problem, context: Context) -> Measured:
     options: RelativeFlatnessOptions = context.options
     without = _without(problem, options)
     names = [layer.name for layer in problem.layers if layer.name not in without]
-    parts = context.map("samples", problem.shards(), lambda shard: {"value": _values(problem, names, shard)})
-    values = stack(parts, "value")
-    spread = data_sem(values, np.zeros_like(values), problem.num_data)
+    found = stacked(context, "samples", problem.shards(), lambda shard: {"value": _values(problem, names, shard)})
+    columns = ((found["value"][:, i], None) for i in range(len(names)))
+    means = means_by_column(columns, problem.num_data)
     rows = {
-        name: {
-            "value": float(values[:, i].mean()), "sem": 0.0, "data_sem": float(spread[i]),
-            "num_samples": problem.num_samples,
-        }
+        name: {key: float(of[i]) for key, of in means.items()} | {"num_samples": problem.num_samples}
         for i, name in enumerate(names)
-    }  # fmt: skip
+    }
     return Measured({"layers": rows, "without": without, "feature_layer": _last_layer(problem)})
 
 

@@ -6,6 +6,7 @@ probes of every sample, which say how much it varies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,6 +86,25 @@ def first_look(
         Bounds.of(norms * shares[:, None, None] ** 2, stack(parts, "diagonal") * shares[:, None] ** 2),
         norms.sum(2).argmax(1),
     )
+
+
+def look_by_sample(problem: Problem, seed: int, options: HessianTraceOptions) -> Callable[[range], Part]:
+    """What the same pass finds of every sample of a shard by itself, for those who want no mean of them.
+
+    Returns:
+        ``shard -> arrays [n, L]``: ``value``, the trace; ``sem`` of its Gauss-Newton part, which is all of it where a
+        block is positive semidefinite by structure; and ``probe_std`` of the first probes.
+    """
+    num = num_first_probes(problem, options)
+
+    def look(shard: range) -> Part:
+        part = _look_at(problem, seed, options, shard, num)
+        counts = np.full(len(shard), options.num_factors)
+        noise = stratum_variances(counts, part["squares"][:, :-1]) / counts[:, None]
+        value = part["mean"][:, :-1] + part["first"].mean(1)
+        return {"value": value, "sem": np.sqrt(noise), "probe_std": part["first"].std(1, ddof=1)}
+
+    return look
 
 
 def closer_look(problem: Problem, context: Context, look: FirstLook) -> FirstLook:

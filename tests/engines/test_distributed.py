@@ -202,12 +202,17 @@ def test_the_same_bytes_for_any_number_of_ranks(tmp_path, capfd, ranks):
     assert not list((tmp_path / "all").glob("**/.*"))
 
 
-def test_the_same_bytes_where_tables_lie_on_the_disk(tmp_path, capfd, monkeypatch):
-    """Stages come in runs of some parts, and the trace is measured by blocks of samples."""
+def lower_the_limits(monkeypatch):
+    """Tables of 100 numbers are on the disk, and stages come in runs of some parts."""
     monkeypatch.setattr(disk_table, "MOST", 100)
     monkeypatch.setattr(evaluation_stage, "FIRST_RUN", 2)
     monkeypatch.setattr(evaluation_stage, "EACH", 1)
     monkeypatch.setattr(evaluation_stage, "ROOM", 1)
+
+
+def test_the_same_bytes_where_tables_lie_on_the_disk(tmp_path, capfd, monkeypatch):
+    """Stages come in runs of some parts, and the trace is measured by blocks of samples."""
+    lower_the_limits(monkeypatch)
     write_files(tmp_path)
     torch.set_num_threads(1)
     for maximum in ("certified", "found"):
@@ -221,6 +226,24 @@ def test_the_same_bytes_where_tables_lie_on_the_disk(tmp_path, capfd, monkeypatc
         assert main(arguments(tmp_path, every, *more)) == 0  # reads all of it
         assert stored(one) == stored(every)
         capfd.readouterr()
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_same_bytes_of_what_is_asked_for_by_name(tmp_path, capfd, monkeypatch, ranks):
+    """Likewise; a maximum of traces looks at 100 of the samples anew, for their traces are of others."""
+    lower_the_limits(monkeypatch)
+    write_files(tmp_path)
+    torch.set_num_threads(1)
+    measures = "layer_curvature,relative_flatness,max_positive_trace"
+    options = ("layer_curvature.curvature=ggn", "layer_curvature.exact_outputs=1", "max_positive_trace.num_steps=3")
+    more = ["--measures", measures, "--samples", "100", *(word for option in options for word in ("--set", option))]
+    assert main(arguments(tmp_path, tmp_path / "one", *more)) == 0
+    capfd.readouterr()
+    assert in_ranks(ranks, lambda rank: main(arguments(tmp_path, tmp_path / "all", *more)), tmp_path) == [0] * ranks
+    assert stored(tmp_path / "one") == stored(tmp_path / "all")
+    found = stored(tmp_path / "all")[0]["quantities"]
+    assert found["hessian_trace"]["choice"] == "size" and set(measures.split(",")) <= found.keys()
+    capfd.readouterr()
 
 
 @pytest.mark.parametrize("memory", ["asked for", "of the machine"])

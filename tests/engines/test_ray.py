@@ -20,6 +20,7 @@ from genbound.engines.base import Stage, TimeBudgetSpent
 from genbound.engines.in_process import InProcess
 from genbound.engines.open_engine import open_engine
 from genbound.errors import GenboundError
+from genbound.estimators import disk_table
 from tests.attack.stored_run import arguments, write_files
 
 
@@ -220,6 +221,31 @@ def actors():
         except OSError:
             continue
     return found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_actors_of_ray_give_the_same_bytes_where_tables_lie_on_the_disk(tmp_path, capsys):
+    """Every process imports the file of the model, which lowers the limit: tables of 100 numbers are large."""
+    pytest.importorskip("ray")
+    write_files(tmp_path)
+    torch.set_num_threads(1)
+    measures = "layer_curvature,relative_flatness,max_positive_trace"
+    more = ["--measures", measures, "--set", "layer_curvature.curvature=ggn", "--set", "max_positive_trace.num_steps=3"]
+    assert main(arguments(tmp_path, tmp_path / "small", *more)) == 0
+    with open(tmp_path / "nets.py", "a") as file:
+        file.write("\nfrom genbound.estimators import disk_table\ndisk_table.MOST = 100\n")
+    usual = disk_table.MOST
+    try:
+        assert main(arguments(tmp_path, tmp_path / "one", *more)) == 0
+        assert disk_table.MOST == 100
+        assert main(arguments(tmp_path, tmp_path / "ray", "--engine", "ray", "--workers", "2", *more)) == 0
+    finally:
+        disk_table.MOST = usual
+    assert stored(tmp_path / "one") == stored(tmp_path / "ray")
+    one, small = (stored(tmp_path / name)[0]["quantities"] for name in ("one", "small"))
+    assert all(one[name] == small[name] for name in measures.split(","))
+    capsys.readouterr()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from genbound.estimators.estimate import (
     Sampled,
     data_sem,
     effective_freedom,
+    means_by_column,
     stratified_mean,
     stratum_variances,
     student,
@@ -77,6 +78,19 @@ def test_data_sem_by_hand():
     assert data_sem(values, np.ones_like(values), 4) == pytest.approx([np.sqrt(0.25) * student(1)])
     assert data_sem(values, 5 * np.ones_like(values), 4) == [0.0]
     assert data_sem(values, np.zeros_like(values), 2) == [0.0]
+
+
+def test_means_by_column_are_those_of_the_whole_array():
+    """Of ten samples of forty; and each column's bits are its own, whatever stands beside it."""
+    values, noise = rng(1).normal(size=(10, 3)), rng(2).random((10, 3)) / 10
+    mean, left = Sampled.of(values, noise), data_sem(values, noise, 40)
+    found = means_by_column(((values[:, i], noise[:, i]) for i in range(3)), 40)
+    assert found["value"] == pytest.approx(mean.value) and found["sem"] == pytest.approx(mean.sem)
+    assert found["data_sem"] == pytest.approx(left) and found["value"].shape == (3,)
+    alone = means_by_column([(np.ascontiguousarray(values[:, 1]), None)], 40)
+    assert alone["value"][0] == found["value"][1] and alone["sem"][0] == 0
+    assert alone["data_sem"][0] == pytest.approx(data_sem(values[:, 1], np.zeros(10), 40))
+    assert means_by_column([], 40)["value"].shape == (0,)
 
 
 def test_the_freedom_of_a_variance_is_the_number_of_samples_that_make_it():

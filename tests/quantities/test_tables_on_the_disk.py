@@ -9,6 +9,7 @@ from torch import nn
 
 import genbound
 from genbound.estimators import disk_table
+from genbound.estimators.disk_table import DiskTable
 from genbound.evaluation import stage
 from genbound.quantities.trace_by_blocks import blocks_of
 from genbound.results.sample_rows import SampleRows, in_memory
@@ -24,6 +25,19 @@ def large(monkeypatch):
         monkeypatch.setattr(stage, "ROOM", 1)
 
     return shrink
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """Shapes of all tables on the disk."""
+    shapes, init = [], DiskTable.__init__
+
+    def noted(self, num, width, *dtype):
+        shapes.append((num, width))
+        init(self, num, width, *dtype)
+
+    monkeypatch.setattr(DiskTable, "__init__", noted)
+    return shapes
 
 
 def problem(activation=nn.GELU, num=400, x_is=None, **more):
@@ -48,6 +62,42 @@ def test_a_maximum_has_the_same_bytes(large, maximum, tmp_path):
     assert all(again.cost["seconds"][name] == found.cost["seconds"][name] for name in one.quantities)
     pd.testing.assert_frame_equal(in_memory(again.samples), one.samples, check_exact=True)
     pd.testing.assert_frame_equal(genbound.load_results(tmp_path).samples, one.samples, check_exact=True)
+
+
+ESTIMATED = {"dense_products": 0, "num_steps": 3, "num_probes": 2, "candidates": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "activation", "num"),
+    [
+        ("layer_curvature", {"curvature": "hessian"}, nn.GELU, 256),
+        ("layer_curvature", {"curvature": "ggn"}, nn.GELU, 192),
+        ("layer_curvature", {"curvature": "fisher", "exact_outputs": 1}, nn.GELU, 192),
+        ("relative_flatness", {}, nn.ReLU, 192),
+        ("max_positive_trace", {}, nn.GELU, 256),
+        ("max_positive_trace", ESTIMATED, nn.GELU, 256),
+        ("max_positive_trace", ESTIMATED, nn.GELU, 192),
+    ],
+)
+def test_what_is_asked_for_by_name_has_the_same_bytes(large, tables, name, own, activation, num, tmp_path):
+    """A part of the samples is looked at anew for a maximum of traces: these are of others, chosen by size."""
+    options = {name: own, "hessian_trace": {"max_probes": 2}}
+
+    def found(**out):
+        return genbound.evaluate(problem(activation, 256, num_samples=num), [name], options=options, **out)
+
+    one = found()
+    assert not tables
+    if name == "max_positive_trace":
+        assert one.quantities["hessian_trace"].get("choice") == ("size" if num < 256 else None)
+    large()
+    for many in (found(out=tmp_path), found(out=tmp_path)):  # the second from the store
+        assert many.quantities[name] == one.quantities[name]
+        assert (num, 3) in tables
+        column = [] if one.samples is None else [c for c in one.samples.columns if c.startswith(name)]
+        if column:
+            assert isinstance(many.samples, SampleRows)
+            pd.testing.assert_frame_equal(in_memory(many.samples)[column], one.samples[column], check_exact=True)
 
 
 def test_exact_traces_are_the_same(large):
