@@ -1,5 +1,6 @@
 """The largest positive trace of a sample: exact, and estimated within its error."""
 
+import numpy as np
 import pytest
 import torch
 from cases import D
@@ -12,8 +13,11 @@ from torch.nn.functional import cross_entropy
 import genbound
 from genbound.data.samples import ListSamples
 from genbound.engines.in_process import InProcess
+from genbound.evaluation.stage import StoredContext, open_store
 from genbound.network.problem import Problem
 from genbound.network.tape import Tape
+from genbound.quantities.catalogue.hessian_trace import HessianTraceOptions
+from genbound.quantities.trace_look import first_look, look_by_sample
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -47,6 +51,22 @@ def test_max_positive_trace_estimated(name, problems, truths):
         assert row["value"] == pytest.approx((row["lower"] + row["upper"]) / 2)
         assert row["lower"] <= float(values.max()) + 4 * row["sem"] + 1e-6 * max(1.0, truth)
     assert ("lower estimates" in summary["note"]) == (len(psd) < len(summary["layers"]))
+
+
+@pytest.mark.parametrize("exact_outputs", [0, 64])
+def test_a_look_by_sample_finds_what_the_whole_look_does(problems, exact_outputs):
+    """The same numbers of every sample, whatever is in its shard; errors of the Gauss-Newton part alone."""
+    problem, options = problems("mlp_gelu"), HessianTraceOptions(exact_outputs=exact_outputs, num_factors=8)
+    layers = len(problem.layers)
+    context = StoredContext("hessian_trace", 3, options, {}, open_store(None, "hessian_trace"))
+    whole, one = first_look(problem, context, options, "look"), look_by_sample(problem, 3, options)
+    parts = [one(range(i, min(i + 2, problem.num_samples))) for i in range(0, problem.num_samples, 2)]
+    found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    trace = whole.gauss_newton + whole.remainder
+    assert found["value"] == pytest.approx(trace.samples[:, :layers], rel=1e-12)
+    assert found["sem"] == pytest.approx(np.sqrt(whole.gauss_newton.noise[:, :layers]), rel=1e-12)
+    assert found["probe_std"] == pytest.approx(whole.probes.std(1, ddof=1), rel=1e-9, abs=1e-12)
+    assert (found["sem"] > 0).any() == (exact_outputs == 0) and found["probe_std"].any()
 
 
 class Backwards(InProcess):
