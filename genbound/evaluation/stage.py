@@ -26,7 +26,7 @@ from genbound.results.results import to_plain
 State = TypeVar("State")
 FIRST_RUN = 256  # parts of a stage that are reduced before their size is known
 EACH = 4  # parts of a run for each process at the least, so that they end it at about the same time
-ROOM = 2**26  # bytes that the parts of later runs take
+ROOM = 2**26  # bytes that the parts of later runs take, about
 
 
 @dataclass
@@ -109,7 +109,7 @@ class StoredContext(Context):
             first += max(1, len(some))
             # Everywhere the same, for everybody has the same parts.
             taken = sum(array.nbytes for part in parts for array in part.values())
-            size = max(EACH * self.engine.ranks, ROOM * len(some) // max(1, taken))
+            size = next_run(len(items) - first, self.engine.ranks, taken / max(1, len(some)))
             yield parts
         if self.store.keeps:
             self._behind = digest_of(behind, stage, digests)
@@ -132,6 +132,20 @@ class StoredContext(Context):
 
     def _seconds_left(self) -> float:
         return float("inf") if self.deadline is None else self.deadline - time.monotonic()
+
+
+def next_run(left: int, ranks: int, size: float) -> int:
+    """How many of the parts that are left come in one run.
+
+    The processes wait for the last of them at its end. So there are no more runs than have to be, and none is short.
+
+    Args:
+        left: parts.
+        ranks: processes that compute them.
+        size: of a part, in bytes.
+    """
+    most = max(EACH * ranks, int(ROOM / max(1.0, size)))
+    return max(1, -(-left // max(1, round(left / most))))
 
 
 def open_store(out: str | Path | None, name: str, *depends_on: Any) -> MemoryStore:

@@ -12,9 +12,11 @@ from torch import nn
 
 import genbound
 from genbound.engines.base import TimeBudgetSpent
+from genbound.engines.in_process import InProcess
 from genbound.errors import GenboundError
+from genbound.evaluation import stage as stage_module
 from genbound.evaluation.selection import resolve, select
-from genbound.evaluation.stage import StoredContext, open_store
+from genbound.evaluation.stage import StoredContext, next_run, open_store
 from genbound.quantities import QUANTITIES
 
 
@@ -43,6 +45,25 @@ def test_parts_come_in_the_order_of_their_items(tmp_path):
     assert called == [0, 2, 4]
     again = open_store(tmp_path, "losses", "digest")
     assert values(context(again).map("train", range(5), squares(called))) == [0, 1, 4, 9, 16] and len(called) == 3
+
+
+def test_what_is_folded_comes_in_runs_of_which_none_is_short(tmp_path, monkeypatch):
+    """Parts of 8 bytes, 10 of which have room: 16 are left after the first three, in two runs."""
+    lengths = []
+
+    class Noted(InProcess):
+        def map(self, stage, items, function):
+            lengths.append((stage.first, len(items)))
+            return super().map(stage, items, function)
+
+    monkeypatch.setattr(stage_module, "FIRST_RUN", 3)
+    monkeypatch.setattr(stage_module, "EACH", 1)
+    monkeypatch.setattr(stage_module, "ROOM", 80)
+    given = context(open_store(tmp_path, "losses", "digest"), engine=Noted())
+    folded = given.reduce("train", range(19), squares([]), lambda state, item, part: [*state, item], [])
+    assert folded == list(range(19)) and lengths == [(0, 3), (3, 8), (11, 8)]
+    assert next_run(11, 1, 8.0) == 11  # one more than have room is no run
+    assert next_run(100, 7, 1e9) == 8 and next_run(0, 1, 0.0) == 1  # about one for each process at the least
 
 
 def test_stages_and_digests_do_not_share_parts(tmp_path):
