@@ -5,7 +5,9 @@ Weights and data are read from where the environment says (see docs/performance.
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -71,38 +73,37 @@ def measured_loss(problem: Problem) -> float:
     return float(torch.cat(losses).double().mean())
 
 
-class Head(nn.Module):
-    """A small text network with one output for every word: of the whole text, or of each of its positions."""
-
-    def __init__(self, num_outputs: int, by_token: bool, width: int = 64):
-        super().__init__()
-        self.words, self.hidden, self.head = (
-            nn.Embedding(num_outputs, width),
-            nn.Linear(width, width),
-            nn.Linear(width, num_outputs),
-        )
-        self.by_token = by_token
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = torch.tanh(self.hidden(self.words(x)))
-        return self.head(h if self.by_token else h.mean(1))
-
-
+# Outputs, and whether each position of a text has a label of its own.
 HEADS = {
     "1000 classes": (1000, False),
     "30522 classes": (30522, False),
     "30522 words at each of 32 positions": (30522, True),
 }
+BLOCKS = 2
+# The layer with the longest vectors, in the block whose passes are the deepest, and the head.
+SEARCHED = ("bert.encoder.layer.0.intermediate.dense.weight", "classifier.weight")
 
 
-def large_head(kind: str, num: int = 32, length: int = 32) -> Problem:
-    """Random weights near their initialisation: what is measured is memory."""
+def large_head(kind: str, num: int = 16, length: int = 32) -> Problem:
+    """A BERT of BERT-base's widths with random weights near their initialisation: what is measured is memory."""
+    from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
+
     torch.manual_seed(0)
     num_outputs, by_token = HEADS[kind]
-    model = Head(num_outputs, by_token)
+    network = BertForTokenClassification if by_token else BertForSequenceClassification
+    model = network(BertConfig(num_hidden_layers=BLOCKS, num_labels=num_outputs)).eval()
     init = {name: p.detach() + 0.01 * torch.randn_like(p) for name, p in model.named_parameters()}
-    words = torch.randint(0, num_outputs, (num, length))
-    return Problem(model, init, (words, words if by_token else words[:, 0]), batch_size=16)
+    words = torch.randint(0, model.config.vocab_size, (num, length))
+    labels = words if by_token else words[:, 0] % num_outputs
+    return Problem(model, init, (words, labels), batch_size=16, copy_weights=False)
+
+
+def with_layers(problem: Problem, names: Sequence[str]) -> Problem:
+    """The same problem with some of its layers measured."""
+    some = copy.copy(problem)
+    some.layers = tuple(layer for layer in problem.layers if layer.name in names)
+    some.samples_first = {layer.name: layer.samples_first for layer in some.layers}
+    return some
 
 
 def cifar(network: str, num: int, batch_size: int = 16) -> Problem:
