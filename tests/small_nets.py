@@ -66,6 +66,27 @@ def sharp(build):
     return changed
 
 
+class Attending(nn.Module):
+    """A transformer encoder's layers, on patches."""
+
+    def __init__(self, width=48, depth=2, classes=10):
+        super().__init__()
+        self.depth = depth
+        self.embed, self.head = nn.Linear(24, width), nn.Linear(width, classes)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * depth))
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(depth))
+        self.up = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(depth))
+        self.down = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(depth))
+
+    def forward(self, x):
+        x = self.embed(x)
+        for i in range(self.depth):
+            q, k, v = self.qkv[i](self.norms[2 * i](x)).chunk(3, -1)
+            x = x + torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v
+            x = x + self.down[i](nn.functional.gelu(self.up[i](self.norms[2 * i + 1](x))))
+        return self.head(x.mean(1))
+
+
 class Residual(nn.Module):
     """Residual layers that curve."""
 

@@ -97,6 +97,8 @@ class Quantity:
         gradients: ``(problem, options) -> float``, forecast cost in gradients over the measured samples: what it may
             take, which a default evaluation's budget goes by.
         usual: likewise what it mostly takes, where that is another number: what the forecast of time goes by.
+        unforeseen: ``(problem, options) -> str``, what that number cannot know and how far it may be off for it, in a
+            sentence; empty where there is nothing to say.
         unit: what most of it is made of, which the forecast times (:data:`genbound.evaluation.unit_costs.NOMINAL`).
         readings: what it takes whatever the samples, in readings of all weights, for the forecast of time alone.
         of_weights: what it takes is the same for any samples.
@@ -126,6 +128,7 @@ class Quantity:
     no_extra: Mapping[str, Any] = field(default_factory=dict)
     gradients: Callable[[Any, Any], float] = lambda problem, options: 0.0
     usual: Callable[[Any, Any], float] | None = None
+    unforeseen: Callable[[Any, Any], str] = lambda problem, options: ""
     unit: str = "gradient"
     readings: float = 0.0
     applies_to: Callable[[Any], str | None] = lambda problem: None

@@ -23,8 +23,10 @@ from genbound.network.problem import Problem
 from genbound.quantities.base import Context, State
 
 NAMES = ("member", "stratum", "stratum_size", "stratum_weight")  # of the arrays that a choice is stored as
+FIRST = 64  # samples of the first round where an error is asked for
 ERROR_SHARE = 0.25  # of what the choice of the samples leaves, that the draws may add
 SLACK = 1.05  # times as many samples as are thought to do
+TYPICAL = 1.0  # standard deviation of what a chosen sample tells of a mean, relative to it: 100 know it to 10 %
 
 
 class Round:
@@ -87,6 +89,23 @@ def chosen_problem(
     key = "choice of samples" + f" {step}" * bool(step)
     numbers = torch.rand(total, generator=generator(problem.sample_seed, key), dtype=torch.float64)
     return problem.measured_on(choose_by_size(losses.data["size"], num, numbers.numpy(), spreads))
+
+
+def usual_samples(problem: Problem, error: float) -> float:
+    """How many samples a relative error of a mean over all mostly takes, which only the first of them will tell."""
+    many, every = (TYPICAL / error) ** 2, len(problem.data)
+    return max(many * every / (many + every), float(min(FIRST, every)))
+
+
+def unforeseen(problem: Problem, options: Any) -> str:
+    """What a forecast cannot know where an error is asked for, in a sentence; empty where none is."""
+    if not options.error or not can_choose(problem):
+        return ""
+    num = usual_samples(problem, options.error)
+    return (
+        f"how many samples an error of {options.error:g} takes is known from the first {FIRST} only; the forecast has "
+        f"{num:,.0f} of {len(problem.data):,}, and up to three times as many were seen"
+    )
 
 
 def data_sem_of(problem: Problem, values: np.ndarray, noise: np.ndarray) -> np.ndarray:

@@ -53,6 +53,7 @@ from genbound.quantities.chosen_samples import (
     num_different,
     once,
     said_of,
+    usual_samples,
 )
 from genbound.quantities.remainder_probes import (
     Probes,
@@ -72,7 +73,7 @@ from genbound.quantities.trace_look import (
     first_look,
     num_first_probes,
 )
-from genbound.quantities.trace_to_error import measure_to_error
+from genbound.quantities.trace_to_error import DRAWS, measure_to_error
 
 SMALL_PROBLEM = 2**24  # samples x weights x probes
 
@@ -179,8 +180,12 @@ def forecast(problem: Problem, options: HessianTraceOptions) -> float:
 def usual(problem: Problem, options: HessianTraceOptions) -> float:
     """Likewise what it mostly takes: little beside the first probes where the choice of the samples rules the error.
 
-    So it is in a small problem, where the many samples' first probes are mostly enough.
+    So it is in a small problem, where the many samples' first probes are mostly enough. Where an error is asked for, it
+    takes as many samples as are typical, with two or three probes each.
     """
+    if options.error and can_choose(problem):
+        samples = usual_samples(problem, options.error)
+        return samples / problem.num_samples * cost_of(problem, options, DRAWS[0] + 0.5)
     num, first = problem.num_samples, num_first_probes(problem, options)
     weights = sum(layer.num_weights for layer in problem.layers)
     if num < len(problem.data) or num * weights * first <= SMALL_PROBLEM:

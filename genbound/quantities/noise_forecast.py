@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from genbound.network.problem import Problem
 from genbound.quantities.catalogue.noise_stability import NoiseStabilityOptions
+from genbound.quantities.chosen_samples import can_choose, usual_samples
 from genbound.quantities.noise_grid import PILOT, SMALL, TAIL_PILOT
 from genbound.quantities.weight_noise import NoisePerSample
 
@@ -21,12 +24,24 @@ def usual(problem: Problem, options: NoiseStabilityOptions) -> float:
 
     A few pairs a sample are common, and ``least_pairs`` in all the least; a small problem has more. The second-order
     term of a draw takes 1.3 passes, and recording a batch for it four, once for the pilot and once for the draws.
+    Where an error is asked for, the first samples are as many as the trace takes to it, and half of the sigmas have as
+    many again, with a pair each.
     """
-    num, weights = problem.num_samples, sum(layer.num_weights for layer in problem.layers)
+    num = problem.num_samples
+    if not options.error or not can_choose(problem):
+        return _passes(problem, options, num) / 3 / num
+    first = usual_samples(problem, options.error)
+    further = first * (1 + len(options.sigmas))
+    return (_passes(problem, options, math.ceil(first)) + further) / 3 / num
+
+
+def _passes(problem: Problem, options: NoiseStabilityOptions, num: int) -> float:
+    """Forward passes of single samples that ``num`` samples take."""
+    weights = sum(layer.num_weights for layer in problem.layers)
     affordable = min(NoisePerSample.most_draws // num, SMALL // (num * weights), options.small_perturbations)
-    shared = options.num_shared * min(1.0, options.max_shared_samples / num)
+    shared = options.num_shared * min(num, options.max_shared_samples)
     piloted = min(PILOT, num)
-    pilot = max(options.num_pilot, options.least_pairs / piloted, min(TAIL_PILOT / piloted, affordable)) * piloted / num
-    pairs = max(min(4, options.max_perturbations), options.least_pairs / num, 0.1 * affordable)
-    second = SECOND * (pilot + pairs) + RECORDING * (piloted / num + 1)
-    return (2 * len(options.sigmas) * (shared + pilot + pairs) + second) / 3
+    pilot = max(options.num_pilot * piloted, options.least_pairs, min(TAIL_PILOT, affordable * piloted))
+    pairs = max(min(4, options.max_perturbations) * num, options.least_pairs, 0.1 * affordable * num)
+    second = SECOND * (pilot + pairs) + RECORDING * (piloted + num)
+    return 2 * len(options.sigmas) * (shared + pilot + pairs) + second

@@ -52,7 +52,8 @@ from genbound.quantities.base import Context, Measured, Part, data_shards, stack
 
 FEWEST, GROWTH = 64, 4  # samples of the pilot's first round, and how many times as many the next one has in all
 CLOSE, SURE = 0.01, 2.0  # what a network that goes on may be better by, and at how many standard errors
-GRIDS, TRIED, AGAIN = 12, 0.7, 3  # networks on one grid; mostly tried of all, and one of so many goes on to the next
+GRIDS, TRIED, AGAIN = 12, 0.7, 3  # networks on one grid; tried of all at most, and one of so many goes on to the next
+MOSTLY = 0.4  # tried of all on four small networks, of which a quarter and at last one goes on
 USELESS = 4.0  # nats a sample: the certificate of a network without errors is 0.98 there
 
 
@@ -62,16 +63,26 @@ def applies_to(problem: Problem) -> str | None:
 
 
 def forecast(problem: Problem, options: Any) -> float:
-    """In gradients over the measured samples.
+    """In gradients over the measured samples, at most.
 
     Most of the τ and of the networks on one grid come to the pilot's first samples, and a third of them to each next
     round.
     """
+    return _forecast(problem, options, TRIED, AGAIN, 2.0)
+
+
+def usual(problem: Problem, options: Any) -> float:
+    """Likewise what it mostly takes."""
+    return _forecast(problem, options, MOSTLY, AGAIN + 1, 1.0)
+
+
+def _forecast(problem: Problem, options: Any, part: float, again: int, least: float) -> float:
+    """With this part of the networks tried, of which one of so many goes on, or ``least`` in all."""
     num, outputs = len(unseen(problem)), min(problem.num_outputs, MOST_COLUMNS)
-    tried, passes = TRIED * (len(options.taus) + GRIDS), float(num)
+    tried, passes = part * (len(options.taus) + GRIDS), float(num)
     for first, last in _rounds(min(options.num_pilot, num)):
-        passes += max(tried, 2.0) * (last - first)
-        tried /= AGAIN
+        passes += max(tried, least) * (last - first)
+        tried /= again
     curvature = min(options.num_curvature, num) * (1 + 2 * outputs)
     return (passes + curvature) / 3 / max(1, problem.num_samples)
 

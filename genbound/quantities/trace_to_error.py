@@ -29,11 +29,10 @@ from genbound.estimators.measured import Measured
 from genbound.estimators.spread_by_size import Spreads, chances
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context
-from genbound.quantities.chosen_samples import SLACK, Round, chosen_problem, data_sem_of
+from genbound.quantities.chosen_samples import FIRST, SLACK, Round, chosen_problem, data_sem_of
 from genbound.quantities.remainder_probes import sampled_on
 from genbound.quantities.trace_look import affordable_products, closer_look, cost_of, exact_remainder, first_look
 
-FIRST = 64  # samples of the first round
 ROUNDS = 10
 GROWTH = 2  # times what there is, that a round adds at most
 LEAST_GROWTH = 0.25  # and at the least

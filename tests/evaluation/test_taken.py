@@ -1,12 +1,10 @@
 """What a default evaluation takes, counted in multiplications: each quantity what its budget says, and no more."""
 
-import math
-
 import pytest
 import torch
-from small_nets import Residual
+from multiplications import Multiplications
+from small_nets import Attending, Residual
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import genbound
 from genbound.evaluation import effort, loop
@@ -16,27 +14,6 @@ from genbound.quantities import QUANTITIES
 
 SLACK = 1.3  # by which a count of multiplications may exceed one of passes and products
 NO_PASS = {"matrix_norms", "power_law", "spectral_norm", "structure", "layer_norms"}  # of weights, over no samples
-
-
-class Attending(nn.Module):
-    """A transformer encoder's layers, on patches."""
-
-    def __init__(self, width=48, depth=2, classes=10):
-        super().__init__()
-        self.depth = depth
-        self.embed, self.head = nn.Linear(24, width), nn.Linear(width, classes)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * depth))
-        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(depth))
-        self.up = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(depth))
-        self.down = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(depth))
-
-    def forward(self, x):
-        x = self.embed(x)
-        for i in range(self.depth):
-            q, k, v = self.qkv[i](self.norms[2 * i](x)).chunk(3, -1)
-            x = x + torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v
-            x = x + self.down[i](nn.functional.gelu(self.up[i](self.norms[2 * i + 1](x))))
-        return self.head(x.mean(1))
 
 
 def convolutions(activation):
@@ -64,26 +41,17 @@ def problem_of(name):
     return genbound.Problem(model, init, (torch.randn(total, *shape), torch.arange(total) % classes), num_samples=num)
 
 
-def convolution_backward(grad_shape, x_shape, w_shape, *_, out_shape, **__):
-    """Multiplications; torch counts too many of them where there are groups."""
-    return 2 * math.prod(grad_shape) * math.prod(w_shape[1:]) * sum(shape is not None for shape in out_shape[:2])
-
-
-def counting():
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward})
-
-
 def taken(problem, monkeypatch):
     """Quantity -> gradients of single samples that it takes."""
-    with counting() as counted:
+    with Multiplications() as counted:
         tape = problem.tape(range(problem.num_samples))
         torch.autograd.grad(tape.losses.sum(), [w for name, w in tape.weights.items() if tape.uses[name]])
-    unit, found, measure = counted.get_total_flops() / problem.num_samples, {}, loop.measure_stages
+    unit, found, measure = counted.total / problem.num_samples, {}, loop.measure_stages
 
     def measured(problem, context):
-        with counting() as counted:
+        with Multiplications() as counted:
             result = measure(problem, context)
-        found[context.name] = counted.get_total_flops() / unit
+        found[context.name] = counted.total / unit
         return result
 
     monkeypatch.setattr(loop, "measure_stages", measured)

@@ -107,6 +107,7 @@ QUANTITY = Quantity(
     no_extra={"exact_products": 0, "small_probes": 1},
     gradients=later("genbound.quantities.hessian_trace:forecast"),
     usual=later("genbound.quantities.hessian_trace:usual"),
+    unforeseen=later("genbound.quantities.chosen_samples:unforeseen"),
     reference="Hutchinson 1990; Ju, Li & Zhang 2022",
     reading=Reading(describe=_describe, by_layer=True),
 )

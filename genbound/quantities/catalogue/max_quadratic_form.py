@@ -132,6 +132,7 @@ QUANTITY = Quantity(
     lighter=LIGHTER,
     gradients=later("genbound.quantities.max_quadratic_form:forecast"),
     usual=later("genbound.quantities.max_quadratic_form:usual"),
+    unforeseen=later("genbound.quantities.max_quadratic_form:unforeseen"),
     unit="product",
     reference="Ju, Li & Zhang 2022",
     reading=Reading(

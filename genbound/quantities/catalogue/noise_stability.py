@@ -123,6 +123,7 @@ QUANTITY = Quantity(
     no_extra={"small_perturbations": 1},
     gradients=later("genbound.quantities.noise_forecast:forecast"),
     usual=later("genbound.quantities.noise_forecast:usual"),
+    unforeseen=later("genbound.quantities.chosen_samples:unforeseen"),
     unit="noise",
     reference="Ju, Li & Zhang 2022",
     reading=Reading(

@@ -50,6 +50,7 @@ QUANTITY = Quantity(
     over_all=True,
     lighter=({"num_pilot": 256},),
     gradients=later("genbound.quantities.quantized_error:forecast"),
+    usual=later("genbound.quantities.quantized_error:usual"),
     applies_to=later("genbound.quantities.quantized_error:applies_to"),
     readings=500,  # the codes of every tensor for every scale
     reference="Langford 2005; Lotfi et al. 2022",
