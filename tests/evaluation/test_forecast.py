@@ -1,12 +1,16 @@
 """The forecast of time: units of work that are timed, and what each quantity takes of them."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from benchmarks.counts import small_problem
 from genbound.evaluation import forecast as forecasts
 from genbound.evaluation.forecast import expected_gradients, forecast
 from genbound.evaluation.selection import get_options
 from genbound.evaluation.unit_costs import NOMINAL, factors, unit_seconds
 from genbound.quantities import QUANTITIES
+from genbound.quantities.chosen_samples import usual_samples
 
 
 def test_every_unit_is_timed_that_the_network_has(problems):
@@ -64,3 +68,25 @@ def test_the_trace_of_chosen_samples_is_expected_to_take_few_probes(problems):
         f(whole, options) for f in (QUANTITIES["hessian_trace"].gradients, QUANTITIES["hessian_trace"].usual)
     )
     assert usual < most
+
+
+def test_what_an_error_takes_goes_by_a_typical_number_of_samples():
+    problem = small_problem()
+    for name in ("hessian_trace", "noise_stability"):
+        none, large, small = (get_options(name, {"error": error}) for error in (0.0, 0.5, 0.05))
+        quantity = QUANTITIES[name]
+        assert quantity.unforeseen(problem, none) == ""
+        assert "the forecast has 60 of 60" in quantity.unforeseen(problem, small)
+        assert quantity.usual(problem, large) <= quantity.usual(problem, small)
+    many = SimpleNamespace(data=range(10**6))
+    assert usual_samples(many, 0.1) == pytest.approx(100, rel=0.01)
+    assert usual_samples(many, 0.5) == 64 and usual_samples(SimpleNamespace(data=range(9)), 0.1) == 9
+
+
+def test_half_of_the_certified_refinement_is_forecast(problems):
+    problem, quantity = problems("mlp_gelu"), QUANTITIES["max_quadratic_form"]
+    certified, found = (get_options("max_quadratic_form", {"maximum": kind}) for kind in ("certified", "found"))
+    assert quantity.usual(problem, certified) < quantity.gradients(problem, certified)
+    assert "half of what it took" in quantity.unforeseen(problem, certified)
+    assert quantity.unforeseen(problem, found) == ""
+    assert quantity.unforeseen(problems("mlp_relu"), certified) == ""
