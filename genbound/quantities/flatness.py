@@ -205,9 +205,10 @@ def applies_to(problem: Problem) -> str | None:
 def forecast(problem: Problem, options: FlatnessOptions) -> float:
     """Gradients over the measured samples, at most; a forward pass is a third of one.
 
-    Each of three searches has three trials of few draws, and all draws at two sigmas.
+    Each of three searches has four trials of few draws, and all draws at three sigmas, where samples are so few that
+    their error rises by steps.
     """
-    return _forecast(problem, 3 * options.num_coarse + 2 * options.num_draws)
+    return _forecast(problem, 4 * options.num_coarse + 3 * options.num_draws)
 
 
 def usual(problem: Problem, options: FlatnessOptions) -> float:
