@@ -205,12 +205,13 @@ def remainder_probes(tape: Tape, rows: Sequence[Sequence[Row]], seed: int) -> tu
         directions = perturbed(layers, signs)
         products = tape.activation_products(directions, list(layers), "remainder")
         draws[:, draw], norms[:, draw] = _forms(tape, directions, products), _squares(tape, products)
+        directions.clear()  # all three are as large as the results of all layers: the next product needs the room
         for name, (weight, uses) in layers.items():
-            gradient = along_signs(tuple(weight.shape), uses, products[name])
-            if gradient is not None:  # z * Rz has the diagonal as its mean, and products of two draws its square
-                own = gradient * signs[name].flatten(1)
-                sums[name] = sums[name] + own if name in sums else own
+            own = along_signs(tuple(weight.shape), uses, products.pop(name))
+            if own is not None:  # z * Rz has the diagonal as its mean, and products of two draws its square
+                own = own * signs.pop(name).flatten(1)
                 diagonal[:, tape.layers.index(name)] -= own.double().square().sum(1).to(diagonal.device)
+                sums[name] = sums[name].add_(own) if name in sums else own
     for name, total in sums.items():
         diagonal[:, tape.layers.index(name)] += total.double().square().sum(1).to(diagonal.device)
     return draws, norms, diagonal / max(len(rows) * (len(rows) - 1), 1)

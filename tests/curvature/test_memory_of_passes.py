@@ -11,7 +11,7 @@ from torch import nn
 import genbound
 from genbound.curvature.noise_by_row import Normals, noise_directions, noisy_losses, row_bytes
 from genbound.curvature.sweep import Sweep
-from genbound.curvature.traces import joint_trace, probe_trace
+from genbound.curvature.traces import joint_trace, remainder_probes
 from genbound.estimators.random import row_of
 from genbound.network.memory import graph_bytes, saved_bytes, weight_bytes
 from genbound.quantities import weight_noise
@@ -37,11 +37,13 @@ def peak(problem, work):
     return live.peak
 
 
-def test_a_probe_takes_no_more_than_a_graph_is_reckoned_at():
-    problem, rows = transformer(), [row_of("x", p, 0, 1) for p in range(ROWS)]
+def test_two_probes_take_no_more_than_a_graph_is_reckoned_at():
+    """What is alive: the reckoning has room for what the C library keeps of freed tensors (a third, on BERT-base)."""
+    problem = transformer()
+    rows = [[row_of("x", p, draw, 2) for p in range(ROWS)] for draw in range(2)]
     reckoned = graph_bytes(problem, range(ROWS), problem.samples_first)
-    taken = peak(problem, lambda: probe_trace(problem.tape(range(ROWS)), "remainder", rows, 0))
-    assert 0.7 * reckoned < taken <= reckoned
+    taken = peak(problem, lambda: remainder_probes(problem.tape(range(ROWS)), rows, 0))
+    assert 0.6 * reckoned < taken < 0.69 * reckoned  # 0.72 with the last draw's directions kept
 
 
 def test_noise_beside_a_sweep_takes_no_more_than_its_rows_are_reckoned_at():
