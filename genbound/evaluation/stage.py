@@ -25,7 +25,7 @@ from genbound.results.results import to_plain
 
 State = TypeVar("State")
 FIRST_RUN = 256  # parts of a stage that are reduced before their size is known
-EACH = 4  # parts of a run for each process at the least, so that they end it at about the same time
+EACH = 4  # parts of a run for each process or more, about: so that they end it at about the same time
 ROOM = 2**26  # bytes that the parts of later runs take, about
 
 
@@ -89,8 +89,9 @@ class StoredContext(Context):
         """
         state, place = start, 0
         for run in self._in_runs(stage, items, function, max(FIRST_RUN, EACH * self.engine.ranks)):
-            for part in run:
-                state = merge(state, items[place], part)
+            run.reverse()
+            while run:  # what is merged is gone before the next run is computed
+                state = merge(state, items[place], run.pop())
                 place += 1
         return state
 

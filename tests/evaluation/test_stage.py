@@ -4,6 +4,7 @@ And what is asked for before anything runs.
 """
 
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -64,6 +65,24 @@ def test_what_is_folded_comes_in_runs_of_which_none_is_short(tmp_path, monkeypat
     assert folded == list(range(19)) and lengths == [(0, 3), (3, 8), (11, 8)]
     assert next_run(11, 1, 8.0) == 11  # one more than have room is no run
     assert next_run(100, 7, 1e9) == 8 and next_run(0, 1, 0.0) == 1  # about one for each process at the least
+
+
+def test_a_run_is_gone_before_the_next_is_computed(tmp_path, monkeypatch):
+    """Two runs side by side would be twice the memory that a run has."""
+    found, alive = [], []
+
+    def function(item):
+        part = {"value": np.full(3, item)}
+        found.append(weakref.ref(part["value"]))
+        alive.append(sum(one() is not None for one in found))
+        return part
+
+    monkeypatch.setattr(stage_module, "FIRST_RUN", 4)
+    monkeypatch.setattr(stage_module, "EACH", 4)
+    monkeypatch.setattr(stage_module, "ROOM", 1)
+    given = context(open_store(tmp_path, "losses", "digest"))
+    total = given.reduce("train", range(12), function, lambda state, _, part: state + int(part["value"][0]), 0)
+    assert total == sum(range(12)) and alive == [1, 2, 3, 4] * 3
 
 
 def test_stages_and_digests_do_not_share_parts(tmp_path):
