@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 import genbound
 from genbound.data.samples import ListSamples
 from genbound.engines.in_process import InProcess
+from genbound.estimators.draws import Sampler
 from genbound.evaluation.stage import StoredContext, open_store
 from genbound.network.problem import Problem
 from genbound.network.tape import Tape
@@ -272,6 +273,18 @@ def test_gauss_newton_parts_of_some_hundred_outputs_are_exact():
     row = found.quantities["max_positive_trace"]["layers"]["head.weight"]
     assert row["method"] == "gauss-newton of candidates" and row["sem"] == 0
     assert row["value"] == pytest.approx(float(head_traces(problem).max()), rel=1e-9)
+
+
+def test_screening_choosing_and_measuring_draw_anew(monkeypatch):
+    """The largest of noisy numbers that is measured by the same numbers would be too large."""
+    problem, seen = words_problem(60, 2), []
+    draws = Sampler.draws
+    monkeypatch.setattr(Sampler, "draws", lambda self, at, num: seen.append((self.kind, *at)) or draws(self, at, num))
+    options = {"max_positive_trace": {"dense_products": 0, "num_steps": 5, "num_probes": 4, "candidates": 3}}
+    options["hessian_trace"] = {"exact_outputs": 8, "max_probes": 1, "small_probes": 1, "exact_products": 0}
+    genbound.evaluate(problem, ["max_positive_trace"], options=options)
+    own = [key for key in seen if key[0].startswith("max_positive_trace")]
+    assert len(own) == 3 + 2 + 1 and len(set(own)) == len(own) and len({kind for kind, _ in own}) == 3
 
 
 def test_the_errors_of_combinations_are_those_of_seeds():
