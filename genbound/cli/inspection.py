@@ -156,7 +156,8 @@ def _cost(problem: Problem, selection: Selection, effort: str) -> list[str | Col
         _table(["quantity", "gradients", "time", "note"], rows),
         *_sentences([*planned.remarks, *(said for said in unforeseen if said)]),
         "",
-        f"Peak memory of the tensors: about {cost.peak_bytes / 2**20:.0f} MiB at batch size {problem.batch_size}.",
+        "Peak memory of weights and passes, with what is freed and kept for later tensors: about "
+        f"{cost.peak_bytes / 2**20:.0f} MiB at batch size {problem.batch_size}.",
     ]
 
 

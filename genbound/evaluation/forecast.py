@@ -22,7 +22,8 @@ class Forecast:
         seconds_per_gradient: measured: one forward and backward pass over all measured samples.
         gradients: quantity -> how many such gradients it is expected to take.
         seconds_of: quantity -> what it is expected to take, by the units that its work is made of.
-        peak_bytes: expected peak of the tensors: weights, their copies, and the graph of a double backward pass.
+        peak_bytes: expected peak of memory: weights, their copies, and a double backward pass with what is freed of it
+            and not reused.
     """
 
     seconds_per_gradient: float

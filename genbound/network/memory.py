@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from genbound.network.weights import BaseProblem
 
 # A double backward pass keeps the forward graph, the graph of its gradients, a direction and a product for every layer,
-# and what it is computing; a trace's second product comes beside what is kept of the first: 4.6 times what autograd saves
-# of the forward pass. The process grows by 6.1 to 6.5 times as much on BERT-base, at 128 and at 512 tokens, for the C
-# library does not reuse all that is freed.
+# and what it is computing; a trace's second product comes beside what is kept of the first: 4.6 times what autograd
+# saves of the forward pass. On BERT-base the process grows by 6.1 to 6.5 times what autograd saves, at 128 and at 512
+# tokens, for the C library does not reuse all that is freed.
 GRAPHS = 7
 VECTORS = 2**30  # bytes of the vectors that a recursion keeps, a quarter of the budget at most
 
