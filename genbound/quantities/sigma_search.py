@@ -9,8 +9,8 @@ one that is near has the other draws at the same sigma, and a power law goes on 
 q is :data:`ROOT` give or take :data:`UNSURE`; between this trial and another one it is seen, over the draws that both
 have, with the error of what the draws differ in. Either counts by its precision. The error of both together, times
 :math:`|\ln(t/r)|`, is what :math:`\sigma^*` may be wrong by for the law's sake. The search ends where that is no more
-than the tolerance; else :math:`\sigma^*` is tried with all draws. Where rises are no power of sigma (steps, of few
-samples), a bracket as narrow as the tolerance ends it, at its lower end.
+than the tolerance and no trial by all draws contradicts it; else :math:`\sigma^*` is tried with all draws. Where rises
+are no power of sigma (steps, of few samples), a bracket as narrow as the tolerance ends it, at its lower end.
 """
 
 from __future__ import annotations
@@ -173,11 +173,14 @@ class _Searching:
     def _found(self) -> Found | None:
         """Where the search ends, if it does."""
         best, root, error = self._best()
+        (low, high), ratio = self._ends(self.whole), 1 + self.wanted.tolerance
         if error <= self.wanted.tolerance and self._distance(best) <= math.log(NEAR):
             factor = self.wanted.target / best.rise
-            return Found(best.sigma * factor**root, self.wanted.target, best.sem * factor)
-        low, high = self._ends(self.whole)
-        if low is not None and high is not None and high.sigma <= (1 + self.wanted.tolerance) * low.sigma:
+            sigma = best.sigma * factor**root
+            # No other trial by all draws says that the crossing is elsewhere.
+            if (low is None or low.sigma <= ratio * sigma) and (high is None or sigma <= ratio * high.sigma):
+                return Found(sigma, self.wanted.target, best.sem * factor)
+        if low is not None and high is not None and high.sigma <= ratio * low.sigma:
             return Found(low.sigma, low.rise, low.sem)
         return None
 
@@ -191,14 +194,14 @@ class _Searching:
     def _next(self, step: int) -> float:
         """The sigma that is tried next with all draws."""
         width = math.log(1 + self.wanted.tolerance)
-        best, root, _ = self._best()
+        _, root, _ = self._best()
         low, high = self._ends(self.whole)
         if low is not None and high is not None:
             if step % 4 == 0 or math.log(high.sigma / low.sigma) <= 2 * width:
                 return math.sqrt(low.sigma * high.sigma)
             return self._inside(low, high, root, 0.4 * width)
-        # At least so far, and farther each time, so that a plateau ends too.
-        return self._outwards(best, 0.45 * width * 2.0 ** (step - 1), root)
+        # From the outermost, at least so far, and farther each time, so that a plateau ends too, and a dip of it.
+        return self._outwards(self.whole[-1], 0.45 * width * 2.0 ** (step - 1), root)
 
     def _outwards(self, trial: _Trial, least: float, root: float) -> float:
         """Towards the target, by the power law and by so much in logarithms at least."""

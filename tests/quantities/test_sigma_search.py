@@ -13,13 +13,15 @@ WANTED = Wanted(target=0.1, tolerance=0.05, num_coarse=4, num_draws=12)
 
 def searched(rise, start=1.0, wanted=WANTED, floor=""):
     """What is found where ``rise(sigma, draw)`` is the rise of a draw, and how many draws it took."""
-    running, answer, num = search(wanted, Start(start, floor)), None, 0
+    running, answer, num, known = search(wanted, Start(start, floor)), None, 0, []
     while True:
         try:
             asked = running.send(answer)
         except StopIteration as ended:
             return ended.value, num
         assert isinstance(asked, Asked) and 0 <= asked.first < asked.last <= wanted.num_draws
+        assert asked not in known  # no draw of few steps is made again
+        known.append(asked)
         answer = np.array([rise(asked.sigma, draw) for draw in range(asked.first, asked.last)])
         num += len(answer)
 
@@ -80,6 +82,12 @@ def test_a_step_has_a_bracket_at_its_lower_end():
     found, _ = searched(lambda sigma, draw: 0.02 if sigma < 0.7 else 0.6)
     assert 0.7 / 1.05 <= found.sigma <= 0.7
     assert found.rise == pytest.approx(0.02)
+
+
+def test_a_dip_below_the_target_is_left_outwards():
+    """The farther trial is the worse one, and the search goes on from there."""
+    found, _ = searched(lambda sigma, draw: 0.07 if sigma < 1.1 else 0.068 if sigma < 3 else 0.6)
+    assert 3 / 1.05 <= found.sigma <= 3 and found.rise == pytest.approx(0.068)
 
 
 def test_no_crossing_has_a_reason():
