@@ -19,7 +19,8 @@ With a prior that saw some of the samples, trials and n are those of the others 
 ``loss`` is the same for the loss divided by its range, where it has one of its own (``--loss-range``).
 
 Cost: forward passes over all samples, one for each pass of the Monte Carlo and a part of one for each τ, and the
-curvature: as many backward passes to the moved tensors as there are outputs.
+curvature: as many backward passes to the moved tensors as there are outputs. A whole covariance of d coordinates takes
+2d² multiplications a draw, and d² for each of those backward passes.
 """
 
 from __future__ import annotations
@@ -38,15 +39,16 @@ from torch import Tensor
 from genbound.data.samples import Batch
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
-from genbound.posterior.curvature import MOST_COLUMNS, Curvature, measure_curvature
+from genbound.posterior.curvature import MOST_COLUMNS, SIGNS, Curvature, measure_curvature
 from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.gaussian import LAMBDAS
-from genbound.posterior.groups import changed_groups, choice_nats, factor_groups, unseen, why_no_posterior
+from genbound.posterior.groups import Group, changed_groups, choice_nats, factor_groups, unseen, why_no_posterior
 from genbound.posterior.linear_head import LinearHead, find_linear_head
 from genbound.posterior.moved_network import MovedNetwork, batches_of_one_size, worst_if_not_finite
 from genbound.posterior.noise import Posterior
 from genbound.posterior.prior_widths import best_widths
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
+from genbound.quantities.decompositions import in_gradients
 
 # The failure probability that the number of passes is planned with; the bound is told its own.
 PLANNED_BOUND, PLANNED_MONTE_CARLO = 0.045, 0.005
@@ -66,7 +68,8 @@ def applies_to(problem: Problem) -> str | None:
 def forecast(problem: Problem, options: Any) -> float:
     """In gradients over the measured samples.
 
-    Half of the τ come to a pilot, and there are as many trials as mostly keep their error small.
+    Half of the τ come to a pilot, and there are as many trials as mostly keep their error small. What whole covariances
+    take besides is the same for any network around them: much beside a gradient of a small one.
     """
     groups = factor_groups(problem, changed_groups(problem))
     num, outputs = len(unseen(problem)), min(problem.num_outputs, MOST_COLUMNS)
@@ -74,10 +77,32 @@ def forecast(problem: Problem, options: Any) -> float:
     if problem.num_outputs == 2 and find_linear_head(problem, groups) is not None:
         return (pilot + num + min(options.num_curvature, num) * outputs) / 3 / max(1, problem.num_samples)
     pilot += 2 * min(AGAIN * options.num_pilot, num)
-    trials = min(options.max_passes, math.ceil(ENOUGH_TRIALS / num)) * num
+    draws = pilot + min(options.max_passes, math.ceil(ENOUGH_TRIALS / num)) * num
     most = min(options.num_curvature, FEW_SAMPLES) if sum(g.size for g in groups) > MANY else options.num_curvature
-    curvature = min(most, num) * (1 + 2 / 3 * outputs)
-    return (NOISY_PASS * (pilot + trials) + curvature) / max(1, problem.num_samples)
+    seen = min(most, num)
+    gradients = (NOISY_PASS * draws + seen * (1 + 2 / 3 * outputs)) / max(1, problem.num_samples)
+    of_draw, of_direction = _of_covariances(problem, groups, options)
+    return gradients + in_gradients(problem, draws * of_draw + seen * outputs * of_direction)
+
+
+def _of_covariances(problem: Problem, groups: Sequence[Group], options: Any) -> tuple[float, float]:
+    """Multiplications that a draw takes for them, and a direction in a sample's output for the curvature they are of.
+
+    A draw goes to the axes and back. Of a weight whose noise may act on results the draws are counted with the pass.
+    """
+    if options.covariance != "full":
+        return 0.0, 0.0
+    tables = {layer.name for layer in problem.layers if layer.kind == "embedding"}
+    whole = float(sum(group.size**2 for group in groups if group.size <= options.most_full))
+    acting = [
+        min(len(group.tuned), SIGNS) * (group.size / len(group.tuned)) ** 2
+        for group in groups
+        if group.size > options.most_full
+        and group.tuned.dim() > 1
+        and group.name in problem.params
+        and group.name not in tables
+    ]
+    return 2 * whole, whole + sum(acting)
 
 
 def measure(problem: Problem, context: Context) -> Measured:

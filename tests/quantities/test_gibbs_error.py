@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from multiplications import Multiplications
 from posterior_nets import head, mlp
 from torch import nn
 
@@ -121,7 +122,7 @@ def test_too_many_numbers_are_refused_with_the_mend():
 
 def test_expects_the_noisy_passes_that_are_made(monkeypatch):
     """Samples of the pilots and trials of a run, against what the forecast counts with."""
-    options = {"num_pilot": 40, "max_passes": 30}
+    options = {"num_pilot": 40, "max_passes": 30, "covariance": "tensor"}
     drawn = []
     draw = gibbs_error._Gibbs._draw
     monkeypatch.setattr(
@@ -134,6 +135,22 @@ def test_expects_the_noisy_passes_that_are_made(monkeypatch):
     expected = quantity.gradients(problem, get_options("gibbs_error", options)) * problem.num_samples
     curvature = 400 * (1 + 2 / 3 * problem.num_outputs)
     assert sum(drawn) / 2 < (expected - curvature) / gibbs_error.NOISY_PASS < 2 * sum(drawn)
+
+
+def test_expects_what_whole_covariances_take():
+    """Which is most of a small network's multiplications."""
+    problem = mlp(num=60)
+    with Multiplications() as unit:
+        tape = problem.tape(range(problem.num_samples))
+        torch.autograd.grad(tape.losses.sum(), list(tape.weights.values()))
+    with Multiplications() as counted:
+        found(problem)
+    quantity = QUANTITIES["gibbs_error"]
+    whole, one = (
+        quantity.gradients(problem, get_options("gibbs_error", {"covariance": kind})) for kind in ("full", "tensor")
+    )
+    assert whole > 2 * one
+    assert counted.total / unit.total == pytest.approx(whole, rel=0.5)
 
 
 def test_expects_of_a_head_what_its_features_take():

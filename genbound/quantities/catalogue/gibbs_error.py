@@ -60,8 +60,9 @@ QUANTITY = Quantity(
         {"num_curvature": 512, "max_passes": 2},
         {"num_curvature": 128, "max_passes": 1},
         {"num_curvature": 128, "max_passes": 1, "num_pilot": 128},
+        {"num_curvature": 128, "max_passes": 1, "num_pilot": 128, "covariance": "tensor"},
     ),
-    no_extra={"num_curvature": 128, "max_passes": 1, "num_pilot": 128},
+    no_extra={"num_curvature": 128, "max_passes": 1, "num_pilot": 128, "covariance": "tensor"},
     gradients=later("genbound.quantities.gibbs_error:forecast"),
     applies_to=later("genbound.quantities.gibbs_error:applies_to"),
     readings=2500,  # decompositions of the curvature of every tensor
