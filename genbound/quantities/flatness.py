@@ -84,12 +84,12 @@ def measure(problem: Problem, context: Context) -> Measured:
     summary: dict[str, float | int | str | None] = {}
     sigmas: dict[str, float | None] = {}
     wanted = Wanted(options.displacement, options.tolerance, options.num_coarse, options.num_draws)
-    plain = side_by_side({"sigma": search(wanted, Start(START))}, _Rises(problem, context, bases, "trials"))
+    plain = side_by_side({"sigma": search(wanted, Start(START))}, _Rises(problem, context, bases, "rises"))
     searches = {
         kind: search(wanted, _like(plain["sigma"], reference, options))
         for kind, reference in (("magnitude_sigma", displacement), ("magnitude_sigma_origin", weights))
     }
-    for kind, found in (plain | side_by_side(searches, _Rises(problem, context, bases, "magnitude trials"))).items():
+    for kind, found in (plain | side_by_side(searches, _Rises(problem, context, bases, "magnitude rises"))).items():
         prefix, sigmas[kind] = KINDS[kind], found.sigma
         summary |= {
             kind: found.sigma, f"{prefix}rise": found.rise, f"{prefix}sem_error": found.sem,
@@ -108,6 +108,7 @@ def measure(problem: Problem, context: Context) -> Measured:
         | {
             "epsilon": options.epsilon,
             "displacement": options.displacement,
+            "tolerance": options.tolerance,
             "num_parameters": weights.numel(),
             "norm_displacement": float(displacement.norm()),
             "norm_weights": float(weights.norm()),

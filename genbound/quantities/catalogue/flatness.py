@@ -60,7 +60,7 @@ def _relative_sem(summary: Summary, sigma: str, sem: str) -> float:
     """
     if summary.get(sigma) is None or summary.get(sem) is None:
         return 0.0
-    return math.hypot(summary[sem] / summary["displacement"], 0.05)
+    return math.hypot(summary[sem] / summary["displacement"], summary.get("tolerance", FlatnessOptions.tolerance))
 
 
 QUANTITY = Quantity(
