@@ -67,6 +67,8 @@ def test_the_error_of_a_sigma_that_was_searched():
     found = {n.where: n for n in QUANTITIES["flatness"].reading.numbers(summary)}
     assert found["sigma"].sem == pytest.approx(0.5 * math.hypot(0.1, 0.05)) and found["sigma"].data_sem is None
     assert found["norm_weights"] == Number("norm_weights", 3.0) and len(found) == 2
+    (found, _) = QUANTITIES["flatness"].reading.numbers(summary | {"tolerance": 0.2})
+    assert found.sem == pytest.approx(0.5 * math.hypot(0.1, 0.2))
 
 
 def test_the_error_of_a_root():
