@@ -147,11 +147,12 @@ def _cost(problem: Problem, selection: Selection, effort: str) -> list[str | Col
     rows.append(row("all", sum(cost.gradients.values()), cost.seconds))
     options = planned.selection.options
     unforeseen = dict.fromkeys(QUANTITIES[name].unforeseen(problem, options[name]) for name in cost.gradients)
+    excepted = " but for what is said below of what is not known yet" * any(unforeseen)
     left = {name: planned.gradients[name] for name in planned.left_out}
     rows += [row(name, n, n * cost.seconds_per_gradient, f"left out of --effort {effort}") for name, n in left.items()]
     return [
         f"A gradient over the measured samples takes {_duration(cost.seconds_per_gradient)}. Forecast where nothing "
-        "else runs, within a factor of about 1.5 in all, and less well for a single quantity:",
+        f"else runs, within a factor of about 1.5 in all{excepted}, and less well for a single quantity:",
         "",
         _table(["quantity", "gradients", "time", "note"], rows),
         *_sentences([*planned.remarks, *(said for said in unforeseen if said)]),

@@ -101,10 +101,10 @@ def unforeseen(problem: Problem, options: Any) -> str:
     """What a forecast cannot know where an error is asked for, in a sentence; empty where none is."""
     if not options.error or not can_choose(problem):
         return ""
-    num = usual_samples(problem, options.error)
+    num, every = usual_samples(problem, options.error), len(problem.data)
     return (
         f"how many samples an error of {options.error:g} takes is known from the first {FIRST} only; the forecast has "
-        f"{num:,.0f} of {len(problem.data):,}, and up to three times as many were seen"
+        f"{num:,.0f} of {every:,}" + ", and up to five times as many were seen" * (num < every)
     )
 
 
