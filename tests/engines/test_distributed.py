@@ -259,11 +259,11 @@ def test_ranks_with_unequal_memory_measure_as_the_smallest_would(tmp_path, capfd
         return main(arguments(tmp_path, out))
 
     sizes = {}
-    for name, gib in (("small", "3e-6"), ("large", "1")):
+    for name, gib in (("small", "5e-6"), ("large", "1")):
         assert evaluate(tmp_path / name, gib) == 0
         sizes[name] = stored(tmp_path / name)[0]["config"]["batch_size"]
     assert 1 < sizes["small"] < sizes["large"]
-    for of in (("3e-6", "1"), ("1", "3e-6")):
+    for of in (("5e-6", "1"), ("1", "5e-6")):
         out = tmp_path / f"all {of[0]}"
         assert in_ranks(2, lambda rank: evaluate(out, of[rank]), tmp_path) == [0, 0]  # noqa: B023
         assert stored(out) == stored(tmp_path / "small")

@@ -12,7 +12,7 @@ from genbound.cli.main import main
 from genbound.errors import GenboundError
 from genbound.evaluation.agreement import _refuse_shared
 from genbound.network.device_map import balanced, read_device_map, whole_modules
-from genbound.network.memory import saved_on, weight_bytes, weights_on
+from genbound.network.memory import GRAPHS, saved_on, weight_bytes, weights_on
 from genbound.quantities import QUANTITIES
 from tests.attack.stored_run import arguments, write_files
 
@@ -243,7 +243,7 @@ def test_the_tightest_device_decides_how_many_samples_share_a_pass():
         assert set(held) == set(saved) == set(free.devices) and sum(held.values()) == weight_bytes(free)
         first, last = free.devices
     for tight in (first, last):
-        rooms = [held[d] + 4 * saved[d] * (3 if d == tight else 50) for d in (first, last)]
+        rooms = [held[d] + GRAPHS * saved[d] * (3 if d == tight else 50) for d in (first, last)]
         with PretendedDevices(2, rooms):
             assert problem(mlp, batch_size=8).batch_size == 3
 
