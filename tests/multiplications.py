@@ -6,6 +6,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+import genbound
+from genbound.evaluation import loop
+
 
 class Multiplications(TorchDispatchMode):
     """Two for each multiplication inside, with its addition.
@@ -26,3 +29,22 @@ class Multiplications(TorchDispatchMode):
         elif operation in flop_registry:
             self.total += flop_registry[operation](*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def taken(problem, monkeypatch, options=None):
+    """Quantity -> gradients over the measured samples that an evaluation takes for it."""
+    with Multiplications() as counted:
+        for run in problem.batches(range(problem.num_samples)):
+            tape = problem.tape(run)
+            torch.autograd.grad(tape.losses.sum(), [w for name, w in tape.weights.items() if tape.uses[name]])
+    unit, found, measure = counted.total, {}, loop.measure_stages
+
+    def measured(problem, context):
+        with Multiplications() as counted:
+            result = measure(problem, context)
+        found[context.name] = counted.total / unit
+        return result
+
+    monkeypatch.setattr(loop, "measure_stages", measured)
+    genbound.evaluate(problem, options=options)
+    return found

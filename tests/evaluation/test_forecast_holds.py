@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from multiplications import Multiplications
+from multiplications import taken
 from small_nets import Attending
 from torch import nn
 
 import genbound
-from genbound.evaluation import loop
 from genbound.evaluation.effort import plan
 from genbound.evaluation.forecast import expected_gradients
 from genbound.evaluation.selection import select
@@ -64,39 +63,25 @@ def tuned(name, num, total, epochs=6):
 
 def forecast_and_taken(problem, options, monkeypatch):
     """Gradients over the measured samples, of what is measured."""
-    with Multiplications() as counted:
-        for run in problem.batches(range(problem.num_samples)):
-            tape = problem.tape(run)
-            torch.autograd.grad(tape.losses.sum(), [w for name, w in tape.weights.items() if tape.uses[name]])
-    unit, taken, measure = counted.total, {}, loop.measure_stages
-    planned = plan(problem, select(None, options), "standard")
-
-    def measured(problem, context):
-        with Multiplications() as counted:
-            found = measure(problem, context)
-        taken[context.name] = counted.total / unit
-        return found
-
-    monkeypatch.setattr(loop, "measure_stages", measured)
-    genbound.evaluate(problem, options=options)
+    found, planned = taken(problem, monkeypatch, options), plan(problem, select(None, options), "standard")
     expected = {
         name: expected_gradients(problem, name, chosen)
         for name, chosen in planned.selection.options.items()
         if name in planned.gradients
     }
-    assert set(expected) == {name for name in taken if name in planned.gradients}
-    return sum(expected.values()), sum(taken.values())
+    assert set(expected) == {name for name in found if name in planned.gradients}
+    return sum(expected.values()), sum(found.values())
 
 
 @pytest.mark.parametrize("options", [{}, pytest.param(TO_ERROR, marks=pytest.mark.slow)], ids=["default", "error 0.1"])
 def test_an_evaluation_takes_what_is_forecast(options, monkeypatch):
-    expected, taken = forecast_and_taken(tuned("shallow attention", 32, 200), options, monkeypatch)
-    assert taken / FACTOR < expected < taken * FACTOR
+    expected, done = forecast_and_taken(tuned("shallow attention", 32, 200), options, monkeypatch)
+    assert done / FACTOR < expected < done * FACTOR
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, TO_ERROR], ids=["default", "error 0.1"])
 @pytest.mark.parametrize("name", ["attention", "convolutions", "connected"])
 def test_an_evaluation_of_64_samples_takes_what_is_forecast(name, options, monkeypatch):
-    expected, taken = forecast_and_taken(tuned(name, 64, 400), options, monkeypatch)
-    assert taken / FACTOR < expected < taken * FACTOR
+    expected, done = forecast_and_taken(tuned(name, 64, 400), options, monkeypatch)
+    assert done / FACTOR < expected < done * FACTOR

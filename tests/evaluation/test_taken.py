@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from multiplications import Multiplications
+from multiplications import taken
 from small_nets import Attending, Residual
 from torch import nn
 
 import genbound
-from genbound.evaluation import effort, loop
+from genbound.evaluation import effort
 from genbound.evaluation.effort import GRADIENTS, PASSES, SHARE, plan
 from genbound.evaluation.selection import select
 from genbound.quantities import QUANTITIES
@@ -41,22 +41,9 @@ def problem_of(name):
     return genbound.Problem(model, init, (torch.randn(total, *shape), torch.arange(total) % classes), num_samples=num)
 
 
-def taken(problem, monkeypatch):
+def of_single_samples(problem, monkeypatch):
     """Quantity -> gradients of single samples that it takes."""
-    with Multiplications() as counted:
-        tape = problem.tape(range(problem.num_samples))
-        torch.autograd.grad(tape.losses.sum(), [w for name, w in tape.weights.items() if tape.uses[name]])
-    unit, found, measure = counted.total / problem.num_samples, {}, loop.measure_stages
-
-    def measured(problem, context):
-        with Multiplications() as counted:
-            result = measure(problem, context)
-        found[context.name] = counted.total / unit
-        return result
-
-    monkeypatch.setattr(loop, "measure_stages", measured)
-    genbound.evaluate(problem)
-    return found
+    return {name: problem.num_samples * number for name, number in taken(problem, monkeypatch).items()}
 
 
 @pytest.mark.slow
@@ -67,7 +54,7 @@ def test_each_quantity_takes_what_it_may_and_all_of_them_together(name, monkeypa
     problem = problem_of(name)
     planned = plan(problem, select(None, {}), "standard").selection.options
     whole = GRADIENTS * problem.num_samples + PASSES * len(problem.data)
-    found = {key: value for key, value in taken(problem, monkeypatch).items() if key not in NO_PASS}
+    found = {key: value for key, value in of_single_samples(problem, monkeypatch).items() if key not in NO_PASS}
     for key, value in found.items():
         may = QUANTITIES[key].gradients(problem, planned[key]) * problem.num_samples
         assert value <= SLACK * may + 0.01 * whole, f"{key} takes {value:.0f} in place of {may:.0f}"
