@@ -41,13 +41,20 @@ def truths():
     return get
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """Bit-equality is promised for equal numbers of threads, and the nets are too small to gain from more."""
-    threads = torch.get_num_threads()
+    """Bit-equality is promised for equal numbers of threads, and the nets are too small to gain from more.
+
+    Of the session, for fixtures of whole modules make what the tests compare with.
+    """
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before(_one_thread):
+    """A test that asks for other threads asks for itself alone."""
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
