@@ -13,7 +13,9 @@ from genbound.network.forward import call_arguments, evaluation_mode, scores
 
 @torch.no_grad()
 def predict(model: nn.Module, samples: Samples, device: str = "cpu", size: int = 128) -> tuple[Tensor, Tensor]:
-    """Logits ``[n, K]`` in float32 and labels ``[n]`` of all samples, in evaluation mode.
+    """Logits ``[n, K]`` in float32 and labels ``[n]`` of all samples in their order, in evaluation mode.
+
+    Samples of like length share a pass: of texts in the order of a file a third to a half would be padding.
 
     Args:
         model: is moved to the device.
@@ -23,12 +25,14 @@ def predict(model: nn.Module, samples: Samples, device: str = "cpu", size: int =
     """
     found = []
     model.to(device)
+    order = sorted(range(len(samples)), key=samples.size)
     with evaluation_mode(model):
-        for batch in samples.batches(range(len(samples)), size):
+        for batch in samples.batches(order, size):
             args, kwargs = call_arguments(map_tensors(batch.inputs, lambda t: t.to(device)))
             found.append((scores(model(*args, **kwargs)).float().cpu(), batch.targets))
     logits, labels = zip(*found, strict=True)
-    return torch.cat(logits), torch.cat(labels)
+    back = torch.tensor(order).argsort()
+    return torch.cat(logits)[back], torch.cat(labels)[back]
 
 
 def accuracies(model: nn.Module, task: Task, device: str) -> dict[str, float]:
