@@ -34,6 +34,7 @@ OPTIONS = [
     option("precision", str, "float32 or bfloat16 (mixed).  [default: float32]"),
     option("device", str, "cpu or cuda.  [default: cpu]"),
     option("seed", int, "Of all randomness."),
+    click.option("--group-by-length", is_flag=True, help="Batches of texts of like length: hardly any padding."),
     option("radius", str, "Largest distance of a layer: D, D% of its norm, PATTERN=D,… or auto."),
     option("radius-scale", float, "s of the schedule D, D, D·s, D·s² over four stages of depth."),
     option("norm", str, "Of the distance: frobenius or mars."),

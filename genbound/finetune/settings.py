@@ -39,6 +39,7 @@ class Settings:
         epochs, batch_size, accumulation, lr, schedule, warmup, clip, precision, device, seed: of the training loop. A
             step sees ``batch_size * accumulation`` samples; ``warmup`` is a share of all steps; ``clip`` is the largest
             gradient norm (0: off).
+        group_by_length: batches of texts of like length, with little padding.
         radius: ``D`` (absolute), ``D%`` (of the pretrained layer's Frobenius norm) or ``PATTERN=D,PATTERN=D%``;
             ``auto`` chooses this and ``head_radius`` on held-out samples; ``None``: no constraint.
         radius_scale: s of the stage schedule D, D, D·s, D·s².
@@ -74,6 +75,7 @@ class Settings:
     precision: str = "float32"
     device: str = "cpu"
     seed: int = 0
+    group_by_length: bool = False
     radius: str | None = None
     radius_scale: float = 1.0
     norm: str = "frobenius"

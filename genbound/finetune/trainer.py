@@ -21,6 +21,7 @@ from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
 from genbound.finetune.baselines.mixup import mix
 from genbound.finetune.baselines.perturbation import SharpnessAware, TwoSidedNoise
+from genbound.finetune.like_lengths import LikeLengths
 from genbound.finetune.objective import Objective
 from genbound.finetune.settings import Settings
 from genbound.finetune.task import Task
@@ -79,6 +80,7 @@ class FineTuner(Trainer):
     ):
         self.objective, self.settings = objective, settings
         samples, held_out = task.part(list(range(len(task.samples)))), task.held_out
+        self._sizes = [samples.size(i) for i in task.train] if settings.group_by_length else []
         self.perturbation: SharpnessAware | TwoSidedNoise | None = None
         if settings.sam:
             self.perturbation = SharpnessAware(settings.sam)
@@ -102,6 +104,12 @@ class FineTuner(Trainer):
         self.remove_callback(PrinterCallback)
         if settings.early_stopping:
             self.add_callback(EarlyStoppingCallback(settings.early_stopping))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self.settings.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        # Not the Trainer's own of this name, which goes from long samples to short ones.
+        return LikeLengths(self._sizes, self.settings.batch_size, self.settings.seed)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

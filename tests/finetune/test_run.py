@@ -224,6 +224,7 @@ def test_early_stopping_keeps_the_best_epoch(folder, capsys):
         ("--save-steps", "3"),
         ("--sam", "0.05", "--radius", "0.2"),
         ("--lora", "2", "--mixup", "0.5", "--save-steps", "5"),
+        ("--group-by-length", "--batch-size", "16", "--save-steps", "3"),
     ],
 )
 @pytest.mark.slow
