@@ -71,7 +71,8 @@ def settings_of(cell: Cell, task: Task, init: Path, out: Path) -> Settings:
     """The task's recipe with the cell's own options."""
     options = {
         "batch_size": task.batch_size, "schedule": task.schedule, "warmup": task.warmup, "lr": cell.lr,
-        "precision": task.precision, "seed": cell.seed, **ways(task, cell.stopping, bool(cell.noise)), **cell.options,
+        "precision": task.precision, "group_by_length": task.group_by_length, "seed": cell.seed,
+        **ways(task, cell.stopping, bool(cell.noise)), **cell.options,
     }  # fmt: skip
     if cell.noise == "symmetric":
         options["noise"] = f"symmetric:{cell.rate:g}"

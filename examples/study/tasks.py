@@ -52,6 +52,7 @@ class Task:
         measured: samples of the training and of the measurement set that every measure is taken on.
         sigmas, pairs: of noise stability: standard deviations, and antithetic draws for each.
         precision: that training computes in; everything is measured in float32.
+        group_by_length: batches are of texts of like length.
         certified: whether networks on clean labels get certificates from all of their training samples.
     """
 
@@ -73,6 +74,7 @@ class Task:
     warmup: float = 0.1
     pairs: int = 64
     precision: str = "float32"
+    group_by_length: bool = False
     certified: bool = False
 
     @cached_property
@@ -158,12 +160,12 @@ TASKS = {
         Task(
             "sst2", "MiniLM, SST-2", SST2, of_files(SST2, training="train", measurement="dev", test="test"), None,
             weights.minilm, (2e-5, 1e-4), epochs=3, most_epochs=6, stop_loss=0.15, num_noisy=2000, measured=64,
-            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01), pairs=16, precision="bfloat16",
+            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01), pairs=16, precision="bfloat16", group_by_length=True,
         ),
         Task(
             "mrpc", "MiniLM, MRPC", MRPC, divided(MRPC, "train", "test", measurement=575, test=-1), None,
-            weights.minilm, (2e-5, 1e-4), epochs=5, most_epochs=10, stop_loss=0.25, num_noisy=2000, measured=64,
-            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01), pairs=16, precision="bfloat16",
+            weights.minilm, (3e-5, 1e-4), epochs=5, most_epochs=8, stop_loss=0.25, num_noisy=2000, measured=64,
+            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01), pairs=16, precision="bfloat16", group_by_length=True,
         ),
         Task(
             "cifar10", "EfficientNet-Lite0, CIFAR-10", CIFAR10,
