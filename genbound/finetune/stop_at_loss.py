@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
@@ -32,6 +33,8 @@ class StopAtLoss(TrainerCallback):
         task: the samples.
         settings: of the run.
 
+    It is computed in the precision of the training: looks in float32 would take as long as the steps in bfloat16.
+
     Cost: at most eight forward passes over 512 samples an epoch.
     """
 
@@ -46,6 +49,8 @@ class StopAtLoss(TrainerCallback):
         every = max(1, round(state.max_steps / (CHECKS * self._settings.epochs)))
         if state.global_step % every and state.global_step < state.max_steps:
             return
-        logits, labels = predict(self._start.model, self._samples, self._settings.device)
+        half = self._settings.precision == "bfloat16"
+        with torch.autocast(torch.device(self._settings.device).type, torch.bfloat16, enabled=half):
+            logits, labels = predict(self._start.model, self._samples, self._settings.device)
         self.reached = float(cross_entropy(logits, labels)) <= self._settings.stop_loss
         control.should_training_stop = control.should_training_stop or self.reached

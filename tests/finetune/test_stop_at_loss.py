@@ -59,6 +59,23 @@ def test_a_run_ends_at_the_first_look_below(run, options):
     assert further["steps"] > record["steps"] and below <= 0.999 * loss
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_looks_are_in_the_precision_of_the_training(run, precision, monkeypatch):
+    from genbound.finetune import stop_at_loss
+
+    seen = []
+
+    def predict(*args):
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return predicted(*args)
+
+    predicted = stop_at_loss.predict
+    monkeypatch.setattr(stop_at_loss, "predict", predict)
+    record, loss = run("stopped", stop_loss=0.5, precision=precision)
+    assert set(seen) == {torch.bfloat16 if precision == "bfloat16" else False}
+    assert record["stop_loss_reached"] and loss <= (0.5 if precision == "float32" else 0.51)
+
+
 def test_what_is_not_reached_is_said(run):
     record, loss = run("short", stop_loss=1e-6, epochs=2)
     assert record["stop_loss_reached"] is False and loss > 1e-6 and record["steps"] == 12
