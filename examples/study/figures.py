@@ -11,6 +11,7 @@ import pilot
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 from measure import SHAPES
+from plan import METHODS
 from stored import Cell
 from tables import along, swept
 from tasks import TASKS
@@ -18,6 +19,7 @@ from tracking import FEWEST, OURS, clean, correlated
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X<>dh"
+ACROSS = 3  # panels side by side: more cannot be read on a page
 TRIVIAL = ("training loss", "training error", "margin", "spread of the training losses", "distance", "steps",
            "gap on the measurement samples")  # fmt: skip
 
@@ -39,10 +41,14 @@ def figures(cells: Sequence[Cell], rows: list[Cell], out: Path) -> list[Path]:
         for name, panels, height, draw in wanted:
             if not panels:
                 continue
+            across = min(ACROSS, len(panels))
+            down = -(-len(panels) // across)
             figure, axes = plt.subplots(
-                1, len(panels), figsize=(4.3 * len(panels), height), layout="constrained", squeeze=False
+                down, across, figsize=(4.3 * across, height * down), layout="constrained", squeeze=False
             )
-            for place, (axis, task) in enumerate(zip(axes[0], panels, strict=True)):
+            for spare in axes.flat[len(panels) :]:
+                spare.remove()
+            for place, (axis, task) in enumerate(zip(axes.flat, panels, strict=False)):
                 of_pilot = name == "study_tracking" and place >= len(tasks)
                 axis.set_title(f"{pilot.TASKS[task]}, pilot" if of_pilot else TASKS[task.partition(":")[0]].title)
                 draw(axis, rows if of_pilot else cells, task, of_pilot)
@@ -74,7 +80,9 @@ def draw_tracking(axis, cells: Sequence[Cell], task: str, of_pilot: bool) -> Non
 def draw_gap(axis, cells: Sequence[Cell], task: str, _: bool) -> None:
     """The gap over the Hessian measure; driven to one training loss filled, fixed epochs open."""
     own = clean(cells, task)
-    for index, method in enumerate(dict.fromkeys(cell["method"] for cell in own)):
+    for index, (method, _option, _strengths) in enumerate(METHODS):
+        if not any(cell["method"] == method for cell in own):
+            continue
         for stopping in ("loss", "epochs"):
             some = [c for c in own if (c["method"], c["stopping"]) == (method, stopping)]
             axis.plot(
@@ -137,7 +145,7 @@ def draw_radius(axis, cells: Sequence[Cell], task: str, _: bool) -> None:
 
 def below(axis, columns: int) -> None:
     """The legend under the axes, where no point is."""
+    height = axis.figure.get_figheight() / axis.get_subplotspec().get_gridspec().nrows
     axis.legend(
-        fontsize=6.5, ncols=columns, frameon=False, loc="upper center",
-        bbox_to_anchor=(0.5, -0.5 / axis.figure.get_figheight()),
+        fontsize=6.5, ncols=columns, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.5 / height)
     )  # fmt: skip
