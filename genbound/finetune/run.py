@@ -175,7 +175,8 @@ def _continue(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """What is there of this run: nothing, a part (then ``None``), or all of it."""
     file = out / "settings.json"
     if file.is_file():
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        # A run of before there was an option had its default.
+        stored = {**Settings().record(), **json.loads(file.read_text(encoding="utf-8"))}
         if changed := differences(stored, identity):
             raise GenboundError(
                 f"{str(out)!r} holds a run with other settings ({'; '.join(changed[:4])}): give another --out, "
