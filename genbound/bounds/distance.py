@@ -3,7 +3,8 @@ r"""Distances from the initialisation: plain measures to set beside the bounds, 
 ``distance_frobenius`` is the Euclidean distance :math:`(\sum_i\|v_i\|_F^2)^{1/2}` over the layers;
 ``distance_spectral``, ``distance_mars`` and ``distance_two_one`` add up :math:`\|\cdot\|` of each layer's displacement
 as an operator: its largest singular value (β of Long & Sedghi), its largest row sum (Gouk et al.) and the sum of its
-rows' Euclidean norms (Bartlett et al.). ``distance_spectral_matrix``, ``distance_mars_matrix`` and
+rows' Euclidean norms (Bartlett et al.), which a layer has as many of as places that it is applied at: it grows with the
+length of a text and the size of an image. ``distance_spectral_matrix``, ``distance_mars_matrix`` and
 ``distance_two_one_matrix`` are the same sums of the weights as they are stored, flattened behind the first axis, which
 need no model. ``main_term`` is the value; ``sum_of_squares`` is :math:`\sum_i\|\cdot\|^2`, the convention of Jiang et
 al. 2020.
@@ -14,6 +15,7 @@ They bound neither the loss nor the error and do not depend on n.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.forms import Form, bound_value
@@ -59,7 +61,11 @@ def _layer_norm(norm: str, quantity: str = "layer_norms") -> Callable[[Evidence]
     def compute(evidence: Evidence) -> BoundValue:
         rows = evidence.per_layer(quantity)
         found = [log(evidence.number(quantity, "layers", name, "displacement", norm)) for name in rows]
-        return _value(found, found, 1.0)
+        value = _value(found, found, 1.0)
+        if evidence.quantities[quantity].get("alike", True):
+            return value
+        places = max(int(row["output_positions"]) for row in rows.values())
+        return replace(value, note=f"the samples differ in shape: at the {places} places of the largest of them")
 
     return compute
 

@@ -159,6 +159,14 @@ class Network:
         """The samples at these positions, stacked in this order, on the network's device and in its type."""
         return self.to_device(self.data.batch([self.indices[p] for p in positions]))
 
+    def largest(self) -> Batch:
+        """The largest of all samples that were given, alone: what grows with a sample's size is largest there."""
+        return self.to_device(self.data.batch([max(range(len(self.data)), key=self.data.size)]))
+
+    def alike(self) -> bool:
+        """Whether all samples that were given have one shape."""
+        return len({(self.data.size(i), self.data.shape_key(i)) for i in range(len(self.data))}) == 1
+
     def to_device(self, batch: Batch) -> Batch:
         """A batch of any samples, held-out ones too, on the network's device and in its type.
 

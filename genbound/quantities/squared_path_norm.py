@@ -14,7 +14,8 @@ model. Every intermediate tensor carries the logarithm of a common factor and is
 network does not overflow. ``log10_squared`` is the result; ``value``, the squared norm itself, is null where float64
 cannot hold it.
 
-Cost: one forward pass on one sample's shape, in float64. Exact up to rounding. Unit: product of squared weights.
+Cost: one forward pass on the largest sample's shape, in float64. Exact up to rounding. Unit: product of squared
+weights.
 
 References:
     Neyshabur, Tomioka & Srebro, Norm-based capacity control in neural networks, COLT 2015. Jiang et al., Fantastic
@@ -40,7 +41,7 @@ def log_path_norm(problem: Problem) -> float:
     Raises:
         UnsupportedOperation: the network does something that is no sum over paths.
     """
-    inputs = problem.batch([0]).inputs
+    inputs = problem.largest().inputs
     if not isinstance(inputs, Tensor):
         raise UnsupportedOperation("inputs that are several tensors")
     ones = torch.ones_like(inputs, dtype=torch.float64)

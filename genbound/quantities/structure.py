@@ -16,7 +16,7 @@ from genbound.structure.reader import read_structure
 
 
 def measure(problem: Problem, context: Context) -> Measured:
-    """The tree and what else was read from the executed operations; no sample matters."""
+    """The tree and what else was read from the executed operations; of the samples only the shapes matter."""
     found = read_structure(problem)
     return Measured(
         {

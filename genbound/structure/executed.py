@@ -30,11 +30,12 @@ class ExecutedPass:
     """One forward pass of one sample.
 
     Args:
-        problem: whose first sample it is.
+        problem: whose largest sample it is.
         params: name -> weight in its own shape.
         buffers: name -> buffer.
 
     Attributes:
+        problem, buffers: as given.
         weights: the floating-point weights as leaves of the graph.
         output: the scores, ``[1, ...]``, in the network's unit.
         graph: the executed operations.
@@ -49,11 +50,11 @@ class ExecutedPass:
     """
 
     def __init__(self, problem: Problem, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]):
-        self.buffers = buffers
+        self.problem, self.buffers = problem, buffers
         self.weights = {n: p.detach().requires_grad_() for n, p in params.items() if p.is_floating_point()}
         self.record = CallRecord()
         with torch.enable_grad(), self.record:
-            inputs, leaf, self.num_inputs = _with_gradient(problem.batch([0]).inputs)
+            inputs, leaf, self.num_inputs = _with_gradient(problem.largest().inputs)
             self.record.follow(inputs)
             self.output = problem.forward({**params, **self.weights}, inputs, buffers)
         self.graph = Graph(self.output, self.weights if leaf is None else {**self.weights, INPUT: leaf})

@@ -10,7 +10,8 @@ What the steps between the layers contribute: :mod:`genbound.structure.steps`.
 There is no tree where no useful constant exists: products of two parts that both depend on the input (attention,
 gates), layer norm (its constant :math:`\max|\gamma|/\sqrt\varepsilon` says nothing), or an operation that the table
 does not know. Nor is there one where an operation is given what was made from the input off autograd's graph: a mask by
-a comparison, places by a sort, a detached factor. Such a choice may jump, and such a factor is no constant.
+a comparison, places by a sort, a detached factor. Such a choice may jump, and such a factor is no constant. Nor where
+the samples differ in shape: a convolution's norm grows with the map and a mean's constant falls.
 
 Cost: two forward passes of one sample.
 """
@@ -37,7 +38,7 @@ _BIAS = {"addmm": 0, "convolution": 2}  # operand position
 
 
 def read_structure(problem: Problem) -> Structure:
-    """Read the composition and the operators of a problem's network from a forward pass of its first sample.
+    """Read the composition and the operators of a problem's network from a forward pass of its largest sample.
 
     The tree is that of the fine-tuned model. Scale steps whose constant is another one at the initialisation (a batch
     norm that is not folded, a learned factor) carry it as ``init_lipschitz``.
@@ -145,6 +146,8 @@ class _Reader:
                     "the product of two parts that depend on the input (a gate, squeeze-excitation) "
                     "is not globally Lipschitz"
                 )
+        if not self.run.problem.alike():
+            raise NoConstant("the samples differ in shape, and constants of one shape are not those of another")
 
     def _mixes(self, node: GraphNode) -> bool:
         """Two operands are activations, not weights or constants.

@@ -276,3 +276,63 @@ def test_a_deep_residual_net_takes_seconds():
             assert 0 < bracket["lower"] <= bracket["upper"] <= 1.01 * (1 + 1e-9) * bracket["lower"]
         change = row["displacement"]["upper"]
         assert abs(row["upper"] - row["init"]["upper"]) <= change + 0.01 * (row["upper"] + row["init"]["upper"])
+
+
+class Signals(torch.utils.data.Dataset):
+    """Signals of two channels, as long as they say."""
+
+    def __init__(self, lengths):
+        draws = torch.Generator().manual_seed(0)
+        self.items = [(torch.randn(2, n, dtype=D, generator=draws), n % 3) for n in lengths]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+class Pooled(nn.Module):
+    """A convolution along a signal, its mean, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(2, 4, 3, padding=1, bias=False), nn.Linear(4, 3, bias=False)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean(-1))
+
+
+@pytest.mark.parametrize("lengths", [(4, 30, 12, 7), (30, 4, 7, 12)])
+@pytest.mark.parametrize("measured", [None, 2])
+def test_operators_are_those_of_the_largest_sample(lengths, measured):
+    """Whatever the order and the choice of the samples; no bound is made of constants that hold for one length only."""
+    torch.manual_seed(0)
+    model, init = Pooled().to(D), {name: torch.zeros_like(p) for name, p in Pooled().to(D).named_parameters()}
+    problem = Problem(model, init, Signals(lengths), num_samples=measured)
+    wanted = ["distance_two_one", "distance_spectral", "bartlett2017", "li2021", "gouk2021"]
+    found = evaluate(problem, ["layer_norms", "squared_path_norm", *wanted])
+    unrolled = torch.autograd.functional.jacobian(lambda x: model.conv(x).flatten(), torch.zeros(1, 2, 30, dtype=D))
+    unrolled = unrolled.flatten(1)
+    norms = found.quantities["layer_norms"]["layers"]["conv.weight"]
+    assert norms["output_positions"] == 30 and norms["input_size"] == 60
+    assert norms["displacement"]["two_one"] == pytest.approx(float(unrolled.norm(dim=1).sum()))
+    row = found.bounds["distance_two_one"]
+    rows = float(unrolled.norm(dim=1).sum() + model.head.weight.detach().norm(dim=1).sum())
+    assert row["value"] == pytest.approx(rows) and "30 places" in row["note"]
+    norm = float(torch.linalg.matrix_norm(unrolled, 2))
+    assert found.quantities["spectral_norm"]["layers"]["conv.weight"]["upper"] == pytest.approx(norm, rel=0.02)
+    conv, head = (p.detach().square() for p in (model.conv.weight, model.head.weight))
+    paths = F.linear(F.conv1d(torch.ones(1, 2, 30, dtype=D), conv, padding=1).mean(-1), head).sum()
+    assert found.quantities["squared_path_norm"]["value"] == pytest.approx(float(paths))
+    for name in ("bartlett2017", "li2021", "gouk2021"):
+        assert found.bounds[name]["value"] is None and "samples differ in shape" in found.bounds[name]["note"]
+
+
+def test_samples_of_one_shape_say_nothing_of_the_largest():
+    """No note, and a tree."""
+    model = Pooled().to(D)
+    init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    found = evaluate(Problem(model, init, Signals((8, 8, 8))), ["structure", "distance_two_one"])
+    assert found.quantities["structure"]["tree"] is not None
+    assert found.bounds["distance_two_one"]["note"] == ""
