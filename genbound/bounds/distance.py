@@ -65,7 +65,7 @@ def _layer_norm(norm: str, quantity: str = "layer_norms") -> Callable[[Evidence]
         if evidence.quantities[quantity].get("alike", True):
             return value
         places = max(int(row["output_positions"]) for row in rows.values())
-        return replace(value, note=f"the samples differ in shape: at the {places} places of the largest of them")
+        return replace(value, note=f"the samples differ in shape: at the {places} places of the largest one measured")
 
     return compute
 

@@ -160,12 +160,12 @@ class Network:
         return self.to_device(self.data.batch([self.indices[p] for p in positions]))
 
     def largest(self) -> Batch:
-        """The largest of all samples that were given, alone: what grows with a sample's size is largest there."""
-        return self.to_device(self.data.batch([max(range(len(self.data)), key=self.data.size)]))
+        """The largest of the measured samples, alone: what grows with a sample's size is largest there."""
+        return self.batch([max(range(self.num_samples), key=lambda p: self.data.size(self.indices[p]))])
 
     def alike(self) -> bool:
-        """Whether all samples that were given have one shape."""
-        return len({(self.data.size(i), self.data.shape_key(i)) for i in range(len(self.data))}) == 1
+        """Whether the measured samples have one shape; to look at all that were given would mean to read them all."""
+        return len({(self.data.size(i), self.data.shape_key(i)) for i in self.indices}) == 1
 
     def to_device(self, batch: Batch) -> Batch:
         """A batch of any samples, held-out ones too, on the network's device and in its type.

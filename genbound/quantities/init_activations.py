@@ -58,7 +58,10 @@ def _shards(problem: Problem) -> list[range]:
 
 
 def _shard_sums(problem: Problem, shard: range) -> Part:
-    """``"LAYER USE"`` -> the sums over the samples of the squares of that input's coordinates ``[width]``."""
+    """``"LAYER USE"`` -> the sums over the samples of the squares of that input's coordinates ``[width]``.
+
+    Of a layer whose samples differ in size there is one number for each use, which is none.
+    """
     sums: dict[str, np.ndarray] = {}
     numbers = {layer.name: i for i, layer in enumerate(problem.layers)}
     for number, batch in enumerate(problem.data.batches(shard, problem.batch_size)):
@@ -74,8 +77,14 @@ def _merged(parts: Sequence[Part]) -> Part:
 
 
 def _added(one: Part, other: Part) -> Part:
-    """The sums of both, which are of samples of one shape: where those differ there is no structure."""
-    return {name: one[name] + other[name] for name in one}
+    """The sums of both; not a number for what is not in both, or differs in size."""
+    unknown = np.full(1, np.nan)
+    return {
+        name: one[name] + other[name]
+        if name in one and name in other and one[name].shape == other[name].shape
+        else unknown
+        for name in [*one, *(name for name in other if name not in one)]
+    }
 
 
 def _sums(problem: Problem, samples: Batch) -> dict[str, list[Tensor]]:

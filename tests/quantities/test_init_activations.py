@@ -111,8 +111,13 @@ def test_shards_add_up(monkeypatch):
             assert found["layers"][name] == {"value": pytest.approx(row["value"], rel=1e-14), "width": row["width"]}
 
 
-def test_samples_of_several_shapes_have_no_common_coordinates():
-    """The reason is that of the bounds which read it."""
+@pytest.mark.parametrize("shard", [16, 512])
+def test_samples_of_other_sizes_have_no_common_coordinates(monkeypatch, shard):
+    """In one batch or in two shards: the layer that sees the size has no value, the one behind the mean has one.
+
+    Where they are among the measured ones there is no structure, and none of this is asked for.
+    """
+    monkeypatch.setattr("genbound.quantities.base.DATA_SHARD", shard)
 
     class Pooled(nn.Module):
         def __init__(self):
@@ -126,6 +131,12 @@ def test_samples_of_several_shapes_have_no_common_coordinates():
     model = Pooled().to(DTYPE)
     init = {name: torch.randn_like(value) for name, value in model.named_parameters()}
     samples = [(torch.randn(1, 1, 4 + (i > 15), dtype=DTYPE), torch.tensor([i % 2])) for i in range(32)]
-    found = evaluate(Problem(model, init, samples), ["losses", "init_activations"])
-    assert "init_activations" not in found.quantities
-    assert "samples differ in shape" in found.notes["init_activations"]
+    everything = evaluate(Problem(model, init, samples), ["losses", "init_activations"])
+    assert "samples differ in shape" in everything.notes["init_activations"]
+    problem = Problem(model, init, samples, num_samples=1)
+    rows = evaluate(problem, ["init_activations"]).quantities["init_activations"]["layers"]
+    assert rows["conv.weight"]["value"] is None and rows["conv.weight"]["reason"]
+    model.load_state_dict(init)
+    with torch.no_grad():
+        seen = torch.cat([torch.relu(model.conv(x)).mean(-1) for x, _ in samples])
+    assert rows["fc.weight"]["value"] == pytest.approx(float(seen.square().mean(0).max().sqrt()), rel=1e-12)
