@@ -33,7 +33,9 @@ def mean_and_sem(values: list[float], percent: bool = True) -> str:
     if len(values) < 2:
         return f"{mean:.3g} (1)"
     sem = scale * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return f"{mean:.1f} ± {sem:.1f} ({len(values)})" if percent else f"{mean:.3g} ± {sem:.1g} ({len(values)})"
+    if percent:
+        return f"{mean:.1f} ± {sem:.1f} ({len(values)})"
+    return f"{mean:.3g} ± {f'{sem:.1g}' if sem < 10 else f'{sem:.0f}'} ({len(values)})"
 
 
 def markdown(rows: list[list[Any]], headers: list[str]) -> str:
