@@ -3,14 +3,14 @@ r"""What can be run: the weights of a network, the samples, the loss, and one fo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from genbound.data.sample_parts import map_tensors
+from genbound.data.sample_parts import leaves, map_tensors
 from genbound.data.samples import Batch, Samples, as_samples
 from genbound.errors import GenboundError
 from genbound.estimators.all_finite import all_finite
@@ -161,11 +161,16 @@ class Network:
 
     def largest(self) -> Batch:
         """The largest of the measured samples, alone: what grows with a sample's size is largest there."""
-        return self.batch([max(range(self.num_samples), key=lambda p: self.data.size(self.indices[p]))])
+        each = (self.data.batch([i]) for i in self._shapes().values())
+        return self.to_device(max(each, key=lambda one: sum(tensor.numel() for _, tensor in leaves(one.inputs))))
 
     def alike(self) -> bool:
         """Whether the measured samples have one shape; to look at all that were given would mean to read them all."""
-        return len({(self.data.size(i), self.data.shape_key(i)) for i in self.indices}) == 1
+        return len(self._shapes()) == 1
+
+    def _shapes(self) -> dict[Hashable, int]:
+        """Shape -> the index of a measured sample that has it."""
+        return {(self.data.size(i), self.data.shape_key(i)): i for i in reversed(self.indices)}
 
     def to_device(self, batch: Batch) -> Batch:
         """A batch of any samples, held-out ones too, on the network's device and in its type.
