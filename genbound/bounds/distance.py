@@ -20,6 +20,7 @@ from dataclasses import replace
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.forms import Form, bound_value
 from genbound.bounds.logs import add, log
+from genbound.bounds.reading import of_largest
 
 
 def _value(lower: list[float], upper: list[float], exponent: float) -> BoundValue:
@@ -36,14 +37,12 @@ def _frobenius(evidence: Evidence) -> BoundValue:
 
 
 def _spectral(evidence: Evidence) -> BoundValue:
+    rows = evidence.per_layer("spectral_norm")
     lower, upper = (
-        [
-            log(evidence.number("spectral_norm", "layers", name, "displacement", side))
-            for name in evidence.per_layer("spectral_norm")
-        ]
+        [log(evidence.number("spectral_norm", "layers", name, "displacement", side)) for name in rows]
         for side in ("lower", "upper")
     )
-    return _value(lower, upper, 1.0)
+    return replace(_value(lower, upper, 1.0), note=of_largest(evidence, "spectral_norm"))
 
 
 def _matrix_spectral(evidence: Evidence) -> BoundValue:
@@ -61,11 +60,7 @@ def _layer_norm(norm: str, quantity: str = "layer_norms") -> Callable[[Evidence]
     def compute(evidence: Evidence) -> BoundValue:
         rows = evidence.per_layer(quantity)
         found = [log(evidence.number(quantity, "layers", name, "displacement", norm)) for name in rows]
-        value = _value(found, found, 1.0)
-        if evidence.quantities[quantity].get("alike", True):
-            return value
-        places = max(int(row["output_positions"]) for row in rows.values())
-        return replace(value, note=f"the samples differ in shape: at the {places} places of the largest one measured")
+        return replace(_value(found, found, 1.0), note=of_largest(evidence, quantity))
 
     return compute
 

@@ -9,10 +9,12 @@ evaluated at ones. ``value`` is ``main_term``, that expression: it has no consta
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from genbound.bounds.base import Bound, BoundValue, Evidence
 from genbound.bounds.forms import Form, absent, bound_value
 from genbound.bounds.logs import log
-from genbound.bounds.reading import positive_margin
+from genbound.bounds.reading import of_largest, positive_margin
 
 REFERENCE = "Neyshabur, Tomioka & Srebro 2015"
 
@@ -25,7 +27,8 @@ def _path_norm(evidence: Evidence) -> BoundValue:
         "paper": absent("a norm: the theorem's constants, exponential in the depth, are left out"),
         "squared": lambda: squared,
     }
-    return bound_value(lambda side: 0.5 * (squared - log(n)) - margin, forms)
+    value = bound_value(lambda side: 0.5 * (squared - log(n)) - margin, forms)
+    return replace(value, note=of_largest(evidence, "squared_path_norm"))
 
 
 PATH_NORM = Bound(

@@ -75,6 +75,19 @@ def has_biases(evidence: Evidence) -> bool:
     return any((rows.get(name, {}).get("bias_norm") or 0.0) > 0 for name in layer_names(tree_of(evidence)))
 
 
+def of_largest(evidence: Evidence, quantity: str) -> str:
+    """That a value grows with a sample's size, and of which of several sizes it is; nothing where there is one.
+
+    Stored runs that do not say so (``alike``) were not looked at for that.
+    """
+    measured = evidence.quantities[quantity]
+    if measured.get("alike", True):
+        return ""
+    places = [int(row.get("output_positions", 0)) for row in measured.get("layers", {}).values()]
+    at = f"at the {max(places)} places of" if any(places) else "of"
+    return f"the samples differ in shape: {at} the largest one measured"
+
+
 def outside(evidence: Evidence, *covered: str) -> str:
     """What the network has that a theorem for plain networks of linear layers and ReLU does not cover, as a sentence.
 

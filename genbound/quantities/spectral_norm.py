@@ -7,7 +7,8 @@ groups. A linear layer that is applied to every token is its matrix. Batch norm 
 each model with its own statistics, before the difference is taken. A layer that is used at several sizes has the
 largest of its norms. A weight whose use is not recognised as linear has the norm of its stored matrix, flattened behind
 the first axis; its ``kind`` is ``matrix``. Without a network there is no operator: ``matrix_norms`` has the norms of
-the stored weights.
+the stored weights. Where there are convolutions and the measured samples differ in shape, ``alike`` is false, and the
+convolutions are those on the largest.
 
 ``lower <= norm <= upper`` with ``upper <= 1.01 lower``; ``value`` is ``upper``. Small operators are exact up to
 rounding (``svd``). Others come from Lanczos with a random start. There ``upper`` fails with a probability of at most
@@ -43,7 +44,8 @@ def measure(problem: Problem, context: Context) -> Measured:
     failure = FAILURE / (len(MODELS) * sum(structure.num_operators(name) for name in names))
     parts = context.map("layers", names, lambda name: _brackets(context, name, structure.effective(name), failure))
     rows = {name: _row(part) for name, part in zip(names, parts, strict=True)}
-    return Measured({"layers": rows, "failure_probability": FAILURE})
+    alike = all(row["kind"] != "convolution" for row in rows.values()) or problem.alike()
+    return Measured({"layers": rows, "failure_probability": FAILURE, "alike": alike})
 
 
 def _brackets(context: Context, name: str, layer: EffectiveLayer, failure: float) -> Part:

@@ -14,6 +14,8 @@ model. Every intermediate tensor carries the logarithm of a common factor and is
 network does not overflow. ``log10_squared`` is the result; ``value``, the squared norm itself, is null where float64
 cannot hold it.
 
+Where the measured samples differ in shape, ``alike`` is false.
+
 Cost: one forward pass on the largest sample's shape, in float64. Exact up to rounding. Unit: product of squared
 weights.
 
@@ -60,7 +62,8 @@ def measure(problem: Problem, context: Context) -> Measured:
     """The squared norm, from one forward pass on sums over paths."""
     log = log_path_norm(problem)
     value = math.exp(log) if log < math.log(torch.finfo(torch.float64).max) else None
-    return Measured({"log10_squared": log / math.log(10) if math.isfinite(log) else None, "value": value})
+    log10 = log / math.log(10) if math.isfinite(log) else None
+    return Measured({"log10_squared": log10, "value": value, "alike": problem.alike()})
 
 
 def applies_to(problem: Problem) -> str | None:

@@ -312,8 +312,8 @@ def test_operators_are_those_of_the_largest_sample(lengths, ordered, monkeypatch
     torch.manual_seed(0)
     model, init = Pooled().to(D), {name: torch.zeros_like(p) for name, p in Pooled().to(D).named_parameters()}
     problem = Problem(model, init, Signals(lengths))
-    wanted = ["distance_two_one", "distance_spectral", "bartlett2017", "li2021", "gouk2021"]
-    found = evaluate(problem, ["layer_norms", "squared_path_norm", *wanted])
+    wanted = ["distance_two_one", "distance_spectral", "path_norm", "bartlett2017", "li2021", "gouk2021"]
+    found = evaluate(problem, ["layer_norms", "squared_path_norm", *wanted], options={"margin": {"percentile": 99}})
     unrolled = torch.autograd.functional.jacobian(lambda x: model.conv(x).flatten(), torch.zeros(1, 2, 30, dtype=D))
     unrolled = unrolled.flatten(1)
     norms = found.quantities["layer_norms"]["layers"]["conv.weight"]
@@ -327,6 +327,8 @@ def test_operators_are_those_of_the_largest_sample(lengths, ordered, monkeypatch
     conv, head = (p.detach().square() for p in (model.conv.weight, model.head.weight))
     paths = F.linear(F.conv1d(torch.ones(1, 2, 30, dtype=D), conv, padding=1).mean(-1), head).sum()
     assert found.quantities["squared_path_norm"]["value"] == pytest.approx(float(paths))
+    for name in ("distance_spectral", "path_norm"):
+        assert found.bounds[name]["value"] > 0 and "the largest one measured" in found.bounds[name]["note"]
     for name in ("bartlett2017", "li2021", "gouk2021"):
         assert found.bounds[name]["value"] is None and "samples differ in shape" in found.bounds[name]["note"]
 
@@ -335,6 +337,6 @@ def test_samples_of_one_shape_say_nothing_of_the_largest():
     """No note, and a tree."""
     model = Pooled().to(D)
     init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    found = evaluate(Problem(model, init, Signals((8, 8, 8))), ["structure", "distance_two_one"])
+    found = evaluate(Problem(model, init, Signals((8, 8, 8))), ["structure", "distance_two_one", "distance_spectral"])
     assert found.quantities["structure"]["tree"] is not None
-    assert found.bounds["distance_two_one"]["note"] == ""
+    assert found.bounds["distance_two_one"]["note"] == found.bounds["distance_spectral"]["note"] == ""
