@@ -14,6 +14,7 @@ from typing import Any
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable, log10_of
 from genbound.bounds.certificates import PAC_BAYES_CERTIFICATE
 from genbound.bounds.langford2005occam import COMPRESSION_CERTIFICATE
+from genbound.bounds.reading import unverified
 from genbound.estimators.binomial_tail import binomial_upper, trials_for
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.formatting import rounded_up
@@ -28,7 +29,12 @@ def _test_set(evidence: Evidence) -> BoundValue:
         raise NotAvailable("the loss has no 0-1 error")
     wrong = losses.get("num_test_wrong")
     value = held_out_limit(error, wrong, num, math.log(delta))
-    note = f"bounds the error of the network itself; delta = {delta:g} for one checkpoint on {num} samples"
+    note = (
+        f"bounds the error of the network itself; delta = {delta:g} for one checkpoint on {num} samples, independent "
+        "and not seen in training"
+    )
+    if seen := losses.get("num_test_seen"):
+        note = f"{unverified(f'{seen} of them have the inputs of training samples')}; {note}"
     forms: dict[str, Mapping[str, Any]] = {"main_term": {"log10": log10_of(value)}}
     for many in (10, 1000):
         form = held_out_limit(error, wrong, num, math.log(delta / many))

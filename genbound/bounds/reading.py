@@ -6,6 +6,7 @@ from genbound.bounds.base import Evidence, NotAvailable
 from genbound.bounds.composition import Tree, layer_names, nodes, scales
 from genbound.bounds.logs import log
 
+UNVERIFIED = "assumption unverified: "  # begins a note that takes a row out of what is guaranteed
 LEARNED = ("learned factor", "PReLU", "unfolded batch norm")  # steps of the structure
 
 
@@ -126,4 +127,4 @@ def require(sentence: str) -> None:
 
 def unverified(sentence: str) -> str:
     """The sentence as a doubt beside a value; nothing where there is none."""
-    return f"assumption unverified: {sentence}" if sentence else ""
+    return f"{UNVERIFIED}{sentence}" if sentence else ""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from genbound.curvature.fisher import check_likelihood, fisher_share
 from genbound.estimators.curvature_kinds import check_curvature
-from genbound.network.loss_functions import check_finite
+from genbound.network.finite_losses import check_finite
 
 if TYPE_CHECKING:
     from genbound.network.network import Network

@@ -95,6 +95,16 @@ def checked(inputs: Inputs, targets: Tensor, where: str, stacked: bool) -> tuple
     return inputs, targets
 
 
+def check_labelled(targets: Tensor) -> None:
+    """Refuse samples none of whose positions has a label ``[N, ...]``: their loss would be 0, with no error."""
+    without = int((targets == IGNORED).flatten(1).all(1).sum()) if targets.dim() > 1 else 0
+    if without:
+        raise GenboundError(
+            f"{without} of {len(targets)} samples looked at together have no label ({IGNORED} in every place): "
+            "drop unlabelled samples"
+        )
+
+
 def leaves(inputs: Any, name: str = "") -> list[tuple[str, Tensor]]:
     """Every tensor of the inputs, of any shape, with its dotted name, in the order of the names."""
     if isinstance(inputs, Tensor):

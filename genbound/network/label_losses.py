@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genbound.data.sample_parts import IGNORED
+from genbound.data.sample_parts import IGNORED, check_labelled
 from genbound.errors import GenboundError
 from genbound.network.loss_functions import (
     CROSS_ENTROPY,
@@ -42,6 +42,7 @@ class BinaryLoss(Loss):
                 f"labels of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(outputs.shape)}: a network "
                 "with one score needs one label, 0 or 1, for each score"
             )
+        check_labelled(targets.reshape(len(outputs), -1))
         wrong = (targets != 0) & (targets != 1) & (targets != IGNORED)
         if wrong.any():
             raise GenboundError(

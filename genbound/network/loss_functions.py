@@ -10,14 +10,14 @@ comes from backward passes of the columns of :math:`S`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genbound.data.sample_parts import IGNORED
+from genbound.data.sample_parts import IGNORED, check_labelled
 from genbound.errors import GenboundError
 from genbound.network.own_loss import in_double, twice_differentiable
 
@@ -131,6 +131,7 @@ class Loss:
                 f"labels are floating-point numbers, and {self.name} needs class numbers: make them integers, or "
                 "choose squared_error or multi_label as the loss"
             )
+        check_labelled(targets)
         counted = targets[targets != IGNORED]
         num_classes = outputs.shape[-1]
         if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= num_classes):
@@ -140,20 +141,6 @@ class Loss:
                 "check the label column or the checkpoint's head"
                 + (f"; where it marks what has no label, write {IGNORED}" if targets.dim() > 1 else "")
             )
-
-
-def check_finite(losses: Tensor, indices: Sequence[int], spec: str) -> None:
-    """Refuse losses ``[N]`` that are not finite: no derivative of them means anything.
-
-    Raises:
-        GenboundError: naming the first such sample, one of ``indices``.
-    """
-    wrong = (~losses.detach().isfinite()).nonzero()
-    if len(wrong):
-        raise GenboundError(
-            f"the loss of sample {indices[int(wrong[0])]} of {spec or 'the data'} is not finite: its inputs or the "
-            "model's output overflow; check that sample, or measure in float64"
-        )
 
 
 def output_form(loss: Loss, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
@@ -307,7 +294,22 @@ CROSS_ENTROPY = Loss(
 SQUARED_ERROR = Loss(
     "squared_error", _squared_error, convex=True, factor=_squared_error_factor, unit="squared target units"
 )
-MULTI_LABEL = Loss("multi_label", _multi_label, convex=True, factor=_multi_label_factor, unit="nats", lipschitz=1.0)
+
+
+class LabelsLoss(Loss):
+    """A loss of any number of labels a sample, each of which is there, is not, or is likely to some degree."""
+
+    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse labels that are no shares: the loss would have no floor, and its slope no limit."""
+        wrong = (targets < 0) | (targets > 1)
+        if wrong.any():
+            worst = f"{float(targets[wrong][0]):g}"
+            raise GenboundError(f"label {worst} is not between 0 and 1, as multi_label has them: 1 there, 0 not there")
+
+
+MULTI_LABEL = LabelsLoss(
+    "multi_label", _multi_label, convex=True, factor=_multi_label_factor, unit="nats", lipschitz=1.0
+)
 
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (CROSS_ENTROPY, SQUARED_ERROR, MULTI_LABEL)}
 

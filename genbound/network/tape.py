@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from genbound.network.loss_functions import check_finite
+from genbound.network.finite_losses import check_finite
 from genbound.network.read_pass import ReadPass
 from genbound.network.weight_uses import LeafUse
 

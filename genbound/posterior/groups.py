@@ -2,6 +2,7 @@
 
 A coordinate that moved and is in no group would be a choice that the training sample made and that nobody paid for. So
 a group is every parameter, of any shape, and every floating-point buffer that differs from its value at the start.
+Numbers of other kinds (whole, logical, complex) have no noise: where they moved there is no certificate.
 
 What an adapter adds to a weight is known as a product of two factors, ``W = init + left right``. Then these are what is
 noisy: far fewer coordinates. The prior of each is centred at its value in the adapter that is the prior, and a factor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 SIDES = ("left", "right")
+COUNTER = "num_batches_tracked"  # of a batch norm in evaluation mode
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,17 @@ def changed_groups(problem: Problem) -> list[Group]:
     return found
 
 
+def unpaid(problem: Problem) -> list[str]:
+    """Names of other tensors that moved, or of whose start nothing is known; what counts batches is read by no one."""
+    stored = problem.model.state_dict().keys()  # other buffers are made by the code: constants
+    return [
+        name
+        for name, tensor in (*problem.params.items(), *problem.buffers.items())
+        if not tensor.is_floating_point() and name in stored and not name.endswith(COUNTER)
+        if name in problem.borrowed_buffers or not torch.equal(tensor, centre(problem, name).to(tensor))
+    ]
+
+
 def factor_groups(problem: Problem, groups: Sequence[Group]) -> list[Group]:
     """The same with those that an adapter moved as their two factors, where the prior has them too."""
     known, found = problem.displacement.factors, []
@@ -136,6 +149,13 @@ def why_no_posterior(problem: Problem) -> str | None:
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         return f"the start of buffer {unknown[0]}{more} is not known: a prior may not be centred at tuned values"
+    moved = unpaid(problem)
+    if moved:
+        more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+        return (
+            f"{moved[0]}{more} moved or has an unknown start, and is no floating-point tensor: no prior pays for "
+            "what it may have learned"
+        )
     if not changed_groups(problem):
         if problem.prior is not None:
             return "no weight differs from the prior: certify another one, or bound this one on the unseen samples"

@@ -7,8 +7,9 @@ score takes from the head's tensors. For two classes the probability of a wrong 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genbound.data.samples import Batch
+from genbound.errors import GenboundError
 
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
@@ -41,6 +43,11 @@ class LinearHead:
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """``(features [N, in], scores [N, out])`` of a batch, at the fine-tuned weights, in float64."""
         features, outputs = _run(self.problem, self.module, batch.inputs)
+        if len(features) != 1 or not torch.equal(_applied(self.problem, self.module, features[0], {}), outputs):
+            raise GenboundError(
+                f"the scores of sample {batch.indices[0]} or one beside it are not the linear head's alone: leave out "
+                "gibbs_error, whose closed form does not hold for them"
+            )
         return features[0].double(), outputs.double()
 
     def error_probability(self, batch: Batch, posterior: Posterior) -> Tensor:
@@ -72,10 +79,24 @@ def find_linear_head(problem: Problem, groups: Sequence[Group]) -> LinearHead | 
     features, outputs = _run(problem, module, problem.batch(problem.shared_run(2)).inputs)
     if len(features) != 1 or features[0].dim() != 2:
         return None
-    weights = {key: problem.params[name] for key, name in _names(problem, module).items()}
-    if not torch.equal(F.linear(features[0], weights["weight"], weights.get("bias")), outputs):
+    if not torch.equal(_applied(problem, module, features[0], {}), outputs):
+        return None
+    # Its weights are used nowhere else: where they are other ones, the features stay and the scores are theirs.
+    stream = torch.Generator().manual_seed(0)
+    others = {
+        name: p + torch.randn(p.shape, generator=stream, dtype=p.dtype).to(p.device)
+        for name, p in problem.params.items() if name in _names(problem, module).values()
+    }  # fmt: skip
+    moved, scores = _run(problem, module, problem.batch(problem.shared_run(2)).inputs, others)
+    if not torch.equal(moved[0], features[0]) or not torch.equal(_applied(problem, module, moved[0], others), scores):
         return None
     return LinearHead(problem, module, names.get("weight", ""), names.get("bias", ""))
+
+
+def _applied(problem: Problem, module: nn.Module, features: Tensor, others: Mapping[str, Tensor]) -> Tensor:
+    """The head's scores of features; some of its weights may be others."""
+    weights = {key: {**problem.params, **others}[name] for key, name in _names(problem, module).items()}
+    return F.linear(features, weights["weight"], weights.get("bias"))
 
 
 def _names(problem: Problem, module: nn.Module) -> dict[str, str]:
@@ -84,13 +105,15 @@ def _names(problem: Problem, module: nn.Module) -> dict[str, str]:
     return {key: known[id(p)] for key, p in module._parameters.items() if p is not None}
 
 
-def _run(problem: Problem, module: nn.Module, inputs: Any) -> tuple[list[Tensor], Tensor]:
-    """What the module was given, once for each call, and the network's outputs."""
+def _run(
+    problem: Problem, module: nn.Module, inputs: Any, others: Mapping[str, Tensor] = MappingProxyType({})
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    """What the module was given, once for each call, and the network's outputs; some weights may be others."""
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
     try:
         with torch.no_grad():
-            outputs = problem.forward(problem.params, inputs)
+            outputs = problem.forward({**problem.params, **others}, inputs)
     finally:
         handle.remove()
     return seen, outputs

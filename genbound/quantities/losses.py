@@ -18,7 +18,11 @@ largest size of any entry, of every class and not of the observed label alone, o
 the largest one that there can be where the loss has a range. ``reweighted_gap`` is the test loss less the reweighted
 training loss, for test labels that are not flipped.
 
-Cost: one forward pass over the training and test data.
+``num_test_seen`` is how many test samples have the very inputs of a training sample that was given, whatever its label;
+unknown where the samples given are not the training samples.
+
+Cost: one forward pass over the training and test data; with test data each sample is read once more, for its inputs'
+digest.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ from torch import Tensor
 from genbound.data.label_confusion import SINGULAR
 from genbound.data.sample_parts import IGNORED
 from genbound.data.samples import Batch, Samples
-from genbound.network.loss_functions import Loss, check_finite
+from genbound.network.finite_losses import check_finite
+from genbound.network.loss_functions import Loss
 from genbound.network.problem import Problem
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack
 
@@ -53,6 +58,7 @@ def measure(problem: Problem, context: Context) -> Measured:
         "smallest_seen_loss": min(float(part.loss.min()) for part in seen),
         "num_train": len(train.loss),
         **_compare(train, test),
+        "num_test_seen": None if test is None or problem.other_samples else int(np.isin(test.key, train.key).sum()),
         "constant_loss": constant_loss,
         "constant_error": constant_error,
         **_reweighted(problem, context.confusion, train, test),
@@ -72,6 +78,7 @@ class _Losses:
         reweighted: the reweighted loss of the sample's label ``[N]``; NaN where there is none.
         reweighted_size: the largest size of the reweighted loss of any class ``[N]``, likewise.
         size: norm of the loss's gradient in the output ``[N]``; NaN where nobody needs it.
+        key: of the sample's inputs ``[N]``, zero where nothing is compared.
         target: all labels, of every position, in no order.
     """
 
@@ -82,6 +89,7 @@ class _Losses:
     reweighted: np.ndarray
     reweighted_size: np.ndarray
     size: np.ndarray
+    key: np.ndarray
     target: np.ndarray
 
     def mean_error(self) -> float | None:
@@ -107,6 +115,8 @@ def _measure_shard(problem: Problem, samples: Samples, shard: range, inverse: np
         order += list(batch.indices)
     back = np.argsort(order, kind="stable")
     per_sample = {key: stack(parts, key)[back] for key in parts[0] if key != "target"}
+    compared = problem.test_data is not None and not problem.other_samples
+    per_sample["key"] = samples.input_keys(shard) if compared else np.zeros(len(shard), np.uint64)
     return per_sample | {"target": stack(parts, "target")}
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from genbound.bounds.reading import UNVERIFIED
 from genbound.formatting import digits, rounded_up, value_text
 from genbound.results.gap import UNITS, measured_gap
 
@@ -17,6 +18,7 @@ OURS = ("noisy_label_distance", "hessian_distance", "trace_distance", "zhang2024
 GUARANTEE, GAP, DRIVER = "Is it a guarantee?", "How does it stand to the gap?", "Which layer drives it?"
 RESTS, SHARPER = "What does it rest on?", "What would sharpen it?"
 WORSE = "Did it get worse?"  # than an earlier run: two runs answer that (glance.change)
+OTHER_NETWORKS = ("error of the noisy network", "error of the quantised network")  # than the checkpoint
 LONGEST = 90  # characters of a sample that are shown
 
 
@@ -80,7 +82,8 @@ def _guarantee(results: Results) -> str:
         if certified[best]["vacuous"]:
             value = rounded_up(certified[best]["value"])
             return f"No guarantee that says anything: {best} is {value}, no better than the best constant prediction."
-        said = f"Guaranteed: {best}, at most {rounded_up(certified[best]['value'])} ({certified[best]['bounds']})"
+        whose = next((said for said in OTHER_NETWORKS if said in certified[best]["note"]), certified[best]["bounds"])
+        said = f"Guaranteed: {best}, at most {rounded_up(certified[best]['value'])} ({whose})"
         return said + _how_surely(results, len(certified)) + "."
     stated = [n for n, row in results.bounds.items() if row["kind"] == "bound" and row["value"] is not None]
     if stated:
@@ -89,7 +92,8 @@ def _guarantee(results: Results) -> str:
 
 
 def _certified(results: Results) -> dict[str, Mapping[str, Any]]:
-    return {n: row for n, row in results.bounds.items() if row["kind"] == "certificate" and row["value"] is not None}
+    rows = {n: row for n, row in results.bounds.items() if row["kind"] == "certificate" and row["value"] is not None}
+    return {name: row for name, row in rows.items() if UNVERIFIED not in row["note"]}
 
 
 def _how_surely(results: Results, num: int) -> str:

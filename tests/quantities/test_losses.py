@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import genbound
+from genbound.data.samples import ListSamples
 
 
 def test_losses_by_hand():
@@ -134,3 +135,29 @@ def test_the_observed_range_is_over_every_sample_seen():
     grown = results.bounds["hessian_distance"]["value"] / before.bounds["hessian_distance"]["value"]
     ranges = [run.config["loss_range"]["value"] for run in (results, before)]
     assert grown == pytest.approx(math.sqrt(ranges[0] / ranges[1]), rel=1e-9)
+
+
+def test_test_samples_that_training_saw():
+    """The same inputs count, whatever the label; a guarantee is not made of them, and the training set is refused."""
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=D)
+    y, eye = (x[:, 1] > x[:, 0]).long(), [[1.0, 0.0], [0.0, 1.0]]
+    new = torch.randn(30, 2, generator=torch.Generator().manual_seed(1), dtype=D)
+    mixed = (torch.cat([new, x[3:5]]), torch.zeros(32, dtype=torch.long))
+    found = genbound.evaluate(linear(eye, x, y, test_data=mixed), ["test_set_bound"])
+    assert found.quantities["losses"]["num_test_seen"] == 2
+    note = found.bounds["test_set_bound"]["note"]
+    assert note.startswith("assumption unverified: 2 of them have the inputs of training samples")
+    assert "No guarantee" in found.summary() and "Guaranteed" not in found.summary()
+    clean = genbound.evaluate(linear(eye, x, y, test_data=(new, (new[:, 1] > new[:, 0]).long())), ["test_set_bound"])
+    assert clean.quantities["losses"]["num_test_seen"] == 0 and "Guaranteed: test_set_bound" in clean.summary()
+    with pytest.raises(genbound.GenboundError, match="the test samples are the training samples"):
+        linear(eye, x, y, test_data=(x, y))
+    other = genbound.measure(linear(eye, x, y, test_data=mixed, num_data=90, other_samples=True), "losses")
+    assert other["num_test_seen"] is None
+
+
+def test_texts_of_any_padding_have_one_key():
+    """A sample alone, in a batch with longer ones, and in a list: the inputs decide."""
+    samples = ListSamples([(torch.ones(n), torch.tensor(0)) for n in (2, 3, 2)])
+    first, longer, same = samples.input_keys(range(3))
+    assert first == same != longer
