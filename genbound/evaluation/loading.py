@@ -161,7 +161,8 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         if pair.model is not None:
             check_device_map(pair.model, options.get("device_map"))
         reason = f"not measured: give {' and '.join(lacking)}"
-        return WeightProblem(pair.params, pair.init, reason, provenance, pair.factors)
+        left_out = (*pair.excluded, *(_tables(pair.model) if pair.model is not None and not spec.layers else ()))
+        return WeightProblem(pair.params, pair.init, reason, provenance, pair.factors, spec.layers, left_out)
     loss, (samples, held_out, unlabelled) = loss_and_samples(pair, pair.model, spec)
     if (wanted := options.get("num_samples")) is not None and len(samples) <= ENOUGH * wanted:
         options["num_samples"] = None
@@ -174,6 +175,13 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
     )  # fmt: skip
     problem.remarks += (*_about_images(pair, samples), *_about_prior(spec))
     return problem
+
+
+def _tables(model: nn.Module) -> list[str]:
+    """Weights that embeddings alone have: without samples no pass says what they are used for."""
+    others = {id(p) for m in model.modules() if not isinstance(m, nn.Embedding) for p in m._parameters.values()}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} - others
+    return [name for name, p in model.named_parameters() if id(p) in tables]
 
 
 def loss_and_samples(

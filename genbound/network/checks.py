@@ -35,7 +35,7 @@ def check_forward(network: Network, loss: Loss) -> tuple[Tensor, Loss]:
     Raises:
         GenboundError: the network cannot run on its samples, or its outputs or losses are no function of each sample.
     """
-    positions = network.shared_run(2 if is_large(network) else 4)
+    positions = network.spread_run(2 if is_large(network) else 4)
     batch, singles = network.batch(positions), [network.batch([p]) for p in positions]
     with torch.no_grad(), rng_untouched():
         state = torch.get_rng_state()

@@ -87,7 +87,7 @@ class Trial:
     def __init__(self, network: Network, names: Sequence[str], precision: Precision):
         self.network, self.precision = network, precision
         large = is_large(network)
-        batch = network.batch(network.shared_run(2)[: 1 if large else 2])
+        batch = network.batch(network.spread_run(2)[: 1 if large else 2])
         self.inputs = map_tensors(batch.inputs, self._cast)
         self.others = {name: self._cast(p) for name, p in network.params.items() if name not in set(names)}
         self.buffers = {name: self._cast(b) for name, b in network.buffers.items()}

@@ -21,7 +21,8 @@ class Differences(Mapping):
     Args:
         params, init: name -> weight ``[*shape]``.
         names: the layers.
-        dtype: what the differences are in; ``None`` means the weights' own type.
+        dtype: what the differences are in; ``None`` means the weights' own type. They are taken before they are
+            rounded to a half type, in which two near weights are the same.
     """
 
     def __init__(
@@ -34,7 +35,10 @@ class Differences(Mapping):
         self._params, self._init, self._names, self._dtype = params, init, tuple(names), dtype
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._params[name].to(dtype=self._dtype) - self._init[name].to(dtype=self._dtype)
+        tuned, start = self._params[name], self._init[name]
+        if self._dtype is None or self._dtype.itemsize >= 4:
+            return tuned.to(dtype=self._dtype) - start.to(dtype=self._dtype)
+        return (tuned.float() - start.to(tuned.device).float()).to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -101,22 +101,25 @@ def select_layers(
         pattern: ``*`` wildcards, comma separated or one after the other; only matching parameters, embeddings included.
         excluded: parameters that are not layers (an excluded head).
 
-    Cost: two forward and four backward passes over at most three samples.
+    Cost: two or three forward and four to six backward passes over at most four samples.
     """
     wanted = patterns(pattern)
     candidates = candidates_for(network.params, wanted, excluded)
-    run = network.shared_run(3)
-    tape = Tape(network, run, dict.fromkeys(candidates, True))
-    return layers_in(tape, wanted, _row_orders(network, run, tape))
+    run, last = network.spread_run(3), network.num_samples - 1
+    tape, *others = (Tape(network, r, dict.fromkeys(candidates, True)) for r in (run, *([last],) * (last not in run)))
+    return layers_in(tape, wanted, _row_orders(network, run, tape), others)
 
 
-def layers_in(tape: ReadPass, wanted: Sequence[str], orders: Mapping[str, bool | None]) -> tuple[Layer, ...]:
+def layers_in(
+    tape: ReadPass, wanted: Sequence[str], orders: Mapping[str, bool | None], others: Sequence[ReadPass] = ()
+) -> tuple[Layer, ...]:
     """The layers among the weights that a pass was read with.
 
     Args:
         tape: the pass.
         wanted: the patterns that its weights were named by, if any.
         orders: weight -> order of the rows of its operations; ``None`` where samples must be passed one at a time.
+        others: of samples of other shapes, whose code may be another: a block is positive semidefinite in all or not.
     """
     if not wanted and not any(tape.uses.values()):
         raise GenboundError(
@@ -126,7 +129,7 @@ def layers_in(tape: ReadPass, wanted: Sequence[str], orders: Mapping[str, bool |
     kept = [name for name in tape.layers if wanted or not _is_table(tape, name)]
     if not kept:
         raise GenboundError("every weight is an embedding: name the ones to measure with --layers")
-    return tuple(_describe(tape, name, orders[name]) for name in kept)
+    return tuple(_describe(tape, name, orders[name], others) for name in kept)
 
 
 def patterns(pattern: str | Iterable[str] | None) -> list[str]:
@@ -148,20 +151,20 @@ def candidates_for(params: Mapping[str, Tensor], wanted: Sequence[str], excluded
         candidates = [name for name in candidates if any(fnmatchcase(name, part) for part in wanted)]
     candidates = [name for name in candidates if name not in set(excluded)]
     if not candidates:
-        raise GenboundError("the model has no weight with two or more dimensions: there is no layer to measure")
+        raise GenboundError("the checkpoint has no weight with two or more dimensions: there is no layer to measure")
     return candidates
 
 
-def _describe(tape: ReadPass, name: str, order: bool | None) -> Layer:
-    """What a pass with this layer says about it."""
-    uses = tape.uses[name]
+def _describe(tape: ReadPass, name: str, order: bool | None, others: Sequence[ReadPass]) -> Layer:
+    """What a pass with this layer says about it; its curvature is that of any pass."""
+    uses, passes = tape.uses[name], (tape, *others)
     return Layer(
         name=name,
         kind="embedding" if _is_table(tape, name) else uses[0].kind if uses else "unused",
         shape=tuple(tape.weights[name].shape),
         num_uses=len(tape.graph.consumers[tape.graph.leaves[name]]) if uses else 0,
-        positive_semidefinite=name in tape.positive_semidefinite,
-        curved_by=tape.curved_by.get(name, ""),
+        positive_semidefinite=all(name in one.positive_semidefinite for one in passes),
+        curved_by=next((one.curved_by[name] for one in passes if one.curved_by.get(name)), ""),
         by_batch=order is not None,
         samples_first=order is not False,
     )

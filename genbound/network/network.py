@@ -212,6 +212,21 @@ class Network:
                 return run
         return run
 
+    def spread_run(self, most: int) -> list[int]:
+        """As :meth:`shared_run`, from the first position to the last where these can be stacked.
+
+        Sequences stand in order of length: the first few of them may need no padding, and say nothing about it. Where
+        samples are passed one at a time nothing is padded, and these are of one length.
+        """
+        if self.batch_size == 1:
+            run = self.shared_run(most)
+            return [p for p in run if self.data.size(self.indices[p]) == self.data.size(self.indices[run[0]])]
+        last, count = self.num_samples - 1, max(2, min(most, self.batch_size))
+        places = sorted({round(last * k / (count - 1)) for k in range(count)})
+        if len(places) > 1 and len({self.data.shape_key(self.indices[p]) for p in places}) == 1:
+            return places
+        return self.shared_run(most)
+
     # -- the forward pass -------------------------------------------------------------------------------------
 
     def forward(self, params: Mapping[str, Tensor], inputs: Any, buffers: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -30,7 +30,10 @@ from genbound.network.weights import BaseProblem, complex_remark
 SHARD = 64  # samples whose statistics are stored together
 
 
-# A remark of results.
+# Remarks of results.
+HALF = (
+    "measured in {}, which keeps three digits of every weight and of every pass: numbers may be off by several percent"
+)
 OTHER_SAMPLES = (
     "the samples given are not of the training set: what is called training loss and training error is theirs, and so "
     "are all maxima and means"
@@ -178,11 +181,12 @@ class Problem(Network, BaseProblem):
         whose = OTHER_SAMPLES if other_samples else ""
         said = (
             self.placement.remark, *check_derivatives(self, names), self.arrangement_remark,
-            complex_remark(self.params, self.init), whose,
+            complex_remark(self.params, self.init), whose, self._of_few(),
+            HALF.format(self.dtype) if self.dtype.itemsize < 4 else "",
         )  # fmt: skip
         self.remarks = tuple(remark for remark in said if remark)
         self._by_batch = {layer.name: layer.by_batch for layer in self.layers}
-        self.displacement = Displacement.between(self.params, self.init, self.samples_first, factors)
+        self.displacement = self._displacement(init, factors)
         self.remarks += tuple(filter(None, [adapter_remark(self.prior, self.displacement.factors)]))
         self._budgets = {device: budget_of(device, memory_budget) for device in self.placement.devices}
         self.memory_budget = min(self._budgets.values())
@@ -211,6 +215,22 @@ class Problem(Network, BaseProblem):
     def order_of(self, indices: Sequence[int]) -> list[int]:
         """Places of these samples of the data in the order of positions: of their length, so that batches are even."""
         return sorted(range(len(indices)), key=lambda i: (self.data.size(indices[i]), i))
+
+    def _of_few(self) -> str:
+        """A remark where nothing says how far the mean of the samples is from that of all."""
+        if self.num_samples > 1 or self.num_data == 1:
+            return ""
+        return f"one sample of {self.num_data} is measured: no error here says how far the others are from it"
+
+    def _displacement(
+        self, init: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]] | None
+    ) -> Displacement:
+        """From the weights as they are measured, but of half types from those that were given."""
+        own = dict(self.model.named_parameters())
+        if self.dtype.itemsize >= 4 or not own.keys() <= init.keys():
+            return Displacement.between(self.params, self.init, self.samples_first, factors)
+        given = {name: own[name].detach().to(self.params[name].device) for name in self.samples_first}
+        return Displacement.between(given, init, self.samples_first, factors, self.dtype)
 
     def part(self, positions: range) -> Problem:
         """The same problem with some of the measured samples, which count as they do among all of them.

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genbound.errors import GenboundError
 from genbound.network.displacement import Displacement
 from genbound.network.identity import weights_digest
-from genbound.network.layers import Layer
+from genbound.network.layers import Layer, candidates_for, patterns
 
 if TYPE_CHECKING:
     from genbound.data.samples import Samples
@@ -109,6 +108,7 @@ class WeightProblem(BaseProblem):
         reason: why there is no network, for the notes of what is not measured.
         provenance: what the numbers belong to.
         factors: weights whose displacement is known as ``left [out, r] @ right [r, in]``.
+        layers, excluded: as of :class:`~genbound.network.problem.Problem`.
 
     Raises:
         GenboundError: no weight has two dimensions.
@@ -121,19 +121,16 @@ class WeightProblem(BaseProblem):
         reason: str,
         provenance: Mapping[str, Any] | None = None,
         factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        layers: str | None = None,
+        excluded: Sequence[str] = (),
     ):
         self.reason, self.provenance = reason, dict(provenance or {})
         self.remarks = tuple(filter(None, [complex_remark(params, init)]))
         self.params = {name: p.detach() for name, p in params.items() if p.is_floating_point()}
         self.init = {name: init[name].detach() for name in self.params}
         self.layers = tuple(
-            Layer(name, "weight", tuple(p.shape), 0, False, "unknown", False, True)
-            for name, p in self.params.items()
-            if p.dim() >= 2
+            Layer(name, "weight", tuple(self.params[name].shape), 0, False, "unknown", False, True)
+            for name in candidates_for(self.params, patterns(layers), excluded)
         )
-        if not self.layers:
-            raise GenboundError(
-                "the checkpoint has no weight with two or more dimensions: there is no layer to measure"
-            )
         names = [layer.name for layer in self.layers]
         self.displacement = Displacement.between(self.params, self.init, names, factors, torch.float64)

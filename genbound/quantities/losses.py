@@ -27,6 +27,7 @@ digest.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,7 @@ def measure(problem: Problem, context: Context) -> Measured:
     """Losses, errors and margins over all training and test samples given."""
     train = _measure_all(problem, context, "train", problem.data, sized=True)
     test = None if problem.test_data is None else _measure_all(problem, context, "test", problem.test_data)
-    constant_loss, constant_error = _constant(problem, train.target)
+    constant_loss, constant_error = _constant(problem, train)
     seen = [train] if test is None else [train, test]
     summary = {
         "train_loss": float(train.loss.mean()),
@@ -185,7 +186,7 @@ def _reweighted_constant(loss: Loss, targets: np.ndarray, inverse: np.ndarray) -
     """The best constant predictor's loss on the classes' frequencies before the labels were flipped, as F says."""
     labels = targets[targets != IGNORED].astype(int)
     p = (np.bincount(labels, minlength=len(inverse)) / len(labels) @ inverse).clip(min=0)
-    return _entropy(p / p.sum(), loss)
+    return _constant_loss(p / p.sum(), loss, len(p))
 
 
 def _margins(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -238,13 +239,38 @@ def _sem(values: np.ndarray, num_data: int) -> float:
     return 0.0 if num >= num_data or num < 2 else float(values.std(ddof=1) / np.sqrt(num) * np.sqrt(1 - num / num_data))
 
 
-def _constant(problem: Problem, targets: np.ndarray) -> tuple[float | None, float | None]:
+def _constant(problem: Problem, train: _Losses) -> tuple[float | None, float | None]:
     """What the best predictor that ignores its input reaches on these labels, in the loss and in 0-1 error."""
-    p = problem.loss.class_frequencies(targets, problem.num_classes)
-    return (None, None) if p is None else (_entropy(p, problem.loss), float(1 - p.max()))
+    p = problem.loss.class_frequencies(train.target, problem.num_classes)
+    if p is None:
+        return None, None
+    if len(train.target) > len(train.loss):  # of several labels a sample the range is that of their mean
+        return min(_entropy(p), problem.loss.range), float(1 - p.max())
+    return _constant_loss(p, problem.loss, max(len(p), problem.num_classes)), float(1 - p.max())
 
 
-def _entropy(p: np.ndarray, loss: Loss) -> float:
-    """Of the frequencies ``[K]``, in nats; a truncated or bounded loss is never above its range."""
+def _constant_loss(p: np.ndarray, loss: Loss, num_classes: int) -> float:
+    r"""The least mean loss in nats that one distribution q of the classes reaches, of their frequencies ``[K]``.
+
+    Without a range that is their entropy. Of :math:`\min(\ell, C)` the best q gives up some of the rarest classes,
+    which cost C each, and has the others' frequencies among themselves. Of smoothed probabilities those that would lie
+    below the floor are at it, and the others in proportion to their frequencies.
+    """
+    p, ceiling = np.sort(p[p > 0])[::-1], loss.range
+    if not np.isfinite(ceiling):
+        return _entropy(p)
+    if loss.name.startswith("bounded"):
+        floor, found = math.exp(-ceiling), []
+        for m in range(1, len(p) + 1):  # classes above the floor
+            q = np.full(len(p), floor)
+            q[:m] = p[:m] / p[:m].sum() * (1 - (num_classes - m) * floor)
+            found.append(-(p * np.log(q)).sum() if q[m - 1] >= floor * (1 - 1e-12) else math.inf)
+        return float(min(found))
+    kept = np.cumsum(p)
+    return float((-np.cumsum(p * np.log(p)) + kept * np.log(kept) + (1 - kept).clip(min=0) * ceiling).min())
+
+
+def _entropy(p: np.ndarray) -> float:
+    """Of the frequencies ``[K]``, in nats."""
     p = p[p > 0]
-    return min(float(-(p * np.log(p)).sum()), loss.range)
+    return float(-(p * np.log(p)).sum())

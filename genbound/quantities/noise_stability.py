@@ -29,6 +29,9 @@ draws are cheap, the control goes if the pilot's tail with it is heavy, and ther
 nearly normal. ``reliable`` is false where the tail of the draws themselves (:mod:`genbound.estimators.tail`) is still
 too heavy for ``sem``.
 
+Every rise has the loss without noise taken off. Where what that is rounded by may be seen (a flat loss in single
+precision), it is averaged over weights that differ by some roundings, and ``sem`` holds what is left.
+
 Where an error is asked for over all samples of the data, further samples follow at the sigmas that lack it
 (:mod:`genbound.quantities.noise_to_error`).
 
@@ -65,7 +68,7 @@ from genbound.quantities.noise_grid import HEAVY, Grid, Rises
 from genbound.quantities.noise_to_error import OF_ALL, RoundPart, measure_to_error, said_of_all
 from genbound.quantities.quadratic_regime import is_quadratic, mark_kinks, relative_rss, relative_rss_noise
 from genbound.quantities.shared_noise import shared_rises, std_over_shared_draws
-from genbound.quantities.weight_noise import losses_without
+from genbound.quantities.weight_noise import are_rounded, losses_near, losses_without, rounding_of
 
 NO_LAYER = 1e6  # relative error of the layers of a trace of which the total alone is wanted
 
@@ -113,12 +116,17 @@ class _First:
 def _measure_on(problem: Problem, context: Context, trace: Mapping[str, float]) -> _First:
     """The rises on the problem's samples, of which ``trace`` is the Hessian's, with its errors."""
     parts = context.map("base", problem.shards(), lambda shard: losses_without(problem, shard))
-    losses, gradients = stack(parts, "loss"), stack(parts, "size")
+    losses, gradients, rounding = stack(parts, "loss"), stack(parts, "size"), 0.0
+    if are_rounded(problem, losses, 0.5 * min(context.options.sigmas) ** 2 * trace["value"]):
+        near = context.map("near", problem.shards(), lambda shard: losses_near(problem, context, shard))
+        losses, rounding = stack(near, "loss"), rounding_of(problem, near)
     every = range(0, problem.num_samples, -(-problem.num_samples // context.options.max_shared_samples))
     std = std_over_shared_draws(shared_rises(problem, context, losses, every))
     grid = Grid(problem, context, losses, gradients, trace)
     found, sigmas = grid.rises(), context.options.sigmas
-    rows = mark_kinks([_row(problem, trace, sigmas[one.number], one, std[one.number], grid.sizes) for one in found])
+    rows = mark_kinks([
+        _row(problem, trace, sigmas[one.number], one, std[one.number], grid.sizes, rounding) for one in found
+    ])  # fmt: skip
     values, approximations = ([row[key] for row in rows] for key in ("value", "hessian_approximation"))
     summary = {
         "sigmas": rows,
@@ -135,7 +143,8 @@ def _measure_on(problem: Problem, context: Context, trace: Mapping[str, float]) 
 
 
 def _row(
-    problem: Problem, trace: Mapping[str, float], sigma: float, found: Rises, std: float, sizes: np.ndarray
+    problem: Problem, trace: Mapping[str, float], sigma: float, found: Rises, std: float, sizes: np.ndarray,
+    rounding: float,
 ) -> Row:  # fmt: skip
     """What is reported of one sigma.
 
@@ -146,15 +155,17 @@ def _row(
         found: the rise there.
         std: spread over shared draws.
         sizes: samples of every stratum ``[S]``.
+        rounding: standard error of the loss without noise.
     """
     approximation, tail = 0.5 * sigma**2 * trace["value"], _tail(found.tail)
     # Of value - approximation: both hold the trace, and what it is wrong by is the same in both.
-    apart = np.hypot(found.sem, 0.5 * (found.slope - sigma**2) * trace["sem"])
+    own = np.hypot(found.sem, rounding)
+    apart = np.hypot(own, 0.5 * (found.slope - sigma**2) * trace["sem"])
     value = float(found.value)
     return {
         "sigma": sigma,
         "value": value,
-        "sem": float(np.hypot(found.sem, found.slope * 0.5 * trace["sem"])),
+        "sem": float(np.hypot(own, found.slope * 0.5 * trace["sem"])),
         "data_sem": _data_sem(problem, found, sizes),
         "std": float(std),
         **tail,

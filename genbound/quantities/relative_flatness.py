@@ -62,10 +62,12 @@ def _without(problem: Problem, options: RelativeFlatnessOptions) -> dict[str, st
         return {layer.name: reason for layer in problem.layers}
     found = {}
     for layer in problem.layers:
-        (tape,) = problem.tapes([0], [layer.name])
-        if layer.name in tape.curved_by:
-            found[layer.name] = f"the output is curved in it ({tape.curved_by[layer.name]})"
-        elif not all(isinstance(use, LinearUse | ConvolutionUse) for use in tape.uses[layer.name]):
+        # The shortest sample and the longest: their code may differ.
+        tapes = [t for p in sorted({0, problem.num_samples - 1}) for t in problem.tapes([p], [layer.name])]
+        curved = [tape.curved_by[layer.name] for tape in tapes if layer.name in tape.curved_by]
+        if curved:
+            found[layer.name] = f"the output is curved in it ({curved[0]})"
+        elif not all(isinstance(use, LinearUse | ConvolutionUse) for tape in tapes for use in tape.uses[layer.name]):
             found[layer.name] = "it is not used as a linear map or a convolution"
     return found
 

@@ -8,10 +8,11 @@ of samples (:class:`NoisePerBlock`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genbound.curvature.noise_by_row import Normals, can_move_rows, noise_directions, noisy_losses, row_bytes_on
 from genbound.curvature.sweep import Sweep
@@ -19,9 +20,11 @@ from genbound.curvature.sweep_trial import can_sweep
 from genbound.estimators.random import BLOCK, normal, row_of
 from genbound.network.memory import most_held
 from genbound.network.problem import Problem
-from genbound.quantities.base import Context, Part, stream
+from genbound.quantities.base import Context, Part, stack, stream
 
 NAME = "noise_stability"
+NEAR, NEAR_DRAWS = 16, 4  # roundings that near weights differ by, relative to each; pairs of them
+NEAR_BYTES = 2**29  # of all weights, up to which near ones are tried
 
 # A draw of the noise: the positions that it moves, and the key of its random numbers (for one sample, a stream and its
 # member).
@@ -137,6 +140,45 @@ def losses_without(problem: Problem, shard: range) -> Part:
         gradient = problem.loss.output_gradient(outputs, batch.targets)
         sizes[rows] = gradient.flatten(1).norm(dim=1).double().cpu().numpy()
     return {"loss": losses, "size": sizes}
+
+
+def are_rounded(problem: Problem, losses: np.ndarray, rise: float) -> bool:
+    """Whether what the losses without noise ``[N]`` are rounded by may be seen in a rise of this size."""
+    coarse = 10 * torch.finfo(problem.dtype).eps * np.abs(losses).mean() / np.sqrt(len(losses))
+    small = sum(p.numel() * p.element_size() for p in problem.params.values()) <= NEAR_BYTES
+    return small and bool(coarse > 0.01 * abs(rise))
+
+
+def losses_near(problem: Problem, context: Context, shard: range) -> Part:
+    """As :func:`losses_without`, averaged over weights that differ by some roundings, up and down alike.
+
+    All draws of a sample have the loss without noise taken off, and so what that is rounded by, which no number of
+    draws makes smaller. ``rounding`` is the variance of the mean ``[N]``.
+    """
+    found, step = [], NEAR * torch.finfo(problem.dtype).eps
+    for draw in range(NEAR_DRAWS):
+        source = stream(context, NAME, "near", draw)
+        real = {name: p for name, p in problem.params.items() if p.is_floating_point()}
+        moves = {name: p * normal(tuple(p.shape), source, p) for name, p in real.items()}
+        found.append(sum(_losses_at(problem, shard, moves, scale) for scale in (step, -step)) / 2)
+    return {"loss": np.mean(found, 0), "rounding": np.var(found, 0, ddof=1) / len(found)}
+
+
+def _losses_at(problem: Problem, shard: range, moves: Mapping[str, Tensor], scale: float) -> np.ndarray:
+    """Loss of every sample of a shard at moved weights ``[N]``."""
+    moved = {name: problem.params[name].add(move, alpha=scale) for name, move in moves.items()}
+    found, row = np.zeros(len(shard)), {p: i for i, p in enumerate(shard)}
+    for run in problem.batches(shard):
+        batch = problem.batch(run)
+        with torch.no_grad():
+            outputs = problem.forward({**problem.params, **moved}, batch.inputs)
+            found[[row[p] for p in run]] = problem.loss.per_sample(outputs, batch.targets).double().cpu().numpy()
+    return found
+
+
+def rounding_of(problem: Problem, parts: Sequence[Part]) -> float:
+    """Standard error that the losses without noise leave in every rise, in the loss's unit."""
+    return float(np.sqrt((problem.shares**2 * stack(parts, "rounding")).sum()) / problem.num_samples)
 
 
 Noise = NoisePerSample | NoisePerBlock
