@@ -72,15 +72,22 @@ def check_derivatives(network: Network, names: Sequence[str]) -> tuple[str, ...]
                 f"the network rounds and hands gradients past it (in {_listed(wrong)}): curvature is that of the "
                 "surrogate that it is differentiated by, not of what it computes",
             )
-        if trial.precision is DOUBLE or not trial.executed.kinks:  # steps of single precision do not pass kinks by
-            for run in trial.runs(names):
-                _check_second(trial, run)
+        seconds = (
+            trial.precision is DOUBLE or not trial.executed.kinks
+        )  # steps of single precision do not pass kinks by
+        for run in trial.runs(names) if seconds else ():
+            _check_second(trial, run)
+    remarks = () if seconds else (
+        "second derivatives were not checked: a part of the network computes in single precision, whose steps meet its "
+        "kinks",
+    )  # fmt: skip
     if alike is not None and len(alike) < len(names):
         return (
             f"the network is large: first derivatives of its {len(names)} layers were checked in {len(alike)} groups "
             "of layers that are alike, so that a part of one that autograd does not see may have passed",
+            *remarks,
         )
-    return ()
+    return remarks
 
 
 def _alike(network: Network, names: Sequence[str]) -> list[list[str]] | None:

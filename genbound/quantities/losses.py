@@ -13,10 +13,10 @@ floor), the distance between the two.
 
 Where the confusion matrix F of the labels is given, the reweighted loss
 :math:`\bar\ell(f, y) = [F^{-1}(\ell(f, 1), \dots, \ell(f, K))^\top]_y` has a mean, a range and a best constant
-predictor of its own (``reweighted_train_loss``, ``reweighted_range``, ``reweighted_constant_loss``). The range is the
-largest size of any entry, of every class and not of the observed label alone, over the training and test samples; or
-the largest one that there can be where the loss has a range. ``reweighted_gap`` is the test loss less the reweighted
-training loss, for test labels that are not flipped.
+predictor of its own (``reweighted_train_loss``, ``reweighted_range``, ``reweighted_constant_loss``). The range goes
+from the smallest entry (or 0) to the largest, of every class and not of the observed label alone, over the training and
+test samples; or is the largest that there can be where the loss has a range. ``reweighted_gap`` is the test loss less
+the reweighted training loss, for test labels that are not flipped.
 
 ``num_test_seen`` is how many test samples have the very inputs of a training sample that was given, whatever its label;
 unknown where the samples given are not the training samples.
@@ -77,7 +77,7 @@ class _Losses:
         margin: score of the label less the best other score ``[N]``; NaN where there is none.
         tokens: positions that bear a label ``[N]``.
         reweighted: the reweighted loss of the sample's label ``[N]``; NaN where there is none.
-        reweighted_size: the largest size of the reweighted loss of any class ``[N]``, likewise.
+        reweighted_least, reweighted_most: the reweighted loss of any class ``[N]``, likewise.
         size: norm of the loss's gradient in the output ``[N]``; NaN where nobody needs it.
         key: of the sample's inputs ``[N]``, zero where nothing is compared.
         target: all labels, of every position, in no order.
@@ -88,7 +88,8 @@ class _Losses:
     margin: np.ndarray
     tokens: np.ndarray
     reweighted: np.ndarray
-    reweighted_size: np.ndarray
+    reweighted_least: np.ndarray
+    reweighted_most: np.ndarray
     size: np.ndarray
     key: np.ndarray
     target: np.ndarray
@@ -141,7 +142,8 @@ def _measure_batch(problem: Problem, batch: Batch, spec: str, inverse: np.ndarra
         "margin": _margins(outputs, targets).cpu().numpy() if has_margin else unknown,
         "tokens": _tokens(targets).cpu().numpy(),
         "reweighted": every[np.arange(len(batch)), label],
-        "reweighted_size": np.abs(every).max(1),
+        "reweighted_least": every.min(1),
+        "reweighted_most": every.max(1),
         "size": loss.output_gradient(outputs, targets).flatten(1).norm(dim=1).double().cpu().numpy()
         if sized
         else unknown,
@@ -168,15 +170,19 @@ def _reweighted(
     inverse = _inverse(confusion)
     if inverse is None:
         return {}
-    if np.isnan(train.reweighted_size).any():
+    if np.isnan(train.reweighted_most).any():
         return {"reason": "the reweighted loss needs class scores, and one label for every sample"}
-    seen = [train.reweighted_size] if test is None else [train.reweighted_size, test.reweighted_size]
-    # The rows of F^-1 add up to 1, so what is positive in them outweighs the rest.
-    largest = problem.loss.range * float(inverse.clip(min=0).sum(1).max())
+    # Of a loss in [0, C] the positive entries of a row of F^-1 say how far it goes up, the negative ones how far down.
+    span = problem.loss.range * float(inverse.clip(min=0).sum(1).max() + (-inverse).clip(min=0).sum(1).max())
+    if not np.isfinite(span):
+        seen = [train] if test is None else [train, test]
+        span = max(np.nanmax(s.reweighted_most) for s in seen) - min(
+            0.0, *(np.nanmin(s.reweighted_least) for s in seen)
+        )
     mean = float(train.reweighted.mean())
     return {
         "reweighted_train_loss": mean,
-        "reweighted_range": largest if np.isfinite(largest) else max(float(np.nanmax(sizes)) for sizes in seen),
+        "reweighted_range": float(span),
         "reweighted_constant_loss": _reweighted_constant(problem.loss, train.target, inverse),
         "reweighted_gap": None if test is None else float(test.loss.mean() - mean),
     }

@@ -39,5 +39,6 @@ def _said(delta: float, losses: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         f"These {many} runs share {losses[best]['num_test']} test samples: the error of the best, {best}, is at "
         f"most {rounded_up(limits[best])} (test_set_bound with delta / {many} = {digits(delta / many)}), for it was "
-        "chosen by these samples. A certificate from the training set holds for all of them at once."
+        "chosen by these samples. A certificate from the training set pays for all networks of one start at once, but "
+        "for its Monte Carlo part."
     )
