@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genbound.data.image_transforms import make_transform
 from genbound.data.images import ImageSamples
-from genbound.data.labels import read_labels
+from genbound.data.labels import label_numbering, read_labels
 from genbound.data.samples import Samples
 from genbound.data.spec import DataSpec, Reader
 from genbound.data.stored_columns import StoredColumn
@@ -65,14 +65,10 @@ def table_samples(spec: DataSpec, reader: Reader, table: Table) -> Samples:
     """
     label = _label(spec, reader, table)
     labels = _read_labels(spec, reader, table, label)
-    if _is_tokenised(spec):
-        return _token_samples(spec, reader, table, labels)
-    if "image" in spec.options:
-        return _image_samples(spec, reader, table, labels)
-    samples = _text_samples(spec, reader, table, labels)
-    if label is not None and isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
-        named = dict(zip(map(str, table.columns[label]), labels.tolist(), strict=True))
-        samples.label2id = {**(reader.label2id or {}), **named}
+    prepared = _token_samples if _is_tokenised(spec) else _image_samples if "image" in spec.options else _text_samples
+    samples: Samples = prepared(spec, reader, table, labels)
+    if label is not None and label in table.columns:  # and not several of them
+        samples.label2id = label_numbering(table.columns[label], labels, reader.label2id)
     return samples
 
 

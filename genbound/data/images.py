@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genbound.data.image_transforms import make_transform
-from genbound.data.labels import encode_labels
+from genbound.data.labels import encode_labels, label_numbering
 from genbound.data.sample_parts import Inputs, leaves
 from genbound.data.samples import Samples
 from genbound.data.spec import DataSpec, Reader
@@ -142,5 +142,5 @@ def folder_samples(spec: DataSpec, reader: Reader) -> ImageSamples:
     samples = ImageSamples(
         files, labels, make_transform(spec.options, reader.images, reader.image_settings), spec.text
     ).head(spec.samples)
-    samples.label2id = dict(zip(names, labels.tolist(), strict=True))
+    samples.label2id = label_numbering(names, labels, reader.label2id)
     return samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,8 +37,7 @@ def encode_labels(
     for row, label in enumerate(labels):
         if label is None or label == "" or label != label:
             raise GenboundError(f"{where}: sample {row} has no label; fill it in or remove the row")
-    # LABEL_0, LABEL_1, ... is what transformers writes when nobody named the classes.
-    known = label2id if label2id and not all(name.startswith("LABEL_") for name in label2id) else None
+    known = _real_names(label2id)
     if known and all(isinstance(label, str) and label in known for label in labels):
         return torch.tensor([known[label] for label in labels], dtype=torch.long)
     numbers = [None if names and not known else _integer(label) for label in labels]
@@ -53,6 +53,34 @@ def encode_labels(
         raise GenboundError(f"{where}: label {unknown[0][:80]!r} is none of the model's {', '.join(known)[:200]}")
     numbered = {name: index for index, name in enumerate(sorted(found))}
     return torch.tensor([numbered[str(label)] for label in labels], dtype=torch.long)
+
+
+def _real_names(label2id: Mapping[str, int] | None) -> Mapping[str, int] | None:
+    # LABEL_0, LABEL_1, ... is what transformers writes when nobody named the classes.
+    return label2id if label2id and not all(name.startswith("LABEL_") for name in label2id) else None
+
+
+def label_numbering(
+    column: Sequence, labels: Tensor | list[list[int]] | None, label2id: Mapping[str, int] | None
+) -> dict[str, int] | None:
+    """Names and numbers of the classes, for held-out samples, which may lack some of them.
+
+    Args:
+        column: the labels as the data have them, or one list of a sample's words' each.
+        labels: the numbers that they were given, as :func:`read_labels` returns them.
+        label2id: the model's own names, of which the data may lack some as well.
+
+    Returns:
+        ``None`` where the labels are no classes, but numbers or several a sample.
+    """
+    if labels is None or (isinstance(labels, Tensor) and (labels.ndim != 1 or labels.is_floating_point())):
+        return None
+    if isinstance(labels, Tensor):
+        named = dict(zip(map(str, column), labels.tolist(), strict=True))
+    else:
+        pairs = zip(chain.from_iterable(column), chain.from_iterable(labels), strict=True)
+        named = {name: number for name, number in pairs if isinstance(name, str)}
+    return {**(_real_names(label2id) or {}), **named}
 
 
 def _class_numbers(numbers: list[int], where: str) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genbound.data.image_transforms import make_transform
 from genbound.data.images import ImageSamples
-from genbound.data.labels import encode_labels
+from genbound.data.labels import encode_labels, label_numbering
 from genbound.data.sample_parts import to_tensor
 from genbound.data.samples import Samples, TensorSamples
 from genbound.data.spec import DataSpec, Reader
@@ -42,7 +42,8 @@ def npz_samples(spec: DataSpec, reader: Reader) -> Samples:
     path = spec.existing_file()
     arrays, label = npz_arrays(path, spec.options.get("x"), spec.options.get("y"))
     labels = arrays.pop(label)
-    targets = encode_labels(labels.tolist(), str(path)) if labels.dtype.kind in "US" else _whole(labels)
+    named = labels.dtype.kind in "US"
+    targets = encode_labels(labels.tolist(), str(path), reader.label2id) if named else _whole(labels)
     if not arrays:
         raise GenboundError(f"{str(path)!r} has labels {label!r} but no inputs; save them as 'x'")
     images = next(iter(arrays.values()))
@@ -57,6 +58,8 @@ def npz_samples(spec: DataSpec, reader: Reader) -> Samples:
         samples: Samples = ImageSamples(list(images), targets, transform, spec.text)
     else:
         samples = TensorSamples(_inputs(arrays, path), targets.float() if reader.numeric else targets, spec.text)
+    if named:
+        samples.label2id = label_numbering(labels.tolist(), targets, reader.label2id)
     return shifted(samples.head(spec.samples), reader.next_token)
 
 

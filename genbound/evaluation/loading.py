@@ -291,6 +291,7 @@ def _samples(
     )
     samples = load_data(spec.data, reader)
     reader = replace(reader, label2id=samples.label2id or names)
+    any_label = replace(reader, label2id=None, labelled=False)
     held_out = None if spec.test_data is None else load_data(spec.test_data, reader)
-    unlabelled = None if spec.unlabelled is None else load_data(spec.unlabelled, replace(reader, labelled=False))
+    unlabelled = None if spec.unlabelled is None else load_data(spec.unlabelled, any_label)
     return samples, held_out, unlabelled
