@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from genbound.data import Samples, TensorSamples, TextSamples
-from genbound.finetune.start import tokenizer_of
+from genbound.finetune.start import text_reader
 
 DEMO = Path(__file__).parent.parent / "demo"
 
@@ -117,7 +117,7 @@ class Texts(Source):
         pairs = None if self.second is None else [row[self.second] for row in rows]
         labels = torch.tensor([int(row["label"]) for row in rows])
         return TextSamples(
-            [row[self.first] for row in rows], pairs, labels, tokenizer_of(init), None, f"{self.name} {split}"
+            [row[self.first] for row in rows], pairs, labels, text_reader(init).tokenizer, None, f"{self.name} {split}"
         )
 
 

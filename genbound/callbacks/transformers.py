@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbound.callbacks.first_epoch import FOLDER as PRIOR
 from genbound.callbacks.record import Record, numbers
-from genbound.checkpoints.huggingface import predicts_next_token
+from genbound.checkpoints.huggingface import padding_token, predicts_next_token
 from genbound.checkpoints.sidecar import copy_sidecar
 from genbound.data.samples import Samples, as_samples
 from genbound.data.texts import TokenSamples, shifted
@@ -197,6 +197,6 @@ def _samples(data: Any, model: Any, kwargs: dict[str, Any]) -> Samples:
         rows = [{name: list(row[name]) for name in TOKEN_INPUTS if name in row} for row in data]
         labels = [row["labels"] if "labels" in row else row["label"] for row in data]
         tokenizer = kwargs.get("processing_class")
-        padding = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
+        padding = {"input_ids": padding_token(getattr(model, "config", None), tokenizer) or 0}
         return TokenSamples(rows, labels, padding, getattr(tokenizer, "padding_side", "right"), causal)
     return shifted(as_samples(data), causal)

@@ -125,7 +125,7 @@ def _text_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels) 
     pairs = _texts(table, spec.options["text_pair"]) if "text_pair" in spec.options else None
     return TextSamples(
         _texts(table, spec.options["text"]), pairs, labels, reader.tokenizer, spec.options.get("max_length"), spec.text,
-        reader.next_token,
+        reader.next_token, reader.padding,
     )  # fmt: skip
 
 
@@ -151,17 +151,17 @@ def _token_samples(spec: DataSpec, reader: Reader, table: Table, labels: Labels)
             f"data {spec.text!r} does not say which column is the text (add text=COL), "
             f"and {table.where!r} holds no tokens in 'input_ids'; it has {', '.join(map(str, columns))}"
         )
-    pad = getattr(reader.tokenizer, "pad_token_id", None)
+    padding = {"input_ids": reader.padding_token}
     side = getattr(reader.tokenizer, "padding_side", "right")
     if all(isinstance(values, StoredColumn) and values.holds == "numbers" for values in inputs.values()):
         rows: Sequence[dict[str, list[int]]] = _stored_rows(inputs)
-        return TokenSamples(rows, labels, {"input_ids": pad or 0}, side, reader.next_token, spec.text)
+        return TokenSamples(rows, labels, padding, side, reader.next_token, spec.text)
     for name, values in inputs.items():
         odd = next((i for i, value in enumerate(values) if not isinstance(value, list)), None)
         if odd is not None:
             raise GenboundError(f"{table.where!r}: column {name!r} of sample {odd} holds no list of tokens")
     rows = [_with_mask({name: inputs[name][i] for name in inputs}) for i in range(len(inputs["input_ids"]))]
-    return TokenSamples(rows, labels, {"input_ids": pad or 0}, side, reader.next_token, spec.text)
+    return TokenSamples(rows, labels, padding, side, reader.next_token, spec.text)
 
 
 def _with_mask(row: dict[str, list[int]]) -> dict[str, list[int]]:

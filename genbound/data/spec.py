@@ -42,6 +42,7 @@ class Reader:
         next_token: the model predicts the next token, whatever the data say.
         labelled: labels are wanted; tables without a column of them are read as well where they are not.
         trust_remote_code: code may be run that files name and not the user.
+        padding: the token that the model takes for padding; the tokenizer's without it.
     """
 
     tokenizer: Any = None
@@ -52,6 +53,13 @@ class Reader:
     next_token: bool = False
     labelled: bool = True
     trust_remote_code: bool = False
+    padding: int | None = None
+
+    @property
+    def padding_token(self) -> int:
+        """What ``input_ids`` are padded with; a tokenizer without a token for it pads with its end of text."""
+        named = (self.padding, *(getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")))
+        return next((token for token in named if token is not None), 0)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from genbound.data.kept_tokens import KeptTokens, Row
 from genbound.data.sample_parts import IGNORED
 from genbound.data.samples import Batch, Samples
+from genbound.data.spec import Reader
 from genbound.errors import GenboundError, first_line
 
 Tokens = dict[str, list[int]]
@@ -132,11 +133,12 @@ class TextSamples(TokenSamples):
         max_length: longest sequence in tokens, longer ones are cut; by default what the tokenizer
             says the model takes, and 512 where it says nothing.
         next_token: see :class:`TokenSamples`.
+        pad: the token that the model takes for padding, where it is another than the tokenizer's.
     """
 
     def __init__(
         self, texts: Sequence[Any], pairs: Sequence[Any] | None, labels: Any, tokenizer: Any,
-        max_length: int | None = None, spec: str = "", next_token: bool = False,
+        max_length: int | None = None, spec: str = "", next_token: bool = False, pad: int | None = None,
     ):  # fmt: skip
         if tokenizer is None:
             raise GenboundError(
@@ -146,8 +148,10 @@ class TextSamples(TokenSamples):
         for what, column in (("second texts", pairs), ("labels", labels)):
             if column is not None and len(column) != len(texts):
                 raise GenboundError(f"{len(texts)} texts but {len(column)} {what}: give one for each text")
-        token = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        padding = {"input_ids": token or 0, "token_type_ids": tokenizer.pad_token_type_id}
+        padding = {
+            "input_ids": Reader(tokenizer, padding=pad).padding_token,
+            "token_type_ids": tokenizer.pad_token_type_id,
+        }
         super().__init__([{}] * len(texts), labels, padding, tokenizer.padding_side, next_token, spec)
         known = tokenizer.model_max_length
         self.max_length = max_length or (known if known and known < 1_000_000 else 512)

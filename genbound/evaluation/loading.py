@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from genbound.checkpoints.architecture import load_pair
-from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer, predicts_next_token
+from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer, padding_token, predicts_next_token
 from genbound.checkpoints.pair import Pair
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.data import Reader, load_data
@@ -288,6 +288,7 @@ def _samples(
         numeric=loss in ("squared_error", "multi_label"),
         next_token=predicts_next_token(model),
         trust_remote_code=spec.trust_remote_code,
+        padding=padding_token(getattr(model, "config", None), tokenizer),
     )
     samples = load_data(spec.data, reader)
     reader = replace(reader, label2id=samples.label2id or names)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 
 from genbound.checkpoints import huggingface
 from genbound.checkpoints.alignment import Signature, align
+from genbound.checkpoints.config_limits import read_json
 from genbound.checkpoints.heads import head_names
 from genbound.checkpoints.huggingface import HubClass
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.checkpoints.sidecar import located
 from genbound.checkpoints.state_file import StateFile, read_state
 from genbound.checkpoints.vision import LIBRARIES, vision_model
+from genbound.data.spec import Reader
 from genbound.errors import GenboundError
 from genbound.user_code import call_user, rng_untouched
 
@@ -53,11 +56,16 @@ class Start:
         return None if folder is None else huggingface.load_tokenizer(folder, self.trust_remote_code)
 
 
-def tokenizer_of(init: str | os.PathLike, trust_remote_code: bool = False) -> Any:
-    """INIT's tokenizer, if there is one: text can then be read before the model is built."""
+def text_reader(init: str | os.PathLike, trust_remote_code: bool = False) -> Reader:
+    """INIT's tokenizer, if there is one, and what it pads with: text can then be read before the model is built."""
     path = Path(init).expanduser()
-    folder = huggingface.tokenizer_folder(path if path.is_dir() else path.parent)
-    return None if folder is None else huggingface.load_tokenizer(folder, trust_remote_code)
+    path = path if path.is_dir() else path.parent
+    folder, file = huggingface.tokenizer_folder(path), path / "config.json"
+    tokenizer = None if folder is None else huggingface.load_tokenizer(folder, trust_remote_code)
+    said = read_json(file) if file.is_file() else None
+    config = SimpleNamespace(**said) if isinstance(said, dict) else None
+    padding = huggingface.padding_token(config, tokenizer)
+    return Reader(tokenizer, trust_remote_code=trust_remote_code, padding=padding)
 
 
 def build_start(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from genbound.data import Reader, Samples, load_data
+from genbound.data import Samples, load_data
 from genbound.data.run_folder import Relabelled
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
 from genbound.finetune.settings import Settings
-from genbound.finetune.start import tokenizer_of
+from genbound.finetune.start import text_reader
 from genbound.finetune.training_data import all_labels, noisy_labels
 
 
@@ -108,9 +108,8 @@ def _read(spec: RunSpec, data: Any, training: Samples | None) -> Samples:
     """Samples with the tokenizer of INIT; held-out ones with the class numbers of the training samples."""
     if not isinstance(data, str):
         return load_data(data)
-    tokenizer = tokenizer_of(spec.init, spec.trust_remote_code)
     names = None if training is None else training.label2id
-    return load_data(data, Reader(tokenizer, label2id=names, trust_remote_code=spec.trust_remote_code))
+    return load_data(data, replace(text_reader(spec.init, spec.trust_remote_code), label2id=names))
 
 
 def _num_classes(spec: RunSpec, samples: Samples, clean: Tensor) -> int:

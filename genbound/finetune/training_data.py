@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genbound.data import Reader, Samples, load_data
+from genbound.data import Samples, load_data
 from genbound.errors import GenboundError
 from genbound.finetune.label_noise.draw import flip_labels, named_matrix
 
@@ -52,8 +52,7 @@ def samples_of_run(folder: str | Path) -> Samples:
 
     ``data.py`` in the run's folder calls this, for scripts; ``genbound evaluate`` reads the data SPEC ``run:FOLDER``.
     """
-    from genbound.finetune.start import tokenizer_of
+    from genbound.finetune.start import text_reader
 
     # Who runs data.py has named it; what the run was given is the same person's.
-    reader = Reader(tokenizer_of(Path(folder, "finetuned")), trust_remote_code=True)
-    return load_data(f"run:{Path(folder).resolve()}", reader)
+    return load_data(f"run:{Path(folder).resolve()}", text_reader(Path(folder, "finetuned"), trust_remote_code=True))
