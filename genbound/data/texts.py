@@ -28,7 +28,8 @@ class TokenSamples(Samples):
         labels: one label a sample, or a list with one a token (-100 marks tokens that do not count).
         padding: the number that each input is padded with, 0 where it is not named.
         side: where the padding goes, ``right`` or ``left``.
-        next_token: each token is the label of the one before it, as in a causal language model; ``labels`` given for it
+        next_token: each token is the label of the one before it, as in a causal language model, but for those that the
+            ``attention_mask`` of a row leaves out; ``labels`` given for it
             stand beside the tokens they label (the convention of transformers) and are shifted here.
     """
 
@@ -65,7 +66,7 @@ class TokenSamples(Samples):
         if self._next_token:
             label = label.tolist() if isinstance(label, Tensor) else label
             label = (
-                label if isinstance(label, list) else row["input_ids"]
+                label if isinstance(label, list) else _own_labels(row)
             )  # a class of the whole text says nothing here
             if len(label) < 2:
                 raise GenboundError(f"{where} has one token and so no next one to predict; remove it")
@@ -119,6 +120,15 @@ class TokenSamples(Samples):
             labels = [torch.as_tensor(self._label(i, row)).tolist() for i, row in zip(indices, rows, strict=True)]
             sha.update(json.dumps([rows, labels], sort_keys=True).encode())
         return sha.hexdigest()
+
+
+def _own_labels(row: Tokens) -> list[int]:
+    """A row's tokens as labels; what the data have padded is neither predicted nor predicted from."""
+    tokens, mask = row["input_ids"], row.get("attention_mask", ())
+    if all(mask):
+        return tokens
+    pairs = zip(tokens, mask, [1, *mask[:-1]], strict=True)
+    return [token if here and before else IGNORED for token, here, before in pairs]
 
 
 class TextSamples(TokenSamples):

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import genbound
 from genbound.checkpoints import huggingface
+from genbound.data import Reader, load_data
 from genbound.finetune.run import finetune
 from genbound.finetune.settings import Settings
 
@@ -68,3 +69,23 @@ def test_what_inputs_are_padded_with():
         (Named(-1, 5), Named(10, 7), 7), (Named(None, 50256), None, None),
     ]:  # fmt: skip
         assert huggingface.padding_token(config, tokenizer) == token
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_in_the_data_is_no_label_of_a_causal_language_model(side, tmp_path):
+    reader, texts = Reader(next_token=True), [row for row in ROWS if len(row) > 1]
+    plain, padded = [{"input_ids": row} for row in texts], []
+    for row in texts:
+        free = 7 - len(row)
+        tokens, mask = [END] * free, [0] * free
+        pair = (tokens + row, mask + [1] * len(row)) if side == "left" else (row + tokens, [1] * len(row) + mask)
+        padded.append({"input_ids": pair[0], "attention_mask": pair[1]})
+    found = load_data(jsonl(tmp_path, padded), reader).batch(range(4)).targets
+    wanted = load_data(jsonl(tmp_path, plain), reader).batch(range(4)).targets
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == (7,) and torch.equal(one[one != -100], other[other != -100])
+    if side == "right":
+        model = gpt2(tmp_path, "LMHeadModel")
+        with torch.no_grad():
+            alone = [model(ids, labels=ids).loss.item() for ids in (torch.tensor([row]) for row in texts)]
+        assert losses(tmp_path, jsonl(tmp_path, padded))["train_loss"] == pytest.approx(np.mean(alone), rel=1e-5)
