@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,14 @@ from genbound.errors import GenboundError, first_line
 from genbound.optional import import_optional
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+
+# What a split is called in names -> its name in the library.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+}
+SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}(?:-.*)?")
 
 # What a column is for -> the names that it usually has.
 USUAL = {
@@ -136,19 +145,46 @@ def _from_files(datasets: Any, path: Path, split: str | None, cache: str, stream
             f"{str(path)!r} holds {' and '.join(kinds) or 'no'} files; hf: reads a directory of parquet, csv, "
             "json or arrow files, or one of save_to_disk"
         )
-    if split is not None and len(files) > 1:
-        named = [file for file in files if split in file.stem or split in file.parent.name]
-        if not named:
-            raise GenboundError(
-                f"{str(path)!r} has no split {split!r}; its files are {', '.join(f.name for f in files[:5])}"
-            )
-        files = named
+    files = _files_of_split(files, path, split)
     given = {"data_files": [str(file) for file in files], "split": "train", "cache_dir": cache}
     if streaming:
         return datasets.load_dataset(kinds[0], streaming=True, **given)
     small = sum(file.stat().st_size for file in files) <= stored_columns.LARGE
     # What is not kept in memory is written to the cache once, and stays mapped when the cache is gone.
     return datasets.load_dataset(kinds[0], keep_in_memory=small, **given)
+
+
+def _files_of_split(files: list[Path], root: Path, split: str | None) -> list[Path]:
+    """Those of a split, by the names of files and folders as in the library; without any all are ``train``."""
+    split_of = {file: _split_of(file, root) for file in files}
+    found = sorted({name or "without a name" for name in split_of.values()})
+    if split is None:
+        if len(found) > 1:
+            raise GenboundError(
+                f"{str(root)!r} has files of the splits {', '.join(found)}; say which with ?split=, or name the file"
+            )
+        return files
+    own = {file: {file.stem, *(() if split_of[file] else (*file.stem.split("-"), file.parent.name))} for file in files}
+    named = [file for file in files if split_of[file] == SPLITS.get(split, split) or split in own[file]]
+    if split == "train" and not any(split_of.values()):
+        return files
+    if not named:
+        shown = ", ".join(file.name for file in files[:5])
+        raise GenboundError(f"{str(root)!r} has no split {split!r}; its files are {shown}")
+    return named
+
+
+def _split_of(file: Path, root: Path) -> str | None:
+    """``test`` of ``test-00000-of-00002``, ``my_test.csv`` and ``test/part.csv``, ``raw`` of ``raw-00000-of-00001``."""
+    shard = SHARD.fullmatch(file.stem)
+    part = shard[1].rpartition("-")[2] if shard else "data"  # after the data set's name, in the library's cache
+    if part not in ("data", "part"):
+        return SPLITS.get(part, part)
+    for name in (file.stem, *reversed(file.relative_to(root).parts[:-1])):
+        words = re.split(r"[\W\d_]+", name.lower())
+        if found := [SPLITS[word] for word in words if word in SPLITS]:
+            return found[0]
+    return None
 
 
 def _from_cache(datasets: Any, name: str, streaming: bool) -> Any:
