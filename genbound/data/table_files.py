@@ -27,6 +27,7 @@ def read_table(spec: DataSpec, columns: Sequence[str] | None, whole: Collection[
         Name -> values, one a row.
     """
     path = spec.existing_file()
+    columns = None if columns is None else list(dict.fromkeys(columns))  # of one named twice the rows count once
     table: dict[str, Sequence]
     if spec.scheme == "parquet":
         table = _read_parquet(path, columns, spec.samples, whole)
