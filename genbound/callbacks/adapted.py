@@ -10,11 +10,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from genbound.checkpoints import huggingface
-from genbound.checkpoints.adapters import factors_of
+from genbound.checkpoints.adapter_merging import merge_attached
 
 BASE = "genbound_base"
 
@@ -30,13 +29,10 @@ def base_at_start(model: Any) -> nn.Module:
         return copy.deepcopy(model).cpu().unload()
 
 
-@torch.no_grad()
 def merged(model: Any) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]:
     """A merged copy in float32, and the two factors of every displacement that plain LoRA made."""
-    copied = copy.deepcopy(model).cpu().float()
-    factors = factors_of(copied)
-    with huggingface.quiet():
-        return copied.merge_and_unload().eval(), factors
+    network, factors, _ = merge_attached(copy.deepcopy(model).cpu().float())
+    return network, factors
 
 
 def save_base(base: Any, folder: Path) -> str | None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from genbound.checkpoints import huggingface
+from genbound.checkpoints.adapter_merging import merge_attached
+from genbound.checkpoints.alignment import Signature
 from genbound.checkpoints.config_limits import check_config, check_patterns
 from genbound.checkpoints.huggingface import HubClass
 from genbound.checkpoints.names import strip_prefixes
@@ -36,6 +38,8 @@ TASKS = {
 FOREIGN = ("megatron_config", "adapters", "layer_replication", "tokenizer_kwargs", "arrow_config")
 # They change the base's own weights when they start, so that the adapter alone does not say what was learned.
 REBASED = ("pissa", "olora", "corda", "loftq")
+# Which rows they change is clustered anew from singular vectors of the base, and turns on the last digits of those.
+UNSAID = ("ADAMSS",)
 
 
 def base_class(files: PairFiles, auto: str = "") -> HubClass:
@@ -70,11 +74,13 @@ class Merged:
         factors: the two factors ``[rows, rank]`` and ``[rank, columns]`` of each LoRA layer's displacement, by the
             weight's name; their product is the displacement.
         what: a sentence that says what was merged.
+        untied: the weights that are tied in the base and here no more.
     """
 
     model: nn.Module
     factors: dict[str, tuple[Tensor, Tensor]]
     what: str
+    untied: tuple[str, ...] = ()
 
 
 def merge(base: nn.Module, adapter: StateFile) -> Merged:
@@ -88,17 +94,18 @@ def merge(base: nn.Module, adapter: StateFile) -> Merged:
         GenboundError: the adapter does not fit the base, or is of a kind that has no merged weights.
     """
     model, kind = _attached(base, adapter)
-    factors = factors_of(model)
     try:
-        with huggingface.quiet():
-            # Safely, LoRA merges each weight in a copy of its own, and the base's stays what it was.
-            merged = model.merge_and_unload(safe_merge=kind == "LORA")
+        network, factors, untied = merge_attached(model)
+    except GenboundError:
+        raise
     except Exception as error:
         raise GenboundError(
             f"adapters of type {kind} cannot be merged into weights: {error}; merge the model yourself"
         ) from error
     what = f"{kind} adapter, merged in float32; {len(factors)} displacements kept as two factors"
-    return Merged(merged.eval(), factors, what)
+    if untied:
+        what += f"; {', '.join(untied)} untied, because the adapter changes it in one of its uses"
+    return Merged(network, factors, what, untied)
 
 
 def _attached(base: nn.Module, adapter: StateFile) -> tuple[Any, str]:
@@ -151,6 +158,11 @@ def _arguments(peft: Any, adapter: StateFile, kind: str) -> dict[str, Any]:
     if kind not in peft.PEFT_TYPE_TO_CONFIG_MAPPING:
         raise GenboundError(
             f"{str(adapter.path)!r}: peft {peft.__version__} knows no adapter of type {kind!r}; update peft"
+        )
+    if kind in UNSAID:
+        raise GenboundError(
+            f"{str(adapter.path)!r} is a {kind} adapter, whose file does not say which rows of a weight it changes; "
+            "merge it where it was trained, and give the merged model"
         )
     fields = {field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
     given = {name: value for name, value in (adapter.adapter or {}).items() if name in fields}
@@ -210,26 +222,6 @@ def _refuse_lost_biases(model: nn.Module, adapter: StateFile, said: str) -> None
             )
 
 
-def factors_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """The two factors of each displacement that plain LoRA makes, by the name of its weight in the base model."""
-    found = {}
-    for path, module in model.named_modules():
-        is_lora = hasattr(module, "lora_A") and hasattr(module, "base_layer")
-        if not is_lora or any(getattr(module, "use_dora", {}).values()):
-            continue
-        for adapter in module.lora_A:
-            if not isinstance(module.lora_A[adapter], nn.Module):
-                continue  # AdaLoRA has a third factor
-            a, b = module.lora_A[adapter].weight.detach(), module.lora_B[adapter].weight.detach()
-            if a.ndim != 2 or b.ndim != 2 or getattr(module.lora_B[adapter], "bias", None) is not None:
-                continue  # convolutions and biased factors are measured from their dense difference
-            left, right = module.scaling[adapter] * b, a
-            if getattr(module, "fan_in_fan_out", False):  # GPT-2 keeps its weights transposed
-                left, right = right.T, left.T
-            found[f"{path.removeprefix('base_model.model.')}.weight"] = (left.clone(), right.clone())
-    return found
-
-
 @torch.no_grad()
 def fill_base(model: nn.Module, init: StateFile) -> None:
     """Put INIT's weights into a model from a factory; what it lacks keeps its place for the adapter to fill."""
@@ -237,3 +229,15 @@ def fill_base(model: nn.Module, init: StateFile) -> None:
     for key, name in strip_prefixes(init.tensors, named).items():
         if named[name].shape == init.tensors[key].shape:
             named[name].copy_(init.tensors[key])
+
+
+def under_all_names(base: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """INIT's tensors by the base's names, tied ones by each of theirs: untied, each of them starts there."""
+    signature = Signature.of(base)
+    names = strip_prefixes(tensors, [*signature.params, *signature.aliases, *signature.buffers], signature.prefix)
+    found = {names.get(key, key): tensor for key, tensor in tensors.items()}
+    for alias, name in signature.aliases.items():
+        for one, other in ((alias, name), (name, alias)):
+            if one in found:
+                found.setdefault(other, found[one])
+    return found

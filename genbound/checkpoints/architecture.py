@@ -64,7 +64,7 @@ def load_pair(spec: PairSpec, numbers: bool = True) -> Pair:
     """The pair that is said.
 
     Without ``numbers`` no weight of a safetensors file is looked at, and an adapter is not merged: the pair has the
-    names and shapes of the merged network, and the base's weights.
+    names and shapes of the base, as the merged network has them but for what merging unties, and the base's weights.
 
     Which architecture: the one that ``spec.model`` names; else that of CKPT's ``adapter_config.json`` or
     ``config.json``; else none, and only the weights are compared. Global random state is as before.
@@ -189,4 +189,5 @@ def _from_adapter(files: PairFiles) -> Built:
     merged = adapters.merge(plain.model, files.ckpt)
     rule = f"adapter_config.json: {merged.what}; on {plain.rule}"
     state = merged.model.state_dict()
-    return Built(state, plain.init, rule, merged.model, plain.rebuild, plain.unused, merged.factors)
+    start = adapters.under_all_names(plain.model, plain.init) if merged.untied else dict(plain.init)
+    return Built(state, start, rule, merged.model, plain.rebuild, plain.unused, merged.factors)

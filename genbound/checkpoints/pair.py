@@ -178,7 +178,8 @@ def _seeded_head(built: Built, policy: str) -> dict[str, Tensor]:
     if built.rebuild is None:
         raise GenboundError(f"--head {policy} has to construct the model again: give a factory instead of a module")
     torch.manual_seed(int(policy.removeprefix("seed:")))  # inside rng_untouched
-    return {name: parameter.detach() for name, parameter in built.rebuild().named_parameters()}
+    named = built.rebuild().named_parameters(remove_duplicate=False)  # merging an adapter may have untied some
+    return {name: parameter.detach() for name, parameter in named}
 
 
 def _head_note(new: tuple[str, ...], policy: str) -> str:
