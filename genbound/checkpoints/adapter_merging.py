@@ -34,6 +34,7 @@ def merge_attached(model: Any) -> tuple[nn.Module, dict[str, tuple[Tensor, Tenso
     base = model.get_base_model()
     start = {name: base.get_submodule(name.removesuffix(".weight")).weight.detach() for name in factors}
     said = _answer(base)
+    _unwrap_heads(base)
     with huggingface.quiet():
         # Safely, LoRA merges each weight in a copy of its own, and the base's stays what it was.
         plain = all(str(getattr(config.peft_type, "value", "")) == "LORA" for config in model.peft_config.values())
@@ -51,6 +52,16 @@ def merge_attached(model: Any) -> tuple[nn.Module, dict[str, tuple[Tensor, Tenso
     weights = dict(merged.named_parameters())
     kept = [name for name, two in factors.items() if name in weights and _is_product(two, start[name], weights[name])]
     return merged, {name: factors[name] for name in kept}, untied
+
+
+def _unwrap_heads(model: nn.Module) -> None:
+    """Put heads of several layers that were trained in full in place: PEFT does so only beside LoRA."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, ModulesToSaveWrapper) and child.active_adapters and not hasattr(child, "weight"):
+                setattr(parent, name, child.modules_to_save[child.active_adapters[0]])
 
 
 def factors_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:

@@ -19,6 +19,7 @@ from genbound.checkpoints import huggingface
 from genbound.checkpoints.adapter_merging import merge_attached
 from genbound.checkpoints.alignment import Signature
 from genbound.checkpoints.config_limits import check_config, check_patterns
+from genbound.checkpoints.heads import head_names
 from genbound.checkpoints.huggingface import HubClass
 from genbound.checkpoints.names import strip_prefixes
 from genbound.checkpoints.pair_files import PairFiles
@@ -59,10 +60,21 @@ def base_class(files: PairFiles, auto: str = "") -> HubClass:
             "directory as INIT, or --model FILE.py:factory"
         )
     hub = huggingface.resolve_class(init.directory, auto, files.spec.trust_remote_code, init.tensors)
-    heads = [t for name, t in adapter.tensors.items() if ".lora_" not in name and t.ndim == 2]
-    if heads and task in ("SEQ_CLS", "TOKEN_CLS") and hub.config.num_labels != len(heads[-1]):
-        hub.config.num_labels = len(heads[-1])
+    rows = {len(tensor) for tensor in _other_heads(hub, adapter, init)}
+    if hub.cls.__name__.endswith("Classification") and len(rows) == 1:
+        hub.config.num_labels = rows.pop()
     return hub
+
+
+def _other_heads(hub: HubClass, adapter: StateFile, init: StateFile) -> list[Tensor]:
+    """What the adapter's file has for the output head in other shapes than the config says."""
+    skeleton = huggingface.skeleton(hub, init.tensors)
+    head, named = set(head_names(skeleton)), dict(skeleton.named_parameters())
+    plain = {
+        key.removeprefix("base_model.model.").replace("modules_to_save.", ""): tensor
+        for key, tensor in adapter.tensors.items()
+    }
+    return [tensor for name, tensor in plain.items() if name in head and tensor.shape != named[name].shape]
 
 
 @dataclass(frozen=True)

@@ -205,9 +205,9 @@ def _known_names(hub: HubClass, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
     Names that transformers itself renames stay as they are: only a prefix that most names have is taken off.
     """
-    skeleton = _skeleton(hub, tensors)
-    own = set(skeleton.state_dict())
-    base = f"{getattr(skeleton, 'base_model_prefix', '')}."
+    empty = skeleton(hub, tensors)
+    own = set(empty.state_dict())
+    base = f"{getattr(empty, 'base_model_prefix', '')}."
     expected = own | {name.removeprefix(base) for name in own if len(base) > 1}
     plain = {unwrapped(name): tensor for name, tensor in tensors.items()}
     if len(plain) < len(tensors):
@@ -218,23 +218,23 @@ def _known_names(hub: HubClass, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     return {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
 
 
-def _skeleton(hub: HubClass, tensors: Mapping[str, Tensor]) -> nn.Module:
+def skeleton(hub: HubClass, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The model without storage; refuses a config that describes far more numbers than the file has."""
     _check_config(hub.config, len(tensors))
     try:
         with quiet(), torch.device("meta"):  # without storage: a wrong config must not allocate
-            skeleton = hub.build()
+            empty = hub.build()
     except Exception as error:
         raise GenboundError(
             f"transformers cannot build {hub.cls.__name__} from config.json: {first_line(error)}"
         ) from error
-    asked, given = (sum(t.numel() for t in group.values()) for group in (skeleton.state_dict(), tensors))
+    asked, given = (sum(t.numel() for t in group.values()) for group in (empty.state_dict(), tensors))
     if asked > 4 * given + 50_000_000:
         raise GenboundError(
             f"config.json describes a model of {asked:,} numbers and the file has {given:,}: they do not belong "
             "together; restore config.json from the original"
         )
-    return skeleton
+    return empty
 
 
 def _check_config(config: Any, num_tensors: int) -> None:
