@@ -160,7 +160,8 @@ def _from_hub_class(files: PairFiles, auto: str, rule: str) -> Built:
         hub = huggingface.resolve_class(described.directory, auto, files.spec.trust_remote_code, described.tensors)
         model, state, unused = huggingface.load_finetuned(hub, files.ckpt.tensors, head_names)
         # Through the *fine-tuned* class: INIT's own has another head, or no prefix.
-        _, init_state, init_unused = huggingface.load_through(hub, files.init.tensors)
+        start = huggingface.tied_as(hub, files.init.config)
+        _, init_state, init_unused = huggingface.load_through(start, files.init.tensors)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
         # A config of odd values breaks transformers in as many ways as it has lines.
         raise GenboundError(

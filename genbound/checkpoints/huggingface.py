@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -269,6 +271,24 @@ def load_finetuned(
         hub.config.num_labels = count
         model, state, unused = load_through(hub, tensors)
     return model, state, unused
+
+
+def tied_as(hub: HubClass, said: Any) -> HubClass:
+    """The class with its word embeddings tied, where a config says that they were: a file has tied weights once.
+
+    Args:
+        hub: of the fine-tuned model, which may have been untied since.
+        said: content of INIT's ``config.json``, if there is one.
+    """
+    config = hub.config
+    same = isinstance(said, dict) and said.get("model_type") == config.model_type
+    if not same or getattr(config, "tie_word_embeddings", True):
+        return hub
+    if not type(config).from_dict(said).tie_word_embeddings:
+        return hub
+    config = copy.deepcopy(config)
+    config.tie_word_embeddings = True
+    return dataclasses.replace(hub, config=config)
 
 
 def head_parameters(model: nn.Module) -> tuple[str, ...] | None:
