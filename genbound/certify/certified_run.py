@@ -31,7 +31,7 @@ from genbound.evaluation.loop import evaluate
 from genbound.files import write_json
 from genbound.finetune.output import describe_checkpoint, save_network, write_data_file
 from genbound.finetune.predictions import accuracies
-from genbound.finetune.run import finetune
+from genbound.finetune.run import finetune, said
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import build_start
 from genbound.finetune.task import RunSpec, Task, read_task
@@ -181,8 +181,8 @@ class _Certified:
         (self.out / "prior_samples.txt").write_text("\n".join(map(str, self.seen)) + "\n", encoding="utf-8")
         inner = json.loads((self.out / "candidates" / best.name / "run.json").read_text(encoding="utf-8"))
         record = {
-            **inner, "init": str(self.spec.init), "data": self._said(self.spec.data),
-            "test_data": self._said(self.spec.test_data), "rule": first["rule"], "model": first["model"],
+            **inner, "init": str(self.spec.init), "data": said(self.spec.data),
+            "test_data": said(self.spec.test_data), "rule": first["rule"], "model": first["model"],
             "accuracy": accuracies(start.model, self.task, self.spec.settings.device),
         }  # fmt: skip
         if isinstance(self.spec.data, str):
@@ -208,7 +208,3 @@ class _Certified:
             "tried": tried, "num_prior": len(self.seen), "num_data": len(self.all) - len(self.seen),
             **{name: {"value": row["value"], "note": row["note"]} for name, row in rows.items()},
         }  # fmt: skip
-
-    @staticmethod
-    def _said(data: Any) -> str | None:
-        return data if isinstance(data, str) else None

@@ -94,10 +94,35 @@ def inner_spec(spec: DataSpec, reader: Reader) -> tuple[DataSpec, Reader]:
 
 
 def relabelled(spec: DataSpec, samples: Samples) -> Samples:
-    """The part of the samples that the run trained on, with the labels that it saw, as ``labels.npz`` has them."""
+    """The part of the samples that the run trained on, with the labels that it saw, as ``labels.npz`` has them.
+
+    Raises:
+        GenboundError: the samples are not those that the run was given.
+    """
     file = DataSpec(spec.text, "npz", str(spec.path / "labels.npz")).existing_file()
     arrays, _ = npz_arrays(file, "train", "observed")
     labels, places = torch.as_tensor(arrays["observed"]), torch.as_tensor(arrays["train"])
     if places.ndim != 1 or places.is_floating_point() or not bool(((places >= 0) & (places < len(samples))).all()):
         raise GenboundError(f"{str(file)!r} names places that the {len(samples)} samples do not have; restore it")
+    _check_same(spec, Relabelled(samples, labels))
     return Relabelled(samples, labels, places.tolist())
+
+
+def _check_same(spec: DataSpec, samples: Samples) -> None:
+    """Refuse other samples than the run was given, which may lie by now where its own lay.
+
+    Args:
+        spec: ``run:FOLDER``; ``settings.json`` in there has their digest.
+        samples: all that the run was given, with the labels that it saw.
+    """
+    try:
+        stored = json.loads((spec.path / "settings.json").read_text(encoding="utf-8")).get("data")
+    except FileNotFoundError:  # a run with --certify had none
+        return
+    except (OSError, ValueError, AttributeError) as error:
+        raise GenboundError(f"{str(spec.path / 'settings.json')!r} cannot be read ({error}); restore it") from error
+    if stored is not None and samples.digest() != stored:
+        raise GenboundError(
+            f"{samples.spec!r} holds other samples than the run in {str(spec.path)!r} was trained on: restore them, or "
+            f"say in {str(spec.path / 'run.json')!r} (data) where they are"
+        )

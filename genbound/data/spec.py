@@ -126,9 +126,9 @@ class DataSpec:
         """
         path = self.path
         if not path.exists():
-            raise GenboundError(f"no data file {str(path)!r}; check the path after the colon of --data")
+            raise GenboundError(f"no data file {str(path)!r}; check the path in {self.text!r}")
         if not path.is_file():
-            raise GenboundError(f"{str(path)!r} is not a file; name the file itself in --data")
+            raise GenboundError(f"{str(path)!r} is not a file; name the file itself, not {self.text!r}")
         if path.stat().st_size == 0:
             raise GenboundError(f"data file {str(path)!r} is empty (0 bytes); write it again")
         return path

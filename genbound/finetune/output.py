@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from genbound.checkpoints import huggingface
-from genbound.checkpoints.sidecar import located, write_sidecar
+from genbound.checkpoints.sidecar import write_sidecar
 from genbound.files import temporary_name
 from genbound.finetune.start import Start
 
@@ -59,5 +59,5 @@ def describe_checkpoint(out: Path, record: dict[str, Any]) -> None:
     """Say beside the fine-tuned checkpoint what it is measured with; the folder may be moved as a whole."""
     write_sidecar(
         out / "finetuned", model=record["model"], init="../pretrained", data="run:..",
-        test_data=record["test_data"] and located(record["test_data"], Path.cwd()),
+        test_data=record["test_data"],
     )  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from genbound.checkpoints import huggingface
+from genbound.checkpoints.sidecar import located
 from genbound.data.run_folder import Relabelled
 from genbound.engines.base import Engine
 from genbound.engines.in_process import InProcess
@@ -135,8 +136,8 @@ class _Run:
         network, trained = _train(start, task, confusion, settings, self.out)
         save_network(network, self.out / "finetuned", start)
         record = {
-            "settings": settings.record(), "radius_search": trials, "init": str(spec.init), "data": _said(spec.data),
-            "test_data": _said(spec.test_data), "model": start.spec, "rule": start.rule,
+            "settings": settings.record(), "radius_search": trials, "init": str(spec.init), "data": said(spec.data),
+            "test_data": said(spec.test_data), "model": start.spec, "rule": start.rule,
             "label2id": None if samples.label2id is None else dict(samples.label2id), "num_classes": task.num_classes,
             "num_train": len(task.train), "num_held_out": len(task.held_out),
             "confusion": None if confusion is None else confusion.tolist(),
@@ -150,9 +151,9 @@ class _Run:
         return record
 
 
-def _said(data: Any) -> str | None:
-    """A data SPEC, for the record; samples that were handed over have none."""
-    return data if isinstance(data, str) else None
+def said(data: Any) -> str | None:
+    """A data SPEC with its whole path, for the record; samples that were handed over have none."""
+    return located(data, Path.cwd()) if isinstance(data, str) else None
 
 
 def _within(spec: RunSpec, name: str, num_classes: int | None, settings: Settings) -> dict[str, Any]:
