@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genbound.checkpoints.names import is_adapter, plain_name
+from genbound.finetune.constraint.low_rank import adapted_layers
 from genbound.finetune.label_noise.consistent_loss import ConsistentLoss, PerSample, cross_entropy
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import Start
@@ -73,7 +75,11 @@ def distance_penalty(start: Start, factor: float) -> Callable[[], Tensor] | None
     r"""L2-SP as a function of no argument, or ``None`` where ``factor`` is 0.
 
     It is :math:`\frac{\lambda}{2}\|w - w^{(s)}\|^2` over all pretrained parameters, and
-    :math:`\frac{\lambda}{2}\|w\|^2` for the head.
+    :math:`\frac{\lambda}{2}\|w\|^2` for the head. Of a layer with a LoRA adapter, w is the merged weight.
+
+    Args:
+        start: the network at its pretrained weights; what is trained is its ``model`` at the time of a call.
+        factor: :math:`\lambda`.
 
     References:
         Li, Grandvalet & Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks",
@@ -82,12 +88,14 @@ def distance_penalty(start: Start, factor: float) -> Callable[[], Tensor] | None
     if not factor:
         return None
     head = set(start.head)
-    pairs = [
-        (p, torch.zeros_like(p) if name in head else p.detach().clone()) for name, p in start.model.named_parameters()
-    ]
+    starts = {
+        name: torch.zeros_like(p) if name in head else p.detach().clone() for name, p in start.model.named_parameters()
+    }
 
     def penalty() -> Tensor:
-        squares = ((p - at.to(p.device)).square().sum() for p, at in pairs if p.requires_grad)
+        trained = {name: p for name, p in start.model.named_parameters() if p.requires_grad and not is_adapter(name)}
+        squares = [(p - starts[plain_name(name)].to(p.device)).square().sum() for name, p in trained.items()]
+        squares += [layer.squared_distance() for layer in adapted_layers(start.model)]
         return factor / 2 * sum(squares, start=torch.zeros(()))
 
     return penalty

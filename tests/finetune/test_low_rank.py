@@ -6,15 +6,21 @@ from torch import nn
 
 from genbound.errors import GenboundError
 from genbound.finetune import DistanceConstraint
+from genbound.finetune.objective import distance_penalty
+from genbound.finetune.start import Start
 
 peft = pytest.importorskip("peft", reason="needs PEFT")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
+def plain_network():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
 def network(config=None, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 3))
+        plain = plain_network()
         init = {name: value.detach().clone() for name, value in plain.named_parameters()}
         config = config or peft.LoraConfig(r=2, lora_alpha=6, target_modules=["0", "3"], modules_to_save=["5"])
         return peft.get_peft_model(plain, config), init
@@ -83,3 +89,26 @@ def test_refusals():
     model.merge_adapter()
     with pytest.raises(GenboundError, match="merged"):
         DistanceConstraint(init, 0.1).project(model)
+
+
+def test_the_distance_penalty_is_of_the_merged_weights():
+    """L2-SP by its formula, from the merged network: pretrained layers from where they were, the head from zero."""
+    model, init = network()
+    head = ("5.weight", "5.bias")
+    plain = plain_network()
+    plain.load_state_dict(init)
+    start = Start(plain, head, (), None, "", None, "")
+    penalty = distance_penalty(start, 0.7)
+    start.model = model  # as the run does, with adapters
+    for _ in steps(model, DistanceConstraint(init, float("inf")), count=2):
+        pass
+    merged = merged_displacement(model, init)
+    head_squares = sum(
+        (p.detach().double() ** 2).sum() for n, p in model.named_parameters() if "5.modules_to_save" in n
+    )
+    expected = 0.35 * (sum((v**2).sum() for n, v in merged.items() if n not in head) + head_squares)
+    value = penalty()
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    model.zero_grad()
+    value.backward()
+    assert all(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if "lora_" in n)

@@ -42,8 +42,14 @@ class Adapted:
 
     def displacement(self) -> Tensor:
         """The merged displacement of the active adapters in float64, of the base weight's shape."""
-        adapters = [a for a in self.module.active_adapters if a in self._factors()]
-        return sum(self.module.get_delta_weight(adapter).detach().double() for adapter in adapters)
+        return sum(self.module.get_delta_weight(adapter).detach().double() for adapter in self._active())
+
+    def squared_distance(self) -> Tensor:
+        """Squared Frobenius norm of the merged displacement, shape ``[]``; with gradients, for a penalty."""
+        return sum(self.module.get_delta_weight(adapter) for adapter in self._active()).square().sum()
+
+    def _active(self) -> list[str]:
+        return [name for name in self.module.active_adapters if name in self._factors()]
 
     def distance(self, norm: str) -> float:
         """Frobenius norm of the merged displacement, or its MARS norm: the largest l1 norm of a row."""
