@@ -152,7 +152,11 @@ class FineTuner(Trainer):
         load_weights(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        load_weights(self.model, Path(str(self.state.best_model_checkpoint)))
+        """Leave the last weights: the Trainer knows the best ones by a path, which OUT may have had another of."""
+
+    def keep_best(self) -> None:
+        """Go back to the epoch with the best validation accuracy."""
+        load_weights(self.model, Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}"))
 
 
 def _counting(*_: Any) -> None:
@@ -188,6 +192,7 @@ def arguments(settings: Settings, folder: Path, evaluates: bool) -> TrainingArgu
         save_total_limit=2,  # the last whole one is still there while the next is written
         eval_strategy="epoch" if evaluates else "no",
         load_best_model_at_end=bool(settings.early_stopping),
+        restore_callback_states_from_checkpoint=True,  # how many epochs were no better
         metric_for_best_model="accuracy" if settings.early_stopping else None,
         greater_is_better=True if settings.early_stopping else None,
         logging_strategy="epoch",
@@ -210,11 +215,16 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 class Marks(TrainerCallback):
-    """Marks a checkpoint as whole."""
+    """Marks a checkpoint as whole.
+
+    Not the one with which training is stopped early: the Trainer would go on from there. A run that is killed behind it
+    continues from an earlier one, and stops at the same step again.
+    """
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the new checkpoint as whole."""
-        if state.is_world_process_zero:
+        stopped = control.should_training_stop and state.global_step < state.max_steps
+        if state.is_world_process_zero and not stopped:
             Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).touch()
 
 

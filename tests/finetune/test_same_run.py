@@ -49,11 +49,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(out, num_classes=None, test_data="npz:test.npz", data="npz:train.npz", **options):
+def run(out, at="", num_classes=None, test="test.npz", **options):
     settings = Settings(**{"epochs": 2, "batch_size": 16, "lr": 0.01} | options)
     return finetune(
-        "init.safetensors", data, out, model="nets.py:make", test_data=test_data, num_classes=num_classes,
-        settings=settings,
+        f"{at}init.safetensors", f"npz:{at}train.npz", out, model=f"{at}nets.py:make", test_data=f"npz:{at}{test}",
+        num_classes=num_classes, settings=settings,
     )  # fmt: skip
 
 
@@ -84,4 +84,57 @@ def test_its_samples_are_found_from_elsewhere_and_others_are_refused(folder, mon
 
 def test_a_missing_file_is_named_as_it_was_given(folder):
     with pytest.raises(GenboundError, match="no data file 'none.npz'; check the path in 'npz:none.npz'"):
-        run("out", test_data="npz:none.npz")
+        run("out", test="none.npz")
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed(monkeypatch, step, out, **options):
+    """The run, killed behind the checkpoint of a step, or for ``None`` when all is trained."""
+    from genbound.finetune import run as run_module
+    from genbound.finetune.trainer import Marks
+
+    def on_save(self, args, state, control, **kwargs):
+        mark(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            raise Killed
+
+    def save_network(model, place, start):
+        if step is None and place.name == "finetuned":
+            raise Killed
+        save(model, place, start)
+
+    mark, save = Marks.on_save, run_module.save_network
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Marks, "on_save", on_save)
+        patch.setattr(run_module, "save_network", save_network)
+        run(out, **options)
+
+
+NOISY = {
+    "lr": 0.03, "epochs": 30, "validation": 0.3, "noise": "symmetric:0.3", "schedule": "constant", "early_stopping": 2,
+    "seed": 7,
+}  # fmt: skip
+
+
+def test_early_stopping_goes_on_counting(folder, monkeypatch):
+    whole = run("whole", **NOISY)
+    epochs = int(whole["epochs_run"])
+    assert 3 <= epochs < 30
+    for step in (3 * (epochs - 1), 3 * epochs, None):  # an epoch before it stops; at the stop; when all is trained
+        out = f"out{step}"
+        killed(monkeypatch, step, out, **NOISY)
+        again = run(out, **NOISY)
+        assert (again["epochs_run"], again["accuracy"]) == (epochs, whole["accuracy"]) and same(out, "whole")
+
+
+def test_the_best_epoch_is_found_from_elsewhere(folder, monkeypatch):
+    options = NOISY | {"epochs": 6, "early_stopping": 20, "at": f"{folder}/"}
+    whole = run("whole", **options)
+    assert whole["accuracy"]["validation"] == pytest.approx(whole["best_accuracy"])
+    killed(monkeypatch, 18, "out", **options)
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run("../out", **options)["accuracy"] == whole["accuracy"] and same("../out", "../whole")
