@@ -49,8 +49,16 @@ class StopAtLoss(TrainerCallback):
         every = max(1, round(state.max_steps / (CHECKS * self._settings.epochs)))
         if state.global_step % every and state.global_step < state.max_steps:
             return
+        self._look()
+        control.should_training_stop = control.should_training_stop or self.reached
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look again where training continues behind its last step: no other look will follow."""
+        if state.global_step >= state.max_steps:
+            self._look()
+
+    def _look(self) -> None:
         half = self._settings.precision == "bfloat16"
         with torch.autocast(torch.device(self._settings.device).type, torch.bfloat16, enabled=half):
             logits, labels = predict(self._start.model, self._samples, self._settings.device)
         self.reached = float(cross_entropy(logits, labels)) <= self._settings.stop_loss
-        control.should_training_stop = control.should_training_stop or self.reached

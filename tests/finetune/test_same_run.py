@@ -138,3 +138,23 @@ def test_the_best_epoch_is_found_from_elsewhere(folder, monkeypatch):
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     assert run("../out", **options)["accuracy"] == whole["accuracy"] and same("../out", "../whole")
+
+
+def loss_of(out):
+    stored, data = np.load(os.path.join(out, "labels.npz")), np.load("train.npz")
+    net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    net.load_state_dict(weights(out))
+    x, y = torch.from_numpy(data["x"][stored["train"]]), torch.from_numpy(stored["observed"][stored["train"]])
+    return torch.nn.functional.cross_entropy(net(x), y).item()
+
+
+@pytest.mark.parametrize("epochs", [40, 3])
+def test_a_run_that_has_stopped_at_its_loss_does_not_train_on(folder, monkeypatch, epochs):
+    """Also where it got there with its very last step."""
+    run("before", epochs=3, schedule="constant")
+    options = {"epochs": epochs, "stop_loss": 0.5 if epochs == 40 else loss_of("before") + 1e-6, "schedule": "constant"}
+    whole = run("whole", **options)
+    assert whole["stop_loss_reached"] and whole["steps"] < 160 and (epochs == 40 or whole["steps"] == 12)
+    killed(monkeypatch, None, "out", **options)
+    again = run("out", **options)
+    assert (again["steps"], again["stop_loss_reached"]) == (whole["steps"], True) and same("out", "whole")
