@@ -271,7 +271,7 @@ def _train(
     with huggingface.quiet(), Bar() as bar:
         trainer.add_callback(Progress(bar))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if settings.early_stopping:
+    if settings.early_stopping and not (stop and stop.reached):
         trainer.keep_best()
     trained: Any = start.model
     network = trained.merge_and_unload() if settings.lora else trained

@@ -158,3 +158,9 @@ def test_a_run_that_has_stopped_at_its_loss_does_not_train_on(folder, monkeypatc
     killed(monkeypatch, None, "out", **options)
     again = run("out", **options)
     assert (again["steps"], again["stop_loss_reached"]) == (whole["steps"], True) and same("out", "whole")
+
+
+def test_with_early_stopping_the_network_that_reached_the_loss_is_kept(folder):
+    record = run("out", **NOISY | {"epochs": 60, "early_stopping": 50, "stop_loss": 0.4})
+    assert record["stop_loss_reached"] and record["best_accuracy"] > record["accuracy"]["validation"]
+    assert loss_of("out") <= 0.4
