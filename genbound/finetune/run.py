@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import time
 from dataclasses import replace
@@ -17,29 +16,26 @@ from torch import nn
 
 from genbound.checkpoints import huggingface
 from genbound.checkpoints.sidecar import located
-from genbound.data.run_folder import Relabelled
 from genbound.engines.base import Engine
 from genbound.engines.in_process import InProcess
 from genbound.engines.whole_runs import alone
-from genbound.errors import GenboundError
 from genbound.files import write_json
 from genbound.finetune.constraint.distance_constraint import constraint_of
 from genbound.finetune.frozen_body import freeze_body
+from genbound.finetune.identity import continued, identity_of
 from genbound.finetune.label_noise.confusion import anchor_points, dual_t
-from genbound.finetune.label_noise.draw import named_matrix
+from genbound.finetune.label_noise.draw import ESTIMATED, given_matrix
 from genbound.finetune.objective import objective_of
 from genbound.finetune.output import describe_checkpoint, save_network, write_data_file
 from genbound.finetune.predictions import accuracies, predict
 from genbound.finetune.radius_search import AUTO, choose_radius
-from genbound.finetune.settings import Settings, differences
+from genbound.finetune.settings import Settings
 from genbound.finetune.start import Start, build_start
 from genbound.finetune.task import RunSpec, Task, read_task
 from genbound.results.progress_bar import Bar
 from genbound.user_code import rng_untouched
-from genbound.version import __version__
 
 OBSERVED, MATRIX = "observed.npy", "confusion.csv"  # what runs inside this one read: the labels, and F
-ESTIMATES = {"anchor": lambda p, labels: anchor_points(p), "dual-t": dual_t}
 
 
 def finetune(
@@ -117,7 +113,7 @@ class _Run:
     def _begin(self) -> tuple[dict[str, Any] | None, np.ndarray | None]:
         """The record of a run that is finished; else what it begins with, written, and F to correct for."""
         task, start = self._task, self._start
-        if finished := _continue(self.out, _identity(self.spec, task, start)):
+        if finished := continued(self.out, identity_of(self.spec, task, start)):
             return finished, None
         task.write(self.out / "labels.npz")
         save_network(start.model, self.out / "pretrained", start)
@@ -164,40 +160,11 @@ def _within(spec: RunSpec, name: str, num_classes: int | None, settings: Setting
     )  # fmt: skip
 
 
-def _identity(spec: RunSpec, task: Task, start: Start) -> dict[str, Any]:
-    """All that decides the result: the same command finds the same run again, and another one is refused."""
-    return {
-        **spec.settings.record(), "init": start.sha256, "data": Relabelled(task.samples, task.observed).digest(),
-        "rule": start.rule, "test_data": None if task.test is None else task.test.digest(), "genbound": __version__,
-    }  # fmt: skip
-
-
-def _continue(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What is there of this run: nothing, a part (then ``None``), or all of it."""
-    file = out / "settings.json"
-    if file.is_file():
-        # A run of before there was an option had its default.
-        stored = {**Settings().record(), **json.loads(file.read_text(encoding="utf-8"))}
-        if changed := differences(stored, identity):
-            raise GenboundError(
-                f"{str(out)!r} holds a run with other settings ({'; '.join(changed[:4])}): give another --out, "
-                "or remove it"
-            )
-        if (out / "run.json").is_file():
-            return json.loads((out / "run.json").read_text(encoding="utf-8"))
-    elif (out / "checkpoints").exists():
-        raise GenboundError(f"{str(out)!r} holds checkpoints but no settings.json: give another --out, or remove it")
-    write_json(file, identity)
-    return None
-
-
 def _confusion(spec: RunSpec, task: Task, start: Start) -> np.ndarray | None:
     """F to correct for: known, read, or estimated from a short run of the same recipe without correction."""
     settings, wanted = spec.settings, spec.settings.confusion
-    if wanted is None:
-        return None
-    if wanted not in ESTIMATES:
-        return named_matrix(str(settings.noise) if wanted == "known" else wanted, task.num_classes)
+    if wanted not in ESTIMATED:
+        return given_matrix(settings, task.num_classes)
     recipe = replace(
         settings,
         confusion=None,
@@ -212,7 +179,8 @@ def _confusion(spec: RunSpec, task: Task, start: Start) -> np.ndarray | None:
         spec.trust_remote_code,
     )  # fmt: skip
     logits, labels = predict(first.model, task.part(task.train), settings.device)
-    matrix = ESTIMATES[wanted](logits.double().softmax(-1), labels)
+    probabilities = logits.double().softmax(-1)
+    matrix = anchor_points(probabilities) if wanted == "anchor" else dual_t(probabilities, labels)
     _matrix_file(spec.out, matrix)
     return matrix
 

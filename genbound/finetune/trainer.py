@@ -156,7 +156,7 @@ class FineTuner(Trainer):
 
     def keep_best(self) -> None:
         """Go back to the epoch with the best validation accuracy."""
-        load_weights(self.model, Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}"))
+        load_weights(self.model, Path(str(self.args.output_dir), f"checkpoint-{self.state.best_global_step}"))
 
 
 def _counting(*_: Any) -> None:

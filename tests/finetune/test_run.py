@@ -23,7 +23,7 @@ pytest.importorskip("accelerate", reason="needs accelerate")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 NET = """
-import time
+import os, time
 from torch import nn
 
 class Net(nn.Module):
@@ -35,7 +35,7 @@ class Net(nn.Module):
         self.fc = nn.Linear(8, 3)
 
     def forward(self, x):
-        time.sleep({pause} * self.training)
+        time.sleep(float(os.environ.get("PAUSE", 0)) * self.training)
         return self.fc(self.body(x))
 
 def make():
@@ -45,7 +45,7 @@ def make():
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "nets.py").write_text(NET.format(pause=0))
+    (tmp_path / "nets.py").write_text(NET)
     stream = torch.Generator().manual_seed(0)
     x = torch.randn(90, 6, generator=stream)
     y = (x[:, :3] + 0.3 * torch.randn(90, 3, generator=stream)).argmax(1)
@@ -232,15 +232,10 @@ def test_killed_runs_continue_to_the_same_checkpoint(folder, capsys, more):
     if "--lora" in more:
         pytest.importorskip("peft", reason="needs PEFT")
     assert main(arguments(folder, folder / "whole", "--epochs", "6", *more)) == 0
-    slow = folder / "slow"
-    slow.mkdir()
-    (slow / "nets.py").write_text(NET.format(pause=0.1))
     out = folder / "killed"
     command = arguments(folder, out, "--epochs", "6", *more)
-    environment = {**os.environ, "PYTHONPATH": str(Path(genbound.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    # The same factory file name and code, only slower: the run is one and the same.
-    fast = (folder / "nets.py").read_text()
-    (folder / "nets.py").write_text(NET.format(pause=0.1))
+    package = str(Path(genbound.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1", "PAUSE": "0.1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "genbound", *command],
         env=environment,
@@ -259,7 +254,6 @@ def test_killed_runs_continue_to_the_same_checkpoint(folder, capsys, more):
     half = out / "checkpoints" / "checkpoint-99"
     half.mkdir()
     (half / "trainer_state.json").write_text("{}")
-    (folder / "nets.py").write_text(fast)
     assert main(command) == 0
     assert same(weights(folder / "whole"), weights(out)) and not half.exists()
     assert record(out)["accuracy"] == record(folder / "whole")["accuracy"]

@@ -164,3 +164,50 @@ def test_with_early_stopping_the_network_that_reached_the_loss_is_kept(folder):
     record = run("out", **NOISY | {"epochs": 60, "early_stopping": 50, "stop_loss": 0.4})
     assert record["stop_loss_reached"] and record["best_accuracy"] > record["accuracy"]["validation"]
     assert loss_of("out") <= 0.4
+
+
+def test_what_decides_the_result_is_compared(folder):
+    np.savetxt("F.csv", np.full((3, 3), 0.1) + 0.7 * np.eye(3), delimiter=",")
+    run("out", num_classes=3, confusion="F.csv")
+    stamp = os.stat("out/finetuned").st_mtime_ns
+    run("out", confusion="F.csv")  # of as many classes as the labels show
+    np.savetxt("F.csv", np.full((3, 3), 0.2) + 0.4 * np.eye(3), delimiter=",")
+    with pytest.raises(GenboundError, match="holds a run with other settings .matrix: "):
+        run("out", confusion="F.csv")
+    np.savetxt("F.csv", np.full((3, 3), 0.1) + 0.7 * np.eye(3), delimiter=",")
+    (folder / "nets.py").write_text(NET.replace("ReLU", "Tanh"))
+    with pytest.raises(GenboundError, match="holds a run with other settings .code: "):
+        run("out", confusion="F.csv")
+    (folder / "nets.py").write_text(NET)
+    with pytest.raises(GenboundError, match="num_classes: 3 -> 4"):
+        run("out", num_classes=4)
+    # A run of before had not said these.
+    file = folder / "out" / "settings.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({name: said[name] for name in said if name not in ("num_classes", "matrix", "code")}))
+    run("out", confusion="F.csv")
+    assert os.stat("out/finetuned").st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("options", [{"radius": "auto"}, {"confusion": "anchor"}], ids=str)
+def test_it_is_continued_from_another_directory(folder, monkeypatch, options):
+    """Where files of the run and the network's own have other names."""
+    options = options | {"epochs": 1, "noise": "symmetric:0.2"}
+    killed(monkeypatch, None, "out", **options)
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    run("../out", at="../", **options)
+    assert (folder / "out" / "run.json").exists()
+
+
+def test_what_is_damaged_is_told_and_what_is_lost_is_made_again(folder):
+    import shutil
+
+    run("out")
+    run("again")
+    shutil.rmtree("out/finetuned")
+    run("out")
+    assert same("out", "again")
+    (folder / "out" / "settings.json").write_text('{"epochs"')
+    with pytest.raises(GenboundError, match="settings.json' cannot be read"):
+        run("out")

@@ -8,6 +8,9 @@ import numpy as np
 
 from genbound.data.label_confusion import check_confusion, read_matrix
 from genbound.errors import GenboundError
+from genbound.finetune.settings import Settings
+
+ESTIMATED = ("anchor", "dual-t")  # of the kinds of F: from a run of their own
 
 
 def symmetric_noise(rate: float, num_classes: int, redraw: bool = False) -> np.ndarray:
@@ -42,6 +45,13 @@ def named_matrix(text: str, num_classes: int) -> np.ndarray:
         except ValueError as error:
             raise GenboundError(f"label noise {text!r} is not understood: write {kind}:0.4") from error
     return check_confusion(read_matrix(text), num_classes)
+
+
+def given_matrix(settings: Settings, num_classes: int) -> np.ndarray | None:
+    """F to correct the loss for, ``[K, K]``; ``None`` where there is none, or where it is to be estimated."""
+    if settings.confusion is None or settings.confusion in ESTIMATED:
+        return None
+    return named_matrix(str(settings.noise) if settings.confusion == "known" else settings.confusion, num_classes)
 
 
 def flip_labels(labels: Any, confusion: Any, seed: int = 0) -> np.ndarray:
