@@ -29,11 +29,13 @@ from genbound.errors import GenboundError
 from genbound.evaluation.loading import load
 from genbound.evaluation.loop import evaluate
 from genbound.files import write_json
+from genbound.finetune.constraint.distance_constraint import constraint_of
+from genbound.finetune.identity import continued, identity_of
 from genbound.finetune.output import describe_checkpoint, save_network, write_data_file
 from genbound.finetune.predictions import accuracies
 from genbound.finetune.run import finetune, said
 from genbound.finetune.settings import Settings
-from genbound.finetune.start import build_start
+from genbound.finetune.start import Start, build_start
 from genbound.finetune.task import RunSpec, Task, read_task
 from genbound.results.results import Results
 
@@ -121,11 +123,9 @@ class _Certified:
 
     def run(self, engine: Engine) -> dict[str, Any]:
         """All of it, with the candidates shared by the engine's processes; the record."""
-
-        def prior() -> dict[str, Any]:
-            return self._within("prior", self.spec.init, self.seen, self.spec.settings, self.spec.model)
-
-        first = engine.settle(alone()(prior))
+        finished, first = engine.settle(alone()(self._begin))
+        if finished:
+            return finished
         candidates = list(enumerate(first_candidates(self.spec.settings)))
         records = share_runs(
             engine, "candidates", candidates, lambda c: asdict(self._try(c[1], first["distances"], c[0]))
@@ -135,6 +135,20 @@ class _Certified:
             for record, (_, candidate) in zip(records, candidates, strict=True)
         ]
         return engine.settle(alone()(lambda: self._choose(tried, first)))
+
+    def _begin(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """The record of a run that is finished, if it is; and that of the prior."""
+        spec, task = self.spec, self.task
+        start = build_start(
+            spec.init, spec.model, task.num_classes, task.samples.label2id, task.has_images, spec.settings.seed,
+            spec.trust_remote_code,
+        )  # fmt: skip
+        asked = {"prior_share": self.prior_share, "delta": self.delta}
+        # A run of before has a prior and did not say what it was: its parts are asked.
+        traces = () if (self.out / "prior").is_dir() else ("checkpoints", "run.json")
+        if finished := continued(self.out, {**identity_of(spec, task, start), "certify": asked}, traces):
+            return finished, {}
+        return None, self._within("prior", spec.init, self.seen, spec.settings, spec.model)
 
     def _choose(self, tried: list[Tried], first: dict[str, Any]) -> dict[str, Any]:
         """The best candidate, also with noise in its training; the record."""
@@ -183,6 +197,7 @@ class _Certified:
         record = {
             **inner, "init": str(self.spec.init), "data": said(self.spec.data),
             "test_data": said(self.spec.test_data), "rule": first["rule"], "model": first["model"],
+            "distances": self._distances(start),
             "accuracy": accuracies(start.model, self.task, self.spec.settings.device),
         }  # fmt: skip
         if isinstance(self.spec.data, str):
@@ -200,6 +215,14 @@ class _Certified:
         record["certificate"] = self._certificate(results, best, tried)
         write_json(self.out / "run.json", record)
         return record
+
+    def _distances(self, end: Start) -> dict[str, float]:
+        """How far each layer is from ``pretrained``, in the recipe's norm."""
+        begin = build_start(
+            self.out / "pretrained", self.spec.model, self.task.num_classes, self.task.samples.label2id,
+            self.task.has_images, self.spec.settings.seed, self.spec.trust_remote_code,
+        )  # fmt: skip
+        return constraint_of(begin.model, begin.head, replace(self.spec.settings, radius=None)).distances(end.model)
 
     def _certificate(self, results: Results, best: Candidate, tried: dict[str, float | None]) -> dict[str, Any]:
         rows = {name: results.bounds[name] for name in ROWS}

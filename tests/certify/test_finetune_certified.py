@@ -176,3 +176,32 @@ def test_the_ball_of_the_algorithm_is_that_of_the_certificate(folder):
 def test_what_cannot_be_certified_is_refused(folder, more, said):
     with pytest.raises(GenboundError, match=said):
         certified(folder, **more)
+
+
+def test_a_certified_run_and_a_plain_one_do_not_share_a_folder(folder):
+    """And what it says of itself: distances from ``pretrained``, samples by their digest."""
+    head = Settings(epochs=1, lr=0.02, trained="head")
+    record = certified(folder, settings=head)
+    data, model = f"npz:{folder / 'train.npz'}", f"{folder / 'nets.py'}:make"
+
+    def plain(out):
+        return finetune(folder / "init.pt", data, folder / out, model=model, settings=head)
+
+    with pytest.raises(GenboundError, match="holds a run with other settings .certify: "):
+        plain("out")
+    stamp = (folder / "out" / "run.json").stat().st_mtime_ns
+    assert certified(folder, settings=head)["certificate"] == record["certificate"]
+    assert (folder / "out" / "run.json").stat().st_mtime_ns == stamp
+    with pytest.raises(GenboundError, match="holds a run with other settings .certify: "):
+        certified(folder, settings=head, delta=0.1)
+    (folder / "out" / "settings.json").unlink()  # as runs of before were
+    with pytest.raises(GenboundError, match="holds prior but no settings.json"):
+        plain("out")
+    plain("plain")
+    with pytest.raises(GenboundError, match="holds a run with other settings .certify: "):
+        certified(folder, "plain", settings=head)
+
+    end, begin = tensors(folder / "out"), load_file(folder / "out" / "pretrained" / "model.safetensors")
+    for name, distance in record["distances"].items():
+        assert distance == pytest.approx((end[name].double() - begin[name].double()).norm().item(), rel=1e-5)
+    assert record["distances"]["fc.weight"] > 0
