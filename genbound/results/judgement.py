@@ -43,7 +43,7 @@ class Terms:
     """What two runs have in common, and how much a number of theirs may move.
 
     Attributes:
-        same_seed: equal draws, if the samples are the same too.
+        same_seed: equal draws, if the samples and the weights are the same too.
         same_samples: both measured the same samples.
         rounding: relative difference that rounding may make.
         k: combined standard errors that a random number may move.
@@ -61,11 +61,16 @@ class Terms:
         data = 0.0 if self.same_samples else math.hypot(one.data_sem or 0.0, other.data_sem or 0.0)
         return math.sqrt(one.sem**2 + other.sem**2 + data**2)
 
+    @property
+    def same_draws(self) -> bool:
+        """Whether what was drawn is the same: equal draws at other weights err otherwise."""
+        return self.same_seed and self.same_weights
+
     def allowed(self, expected: Observation, obtained: Observation) -> float:
-        """What rounding may do, in the numbers' unit, and of logarithms what another seed may."""
+        """What rounding may do, in the numbers' unit, and of logarithms what other draws may."""
         sizes = abs(expected.number), abs(obtained.number)
         rounding = self.rounding * (max(1.0, sizes[0]) if expected.logarithm else max(sizes))
-        return rounding if self.same_seed else rounding + max(expected.slack, obtained.slack)
+        return rounding if self.same_draws else rounding + max(expected.slack, obtained.slack)
 
 
 def judge(expected: Observation, obtained: Observation, rule: Tolerance | None, terms: Terms) -> Row:
@@ -106,8 +111,8 @@ def _moved(
 ) -> tuple[str, str, str, float]:
     """``(difference, status, note, severity)`` of two numbers that have values."""
     change = obtained.number - expected.number
-    # At equal seed a bound is arithmetic on numbers that are compared themselves.
-    arithmetic = expected.is_bound and terms.same_seed
+    # At equal seed and weights a bound is arithmetic on numbers that are compared themselves.
+    arithmetic = expected.is_bound and terms.same_draws
     sem = 0.0 if arithmetic else terms.sem(expected, obtained)
     beyond = change if arithmetic else _beyond(expected, obtained)
     allowed, k = terms.allowed(expected, obtained), terms.k

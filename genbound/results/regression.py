@@ -7,8 +7,8 @@ A number regressed if
 with a the change that is allowed (rounding by default, or what a tolerance says) and k such that, of all runs that
 differ from the baseline in the seed alone, a fraction ``false_alarm`` at most is flagged:
 :math:`k = \Phi^{-1}(1 - \alpha/2m)` for m random numbers (Bonferroni). A certain interval regressed if it lies beside
-the other one. Bounds are arithmetic: at equal seed they agree to rounding, at another one as far as the errors of what
-was measured reach.
+the other one. Bounds are arithmetic: of one checkpoint they agree to rounding at equal seed; at another seed, or of
+another checkpoint, they move as far as the errors of what was measured reach.
 """
 
 from __future__ import annotations
