@@ -29,5 +29,5 @@ QUANTITY = Quantity(
     "Frobenius norm of each layer's displacement from its initialisation",
     measure,
     needs_data=False,
-    reading=Reading(fixed=True, by_layer=True),
+    reading=Reading(fixed=True, fall_when_better=("*",), of_the_start=("*.init_norm",), by_layer=True),
 )

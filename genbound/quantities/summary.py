@@ -55,7 +55,9 @@ class Reading:
             stand in says that it is ``exact``.
         how: names of entries, with wildcards, that say how something was measured or repeat another entry; they are not
             compared, like :data:`HOW`.
-        fall_when_better: names of numbers, with wildcards, that a better network has smaller: losses and errors.
+        fall_when_better: names of numbers, with wildcards, that a better network has smaller: losses, errors, norms,
+            distances, curvatures.
+        of_the_start: which of them, with wildcards, are the start's, so that nothing is better where they fall.
         observe: ``summary -> numbers``, where they do not stand in it as above.
         headline: ``summary ->`` a sentence above the table of bounds; empty if there is nothing to say.
         describe: ``summary -> lines`` below it. Several lines, a table say, come before those of quantities with one.
@@ -67,6 +69,7 @@ class Reading:
     extremes: tuple[str, ...] = ()
     how: tuple[str, ...] = ()
     fall_when_better: tuple[str, ...] = ()
+    of_the_start: tuple[str, ...] = ()
     observe: Callable[[Summary], Iterable[Number]] | None = None
     headline: Callable[[Summary], str] = lambda summary: ""
     describe: Callable[[Summary], Sequence[str]] = lambda summary: ()
@@ -79,7 +82,7 @@ class Reading:
 
     def falls_when_better(self, where: str) -> bool:
         """Whether the number at this place is smaller where the network is better."""
-        return _named(where, self.fall_when_better)
+        return _named(where, self.fall_when_better) and not _named(where, self.of_the_start)
 
     def takes_extremes(self, summary: Summary) -> bool:
         """Whether what is computed from the summary rests on an extreme over random draws."""

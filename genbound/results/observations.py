@@ -32,7 +32,7 @@ class Observation(Number):
         logarithm: ``value``, ``sem``, ``lower`` and ``upper`` are those of a base-10 logarithm.
         is_bound: computed, not measured.
         reason: why there is no value.
-        falls_when_better: of another network a smaller number is no regression: a bound, a loss, an error, a gap.
+        falls_when_better: of another network a smaller number is no regression: a bound, a norm, a loss, a curvature.
         is_guarantee: of any network a smaller number is no regression: it holds, whichever way it was found.
     """
 
@@ -61,7 +61,7 @@ def observe(results: Results) -> dict[str, Observation]:
     """All numbers of a run by name."""
     measured = {o.name: o for name, summary in results.quantities.items() for o in _measured(name, summary)}
     computed = (
-        replace(o, falls_when_better=row["kind"] != "norm", is_guarantee=row["kind"] == "certificate")
+        replace(o, falls_when_better=True, is_guarantee=row["kind"] == "certificate")
         for name, row in results.bounds.items()
         for o in _bound(name, row, results, measured)
     )

@@ -1,8 +1,10 @@
 """``check`` and ``compare`` of another checkpoint at the same seed: what is an error, and what is better."""
 
+import pytest
 from handmade import bound, run
 
 from genbound.results.comparison import compare
+from genbound.results.observations import observe
 from genbound.results.regression import check
 
 
@@ -30,3 +32,41 @@ def test_a_certain_interval_of_other_weights_has_to_lie_beside():
     for value, lower, passed in ((1.05, 0.95, True), (1.2, 1.1, False)):
         baseline, retrained = pair(measured, {"hessian_distance": bound(value, lower, value)})
         assert check(retrained, baseline).passed == passed
+
+
+NORM = {"distance_frobenius": bound(2.0, unit="distance") | {"kind": "norm"}}
+NEARER = {"distance_frobenius": bound(1.0, unit="distance") | {"kind": "norm"}}
+
+
+def test_a_norm_that_fell_is_better():
+    def nearer(results):
+        for row in results.quantities["displacement_norm"]["layers"].values():
+            row["value"] /= 2
+
+    baseline, retrained = pair(NORM, NEARER, nearer)
+    found = check(retrained, baseline)
+    assert found.passed and {row.measure for row in found.rows if row.status == "improved"} == {
+        "displacement_norm", "distance_frobenius"
+    }  # fmt: skip
+    assert "No, better. Better: distance_frobenius (-50 %)." in compare([baseline, retrained]).summary()
+    assert not check(baseline, retrained).passed and "Yes. Worse" in compare([retrained, baseline]).summary()
+    assert not check(retrained, baseline, tolerances={"distance_frobenius": "-5%"}).passed
+
+
+@pytest.mark.parametrize(
+    ("quantity", "row", "better"),
+    [
+        ("displacement_norm", {"init_norm": 3.0}, False),
+        ("hessian_trace", {"value": 3.0, "sem": 0.1}, True),
+        ("layer_norms", {"weight": {"frobenius": 3.0}, "displacement": {"mars": 1.0}, "bias_norm": 2.0}, True),
+        ("layer_norms", {"init": {"frobenius": 3.0}}, False),
+        ("layer_norms", {"init_bias_norm": 3.0}, False),
+        ("layer_norms", {"in_channels": 3.0}, False),
+        ("matrix_norms", {"init": {"spectral": {"value": 3.0, "lower": 3.0, "upper": 3.0}}}, False),
+        ("power_law", {"alpha": 3.0}, False),
+    ],
+)
+def test_which_numbers_are_better_where_they_fall(quantity, row, better):
+    results = run({})
+    results.quantities = {quantity: {"layers": {"init.weight": row}}}
+    assert {o.falls_when_better for o in observe(results).values()} == {better}

@@ -24,5 +24,5 @@ QUANTITY = Quantity(
     later("genbound.quantities.fisher_rao_norm:measure"),
     gradients=lambda problem, options: 3.0,
     reference="Liang, Poggio, Rakhlin & Stokes 2019",
-    reading=Reading(observe=_observe),
+    reading=Reading(fall_when_better=("*",), observe=_observe),
 )

@@ -73,5 +73,5 @@ QUANTITY = Quantity(
     unit="forward",
     applies_to=later("genbound.quantities.flatness:applies_to"),
     reference="Jiang et al. 2020",
-    reading=Reading(observe=_observe),
+    reading=Reading(fall_when_better=("norm_*",), observe=_observe),
 )

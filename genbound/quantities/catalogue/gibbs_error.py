@@ -70,6 +70,7 @@ QUANTITY = Quantity(
     reading=Reading(
         describe=_describe,
         how=("groups", "tau", "kl", "delta", "log_union", "exact", "loss_range"),
+        fall_when_better=("error", "loss"),
         plots=("certificate",),
     ),
 )

@@ -109,5 +109,5 @@ QUANTITY = Quantity(
     usual=later("genbound.quantities.hessian_trace:usual"),
     unforeseen=later("genbound.quantities.chosen_samples:unforeseen"),
     reference="Hutchinson 1990; Ju, Li & Zhang 2022",
-    reading=Reading(describe=_describe, by_layer=True),
+    reading=Reading(fall_when_better=("*",), describe=_describe, by_layer=True),
 )

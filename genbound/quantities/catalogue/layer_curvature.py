@@ -40,5 +40,5 @@ QUANTITY = Quantity(
     on_request=True,
     gradients=later("genbound.quantities.layer_curvature:forecast"),
     reference="Martens 2020",
-    reading=Reading(describe=_describe, by_layer=True),
+    reading=Reading(fall_when_better=("*",), describe=_describe, by_layer=True),
 )

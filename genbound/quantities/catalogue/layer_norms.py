@@ -11,5 +11,9 @@ QUANTITY = Quantity(
     later("genbound.quantities.layer_norms:measure"),
     gradients=lambda problem, options: 6.0 / problem.num_samples,
     reference="Gouk et al. 2021; Bartlett et al. 2017",
-    reading=Reading(fixed=True),
+    reading=Reading(
+        fixed=True,
+        fall_when_better=("*frobenius", "*.mars*", "*two_one", "*.l1", "*bias_norm", "*bias_vector_norm"),
+        of_the_start=("*.init.*", "*.init_*"),
+    ),
 )

@@ -12,5 +12,5 @@ QUANTITY = Quantity(
     needs_data=False,
     gradients=later("genbound.quantities.matrix_norms:forecast"),
     of_weights=True,
-    reading=Reading(fixed=True),
+    reading=Reading(fixed=True, fall_when_better=("*",), of_the_start=("*.init.*",)),
 )

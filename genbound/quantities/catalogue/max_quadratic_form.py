@@ -139,6 +139,7 @@ QUANTITY = Quantity(
         observe=_observe,
         describe=_describe,
         how=HOW,
+        fall_when_better=("*",),
         plots=("layers", "samples"),
         by_layer=True,
     ),

@@ -138,6 +138,7 @@ QUANTITY = Quantity(
             "control_slope",
             "std",
         ),  # fmt: skip
+        fall_when_better=("sigma=*",),
         describe=_describe,
         plots=("noise_stability",),
     ),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from genbound.quantities.base import Quantity, later
 from genbound.quantities.measure_options import check_options, option
+from genbound.quantities.summary import Reading
 
 
 @dataclass(frozen=True)
@@ -25,4 +26,5 @@ QUANTITY = Quantity(
     RelativeFlatnessOptions,
     gradients=later("genbound.quantities.relative_flatness:forecast"),
     reference="Petzka et al. 2021",
+    reading=Reading(fall_when_better=("*",)),
 )

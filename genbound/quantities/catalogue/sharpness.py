@@ -52,5 +52,5 @@ QUANTITY = Quantity(
     usual=later("genbound.quantities.sharpness:usual"),
     applies_to=later("genbound.quantities.sharpness:applies_to"),
     reference="Jiang et al. 2020",
-    reading=Reading(observe=_observe),
+    reading=Reading(fall_when_better=("norm_*",), observe=_observe),
 )

@@ -12,5 +12,5 @@ QUANTITY = Quantity(
     gradients=later("genbound.quantities.spectral_norm:forecast"),
     of_weights=True,
     reference="Kuczynski & Wozniakowski 1992",
-    reading=Reading(fixed=True, how=("failure_probability",)),
+    reading=Reading(fixed=True, how=("failure_probability",), fall_when_better=("*",), of_the_start=("*.init",)),
 )

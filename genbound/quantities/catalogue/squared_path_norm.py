@@ -12,5 +12,5 @@ QUANTITY = Quantity(
     gradients=lambda problem, options: 1.0 / problem.num_samples,
     applies_to=later("genbound.quantities.squared_path_norm:applies_to"),
     reference="Neyshabur, Tomioka & Srebro 2015; Jiang et al. 2020",
-    reading=Reading(fixed=True),
+    reading=Reading(fixed=True, fall_when_better=("*",)),
 )
