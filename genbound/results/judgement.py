@@ -118,7 +118,7 @@ def _moved(
     allowed, k = terms.allowed(expected, obtained), terms.k
     if rule is not None:
         k = rule.size if rule.unit == "sem" else k
-        allowed += rule.allowed(expected)
+        allowed += rule.allowed(expected, beyond)
         beyond = rule.counted(beyond)
     difference = _difference(expected, change, sem)
     if abs(beyond) - allowed <= k * sem:  # never of what is not a number

@@ -44,16 +44,19 @@ class Tolerance:
         size = float(match["size"])
         return cls(size / 100 if match["unit"] == "%" else size, match["unit"] or "", match["sign"])
 
-    def allowed(self, expected: Observation) -> float:
-        """The change that is allowed beyond the errors, in the value's unit (decades where that is a logarithm)."""
+    def allowed(self, expected: Observation, change: float) -> float:
+        """How far a change may go its way beyond the errors, in the value's unit (decades where that is a logarithm).
+
+        Half of a value is more decades below it than its one and a half is above.
+        """
         if self.unit == "sem":
             return 0.0
         if not expected.logarithm:
             return self.size * abs(expected.number) if self.unit == "%" else self.size
-        if self.unit == "%":
-            grown = 1 + self.size if self.sign != "-" else 1 / max(1e-300, 1 - self.size)
-            return math.log10(grown)
-        return math.log10(1 + self.size / 10**expected.number) if expected.number < 300 else 0.0
+        share = self.size if self.unit == "%" else self.size / 10**expected.number if expected.number < 300 else 0.0
+        if change >= 0:
+            return math.log10(1 + share)
+        return -math.log10(1 - share) if share < 1 else math.inf
 
     def counted(self, change: float) -> float:
         """The part of a change that can be a regression: growth, decline or both."""
