@@ -46,8 +46,8 @@ def compare(
         A table of bounds × runs that knows how to write itself as Markdown, CSV, LaTeX and HTML.
 
     Raises:
-        GenboundError: the runs differ in loss, n, C, convention, data, number of samples, head policy, layer partition
-            or failure probability, and ``allow_mixed`` is not set.
+        GenboundError: the runs differ in loss, n, C, convention, data, test data, number of samples, head policy, layer
+            partition or failure probability, and ``allow_mixed`` is not set.
     """
     runs = list(runs)
     place = None if reference is None else next((i for i, run in enumerate(runs) if _same(run, reference)), None)

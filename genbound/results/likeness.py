@@ -22,6 +22,7 @@ def conditions(results: Results) -> dict[str, Any]:
         "C": kind if kind in ("observed", None) else f"{kind} = {digits(loss_range['value'])}",
         "convention": config.get("convention"),
         "data": results.data.get("sha256") or results.data.get("spec"),
+        "test data": results.data.get("test_sha256"),
         "number of samples": config.get("num_samples"),
         "head policy": config.get("head"),
         "layer partition": tuple((row["name"], tuple(row["shape"])) for row in results.layer_rows),
@@ -32,12 +33,13 @@ def conditions(results: Results) -> dict[str, Any]:
 def unlike(runs: Mapping[str, Results]) -> dict[str, dict[str, Any]]:
     """The conditions that differ: condition -> run -> value."""
     found = {name: conditions(results) for name, results in runs.items()}
-    first = next(iter(found.values()))
-    return {
-        key: {name: values[key] for name, values in found.items()}
-        for key in first
-        if any(values[key] != first[key] for values in found.values())
-    }
+    differing = {}
+    for key in next(iter(found.values())):
+        # Runs without test data, and those of before the digest was stored, are like any other.
+        known = {n: values[key] for n, values in found.items() if key != "test data" or values[key] is not None}
+        if any(value != next(iter(known.values())) for value in known.values()):
+            differing[key] = known
+    return differing
 
 
 def refuse_unlike(runs: Mapping[str, Results], differing: Mapping[str, Mapping[str, Any]]) -> None:
@@ -53,7 +55,8 @@ def culprits(key: str, values: Mapping[str, Any], runs: Mapping[str, Results]) -
         return f"layer partition ({_first_difference(values)})"
     groups: dict[str, list[str]] = {}
     for name, value in values.items():
-        text = (runs[name].data.get("spec") or "?") + f" ({str(value)[:8]})" if key == "data" else str(value)
+        text = str(value)[:8] if key in ("data", "test data") else str(value)
+        text = f"{runs[name].data.get('spec') or '?'} ({text})" if key == "data" else text
         groups.setdefault(text, []).append(name)
     return f"{key} ({', '.join(f'{value} in {few(names)}' for value, names in groups.items())})"
 

@@ -26,7 +26,7 @@ from genbound.files import write_json
 from genbound.results.cells import markdown_table
 from genbound.results.checksums import renew_checksum
 from genbound.results.judgement import Row, Terms, as_text, judge
-from genbound.results.likeness import conditions
+from genbound.results.likeness import unlike
 from genbound.results.observations import Observation, observe
 from genbound.results.results import Results, load_results, to_plain
 from genbound.results.tolerance import Tolerance, tolerance_of
@@ -223,11 +223,15 @@ def _terms(results: Results, baseline: Results, rounding: float | None) -> Terms
 
 def _conditions(results: Results, baseline: Results) -> list[Row]:
     """What was measured differently."""
+    differing = unlike({"expected": baseline, "obtained": results})
     return [
-        Row("configuration", key, str(expected)[:60], str(obtained)[:60], "", "regression", "measured differently")
-        for (key, expected), obtained in zip(conditions(baseline).items(), conditions(results).values(), strict=True)
-        if key != "layer partition" and expected != obtained
-    ]
+        Row(
+            "configuration", key, str(values["expected"])[:60], str(values["obtained"])[:60], "", "regression",
+            "measured differently",
+        )
+        for key, values in differing.items()
+        if key != "layer partition"
+    ]  # fmt: skip
 
 
 def _layers(results: Results, baseline: Results) -> list[Row]:
