@@ -139,7 +139,7 @@ def power_of(cells: Sequence[Cell], task: str) -> str | None:
     shown = ", ".join(
         f"{detectable_kendall(size):.2f} from {size}{span if subset == 'one training loss' else ''}"
         for subset, size in sizes.items()
-        if size > 3
+        if not math.isnan(detectable_kendall(size))
     )
     return (
         f"{len(own)} checkpoints of {seeds} seed{'s' * (seeds > 1)}, {clusters} clusters (a method at a rate). "
