@@ -61,6 +61,6 @@ def run(bounds=None, seed=0, layers=("a.weight", "b.weight"), name="finetuned", 
                 "convention": "theorem", "note": "",
             },
         },
-        bounds={"hessian_distance": bound(0.622, 0.6207, 0.6216)} if bounds is None else copy.deepcopy(bounds),
+        bounds={"hessian_distance": bound(0.622, 0.6207, 0.622)} if bounds is None else copy.deepcopy(bounds),
         cost={"seconds": {"total": 1.0}, "peak_memory_bytes": 1}, genbound="0.1.0",
     )  # fmt: skip

@@ -17,6 +17,7 @@ from genbound.quantities.summary import Number
 from genbound.results.results import Results
 
 TINY = 1e-12  # of a logarithm: rounding
+EDGE = 1e-9  # in decades: what a value may lie beside its own interval
 # What another seed may do to a certificate that rests on draws: its Monte Carlo is planned to cost so much, and a pilot
 # chooses its noise.
 DRAWN = 0.01
@@ -104,10 +105,12 @@ def _bound(
     """The value of a bound and its other forms, as logarithms; zero has none and stays what it is."""
     errors = _errors(name, row, results, measured)
     drawn = row["kind"] == "certificate" and "gibbs_error" in getattr(BOUNDS.get(name), "requires", ())
-    if row["value"] is not None and row["log10"] is None:
-        yield Observation(measure=name, where="", value=row["value"], data_sem=errors.data_sem, is_bound=True)
-    else:
-        yield _logarithm(name, "", row["log10"], errors, row["note"], drawn)
+    value = row["value"]
+    if value is not None and value <= 0:
+        yield Observation(measure=name, where="", value=value, data_sem=errors.data_sem, is_bound=True)
+    else:  # the value is what people edit in a baseline; what overflows has its logarithm alone
+        log10 = row["log10"] if value is None else math.log10(value)
+        yield _logarithm(name, "", log10, errors, row["note"], drawn)
     for form, entry in row["forms"].items():
         if form != "main_term" and entry.get("log10") is not None:
             yield _logarithm(name, form, entry["log10"], errors, row["note"], drawn)
@@ -117,6 +120,8 @@ def _logarithm(
     measure: str, form: str, log10: float | None, errors: _Errors, note: str, drawn: bool = False
 ) -> Observation:
     lower, upper = (math.log10(s) if s and s > 0 and not form else None for s in (errors.lower, errors.upper))
+    if log10 is not None and lower is not None and upper is not None and not lower - EDGE <= log10 <= upper + EDGE:
+        lower = upper = None  # of a value that was set by hand
     return Observation(
         measure=measure, where=form, value=log10, sem=errors.sem, data_sem=errors.data_sem, lower=lower, upper=upper,
         extreme=errors.extreme, logarithm=True, is_bound=True, reason="" if log10 is not None else note,
