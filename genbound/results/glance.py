@@ -53,7 +53,7 @@ def change(results: Results, baseline: Results) -> tuple[str, str]:
     if unknown and not worse:
         return "Not to be told", " ".join([f"{unknown[0].measure}: {unknown[0].note}.", *said])
     if not said:
-        return "Not to be told", "They have no bound in common."
+        return "Not to be told", "They have no value of a bound in common."
     return "Yes" if worse else "No, better" if better else "No", " ".join(said)
 
 

@@ -17,7 +17,7 @@ class Row:
     Attributes:
         measure, where: what was compared.
         expected, obtained, difference: as text.
-        status: ``ok``, ``improved``, ``regression``, ``missing``, ``new`` or ``skipped``.
+        status: ``ok``, ``improved``, ``regression``, ``missing``, ``new``, ``skipped``, or ``absent`` from both.
         note: why.
         severity: how far it went beyond what was allowed, in standard errors or in what rounding may do; infinite where
             a number is gone. It ranks the rows of one measure.
@@ -96,7 +96,7 @@ def judge(expected: Observation, obtained: Observation, rule: Tolerance | None, 
 def _incomparable(expected: Observation, obtained: Observation, terms: Terms) -> tuple[str, str] | None:
     """``(status, note)`` of what cannot be told by its errors."""
     if expected.value is None:
-        return ("ok", "") if obtained.value is None else ("new", "the baseline has no value")
+        return ("absent", "neither has a value") if obtained.value is None else ("new", "the baseline has no value")
     if obtained.value is None:
         return "missing", "has no value any more" + (f": {obtained.reason}" if obtained.reason else "")
     if not terms.same_samples and expected.data_sem is None:

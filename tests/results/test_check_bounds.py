@@ -6,6 +6,7 @@ import pytest
 from handmade import bound, run
 
 from genbound.cli.main import main
+from genbound.results.comparison import compare
 from genbound.results.regression import check
 
 
@@ -36,3 +37,14 @@ def test_a_value_that_is_edited_by_hand_is_what_counts(tmp_path, log10, other):
     assert main(["check", results, "--baseline", str(baseline)]) == 0
     assert main(["check", results, "--baseline", str(edited)]) == 1
     assert main(["check", results, "--baseline", str(edited), "--tolerance", "hessian_distance=+25%"]) == 0
+
+
+def test_a_bound_that_neither_run_has_is_not_compared():
+    lost = {"bartlett2017": bound(None, note="needs a positive margin")}
+    found = check(run(lost), run(lost))
+    assert found.passed and [row.status for row in found.rows if row.measure == "bartlett2017"] == ["absent"]
+    compared = sum(row.status == "ok" for row in found.rows)
+    assert f"{compared} numbers agree" in found.to_markdown()
+    assert "They have no value of a bound in common." in compare([run(lost), run(lost, name="later")]).summary()
+    both = lost | {"li2021": bound(1.0)}
+    assert "The same within the errors: 1 bound." in compare([run(both), run(both, name="later")]).summary()
