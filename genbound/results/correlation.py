@@ -26,7 +26,7 @@ from genbound.results.rank_statistics import STATISTICS, partial_kendall
 from genbound.results.resampling import Draws, bootstrap_intervals, partial_interval, permutation_p_values
 from genbound.results.results import Results
 from genbound.results.rivals import GIVEN, RIVALS
-from genbound.results.runs import as_results
+from genbound.results.runs import as_results, refuse_twice
 
 FEWEST = 3
 CHANCE = 0.05
@@ -61,7 +61,9 @@ def points(
     """
     if gap not in UNITS:
         raise GenboundError(f"gap {gap!r} is unknown: use {' or '.join(UNITS)}")
-    groups = _by_data_set(as_results(runs))
+    named = as_results(runs)
+    refuse_twice(named)
+    groups = _by_data_set(named)
     if not allow_mixed:
         for group in groups.values():
             refuse_unlike(group, {k: v for k, v in unlike(group).items() if k != "layer partition"})

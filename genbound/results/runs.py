@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from genbound.errors import GenboundError
@@ -20,6 +20,22 @@ def as_results(runs: Iterable[Results | str | Path]) -> dict[str, Results]:
     return dict(zip(told_apart([_parts(run, i) for i, run in enumerate(loaded)]), loaded, strict=True))
 
 
+def refuse_twice(runs: Mapping[str, Results]) -> None:
+    """Raise where one run is given under two names: it is no other observation."""
+    seen: dict[object, str] = {}
+    for name, results in runs.items():
+        same = id(results) if results.path is None else folder(results.path)
+        if same in seen:
+            raise GenboundError(f"{seen[same]} and {name} are one run: give each run once")
+        seen[same] = name
+
+
+def folder(path: str | Path) -> Path:
+    """Where a run lies, of its directory or its results.json."""
+    path = Path(path)
+    return (path.parent if path.name == "results.json" else path).resolve()
+
+
 def told_apart(paths: Sequence[Sequence[str]]) -> list[str]:
     """Names of paths, each given by its parts: as many of the last parts as tell them apart, else with a number."""
     names: list[str] = []
@@ -34,6 +50,4 @@ def _parts(results: Results, index: int) -> tuple[str, ...]:
     path = results.path or results.checkpoint.get("path")
     if path is None:
         return (f"run {index + 1}",)
-    path = Path(path)
-    path = path.parent if path.name == "results.json" else path
-    return tuple(part for part in path.resolve().parts if part != "/") or (f"run {index + 1}",)
+    return tuple(part for part in folder(path).parts if part != "/") or (f"run {index + 1}",)
