@@ -26,7 +26,7 @@ from genbound.results.rank_statistics import STATISTICS, partial_kendall
 from genbound.results.resampling import Draws, bootstrap_intervals, partial_interval, permutation_p_values
 from genbound.results.results import Results
 from genbound.results.rivals import GIVEN, RIVALS
-from genbound.results.runs import as_results, refuse_twice
+from genbound.results.runs import as_results, refuse_twice, stated_of
 
 FEWEST = 3
 CHANCE = 0.05
@@ -53,7 +53,8 @@ def points(
     Args:
         runs: results, or where they are stored.
         gap: ``loss`` or ``error``.
-        hyperparameters: run -> its hyper-parameters, beside those that the run itself states.
+        hyperparameters: run (its directory, or its name in the table) -> its hyper-parameters, beside those that the
+            run itself states.
         clusters: the hyper-parameter, such as the seed, whose equal values make a cluster: runs that are not
             independent, and that the bootstrap draws together. It is then no hyper-parameter.
         allow_mixed: take runs of one data set that were not measured alike. Without it bounds of runs with different
@@ -63,7 +64,7 @@ def points(
         raise GenboundError(f"gap {gap!r} is unknown: use {' or '.join(UNITS)}")
     named = as_results(runs)
     refuse_twice(named)
-    groups = _by_data_set(named)
+    of_run, groups = stated_of(named, hyperparameters or {}), _by_data_set(named)
     if not allow_mixed:
         for group in groups.values():
             refuse_unlike(group, {k: v for k, v in unlike(group).items() if k != "layer partition"})
@@ -76,7 +77,7 @@ def points(
             value = measured_gap(results, gap)
             if value is None:
                 raise GenboundError(f"{name} has no generalization gap in the {gap}: evaluate it with --test-data")
-            stated = {**results.config.get("hyperparameters", {}), **(hyperparameters or {}).get(name, {})}
+            stated = of_run[name]
             row = {"run": name, "data": title, "gap": value, "hyperparameters": stated}
             if clusters is not None:
                 if clusters not in stated:
@@ -254,14 +255,14 @@ def _warnings(data: str, rows: Sequence[Mapping[str, Any]], num_runs: int) -> li
 def read_hyperparameters(path: str | Path) -> dict[str, dict[str, Any]]:
     """Run -> hyper-parameters, from a CSV file with the column ``run`` and one more for each."""
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, converters={"run": str})  # 01 is a name, and no number
     except (OSError, ValueError) as error:
         raise GenboundError(f"{path} cannot be read as CSV: {error}") from error
     if "run" not in table or len(table.columns) < 2:
         raise GenboundError(
             f"{path} must have the column run and one for each hyper-parameter; it has {', '.join(table.columns)}"
         )
-    return {str(row.pop("run")): row for row in table.to_dict("records")}
+    return {row.pop("run"): row for row in table.to_dict("records")}
 
 
 def _power(group: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from genbound.errors import GenboundError
 from genbound.results.results import Results, load_results
@@ -28,6 +29,22 @@ def refuse_twice(runs: Mapping[str, Results]) -> None:
         if same in seen:
             raise GenboundError(f"{seen[same]} and {name} are one run: give each run once")
         seen[same] = name
+
+
+def stated_of(runs: Mapping[str, Results], table: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The hyper-parameters of each run: its own, and those that a table states under its name or its directory."""
+    placed = {folder(key): row for key, row in table.items()}
+    every, found = dict.fromkeys(key for row in table.values() for key in row), {}
+    for name, results in runs.items():
+        row = table.get(name) or placed.get(folder(results.path or name))
+        found[name] = {**results.config.get("hyperparameters", {}), **(row or {})}
+        unknown = [] if row else [key for key in every if key not in found[name]]
+        if unknown:
+            raise GenboundError(
+                f"no row says what {unknown[0]} is in run {name}: the column run has its directory or this name, "
+                f"and not {next(iter(table))!r} and the like"
+            )
+    return found
 
 
 def folder(path: str | Path) -> Path:

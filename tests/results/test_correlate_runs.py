@@ -28,3 +28,20 @@ def test_a_run_given_twice_is_refused(stored, capsys):
     with pytest.raises(GenboundError, match="are one run"):
         genbound.correlate([*runs, runs[0]])
     assert main(["compare", stored[0], stored[0]]) == 0  # set side by side they mislead nobody
+
+
+@pytest.mark.parametrize("runs", [("runs/00", "runs/01/", "runs/02/results.json"), ("00", "01", "02")])
+def test_hyperparameters_of_a_run_by_its_directory_or_its_name(stored, capsys, runs):
+    with open("h.csv", "w") as file:
+        file.write("run,depth\n" + "".join(f"{name},{2 + i}\n" for i, name in enumerate(runs)))
+    assert main(["correlate", *stored, "--hyperparameters", "h.csv"]) == 0
+    assert "granulated kendall" in capsys.readouterr().out
+
+
+def test_hyperparameters_that_no_run_has_are_refused(stored, capsys):
+    table = {"runs/00": {"depth": 1}, "runs/01": {"depth": 2}, "runs/2": {"depth": 3}}
+    with pytest.raises(GenboundError, match="no row says what depth is in run 02.*and not 'runs/00'"):
+        genbound.correlate(stored, hyperparameters=table)
+    runs = [genbound.load_results(path) for path in stored]
+    runs[2].config["hyperparameters"] = {"depth": 3}
+    assert "granulated_kendall" in genbound.correlate(runs, hyperparameters=table).to_frame()
