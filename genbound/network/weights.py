@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +121,7 @@ class WeightProblem(BaseProblem):
         reason: str,
         provenance: Mapping[str, Any] | None = None,
         factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-        layers: str | None = None,
+        layers: str | Iterable[str] | None = None,
         excluded: Sequence[str] = (),
     ):
         self.reason, self.provenance = reason, dict(provenance or {})

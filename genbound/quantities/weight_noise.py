@@ -160,7 +160,8 @@ def losses_near(problem: Problem, context: Context, shard: range) -> Part:
         source = stream(context, NAME, "near", draw)
         real = {name: p for name, p in problem.params.items() if p.is_floating_point()}
         moves = {name: p * normal(tuple(p.shape), source, p) for name, p in real.items()}
-        found.append(sum(_losses_at(problem, shard, moves, scale) for scale in (step, -step)) / 2)
+        up, down = (_losses_at(problem, shard, moves, scale) for scale in (step, -step))
+        found.append((up + down) / 2)
     return {"loss": np.mean(found, 0), "rounding": np.var(found, 0, ddof=1) / len(found)}
 
 
