@@ -51,7 +51,8 @@ def hub_samples(spec: DataSpec, reader: Reader) -> Samples:
             )
     whole = {*spec.options.get("label", "").split(","), *LABELS}
     columns = {name: _column(found, name, spec, name in whole) for name in found.column_names}
-    classes = _class_names(found, spec.options.get("label")) or reader.label2id
+    own = _has_own_classes(found, spec.options.get("label"))  # then its numbers are those, whatever the model's names
+    classes = None if own else reader.label2id
     return table_samples(spec, reader, Table(f"hf:{spec.place}", columns, spec.base_dir, classes))
 
 
@@ -76,13 +77,10 @@ def _with_usual_columns(spec: DataSpec, columns: list[str]) -> DataSpec:
     return replace(spec, options=options)
 
 
-def _class_names(found: Any, label: str | None) -> dict[str, int] | None:
-    """The names of the classes, where the data set keeps them with its label column."""
-    if label not in found.column_names:
-        return None
-    feature = found.features[label]
-    names = getattr(getattr(feature, "feature", feature), "names", None)
-    return None if names is None else {name: index for index, name in enumerate(names)}
+def _has_own_classes(found: Any, label: str | None) -> bool:
+    """Whether the data set keeps its label column as numbers of classes that it names itself."""
+    feature = found.features[label] if label in found.column_names else None
+    return getattr(getattr(feature, "feature", feature), "names", None) is not None
 
 
 def load_dataset(spec: DataSpec) -> Any:

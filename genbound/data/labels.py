@@ -43,6 +43,7 @@ def encode_labels(
     numbers = [None if names and not known else _integer(label) for label in labels]
     whole = [number for number in numbers if number is not None]
     if len(whole) == len(numbers):
+        refuse_two_readings(whole, where, label2id)
         return _class_numbers(whole, where)
     row = numbers.index(None)
     if not isinstance(labels[row], str) or (_is_number(labels[row]) and not names):
@@ -81,6 +82,21 @@ def label_numbering(
         pairs = zip(chain.from_iterable(column), chain.from_iterable(labels), strict=True)
         named = {name: number for name, number in pairs if isinstance(name, str)}
     return {**(_real_names(label2id) or {}), **named}
+
+
+def refuse_two_readings(numbers: Sequence[int], where: str, label2id: Mapping[str, int] | None) -> None:
+    """Whole numbers that are all names of the model's classes as well, and then of other classes, may mean either.
+
+    As text they are names, in whatever format.
+    """
+    known = _real_names(label2id) or {}
+    distinct = sorted(set(numbers))
+    other = next((number for number in distinct if known.get(str(number), number) != number), None)
+    if other is not None and all(str(number) in known for number in distinct):
+        raise GenboundError(
+            f"{where}: label {other} may be class {other} or the model's name {str(other)!r}, which is class "
+            f"{known[str(other)]}; write all labels as the model's names, as text"
+        )
 
 
 def _class_numbers(numbers: list[int], where: str) -> Tensor:
@@ -169,6 +185,7 @@ def _word_labels(column: Sequence[list], where: str, classes: Mapping[str, int] 
             raise GenboundError(
                 f"{where!r}: label {wrong} of a word is negative; classes count from 0, and {IGNORED} marks none"
             )
+        refuse_two_readings([label for label in flat if label >= 0], where, classes)
         return [list(labels) for labels in column]
     encoded = iter(encode_labels(flat, where, classes).tolist())
     return [[next(encoded) for _ in labels] for labels in column]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genbound.data.image_transforms import make_transform
 from genbound.data.images import ImageSamples
-from genbound.data.labels import encode_labels, label_numbering
+from genbound.data.labels import encode_labels, label_numbering, refuse_two_readings
 from genbound.data.sample_parts import to_tensor
 from genbound.data.samples import Samples, TensorSamples
 from genbound.data.spec import DataSpec, Reader
@@ -43,6 +43,8 @@ def npz_samples(spec: DataSpec, reader: Reader) -> Samples:
     arrays, label = npz_arrays(path, spec.options.get("x"), spec.options.get("y"))
     labels = arrays.pop(label)
     named = labels.dtype.kind in "US"
+    if labels.dtype.kind in "iu" and reader.labelled and not (reader.numeric or reader.next_token):
+        refuse_two_readings(np.unique(labels).tolist(), str(path), reader.label2id)
     targets = encode_labels(labels.tolist(), str(path), reader.label2id) if named else _whole(labels)
     if not arrays:
         raise GenboundError(f"{str(path)!r} has labels {label!r} but no inputs; save them as 'x'")

@@ -92,3 +92,48 @@ def test_labels_have_the_numbers_that_the_model_gives_them(form, tmp_path):
     samples = load_data(written(tmp_path, form, NAMES[:2]), Reader(Words(), label2id={"cat": 0, "ant": 1, "bee": 2}))
     assert samples.batch([0, 1]).targets.view(2, -1)[:, 0].tolist() == [1, 2]
     assert dict(samples.label2id) == {"cat": 0, "ant": 1, "bee": 2}
+
+
+STARS = {str(star): star - 1 for star in range(1, 6)}
+
+
+def of_stars(tmp_path, form, stars):
+    """Labels of jsonl are whole numbers, those of ``names`` text; so those of npz."""
+    file, text = tmp_path / "stars", form.endswith("names")
+    labels = [str(star) for star in stars] if text else stars
+    if form.startswith("npz"):
+        np.savez(f"{file}.npz", x=np.ones((len(stars), 2)), y=np.array(labels))
+        return f"npz:{file}.npz"
+    if form == "csv":
+        file.write_text("s,y\n" + "".join(f"a b,{star}\n" for star in stars))
+        return f"csv:{file}?text=s&label=y"
+    words = form.startswith("words")
+    rows = [{"s": ["a"], "y": [y]} if words else {"s": "a b", "y": y} for y in labels]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return f"jsonl:{file}?text=s&label=y"
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "jsonl names", "words", "words names", "npz", "npz names"])
+def test_numbers_that_are_names_of_other_classes_mean_the_same_in_every_format(form, tmp_path):
+    reader = Reader(Words(), label2id=STARS)
+
+    def read(stars, reader=reader):
+        return load_data(of_stars(tmp_path, form, stars), reader).batch(range(len(stars))).targets.flatten().tolist()
+
+    if form in ("jsonl", "words", "npz"):
+        with pytest.raises(GenboundError, match=r"label 2 may be class 2 or the model's name '2', which is class 1"):
+            read([3, 3, 2])
+    else:
+        assert read([3, 3, 2]) == [2, 2, 1]
+    if "names" not in form:
+        assert read([0, 4, 2]) == [0, 4, 2]  # 0 is no name, so that these can only be classes
+        assert read([3, 2], Reader(Words(), label2id={str(k): k for k in range(6)})) == [3, 2]
+        assert read([3, 2], Reader(Words(), label2id={f"LABEL_{k}": k for k in range(6)})) == [3, 2]
+
+
+def test_numbers_of_classes_that_the_data_set_names_are_its_own(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    rows = datasets.Dataset.from_dict({"text": ["a b"] * 3, "label": ["3", "3", "2"]})
+    rows.cast_column("label", datasets.ClassLabel(names=[*STARS])).save_to_disk(str(tmp_path / "set"))
+    samples = load_data(f"hf:{tmp_path}/set", Reader(Words(), label2id=STARS))
+    assert samples.batch(range(3)).targets.tolist() == [2, 2, 1]
