@@ -135,8 +135,8 @@ class TextSamples(TokenSamples):
     """Sentences, pairs of them, or lists of words, tokenised once each when they are first read.
 
     Args:
-        texts: the sentences; or lists of words, with a list of labels each, of which a word's first token bears the
-            label and the others none.
+        texts: the sentences; or lists of words. Where each has a list of labels, a word's first token bears the label
+            and the others none.
         pairs: second sentences, or ``None``.
         labels: one label a text; ``None`` with ``next_token``.
         tokenizer: a transformers tokenizer. One without a padding token pads with its end-of-text token.
@@ -167,6 +167,7 @@ class TextSamples(TokenSamples):
         self.max_length = max_length or (known if known and known < 1_000_000 else 512)
         self._texts, self._pairs, self._tokenizer = texts, pairs, tokenizer
         self._words = bool(len(texts)) and isinstance(texts[0], list)
+        self._of_words = self._words and isinstance(labels, list) and isinstance(labels[0], list)
         self._kept, self._sizes = KeptTokens(), dict[int, int]()
 
     def _tokens(self, indices: list[int]) -> list[Tokens]:
@@ -180,8 +181,7 @@ class TextSamples(TokenSamples):
                 row = {name: values[place] for name, values in encoded.items()}
                 if not row["input_ids"]:
                     raise GenboundError(f"sample {i} of {self.spec or 'the texts'} has no tokens; remove empty texts")
-                of_words = self._words and self._labels is not None
-                self._kept[i] = Row(row, self._first_tokens(encoded, place, i) if of_words else None)
+                self._kept[i] = Row(row, self._first_tokens(encoded, place, i) if self._of_words else None)
         found = [self._kept[i].tokens for i in indices]
         self._kept.let_go(least=len(indices))
         return found

@@ -53,3 +53,12 @@ def test_a_column_named_twice_has_its_rows_once(form, query, tmp_path):
     if not causal:
         targets = samples.batch(range(3)).targets
         assert torch.equal(targets if targets.ndim == 1 else targets[:, 1], plain.batch(range(3)).targets)
+
+
+def test_lists_of_words_may_have_one_class_a_text(tmp_path):
+    words = [{"s": row["s"].split() + ["ab"], "l": row["l"]} for row in ROWS]
+    texts = [{"s": " ".join(row["s"]), "l": row["l"]} for row in words]
+    found = load_data(f"{written(tmp_path, 'jsonl', words)}?text=s&label=l", Reader(Words())).batch(range(3))
+    plain = load_data(f"{written(tmp_path, 'csv', texts)}?text=s&label=l", Reader(Words())).batch(range(3))
+    assert torch.equal(found.inputs["input_ids"], plain.inputs["input_ids"])
+    assert found.targets.tolist() == plain.targets.tolist() == [0, 1, 0]
