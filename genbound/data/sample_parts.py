@@ -19,8 +19,9 @@ def to_tensor(value: Any, where: str) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().cpu()
     try:
-        # order="C": torch takes no negative strides.
-        return torch.as_tensor(np.asarray(value, order="C") if isinstance(value, np.ndarray) else value)
+        if isinstance(value, np.ndarray):  # torch takes no negative strides, and no bytes in another order
+            value = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
+        return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         first = value[0] if isinstance(value, list | tuple) and value else value
         kind = first.dtype if isinstance(first, np.ndarray) else type(first).__name__
