@@ -27,7 +27,7 @@ from genbound.finetune.label_noise.confusion import anchor_points, dual_t
 from genbound.finetune.label_noise.draw import ESTIMATED, given_matrix
 from genbound.finetune.objective import objective_of
 from genbound.finetune.output import describe_checkpoint, save_network, write_data_file
-from genbound.finetune.predictions import accuracies, predict
+from genbound.finetune.predictions import accuracies, check_outputs, predict
 from genbound.finetune.radius_search import AUTO, choose_radius
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import Start, build_start
@@ -113,6 +113,7 @@ class _Run:
     def _begin(self) -> tuple[dict[str, Any] | None, np.ndarray | None]:
         """The record of a run that is finished; else what it begins with, written, and F to correct for."""
         task, start = self._task, self._start
+        check_outputs(start.model, task, self.spec.settings.device)
         if finished := continued(self.out, identity_of(self.spec, task, start)):
             return finished, None
         task.write(self.out / "labels.npz")

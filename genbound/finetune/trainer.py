@@ -23,9 +23,9 @@ from genbound.finetune.baselines.mixup import mix
 from genbound.finetune.baselines.perturbation import SharpnessAware, TwoSidedNoise
 from genbound.finetune.like_lengths import LikeLengths
 from genbound.finetune.objective import Objective
+from genbound.finetune.predictions import answer
 from genbound.finetune.settings import Settings
 from genbound.finetune.task import Task
-from genbound.network.forward import call_arguments, scores
 from genbound.results.progress_bar import Bar
 
 try:
@@ -119,8 +119,7 @@ class FineTuner(Trainer):
         other, share = labels, 1.0
         if self.settings.mixup and model.training:
             batch, other, share = mix(model, batch, labels, self.settings.mixup)
-        args, kwargs = call_arguments(batch)
-        logits = scores(model(*args, **kwargs))
+        logits = answer(model, batch)
         values = self.objective.per_sample(logits, labels)
         if share < 1.0:
             values = share * values + (1 - share) * self.objective.per_sample(logits, other)

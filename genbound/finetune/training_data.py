@@ -38,13 +38,14 @@ def noisy_labels(labels: torch.Tensor, noise: str | None, num_classes: int, seed
 def _observed(file: str, count: int, num_classes: int) -> torch.Tensor:
     try:
         found = np.load(file, allow_pickle=False) if file.endswith(".npy") else np.loadtxt(file, ndmin=1)
+        whole = found.astype(np.int64)
     except (OSError, ValueError) as error:
         raise GenboundError(f"--noise labels:{file} cannot be read: {error}") from error
-    if found.shape != (count,) or (found != found.astype(int)).any() or found.min() < 0 or found.max() >= num_classes:
+    if found.shape != (count,) or (found != whole).any() or found.min() < 0 or found.max() >= num_classes:
         raise GenboundError(
             f"--noise labels:{file} must hold one class below {num_classes} for each of the {count} samples"
         )
-    return torch.from_numpy(found.astype(np.int64))
+    return torch.from_numpy(whole)
 
 
 def samples_of_run(folder: str | Path) -> Samples:

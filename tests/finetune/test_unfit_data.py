@@ -1,0 +1,77 @@
+"""Data that do not fit the network: other floating-point numbers are cast, and the rest is refused in one line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from genbound.errors import GenboundError
+from genbound.finetune import Settings, finetune
+
+pytest.importorskip("transformers", reason="needs transformers")
+pytest.importorskip("accelerate", reason="needs accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def build(outputs=3):
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, outputs))
+
+
+def words():
+    return nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3))
+
+
+def run(folder, name, x, y, model=build, **settings):
+    torch.manual_seed(0)
+    torch.save(model().state_dict(), folder / "start.pt")
+    np.savez(folder / f"{name}.npz", x=x, y=y)
+    return finetune(
+        folder / "start.pt",
+        f"npz:{folder}/{name}.npz",
+        folder / name,
+        model=model,
+        settings=Settings(epochs=1, **settings),
+    )
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16])
+def test_numbers_of_another_precision(tmp_path, kind):
+    x, y = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float16).astype(np.float32), np.arange(12) % 3
+    found, expected = run(tmp_path, "other", x.astype(kind), y), run(tmp_path, "single", x, y)
+    assert found["history"][0]["loss"] == pytest.approx(expected["history"][0]["loss"])
+    assert json.loads((tmp_path / "other" / "run.json").read_text())["accuracy"] == expected["accuracy"]
+
+
+@pytest.mark.parametrize(("outputs", "classes"), [(3, 5), (1, 3)])
+def test_too_few_outputs(tmp_path, outputs, classes):
+    x = np.zeros((12, 3), dtype=np.float32)
+    with pytest.raises(GenboundError, match=f"gives .{outputs},. outputs .* {classes} classes"):
+        run(tmp_path, "few", x, np.arange(12) % classes, lambda: build(outputs))
+    assert not (tmp_path / "few").exists()
+
+
+@pytest.mark.parametrize(
+    ("x", "model"),
+    [
+        (np.zeros((12, 4), dtype=np.float32), build),  # another width
+        (np.zeros((12, 3), dtype=np.uint8), build),  # another kind of numbers
+        (np.eye(12, 2, dtype=np.int64) * 7, words),  # a token beyond the vocabulary
+    ],
+)
+def test_samples_that_the_network_cannot_read(tmp_path, x, model):
+    with pytest.raises(GenboundError, match="cannot read the samples"):
+        run(tmp_path, "unfit", x, np.arange(12) % 3, model)
+
+
+def test_observed_labels_that_are_no_numbers(tmp_path):
+    np.save(tmp_path / "names.npy", np.array(list("abcabcabcabc")))
+    with pytest.raises(GenboundError, match="cannot be read"):
+        run(
+            tmp_path,
+            "names",
+            np.zeros((12, 3), dtype=np.float32),
+            np.arange(12) % 3,
+            noise=f"labels:{tmp_path}/names.npy",
+        )
