@@ -24,6 +24,7 @@ from genbound.checkpoints.sidecar import write_sidecar
 from genbound.data.run_folder import Relabelled
 from genbound.engines.base import Engine
 from genbound.engines.in_process import InProcess
+from genbound.engines.run_directory import writing_to
 from genbound.engines.whole_runs import alone, share_runs
 from genbound.errors import GenboundError
 from genbound.evaluation.loading import load
@@ -123,6 +124,10 @@ class _Certified:
 
     def run(self, engine: Engine) -> dict[str, Any]:
         """All of it, with the candidates shared by the engine's processes; the record."""
+        with writing_to(self.out, engine):
+            return self._run(engine)
+
+    def _run(self, engine: Engine) -> dict[str, Any]:
         finished, first = engine.settle(alone()(self._begin))
         if finished:
             return finished

@@ -84,7 +84,7 @@ def evaluate(paths: tuple[str, ...], **given: Any) -> None:
     printed. Of several CKPT each has a directory of its own in DIR, and a table compares them.
     """
     from genbound.engines.open_engine import open_engine
-    from genbound.evaluation.run_directory import writing_to
+    from genbound.engines.run_directory import writing_to
     from genbound.evaluation.selection import select
 
     options, given["tags"] = quantity_options(click.get_current_context()), read_tags(given["tags"])
@@ -114,7 +114,7 @@ def _runs(paths: tuple[str, ...], given: dict[str, Any]) -> list[dict[str, Any]]
 
 def _follow(out: str | None, runs: list[Run], options: dict[str, dict[str, Any]], engine: Engine) -> None:
     """The same steps in a process that this one has started."""
-    from genbound.evaluation.run_directory import writing_to
+    from genbound.engines.run_directory import writing_to
 
     with writing_to(out, engine):
         _evaluate_all(runs, options, engine)

@@ -16,6 +16,7 @@ import torch
 from genbound.data.label_confusion import check_confusion
 from genbound.engines.base import Engine, TimeBudgetSpent
 from genbound.engines.in_process import InProcess
+from genbound.engines.run_directory import writing_to
 from genbound.errors import GenboundError, did_you_mean, first_line
 from genbound.estimators import Estimate, Interval
 from genbound.evaluation.agreement import agree_on
@@ -25,7 +26,6 @@ from genbound.evaluation.forecast import expected_gradients
 from genbound.evaluation.order import cheapest_first
 from genbound.evaluation.provenance import data_entry
 from genbound.evaluation.recognition import identities
-from genbound.evaluation.run_directory import writing_to
 from genbound.evaluation.sealed import digest_of_measured
 from genbound.evaluation.selection import Selection, select
 from genbound.evaluation.stage import StoredContext, measure_stages, open_store, why_not

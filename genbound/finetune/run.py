@@ -18,6 +18,7 @@ from genbound.checkpoints import huggingface
 from genbound.checkpoints.sidecar import located
 from genbound.engines.base import Engine
 from genbound.engines.in_process import InProcess
+from genbound.engines.run_directory import writing_to
 from genbound.engines.whole_runs import alone
 from genbound.files import write_json
 from genbound.finetune.constraint.distance_constraint import constraint_of
@@ -101,8 +102,11 @@ class _Run:
         )  # fmt: skip
 
     def run(self) -> dict[str, Any]:
-        """All of it, or what is left of it; the record."""
-        began = time.perf_counter()
+        """All of it, or what is left of it; the record. Nobody else writes to the folder meanwhile."""
+        with writing_to(self.out, self._engine):
+            return self._run(time.perf_counter())
+
+    def _run(self, began: float) -> dict[str, Any]:
         finished, confusion = self._engine.settle(self._begin)
         if finished:
             return finished

@@ -14,9 +14,10 @@ import pytest
 from stored_run import arguments, start, write_files
 
 from genbound.cli.main import main
+from genbound.engines import run_directory
+from genbound.engines.run_directory import writing_to
 from genbound.errors import GenboundError
-from genbound.evaluation import run_directory, store
-from genbound.evaluation.run_directory import writing_to
+from genbound.evaluation import store
 from genbound.evaluation.stage import open_store
 
 

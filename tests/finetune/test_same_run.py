@@ -211,3 +211,15 @@ def test_what_is_damaged_is_told_and_what_is_lost_is_made_again(folder):
     (folder / "out" / "settings.json").write_text('{"epochs"')
     with pytest.raises(GenboundError, match="settings.json' cannot be read"):
         run("out")
+
+
+def test_one_run_writes_to_a_folder_at_a_time(folder):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from genbound.engines.run_directory import writing_to
+
+    with writing_to("out"), ThreadPoolExecutor(1) as other:
+        with pytest.raises(GenboundError, match="another run is writing to"):
+            other.submit(run, "out").result()
+    run("out")
+    assert not {".lock", "parts"} & set(os.listdir("out"))

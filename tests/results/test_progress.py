@@ -10,8 +10,8 @@ import pytest
 from genbound.cli.main import main
 from genbound.engines.base import TimeBudgetSpent
 from genbound.engines.in_process import InProcess
+from genbound.engines.run_directory import writing_to
 from genbound.errors import GenboundError
-from genbound.evaluation.run_directory import writing_to
 from genbound.results.progress import PLAN, SPENT, Plan, status
 from tests.attack.stored_run import arguments, write_files
 
