@@ -38,6 +38,7 @@ from genbound.finetune.run import finetune, said
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import Start, build_start
 from genbound.finetune.task import RunSpec, Task, read_task
+from genbound.network.placement import usable
 from genbound.results.results import Results
 
 ROWS = ("pac_bayes_certificate", "compression_certificate")
@@ -84,6 +85,7 @@ def finetune_certified(
 
 
 def _check(settings: Settings, prior_share: float, delta: float) -> None:
+    usable(settings.device)
     if not 0 < prior_share < 1:
         raise GenboundError(f"--prior-share {prior_share:g} must lie between 0 and 1")
     if not 0 < delta < 1:

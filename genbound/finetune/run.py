@@ -33,6 +33,7 @@ from genbound.finetune.radius_search import AUTO, choose_radius
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import Start, build_start
 from genbound.finetune.task import RunSpec, Task, read_task
+from genbound.network.placement import usable
 from genbound.results.progress_bar import Bar
 from genbound.user_code import rng_untouched
 
@@ -73,8 +74,9 @@ def finetune(
     Raises:
         GenboundError: something does not fit, or OUT holds a run with other settings.
     """
+    spec = RunSpec(init, data, Path(out), model, test_data, num_classes, settings or Settings(), trust_remote_code)
+    usable(spec.settings.device)
     with rng_untouched():
-        spec = RunSpec(init, data, Path(out), model, test_data, num_classes, settings or Settings(), trust_remote_code)
         return _Run(spec, engine or InProcess()).run()
 
 

@@ -18,6 +18,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda value: 0 <= value < math.inf,
         "0 or more",
     ),
+    ("seed", lambda value: 0 <= value < 1 << 32, "0 or more, and below 2³²"),
     ("save_steps clip", lambda value: value >= 0, "0 or more"),
     ("head_radius norm_layers", lambda value: value is None or value >= 0, "0 or more"),
     ("lr radius_scale", lambda value: 0 < value < math.inf, "positive"),
@@ -40,9 +41,9 @@ class Settings:
             step sees ``batch_size * accumulation`` samples; ``warmup`` is a share of all steps; ``clip`` is the largest
             gradient norm (0: off).
         group_by_length: batches of texts of like length, with little padding.
-        radius: ``D`` (absolute), ``D%`` (of the pretrained layer's Frobenius norm) or ``PATTERN=D,PATTERN=D%``;
+        radius: ``D`` (absolute), ``D%`` (of the pretrained layer's norm, in ``norm``) or ``PATTERN=D,PATTERN=D%``;
             ``auto`` chooses this and ``head_radius`` on held-out samples; ``None``: no constraint.
-        radius_scale: s of the stage schedule D, D, D·s, D·s².
+        radius_scale: s of ``radius``'s stage schedule D, D, D·s, D·s².
         norm: ``frobenius`` or ``mars``.
         head_radius: of the output head, around zero.
         norm_layers: D of the normalisation layers.
@@ -54,15 +55,16 @@ class Settings:
         correction: ``backward`` or ``forward``.
         estimation_epochs: of the uncorrected run that F is estimated from.
         weight_decay, label_smoothing, mixup, distance_penalty, lora, sam, noise_stability: baselines: decoupled decay;
-            mass on the other classes; alpha of the Beta distribution; L2-SP's factor; rank; radius rho; sigma of the
-            two-sided noise.
+            mass spread over all classes, the label's own too; alpha of the Beta distribution; L2-SP's factor; rank;
+            radius rho; sigma of the two-sided noise.
         generalised: q of the generalised cross-entropy (1 - p^q)/q, which forgives wrong labels (0: cross-entropy; 1:
             the probability of error).
         validation: share of the training samples held out.
-        early_stopping: epochs without a better validation accuracy after which training stops; the best epoch is kept.
+        early_stopping: epochs without a better validation accuracy after which training stops; the best epoch is kept,
+            unless ``stop_loss`` was reached.
         stop_loss: training stops once the mean cross-entropy of the labels trained on, in evaluation mode on at most
             512 of the training samples, is no more than this, in nats (0: after all epochs).
-        save_steps: optimizer steps between checkpoints (0: once an epoch).
+        save_steps: optimizer steps between checkpoints (0: once an epoch, as always with early stopping).
     """
 
     epochs: int = 5

@@ -295,6 +295,9 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(folder, capsys):
         (("--noise", "labels:none.npy"), "none.npy"),
         (("--confusion", "none.csv"), "none.csv"),
         (("--validation", "0.001"), "--validation"),
+        (("--seed", "-1"), "--seed must be 0 or more"),
+        (("--device", "xyz"), "device 'xyz' is none that torch knows"),
+        (("--device", "meta"), "device 'meta' cannot be used here"),
     ],
 )
 def test_mistakes_are_one_line(folder, capsys, more, words):
