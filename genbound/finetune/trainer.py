@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from genbound.data.sample_parts import IGNORED
 from genbound.errors import GenboundError
-from genbound.finetune.baselines.mixup import mix
+from genbound.finetune.baselines.mixup import Mix, draw_mix, mix
 from genbound.finetune.baselines.perturbation import SharpnessAware, TwoSidedNoise
 from genbound.finetune.like_lengths import LikeLengths
 from genbound.finetune.objective import Objective
@@ -81,6 +81,7 @@ class FineTuner(Trainer):
         self.objective, self.settings = objective, settings
         samples, held_out = task.part(list(range(len(task.samples)))), task.held_out
         self._sizes = [samples.size(i) for i in task.train] if settings.group_by_length else []
+        self._drawn: Mix | None = None
         self.perturbation: SharpnessAware | TwoSidedNoise | None = None
         if settings.sam:
             self.perturbation = SharpnessAware(settings.sam)
@@ -117,8 +118,9 @@ class FineTuner(Trainer):
         """The run's loss: per-sample losses over the number of labels that count, plus the penalty."""
         batch, labels = inputs["inputs"], inputs["labels"]
         other, share = labels, 1.0
-        if self.settings.mixup and model.training:
-            batch, other, share = mix(model, batch, labels, self.settings.mixup)
+        if self._drawn is not None and model.training:
+            batch, other = mix(model, batch, labels, self._drawn)
+            share = self._drawn.share
         logits = answer(model, batch)
         values = self.objective.per_sample(logits, labels)
         if share < 1.0:
@@ -134,6 +136,8 @@ class FineTuner(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The Trainer's step, taken at perturbed weights where the settings ask for it; gives the loss."""
+        if self.settings.mixup:  # once a step: both passes of a perturbed one are of the same function
+            self._drawn = draw_mix(len(inputs["labels"]), self.settings.mixup)
 
         def backward() -> Tensor:
             return super(FineTuner, self).training_step(model, dict(inputs), num_items_in_batch)

@@ -223,3 +223,22 @@ def test_one_run_writes_to_a_folder_at_a_time(folder):
             other.submit(run, "out").result()
     run("out")
     assert not {".lock", "parts"} & set(os.listdir("out"))
+
+
+@pytest.mark.parametrize("options", [{"sam": 0.05}, {"noise_stability": 0.05}, {}], ids=str)
+def test_both_passes_of_a_perturbed_step_mix_alike(folder, monkeypatch, options):
+    from genbound.finetune import trainer
+
+    drawn = []
+
+    def mix(*args):
+        drawn.append(args[-1])
+        return mixed(*args)
+
+    mixed = trainer.mix
+    monkeypatch.setattr(trainer, "mix", mix)
+    steps = run("out", mixup=0.5, **options)["steps"]
+    passes = 2 if options else 1
+    assert len(drawn) == passes * steps
+    assert all(one is two for one, two in zip(drawn[::passes], drawn[passes - 1 :: passes], strict=True))
+    assert len({one.share for one in drawn}) == steps

@@ -11,7 +11,7 @@ from torch import nn
 
 import genbound
 from genbound.finetune import ConsistentLoss, DistanceConstraint, symmetric_noise
-from genbound.finetune.baselines.mixup import mix
+from genbound.finetune.baselines.mixup import draw_mix, mix
 from genbound.finetune.baselines.perturbation import SharpnessAware, TwoSidedNoise
 
 
@@ -90,7 +90,9 @@ def test_mixup():
     x, y = torch.arange(12.0).reshape(6, 2), torch.arange(6)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        mixed, other, share = mix(nn.Identity(), x, y, 0.5)
+        drawn = draw_mix(6, 0.5)
+    mixed, other = mix(nn.Identity(), x, y, drawn)
+    share = drawn.share
     torch.testing.assert_close(mixed, share * x + (1 - share) * x[other])
     assert 0 <= share <= 1 and sorted(other.tolist()) == list(range(6))
 
@@ -114,7 +116,9 @@ def test_mixup_of_texts_mixes_embeddings():
     ids, mask = torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        mixed, other, share = mix(model, {"input_ids": ids, "attention_mask": mask}, torch.tensor([0, 1]), 1.0)
+        drawn = draw_mix(2, 1.0)
+    mixed, other = mix(model, {"input_ids": ids, "attention_mask": mask}, torch.tensor([0, 1]), drawn)
+    share = drawn.share
     embedded = model.embedding(ids)
     torch.testing.assert_close(mixed["inputs_embeds"], share * embedded + (1 - share) * embedded[other])
     assert torch.equal(mixed["attention_mask"], torch.maximum(mask, mask[other])) and "input_ids" not in mixed

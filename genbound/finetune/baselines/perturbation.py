@@ -1,4 +1,7 @@
-r"""Training steps whose gradient is taken at perturbed weights: sharpness-aware, or with two-sided noise."""
+r"""Training steps whose gradient is taken at perturbed weights: sharpness-aware, or with two-sided noise.
+
+Both passes of a step are of the same batch, mixed alike by mixup; dropout is drawn anew for each.
+"""
 
 from __future__ import annotations
 
