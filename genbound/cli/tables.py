@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -158,7 +159,7 @@ def correlate(
     if over is not None and out is None:
         raise GenboundError("--over makes plots: give --out DIR too")
     stated = None if hyperparameters is None else read_hyperparameters(hyperparameters)
-    found = run(runs, gap, hyperparameters=stated, **given)
+    found = run(_without(out, runs), gap, hyperparameters=stated, **given)
     show(found.to_markdown())
     if out is not None:
         from genbound.figures.several_runs import save_correlation_plots
@@ -176,7 +177,7 @@ def plot(runs: tuple[str, ...], out: str | None, suffix: str) -> None:
     """Draw the plots of stored runs; with several, also their bounds side by side."""
     from genbound.figures.several_runs import save_all
 
-    for path in save_all(runs, out, suffix):
+    for path in save_all(_without(out, runs), out, suffix):
         click.echo(path)
 
 
@@ -220,6 +221,12 @@ def log(runs: tuple[str, ...], to: str, out: str) -> None:
 
     for name, results in as_results(runs).items():
         LOGGERS[to](results, out, name)
+
+
+def _without(out: str | None, runs: tuple[str, ...]) -> list[str]:
+    """The runs, without the folder of an earlier call's output that ``runs/*`` finds among them."""
+    own = None if out is None or Path(out, "results.json").exists() else Path(out).resolve()
+    return [run for run in runs if Path(run).resolve() != own]
 
 
 def _pairs(items: tuple[str, ...], option: str) -> dict[str, str]:

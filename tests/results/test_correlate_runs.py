@@ -1,5 +1,7 @@
 """``correlate`` of runs on the disk: which are given, and what is stated of them."""
 
+from pathlib import Path
+
 import pytest
 from handmade import bound, losses, run
 
@@ -45,3 +47,12 @@ def test_hyperparameters_that_no_run_has_are_refused(stored, capsys):
     runs = [genbound.load_results(path) for path in stored]
     runs[2].config["hyperparameters"] = {"depth": 3}
     assert "granulated_kendall" in genbound.correlate(runs, hyperparameters=table).to_frame()
+
+
+@pytest.mark.parametrize("command", ["correlate", "plot"])
+def test_a_command_whose_output_lies_among_the_runs_can_be_repeated(stored, command, capsys):
+    for _ in range(2):
+        runs = sorted(f"runs/{path.name}" for path in Path("runs").iterdir())
+        assert main([command, *runs, "--out", "runs/out"]) == 0, capsys.readouterr().err
+    assert main([command, "runs/out", "--out", "runs/other"]) == 2
+    assert "runs/out/results.json does not exist" in capsys.readouterr().err
