@@ -25,6 +25,7 @@ from genbound.results.runs import as_results
 from genbound.results.shared_test_set import best_of_each_test_set
 
 FORMATS = ("md", "csv", "latex", "html")
+COLUMNS = ("bound", "bounds", "kind", "doubt")  # of a frame, beside those of the runs
 
 
 def compare(
@@ -107,7 +108,8 @@ class Comparison:
         """One row a bound, numbers in full, ``NaN`` where there is none.
 
         The columns are ``bounds`` (the unit) and ``kind``; for each run its value, ``… lower``, ``… upper``,
-        ``… log10``, ``… gap_ratio`` and, with a reference, ``… / reference``; last ``doubt``.
+        ``… log10``, ``… gap_ratio`` and, with a reference, ``… / reference``; last ``doubt``. A run that has the name
+        of another column is ``run NAME``.
         """
         table = []
         for bound in self.bounds:
@@ -116,15 +118,14 @@ class Comparison:
             line: dict[str, Any] = {"bound": bound, "bounds": known["bounds"], "kind": known["kind"]}
             for name, row in rows.items():
                 row = row or {}
-                line[name] = row.get("value")
+                line[f"run {name}" if name in COLUMNS else name] = row.get("value")
                 for side in ("lower", "upper", "log10", "gap_ratio"):
                     line[f"{name} {side}"] = row.get(side)
                 if self.reference is not None and name != self.reference:
                     line[f"{name} / {self.reference}"] = _factor(row, rows[self.reference])
             table.append({**line, "doubt": self.doubt(bound)})
         frame = pd.DataFrame(table).set_index("bound")
-        texts = {"bounds", "kind", "doubt"}
-        return frame.astype({column: float for column in frame.columns if column not in texts})
+        return frame.astype({column: float for column in frame.columns if column not in COLUMNS})
 
     def doubt(self, bound: str) -> str:
         """Everything that speaks against taking this row at its word; a reason names the runs that it holds for."""

@@ -166,6 +166,14 @@ def test_csv_reads_back_in_full(pair):
     assert read.loc["fourth", "one.safetensors log10"] == 412.34
 
 
+def test_runs_with_the_names_of_columns(tmp_path):
+    names = ("bound", "bounds", "kind", "doubt")
+    paths = [run({"first": bound(1.0 + i)}).save(tmp_path / name) for i, name in enumerate(names)]
+    read = pd.read_csv(io.StringIO(genbound.compare(paths).to_csv()), index_col="bound")
+    assert list(read.loc["first", ["bounds", "kind"]]) == ["loss", "measure"]
+    assert [read.loc["first", f"run {name}"] for name in names] == [1, 2, 3, 4]
+
+
 def test_html_has_the_same_cells(pair):
     head, body = genbound.compare(pair).cells()
     assert cells_of_html(genbound.compare(pair).to_html()) == [head, *body]
