@@ -5,6 +5,7 @@ Each data set has coefficients of its own.
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -335,7 +336,8 @@ class Correlations:
         return [tables, points]
 
     def _repr_html_(self) -> str:
-        return self.table.to_html(index=False, float_format="{:.3f}".format)
+        warnings = "".join(f"<p>Warning: {html.escape(warning)}</p>" for warning in self.warnings)
+        return self.table.to_html(index=False, float_format="{:.3f}".format) + warnings
 
 
 def _cells(row: Mapping[str, Any], controlled: Sequence[str]) -> list[str]:

@@ -211,7 +211,9 @@ def test_the_best_of_many_by_chance():
         {"data": "d", "gap": [1.0, 2, 3, 4]} | {f"m{i}": stream.permutation(4.0 + np.arange(4)) for i in range(20)}
     )
     table["m0"] = [1.0, 2, 3, 4]
-    (warning,) = correlate(table, num_resamples=99).warnings
+    found = correlate(table, num_resamples=99)
+    (warning,) = found.warnings
+    assert f"<p>Warning: {warning}</p>" in found._repr_html_()
     assert "4 checkpoints" in warning and "best of 20 measures (m0, Kendall 1.00)" in warning and "82%" in warning
 
 
