@@ -78,17 +78,8 @@ class Check:
         """
         if not self.rows:
             return "\n".join(self.remarks)
-        diff = self._diff(self.failures if verbose else self._worst())
+        diff = self._diff(self.failures if verbose else _furthest(self.failures))
         return "\n".join([*diff, self._verdict(), *self._improved(), *self._left_out(), *self.remarks])
-
-    def _worst(self) -> list[Row]:
-        """The worst row of each measure that regressed, with how many more there are."""
-        found = []
-        for rows in _by_measure(self.failures).values():
-            worst = max(rows, key=lambda row: row.severity)
-            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-            found.append(replace(worst, where=(worst.where or "value") + more if more else worst.where))
-        return found
 
     def _diff(self, rows: Sequence[Row]) -> list[str]:
         if not rows:
@@ -99,9 +90,9 @@ class Check:
         return [markdown_table(body, head), *left, ""]
 
     def _improved(self) -> list[str]:
-        better = _by_measure([row for row in self.rows if row.status == "improved"])
-        named = [f"{name} ({max(rows, key=lambda row: row.severity).difference})" for name, rows in better.items()]
-        return [f"Better than the baseline: {', '.join(named)}."] if named else []
+        better = _furthest(row for row in self.rows if row.status == "improved")
+        named = [f"{row.measure}{f', {row.where}' if row.where else ''} ({row.difference})" for row in better]
+        return [f"Better than the baseline: {'; '.join(named)}."] if named else []
 
     def _verdict(self) -> str:
         compared = sum(row.status in ("ok", "improved", "regression", "missing") for row in self.rows)
@@ -118,10 +109,16 @@ class Check:
         return [*lines, f"New, not in the baseline: {', '.join(new)}; --update adds them."] if new else lines
 
 
-def _by_measure(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+def _furthest(rows: Iterable[Row]) -> list[Row]:
+    """The row of each measure that went furthest, with how many more of it there are."""
+    measures: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.measure, []).append(row)
+        measures.setdefault(row.measure, []).append(row)
+    found = []
+    for of_one in measures.values():
+        row = max(of_one, key=lambda row: row.severity)
+        more = f" and {len(of_one) - 1} more" if len(of_one) > 1 else ""
+        found.append(replace(row, where=(row.where or "value") + more if more else row.where))
     return found
 
 
