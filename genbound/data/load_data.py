@@ -28,7 +28,7 @@ def function_samples(spec: DataSpec, reader: Reader) -> Samples:
 def run_samples(spec: DataSpec, reader: Reader) -> Samples:
     """The samples that a run of ``genbound finetune`` trained on, with the labels that it saw."""
     # Runs read images as the SPEC alone says.
-    inner, reader = inner_spec(spec, replace(reader, image_settings=None))
+    inner, reader = inner_spec(spec, replace(reader, images=None, image_settings=None))
     return relabelled(spec, SCHEMES[inner.scheme](inner, reader)).head(spec.samples)
 
 

@@ -292,6 +292,8 @@ def _samples(
     )
     samples = load_data(spec.data, reader)
     reader = replace(reader, label2id=samples.label2id or names)
+    if isinstance(spec.data, str) and spec.data.startswith("run:"):  # which has read all its images so
+        reader = replace(reader, images=None, image_settings=None)
     any_label = replace(reader, label2id=None, labelled=False)
     held_out = None if spec.test_data is None else load_data(spec.test_data, reader)
     unlabelled = None if spec.unlabelled is None else load_data(spec.unlabelled, any_label)

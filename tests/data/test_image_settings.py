@@ -166,3 +166,26 @@ def test_grey_values_of_no_known_range_are_refused(tmp_path):
     PIL.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "a" / "i.tif")
     with pytest.raises(GenboundError, match=r"no 8 or 16 bits \(mode F\)"):
         load_data(f"imagefolder:{tmp_path}").batch([0])
+
+
+def test_a_run_reads_its_images_as_its_own_spec_says_alone(npz, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"data": npz, "label2id": None}))
+    np.savez(tmp_path / "labels.npz", train=np.arange(3), observed=np.arange(3))
+
+    def processor(*images, **_):
+        raise AssertionError("the run has not seen it")
+
+    found = pixels(f"run:{tmp_path}", images=processor, image_settings=TIMM)
+    assert torch.equal(found, pixels(npz)) and found.max() > 0.9
+
+
+def test_held_out_images_are_read_as_those_of_the_run_are(npz, tmp_path):
+    run, (ckpt, init) = tmp_path / "run", saved(tmp_path)
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"data": npz, "label2id": None}))
+    np.savez(run / "labels.npz", train=np.arange(3), observed=np.arange(3))
+    processor = {"image_processor_type": "ViTImageProcessor", "image_std": [0.1] * 3, "size": {"height": 8, "width": 8}}
+    (init / "preprocessor_config.json").write_text(json.dumps(processor))
+    problem = genbound.load(ckpt, init, Net, data=f"run:{run}", test_data=npz)
+    for samples in (problem.data, problem.test_data):
+        assert torch.equal(samples.batch(range(3)).inputs, pixels(npz))
