@@ -31,10 +31,10 @@ from genbound.evaluation.loading import load
 from genbound.evaluation.loop import evaluate
 from genbound.files import write_json
 from genbound.finetune.constraint.distance_constraint import constraint_of
-from genbound.finetune.identity import continued, identity_of
 from genbound.finetune.output import describe_checkpoint, save_network, write_data_file
 from genbound.finetune.predictions import accuracies
 from genbound.finetune.run import finetune, said
+from genbound.finetune.run_identity import continued, identity_of
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import Start, build_start
 from genbound.finetune.task import RunSpec, Task, read_task

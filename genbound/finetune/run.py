@@ -23,13 +23,13 @@ from genbound.engines.whole_runs import alone
 from genbound.files import write_json
 from genbound.finetune.constraint.distance_constraint import constraint_of
 from genbound.finetune.frozen_body import freeze_body
-from genbound.finetune.identity import continued, identity_of
 from genbound.finetune.label_noise.confusion import anchor_points, dual_t
 from genbound.finetune.label_noise.draw import ESTIMATED, given_matrix
 from genbound.finetune.objective import objective_of
 from genbound.finetune.output import describe_checkpoint, save_network, write_data_file
 from genbound.finetune.predictions import accuracies, check_outputs, predict
 from genbound.finetune.radius_search import AUTO, choose_radius
+from genbound.finetune.run_identity import continued, identity_of
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import Start, build_start
 from genbound.finetune.task import RunSpec, Task, read_task
