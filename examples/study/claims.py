@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pilot
 import tables
-from measure import INVERSE_ROOT, MEASURES, SHAPES, SIX
+from measure import SHAPES, SIX
+from noise_stability import LEVEL, interval, lacking, ratio, sigmas_of, tested
 from scipy import stats
 from stored import Cell
 from tasks import TASKS
@@ -105,17 +106,27 @@ def stability(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
             number = f"rise over approximation {value:.2f} [{low:.2f}, {high:.2f}] at σ = {s['sigma']:g}"
             found.append(Found(claim, f"{title}, pilot", number, near_one(low, high)))
     for task in TASKS:
-        own = [cell for cell in clean(cells, task) if "stability" in cell]
+        own = tested(cells, task)
         for shape in SHAPES if own else ():
-            grids = [[row for row in cell["stability"]["rows"] if row["shape"] == shape] for cell in own]
-            low, high = tables.ratio(grids, -1)
-            number = f"rise over approximation {(low + high) / 2:.2f} [{low:.2f}, {high:.2f}] at the largest σ"
-            verdict = near_one(low, high)
-            if shape == INVERSE_ROOT and task not in MEASURES:
-                # Attention's traces are estimates, and the layer whose trace came out too small gets the most noise.
-                number, verdict = f"{number}; of traces that are estimates", UNTESTED
-            found.append(Found(claim, f"{TASKS[task].title}, σ_i: {shape}", number, verdict))
+            ratios = [
+                ratio(sigmas_of(cell, shape)[-1], cell["stability"]["pairs"], 1 - (1 - LEVEL) / len(own))
+                for cell in own
+            ]
+            why = [lacking(cell, shape) for cell in own]
+            verdicts = [
+                UNTESTED if reason else near_one(low, high) for reason, (_, low, high) in zip(why, ratios, strict=True)
+            ]
+            said = [interval(one) + (f" ({reason})" if reason else "") for reason, one in zip(why, ratios, strict=True)]
+            number = f"rise over approximation {'; '.join(said)} at the largest σ"
+            found.append(Found(claim, f"{TASKS[task].title}, σ_i: {shape}", number, of_each(verdicts)))
     return found
+
+
+def of_each(verdicts: Sequence[str]) -> str:
+    """One verdict from those of several networks."""
+    if set(verdicts) == {HOLDS}:
+        return HOLDS
+    return UNTESTED if NOT not in verdicts else PART if HOLDS in verdicts else NOT
 
 
 def following(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
@@ -148,6 +159,9 @@ def following(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
             value, low, high = difference(table(own) if own else frame, name, other)
             beaten = HOLDS if low > 0 else NOT if high < 0 else UNTESTED
             number = f"its \\|τ\\| less that of the {other}: {value:.2f} [{low:.2f}, {high:.2f}]"
+            if other != "training loss":
+                some = own[0]["measures"]["measurement"]["num_samples"]
+                number += f"; the gap of all {own[0]['measurement']['num']} of them, the measure of {some}"
             found.append(Found(f"… more closely than the {other} does", where, number, beaten))
     return found
 
@@ -191,15 +205,22 @@ def smaller(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
             apart = min(logs) - bounds[OURS]["log10"]
             found.append(Found(claim, where, f"{apart:.1f} decades below the smallest", HOLDS if apart > 1 else NOT))
     for task in TASKS:
-        apart = []
+        apart, counts = [], []
         for cell in clean(cells, task):
             bounds = [cell["measures"][where]["bounds"] for where in ("training", "measurement")]
-            logs = [row[name]["log10"] for row in bounds for name in SIX if row.get(name, {}).get("log10") is not None]
+            there = [(name, row[name]["log10"]) for row in bounds for name in SIX if name in row]
+            there = [(name, log10) for name, log10 in there if log10 is not None]
+            logs = [log10 for _, log10 in there]
             ours = bounds[1][OURS]["log10"]
             if logs and ours is not None:
                 apart.append(min(logs) - ours)
+                counts.append(len(dict(there)))
         if apart:
-            number = f"{min(apart):.1f} to {max(apart):.1f} decades below the smallest, {len(apart)} networks"
+            span = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(min(counts))
+            number = (
+                f"{min(apart):.1f} to {max(apart):.1f} decades below the smallest of those that have a value "
+                f"({span} of {len(SIX)}), {len(apart)} networks"
+            )
             found.append(Found(claim, TASKS[task].title, number, HOLDS if min(apart) > 1 else PART))
         elif clean(cells, task):
             found.append(Found(claim, TASKS[task].title, "none of the six exists for attention", UNTESTED))
@@ -213,7 +234,7 @@ def noisy(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
         for task, title in pilot.TASKS.items() if rows else ():
             where = f"{title}, {kind} 40, pilot"
             logs = pilot.reductions(rows, task, f"{kind}40", "both")
-            found.append(_reduction(where, logs))
+            found.append(_reduction(f"{where}, C of each network's own", logs))
             gained = [100 * gain for gain in pilot.gains(rows, task, f"{kind}40", "both")]
             found.append(_gain(kind, wanted, where, gained))
         for task in TASKS:
@@ -235,21 +256,24 @@ def _against_plain(cells: Sequence[Cell], task: str, kind: str, rate: int, wante
 
 
 def _against_others(cells: Sequence[Cell], task: str, group: str) -> list[Found]:
-    """Whether the algorithm is more accurate than the best, on average, of the methods that are no part of it."""
-    compared = {
-        (other, stopping): tables.gains(cells, task, group, "both", "epochs", other, stopping)
-        for other, stopping in tables.RIVALS
-    }
-    compared = {names: gained for names, gained in compared.items() if len(gained) > 1}
-    if not compared:
-        return []
-    (best, _), gained = min(compared.items(), key=lambda item: np.mean(item[1]))
-    low, high = t_interval([100 * gain for gain in gained])
-    size = f"{100 * np.mean(gained):+.1f} points [{low:+.1f}, {high:+.1f}]"
-    number = f"{size} over {best.replace('_', ' ')}, {len(gained)} seeds"
-    beaten = HOLDS if low > 0 else NOT if high < 0 else UNTESTED
-    where = f"{TASKS[task].title}, {group[:-2]} {group[-2:]}"
-    return [Found("under noise the algorithm is above the best other method", where, number, beaten)]
+    """Whether the algorithm is more accurate than the best, on average, of other methods, and of its own two parts."""
+    found = []
+    for said, others in (("the best other method", tables.RIVALS), ("the better of its parts alone", tables.PARTS)):
+        compared = {
+            (other, stopping): tables.gains(cells, task, group, "both", "epochs", other, stopping)
+            for other, stopping in others
+        }
+        compared = {names: gained for names, gained in compared.items() if len(gained) > 1}
+        if not compared:
+            continue
+        (best, _), gained = min(compared.items(), key=lambda item: np.mean(item[1]))
+        low, high = t_interval([100 * gain for gain in gained])
+        size = f"{100 * np.mean(gained):+.1f} points [{low:+.1f}, {high:+.1f}]"
+        number = f"{size} over {best.replace('_', ' ')}, {len(gained)} seeds"
+        beaten = HOLDS if low > 0 else NOT if high < 0 else UNTESTED
+        where = f"{TASKS[task].title}, {group[:-2]} {group[-2:]}"
+        found.append(Found(f"under noise the algorithm is above {said}", where, number, beaten))
+    return found
 
 
 def _reduction(where: str, logs: Sequence[float]) -> Found:

@@ -1,5 +1,6 @@
 """The figures of the study, each drawn where there are cells for it."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pilot
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 from measure import SHAPES
+from noise_stability import ratio, sigmas_of, tested
 from plan import METHODS
 from stored import Cell
 from tables import along, swept
@@ -110,14 +112,15 @@ def draw_growth(axis, cells: Sequence[Cell], task: str, _: bool) -> None:
 
 def draw_layers(axis, cells: Sequence[Cell], task: str, _: bool) -> None:
     """The rise of the loss over its approximation for every shape of the covariances."""
-    own = [cell for cell in clean(cells, task) if "stability" in cell]
+    own = tested(cells, task)
     for index, shape in enumerate(SHAPES):
         for cell in own:
-            grid = [row for row in cell["stability"]["rows"] if row["shape"] == shape]
+            rows = sigmas_of(cell, shape)
+            ratios = [ratio(row, cell["stability"]["pairs"]) for row in rows]
             axis.errorbar(
-                [row["sigma"] * (1 + 0.03 * (index - 1)) for row in grid],
-                [row["rise"] / row["approximation"] for row in grid],
-                [1.96 * row["sem"] / row["approximation"] for row in grid],
+                [row["sigma"] * (1 + 0.03 * (index - 1)) for row in rows],
+                [value for value, _, _ in ratios],
+                [high - value if math.isfinite(high) else 0 for value, _, high in ratios],
                 fmt=MARKERS[index], color=COLOURS[index], ms=3, lw=0.7, label=shape if cell is own[0] else None,
             )  # fmt: skip
     axis.axhline(1, color="#999999", lw=0.8)

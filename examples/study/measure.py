@@ -122,6 +122,8 @@ def measured(task: Task, pair: Any, samples: Samples, num_data: int, seen: bool,
         "n": results.config["num_data"],
         "C": results.config["loss_range"]["value"],
         "traces": {name: row["value"] for name, row in trace.get("layers", {}).items()},
+        "trace_sems": {name: row["sem"] for name, row in trace.get("layers", {}).items()},
+        "total_trace_sem": trace["total"]["sem"] if trace.get("total") else None,
         "maxima": {name: row["value"] for name, row in maximum["layers"].items()},
         "growth": growth(results.samples, num_data),
     }
@@ -181,51 +183,62 @@ def hessian_measure(maxima: np.ndarray, num_data: int) -> float:
     return float(np.sqrt(RANGE * maxima.clip(min=0)).sum() / math.sqrt(num_data))
 
 
-def stability(task: Task, pair: Any, samples: Samples, traces: dict[str, float], seed: int) -> dict[str, Any]:
+def stability(task: Task, pair: Any, samples: Samples, measured: dict[str, Any], seed: int) -> dict[str, Any]:
     r"""The rise of the loss under noise beside :math:`\frac12\sum_i\sigma_i^2\,\mathrm{Tr}H_i`, shape by shape.
 
     A shape says how the layers' :math:`\sigma_i` stand to each other: equal; :math:`\propto 1/\sqrt{\mathrm{Tr} H_i}`,
-    where every layer adds the same; :math:`\propto \|W_i\|_F/\sqrt{d_i}`, the root mean square of its weights. Each is
-    scaled so that the approximation is the same as that of the equal ones at the same sigma.
+    of the layers whose trace (or estimate of it) is positive, where each of them adds the same;
+    :math:`\propto \|W_i\|_F/\sqrt{d_i}`, the root mean square of its weights. Each is scaled so that the layers of
+    positive trace add as much as with equal ones of the same sigma. Probed traces have errors; the approximation has at
+    most their weighted sum.
 
     Args:
         task, pair, samples: of the measurement.
-        traces: of the mean loss's Hessian on the same samples, layer by layer.
+        measured: what was measured on the same samples, with the traces of the mean loss's Hessian.
         seed: of the noise.
     """
     problem = genbound.Problem(
         pair.model, pair.init, samples, loss_range=f"clip:{RANGE:g}", head=pair.head, init_buffers=pair.init_buffers
     )
-    names = [layer.name for layer in problem.layers if traces.get(layer.name, 0.0) > 0]
+    traces, sems = measured["traces"], measured["trace_sems"]
+    names = [layer.name for layer in problem.layers if layer.name in traces]
+    positive = [name for name in names if traces[name] > 0]
     weights = {name: problem.params[name].detach() for name in names}
     shapes = {
         "equal": dict.fromkeys(names, 1.0),
-        INVERSE_ROOT: {name: traces[name] ** -0.5 for name in names},
+        INVERSE_ROOT: {name: traces[name] ** -0.5 for name in positive},
         "norm of the layer": {name: float(w.norm()) / math.sqrt(w.numel()) for name, w in weights.items()},
     }
-    total, rows = sum(traces[name] for name in names), []
+    total, rows = sum(traces[name] for name in positive), []
     base = _mean_losses(problem, {})
     for shape, relative in shapes.items():
-        scale = math.sqrt(total / sum(relative[name] ** 2 * traces[name] for name in names))
+        scale = math.sqrt(total / sum(relative[name] ** 2 * traces[name] for name in positive))
         for sigma in task.sigmas:
-            own = {name: sigma * scale * relative[name] for name in names}
+            own = {name: sigma * scale * value for name, value in relative.items()}
             rises = _rises(problem, weights, own, base, seed, task.pairs)
+            error = sum(0.5 * own[name] ** 2 * sems[name] for name in own)
+            if shape == "equal":
+                error = min(error, 0.5 * (sigma * scale) ** 2 * measured["total_trace_sem"])
             rows.append(
                 {
                     "shape": shape,
                     "sigma": sigma,
+                    "layers": len(own),
                     "rise": float(np.mean(rises)),
                     "sem": float(np.std(rises, ddof=1) / math.sqrt(len(rises))),
-                    "approximation": 0.5 * sum(own[name] ** 2 * traces[name] for name in names),
+                    "approximation": sum(0.5 * own[name] ** 2 * traces[name] for name in own),
+                    "approximation_sem": error,
                 }
             )
-    return {"rows": rows, "num_samples": len(samples), "pairs": task.pairs}
+    return {"rows": rows, "layers": len(names), "num_samples": len(samples), "pairs": task.pairs}
 
 
 def _rises(problem: Any, weights: dict, own: dict[str, float], base: float, seed: int, pairs: int) -> list[float]:
     generator, found = torch.Generator().manual_seed(seed), []
     for _ in range(pairs):
-        noise = {name: own[name] * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+        noise = {
+            name: own[name] * torch.randn(w.shape, generator=generator) for name, w in weights.items() if name in own
+        }
         moved = [_mean_losses(problem, {n: weights[n] + sign * u for n, u in noise.items()}) for sign in (1, -1)]
         found.append(sum(moved) / 2 - base)
     return found

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import claims
+import noise_stability
 import pilot
 import stored
 import tables
@@ -84,9 +85,9 @@ def section(cells: list[Cell], task: str) -> str:
             tables.grown(cells, task),
         ),
         (
-            "**Noise stability with covariances of each layer's own**, scaled to one approximation; 95 % intervals of "
-            "the draws:",
-            tables.layered(cells, task),
+            "**Noise stability with covariances of each layer's own**, on as many training samples; 95 % intervals of "
+            "the draws and of the traces' probes, one network at a time:",
+            noise_stability.layered(cells, task),
         ),
         ("**Sizes** on the measurement samples:", tables.sizes(cells, task)),
         (

@@ -163,8 +163,7 @@ def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
     for name, (samples, is_seen) in where.items():
         row["measures"][name] = measure.measured(task, pair, samples, len(seen), is_seen, folder / name)
     if cell.method == "plain" and cell.group == "clean":
-        traces = row["measures"]["training"]["traces"]
-        row["stability"] = measure.stability(task, pair, of_training, traces, cell.seed)
+        row["stability"] = measure.stability(task, pair, of_training, row["measures"]["training"], cell.seed)
     if task.certified and cell.group == "clean":
         row["certificates"] = measure.certificates(pair, seen, folder / "certificates")
     row["seconds"] = {"training": round(trained - began, 1), "all": round(time.perf_counter() - began, 1)}

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-from measure import LEVEL, RANGE, SHAPES, relative_rss, tolerance
+from measure import LEVEL, RANGE, tolerance
 from pilot import markdown, mean_and_sem
 from plan import SWEEPS, chosen
 from scipy.stats import kendalltau
@@ -21,6 +21,7 @@ RIVALS = (  # under label noise, what is no part of the algorithm
     ("plain", "loss"), ("plain", "best"), ("label_smoothing", "best"), ("mixup", "best"), ("sam", "best"),
     ("l2sp", "best"), ("generalised", "best"),
 )  # fmt: skip
+PARTS = (("constraint", "epochs"), ("consistent", "epochs"))  # of the algorithm
 GROUPS = ("clean", *SWEEPS, *(f"{kind}{rate}" for kind in ("symmetric", "correlated") for rate in (20, 40, 60)))
 
 
@@ -60,14 +61,21 @@ def measuring(cells: Sequence[Cell]) -> str | None:
     there = [task for name, task in TASKS.items() if any(cell["task"] == name for cell in cells)]
     lines = [
         [
-            f"`{task.name}`", str(task.measured), f"{100 * tolerance(task.name):g} %", str(task.pairs), task.precision,
-            f"{task.stop_loss:g}", str(task.epochs), " and ".join(f"{lr:g}" for lr in task.lrs),
+            f"`{task.name}`", str(task.measured), f"{100 * tolerance(task.name):g} %", _pairs_of(cells, task.name),
+            task.precision, f"{task.stop_loss:g}", str(task.epochs), " and ".join(f"{lr:g}" for lr in task.lrs),
         ]
         for task in there
     ]  # fmt: skip
     head = ["task", "samples measured, each set", "largest form known to", "pairs of noise", "trained in",
             "one training loss", "fixed epochs", "rates"]  # fmt: skip
     return markdown(lines, head) if lines else None
+
+
+def _pairs_of(cells: Sequence[Cell], task: str) -> str:
+    """How many antithetic pairs the noise of its networks was drawn in."""
+    return " or ".join(
+        str(n) for n in sorted({c["stability"]["pairs"] for c in clean(cells, task) if "stability" in c})
+    )
 
 
 def recipes(cells: Sequence[Cell], task: str) -> str | None:
@@ -104,27 +112,6 @@ def grown(cells: Sequence[Cell], task: str) -> str | None:
         said = "/" if math.isnan(order) else f"{order:.2f}"
         lines.append([str(size), f"{np.median(shares[0]):.2f} … {np.median(shares[1]):.2f}", said])
     return markdown(lines, ["samples", "share of the measure over all of them (median)", "τ with it"])
-
-
-def layered(cells: Sequence[Cell], task: str) -> str | None:
-    """Noise stability and its approximation with covariances of each layer's own."""
-    own = [cell for cell in clean(cells, task) if "stability" in cell]
-    lines = []
-    for shape in SHAPES if own else ():
-        grids = [[row for row in cell["stability"]["rows"] if row["shape"] == shape] for cell in own]
-        ratios = [f"{low:.2f} … {high:.2f}" for low, high in (ratio(grids, side) for side in (0, -1))]
-        errors = [100 * relative_rss(grid) for grid in grids]
-        lines.append([shape, str(len(grids)), *ratios, f"{min(errors):.1f} … {max(errors):.1f}"])
-    head = ["σ_i", "networks", "rise over approximation, smallest σ", "largest σ", "relative RSS %"]
-    return markdown(lines, head) if lines else None
-
-
-def ratio(grids: Sequence[Sequence[dict]], side: int) -> tuple[float, float]:
-    """95 % interval (of the draws) of the rise over its approximation at one end of the grid, mean of the networks."""
-    values = [grid[side]["rise"] / grid[side]["approximation"] for grid in grids]
-    sems = [grid[side]["sem"] / grid[side]["approximation"] for grid in grids]
-    half = 1.96 * math.sqrt(sum(sem**2 for sem in sems)) / len(sems)
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
 def sizes(cells: Sequence[Cell], task: str) -> str | None:
@@ -179,7 +166,11 @@ def certified(cells: Sequence[Cell], task: str) -> str | None:
     lines.append(["*the Hessian measure, no certificate*", "/", "/", "/", f"{kendalltau(ours, test).statistic:.2f}"])
     head = ["certified from", "certified error %", "points above the test error, mean", f"of {len(own)} below it",
             "τ with the test error"]  # fmt: skip
-    return f"{markdown(lines, head)}\n\nTest error: {_span(test)} %."
+    other = (
+        " What the training samples certify is the error of the noisy and of the quantised network; it stands beside "
+        "the test error of the network itself."
+    )
+    return f"{markdown(lines, head)}\n\nTest error: {_span(test)} %.{other if len(rows) > 1 else ''}"
 
 
 def held_out_certificate(cell: Cell) -> float:
@@ -234,14 +225,14 @@ def noise(cells: Sequence[Cell], task: str, group: str) -> str | None:
     for (method, stopping), rows in found.items():
         gained = [gains(cells, task, group, method, stopping, "plain", against) for against in ("loss", "best")]
         lines.append([
-            method.replace("_", " "), names[stopping],
+            method.replace("_", " "), names[stopping], " or ".join(str(n) for n in sorted({c["n"] for c in rows})),
             mean_and_sem([1 - cell["test"]["error"] for cell in rows]),
             *(mean_and_sem(gain) if gain and method != "plain" else "" for gain in gained),
             mean_and_sem([1 - cell["training"]["error"] for cell in rows]),
             mean_and_sem([cell["measures"]["measurement"]["bounds"][OURS]["value"] for cell in rows], percent=False),
             mean_and_sem([cell["measurement"]["above_range"] / cell["measurement"]["num"] for cell in rows]),
         ])  # fmt: skip
-    head = ["method", "stopped", "test accuracy %", "gain over plain, fitted", "over plain, early stop",
+    head = ["method", "stopped", "n", "test accuracy %", "gain over plain, fitted", "over plain, early stop",
             "fit of noisy labels %", "Hessian measure", "losses above C %"]  # fmt: skip
     return markdown(lines, head) if lines else None
 
@@ -257,12 +248,16 @@ def gains(
 def reductions(
     cells: Sequence[Cell], task: str, group: str, method: str, stopping: str, other: str, against: str
 ) -> list[float]:
-    """Logarithms of how many times smaller than another method's the Hessian measure is, seed by seed."""
+    """Logarithms of how many times smaller than another method's the Hessian measure is, seed by seed, at one n."""
     return [
-        math.log(rival["measures"]["measurement"]["bounds"][OURS]["value"])
-        - math.log(own["measures"]["measurement"]["bounds"][OURS]["value"])
+        math.log(_at_one_n(rival)) - math.log(_at_one_n(own))
         for own, rival in _pairs(cells, task, group, method, stopping, other, against)
     ]
+
+
+def _at_one_n(cell: Cell) -> float:
+    """The Hessian measure times the root of n, which runs that hold samples out have less of."""
+    return cell["measures"]["measurement"]["bounds"][OURS]["value"] * math.sqrt(cell["n"])
 
 
 def _pairs(

@@ -165,7 +165,7 @@ TASKS = {
         Task(
             "mrpc", "MiniLM, MRPC", MRPC, divided(MRPC, "train", "test", measurement=575, test=-1), None,
             weights.minilm, (3e-5, 1e-4), epochs=5, most_epochs=8, stop_loss=0.25, num_noisy=2000, measured=64,
-            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01), pairs=16, precision="bfloat16", group_by_length=True,
+            sigmas=(0.002, 0.004, 0.006, 0.008, 0.01), pairs=32, precision="bfloat16", group_by_length=True,
         ),
         Task(
             "cifar10", "EfficientNet-Lite0, CIFAR-10", CIFAR10,
@@ -177,7 +177,7 @@ TASKS = {
             "cifar5", "ResNet-20, CIFAR-10 classes 5–9", CIFAR5,
             divided(CIFAR5, "train", "test", measurement=500, test=-1), weights.resnet20, weights.resnet20_classes_0_4,
             (5e-4, 2e-3), epochs=6, most_epochs=12, stop_loss=0.5, num_noisy=2000, measured=128,
-            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=64, pairs=12, precision="bfloat16",
+            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=64, pairs=96, precision="bfloat16",
         ),
         # Small transformers that the study pretrains itself.
         Task(
@@ -203,7 +203,7 @@ TASKS = {
             "digits", "demo, digits 5–9", DIGITS,
             divided(DIGITS, "all", "all", training=200, measurement=200, test=-1), weights.demo, weights.demo_weights,
             (3e-3, 1e-2), epochs=30, most_epochs=60, stop_loss=0.15, num_noisy=140, measured=200,
-            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=16, certified=True,
+            sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=16, pairs=256, certified=True,
         ),
     )
 }  # fmt: skip

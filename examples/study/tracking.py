@@ -80,6 +80,11 @@ def coefficient(row: dict, name: str = "kendall") -> str:
     return f"{row[name]:.2f} [{row[f'{name}_lower']:.2f}, {row[f'{name}_upper']:.2f}]"
 
 
+def of_enough(row: dict) -> str:
+    """A subset's coefficient, where enough of its networks have a value."""
+    return coefficient(row) if row.get("num_runs", 0) >= FEWEST else "/"
+
+
 def tracking(cells: Sequence[Cell], task: str) -> str | None:
     """The table: a line a measure, the largest size of Kendall's coefficient first."""
     found = {name: correlated(clean(cells, task, name)) for name in SUBSETS}
@@ -97,7 +102,7 @@ def tracking(cells: Sequence[Cell], task: str) -> str | None:
         lines.append([
             f"*{name}*" if name in trivial else f"`{name}`".replace(", training samples`", "`, training"),
             str(row["num_runs"]), coefficient(row), coefficient(row, "kendall given training loss"),
-            *(coefficient(others[subset].get(name, {})) for subset in list(SUBSETS)[1:]),
+            *(of_enough(others[subset].get(name, {})) for subset in list(SUBSETS)[1:]),
             f"{row['granulated_kendall']:.2f}", f"{row['conditional_mutual_information']:.2f}",
             f"{row['robust_sign_error']:.2f}", coefficient(others["error"].get(name, {})),
         ])  # fmt: skip
@@ -107,7 +112,7 @@ def tracking(cells: Sequence[Cell], task: str) -> str | None:
 
 
 def on_common(cells: Sequence[Cell], task: str) -> str | None:
-    """The measures that some networks have no value of, and ours, on the networks that have all; else ``None``."""
+    """Measures that some networks have no value of, ours and the rivals, on the networks that have all; or ``None``."""
     whole = correlated(clean(cells, task))
     if whole is None:
         return None
@@ -118,9 +123,11 @@ def on_common(cells: Sequence[Cell], task: str) -> str | None:
     if not scarce or len(kept) < FEWEST:
         return None
     lines = []
-    for name in (OURS, *scarce):
+    trivial = list(clean(cells, task)[0]["trivial"])
+    for name in (OURS, *scarce, *trivial):
         tau = kendalltau(kept[name], kept["gap"]).statistic
-        lines.append([f"`{name}`".replace(", training samples`", "`, training"), str(counts[name]), f"{tau:.2f}"])
+        said = f"*{name}*" if name in trivial else f"`{name}`".replace(", training samples`", "`, training")
+        lines.append([said, str(counts[name]), f"{tau:.2f}"])
     lines.sort(key=lambda line: -abs(float(line[2])))
     head = ["measure", "networks with a value", f"τ on the {len(kept)} networks that have all"]
     return tabulate(lines, head, tablefmt="github", disable_numparse=True)

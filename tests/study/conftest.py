@@ -9,7 +9,8 @@ import pytest
 from tests.study.folders import STUDY
 
 MODULES = (
-    "claims figures measure pilot plan pretraining report run sources stored tables tasks tracking weights"
+    "claims figures measure noise_stability pilot plan pretraining report run sources stored tables tasks tracking "
+    "weights"
 ).split()
 
 
