@@ -57,13 +57,13 @@ def answer(model: nn.Module, inputs: Any) -> Tensor:
 
 
 def check_outputs(model: nn.Module, task: Task, device: str) -> None:
-    """Try the largest sample, and refuse a network with fewer outputs than the labels ask for, before any training."""
+    """Try the largest sample, and refuse a network with fewer outputs than there are classes, before any training."""
     largest = max(task.train, key=task.samples.size)
     logits, _ = predict(model, task.part([largest]), device)
-    wanted = max(int(task.observed.max()), int(task.clean.max())) + 1
+    wanted = max(int(task.observed.max()) + 1, int(task.clean.max()) + 1, task.num_classes)
     if logits.ndim != 2 or logits.shape[1] < wanted:
         raise GenboundError(
-            f"the network gives {tuple(logits.shape[1:])} outputs for a sample, and the labels ask for "
+            f"the network gives {tuple(logits.shape[1:])} outputs for a sample, and there are "
             f"{wanted} classes: one for each is needed"
         )
 

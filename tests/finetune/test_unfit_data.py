@@ -75,3 +75,12 @@ def test_observed_labels_that_are_no_numbers(tmp_path):
             np.arange(12) % 3,
             noise=f"labels:{tmp_path}/names.npy",
         )
+
+
+def test_more_classes_said_than_outputs(tmp_path):
+    """Also where no sample of the last ones is there."""
+    torch.manual_seed(0)
+    torch.save(build().state_dict(), tmp_path / "start.pt")
+    np.savez(tmp_path / "few.npz", x=np.zeros((12, 3), dtype=np.float32), y=np.arange(12) % 3)
+    with pytest.raises(GenboundError, match="gives .3,. outputs .* 5 classes"):
+        finetune(tmp_path / "start.pt", f"npz:{tmp_path}/few.npz", tmp_path / "out", model=build, num_classes=5)
