@@ -34,6 +34,10 @@ def _test_set(evidence: Evidence) -> BoundValue:
         "and not seen in training"
     )
     if seen := losses.get("num_test_seen"):
+        if seen == num:
+            raise NotAvailable(
+                "all test samples have the inputs of training samples: give samples that training never saw"
+            )
         note = f"{unverified(f'{seen} of them have the inputs of training samples')}; {note}"
     forms: dict[str, Mapping[str, Any]] = {"main_term": {"log10": log10_of(value)}}
     for many in (10, 1000):

@@ -133,7 +133,7 @@ class Samples:
         keys = []
         for i in indices:
             found = hashlib.blake2b(digest_size=8)
-            for name, tensor in leaves(self._item(i)[0]):
+            for name, tensor in leaves(self.batch([i]).inputs):
                 found.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
                 found.update(raw_bytes(tensor))
             keys.append(int.from_bytes(found.digest(), "big"))

@@ -159,8 +159,6 @@ class Problem(Network, BaseProblem):
         self.unlabelled: Samples | None = None if unlabelled is None else as_samples(unlabelled)
         if self.unlabelled is not None and same_inputs(self.unlabelled, self.data):
             raise GenboundError("the unlabelled samples are the training samples: give inputs that training never saw")
-        if self.test_data is not None and not other_samples and same_inputs(self.test_data, self.data):
-            raise GenboundError("the test samples are the training samples: give samples that training never saw")
         self.other_samples = bool(other_samples)
         self.num_data = len(self.data) if num_data is None else int(num_data)
         if other_samples and num_data is None:

@@ -76,5 +76,5 @@ def test_one_process_needs_no_other_engine(tmp_path):
     for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
         env.pop(name, None)
     said = subprocess.run(command, env=env, capture_output=True, text=True).stderr
-    ours = ["base", "failures", "in_process", "launch", "open_engine"]
+    ours = ["base", "failures", "in_process", "launch", "open_engine", "run_directory"]
     assert said.split() == ["0", "False", *(f"genbound.engines.{name}" for name in ours)], said
