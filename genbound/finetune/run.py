@@ -29,7 +29,7 @@ from genbound.finetune.objective import objective_of
 from genbound.finetune.output import describe_checkpoint, save_network, write_data_file
 from genbound.finetune.predictions import accuracies, check_outputs, predict
 from genbound.finetune.radius_search import AUTO, choose_radius
-from genbound.finetune.run_identity import continued, identity_of
+from genbound.finetune.run_identity import FILE, continued, identity_of
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import Start, build_start
 from genbound.finetune.task import RunSpec, Task, read_task
@@ -119,7 +119,8 @@ class _Run:
     def _begin(self) -> tuple[dict[str, Any] | None, np.ndarray | None]:
         """The record of a run that is finished; else what it begins with, written, and F to correct for."""
         task, start = self._task, self._start
-        check_outputs(start.model, task, self.spec.settings.device)
+        if not (self.out / FILE).exists():  # a run that has begun was tried then, and is compared first
+            check_outputs(start.model, task, self.spec.settings.device)
         if finished := continued(self.out, identity_of(self.spec, task, start)):
             return finished, None
         task.write(self.out / "labels.npz")
