@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from genbound.callbacks.first_epoch import FOLDER as PRIOR
 from genbound.callbacks.record import Record, numbers
-from genbound.checkpoints.huggingface import padding_token, predicts_next_token
+from genbound.checkpoints.huggingface import predicts_next_token
+from genbound.checkpoints.padding_token import padding_token
 from genbound.checkpoints.sidecar import copy_sidecar
 from genbound.data.samples import Samples, as_samples
 from genbound.data.texts import TokenSamples, shifted

@@ -13,6 +13,7 @@ from torch import nn
 
 from genbound.checkpoints import huggingface
 from genbound.checkpoints.heads import head_names
+from genbound.checkpoints.padding_token import name_padding
 from genbound.checkpoints.pair import Built, Pair, assemble
 from genbound.checkpoints.pair_files import PairFiles, read_pair
 from genbound.checkpoints.pair_spec import PairSpec
@@ -77,7 +78,7 @@ def load_pair(spec: PairSpec, numbers: bool = True) -> Pair:
         built = _build(files)
         pair = weights_only(files) if built is None else assemble(built, files)
     if pair.model is not None:
-        huggingface.name_padding(pair.model, pair.tokenizer_dir, spec.trust_remote_code)
+        name_padding(pair.model, pair.tokenizer_dir, spec.trust_remote_code)
     return pair
 
 

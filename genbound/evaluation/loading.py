@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from genbound.checkpoints.architecture import load_pair
-from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer, padding_token, predicts_next_token
+from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer, predicts_next_token
+from genbound.checkpoints.padding_token import padding_token
 from genbound.checkpoints.pair import Pair
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.data import Reader, load_data

@@ -17,6 +17,7 @@ from genbound.checkpoints.alignment import Signature, align
 from genbound.checkpoints.config_limits import read_json
 from genbound.checkpoints.heads import head_names
 from genbound.checkpoints.huggingface import HubClass
+from genbound.checkpoints.padding_token import name_padding, padding_token
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.checkpoints.sidecar import located
 from genbound.checkpoints.state_file import StateFile, read_state
@@ -64,7 +65,7 @@ def text_reader(init: str | os.PathLike, trust_remote_code: bool = False) -> Rea
     tokenizer = None if folder is None else huggingface.load_tokenizer(folder, trust_remote_code)
     said = read_json(file) if file.is_file() else None
     config = SimpleNamespace(**said) if isinstance(said, dict) else None
-    padding = huggingface.padding_token(config, tokenizer)
+    padding = padding_token(config, tokenizer)
     return Reader(tokenizer, trust_remote_code=trust_remote_code, padding=padding)
 
 
@@ -106,7 +107,7 @@ def build_start(
             rule = f"--model {named or getattr(said.model, '__qualname__', type(said.model).__name__)}"
             spec = None if named is None else located(named, Path.cwd())
     sharing = huggingface.tokenizer_folder(file.directory)
-    huggingface.name_padding(network, sharing, trust_remote_code)
+    name_padding(network, sharing, trust_remote_code)
     head = head_names(network)
     stray = [name for name in new if name not in head]
     if stray:

@@ -72,9 +72,8 @@ def check_derivatives(network: Network, names: Sequence[str]) -> tuple[str, ...]
                 f"the network rounds and hands gradients past it (in {_listed(wrong)}): curvature is that of the "
                 "surrogate that it is differentiated by, not of what it computes",
             )
-        seconds = (
-            trial.precision is DOUBLE or not trial.executed.kinks
-        )  # steps of single precision do not pass kinks by
+        # Steps of single precision do not pass kinks by.
+        seconds = trial.precision is DOUBLE or not trial.executed.kinks
         for run in trial.runs(names) if seconds else ():
             _check_second(trial, run)
     remarks = () if seconds else (

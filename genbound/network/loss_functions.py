@@ -303,8 +303,7 @@ class LabelsLoss(Loss):
         """Refuse labels that are no shares: the loss would have no floor, and its slope no limit."""
         wrong = (targets < 0) | (targets > 1)
         if wrong.any():
-            worst = f"{float(targets[wrong][0]):g}"
-            raise GenboundError(f"label {worst} is not between 0 and 1, as multi_label has them: 1 there, 0 not there")
+            raise GenboundError(f"label {targets[wrong][0]:g} is not between 0 and 1: 1 is there, 0 is not there")
 
 
 MULTI_LABEL = LabelsLoss(

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import genbound
-from genbound.checkpoints import huggingface
+from genbound.checkpoints.padding_token import padding_token
 from genbound.data import Reader, load_data
 from genbound.finetune.run import finetune
 from genbound.finetune.settings import Settings
@@ -68,7 +68,7 @@ def test_what_inputs_are_padded_with():
         (Named(None, 5), None, 5), (None, Named(None, 7), 7), (None, None, None), (Named(None, [5, 6]), None, None),
         (Named(-1, 5), Named(10, 7), 7), (Named(None, 50256), None, None),
     ]:  # fmt: skip
-        assert huggingface.padding_token(config, tokenizer) == token
+        assert padding_token(config, tokenizer) == token
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
