@@ -181,6 +181,18 @@ def _apply(sums: PathSums, call: _Call) -> Any:
     return sums.several(call.func(first.values, *call.args[1:], **call.kwargs), first.log)
 
 
+def _laid_out(sums: PathSums, call: _Call) -> _Scaled:
+    """Handed on where only the strides of axes of one entry are others."""
+    x, (size, strides) = call.args[0], call.args[1:3]
+    same = zip(x.shape, size, x.stride(), strides, strict=False)
+    if tuple(x.shape) != tuple(size) or not all(n == 1 or old == new for n, _, old, new in same):
+        raise call.refuse("what it hands on depends on how entries lie in memory")
+    found = _keep(sums, call)
+    if call.func._schema.is_mutable:
+        call.func(*call.args, **call.kwargs)
+    return found
+
+
 def _constant(sums: PathSums, call: _Call) -> Any:
     """No sum: only the size is taken."""
     return call.func(*call.args, **call.kwargs)
@@ -300,7 +312,7 @@ def _fill(sums: PathSums, call: _Call) -> _Scaled:
 
 
 PATHS: dict[str, Callable[[PathSums, _Call], Any]] = {
-    "pass": _pass, "keep": _keep, "apply": _apply, "constant": _constant, "convolution": _convolution,
-    "matrix": _matrix, "batch_norm": _batch_norm, "add": _add, "factor": _factor, "larger": _larger, "join": _join,
-    "fill": _fill,
+    "pass": _pass, "keep": _keep, "apply": _apply, "laid_out": _laid_out, "constant": _constant,
+    "convolution": _convolution, "matrix": _matrix, "batch_norm": _batch_norm, "add": _add, "factor": _factor,
+    "larger": _larger, "join": _join, "fill": _fill,
 }  # fmt: skip
