@@ -28,7 +28,7 @@ PLAIN = ("hessian_distance", "hessian_trace", *DISTANCES, "fisher_rao")
 BY_MARGIN = ("pitas2017", "arora2018", "neyshabur2018", "bartlett2017", "path_norm")
 EVERY = (*PLAIN, UNROLLED, "path_norm", "trace_distance", *SIX, "bartlett2017")
 # The six and the path norm do not exist for attention; a trace for every sample costs a transformer hours.
-MEASURES = {"cifar10": EVERY, "cifar5": EVERY, "digits": EVERY}
+MEASURES = {"cifar10": EVERY, "cifar5": EVERY, "resnet50": EVERY, "digits": EVERY}
 # How closely the largest forms are known; attention's blocks take some hundred products a layer to know them closer.
 TOLERANCE, ROUGHER = 0.05, 0.25
 CERTIFICATES = ("pac_bayes_certificate", "compression_certificate")

@@ -1,7 +1,7 @@
 """Networks that the study pretrains itself, for want of pretrained weights: small ones, on the data at hand.
 
-A ResNet-20 and a vision transformer learn the CIFAR-10 classes 0-4; a RoBERTa predicts masked tokens and a GPT-2 the
-next one of the training texts of SST-2 and MRPC. Nothing of a measurement or test set is seen.
+A ResNet-20, a ResNet-50 and a vision transformer learn the CIFAR-10 classes 0-4; a RoBERTa predicts masked tokens and a
+GPT-2 the next one of the training texts of SST-2 and MRPC. Nothing of a measurement or test set is seen.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ SHAPE = {"num_hidden_layers": 4, "num_attention_heads": 3, "hidden_size": WIDTH,
 TEXTS = (("sst2", ("sentence",)), ("mrpc", ("sentence1", "sentence2")))
 
 
-def classes_0_4(model: nn.Module, epochs: int, lr: float, size: int, precision: torch.dtype) -> nn.Module:
+def classes_0_4(
+    model: nn.Module, epochs: int, lr: float, size: int, precision: torch.dtype, pixels: int = 32
+) -> nn.Module:
     """Train on the 5,000 images of the classes 0-4: AdamW, one cycle of the learning rate, mirrored images."""
-    images = sources.Images(32, first=0)
+    images = sources.Images(pixels, first=0)
     samples = images.samples("train", torch.arange(len(images.labels("train"))).numpy(), Path())
     generator = torch.Generator().manual_seed(0)
 

@@ -154,6 +154,7 @@ def divided(source: sources.Source, file: str, rest: str, /, **sizes: int) -> Ca
 
 SST2, MRPC = sources.Texts("sst2", "sentence"), sources.Texts("mrpc", "sentence1", "sentence2")
 CIFAR10, CIFAR5, DIGITS = sources.Images(96), sources.Images(32, first=5), sources.Digits()
+CIFAR5_LARGE = sources.Images(64, first=5)
 TASKS = {
     task.name: task
     for task in (
@@ -179,7 +180,13 @@ TASKS = {
             (5e-4, 2e-3), epochs=6, most_epochs=12, stop_loss=0.5, num_noisy=2000, measured=128,
             sigmas=(0.001, 0.002, 0.003, 0.004, 0.005), batch_size=64, pairs=96, precision="bfloat16",
         ),
-        # Small transformers that the study pretrains itself.
+        # Networks of further architectures that the study pretrains itself.
+        Task(
+            "resnet50", "ResNet-50, CIFAR-10 classes 5–9", CIFAR5_LARGE,
+            divided(CIFAR5_LARGE, "train", "test", measurement=500, test=-1), weights.resnet50,
+            weights.resnet50_classes_0_4, (1e-4, 5e-4), epochs=4, most_epochs=8, stop_loss=0.5, num_noisy=2000,
+            measured=16, sigmas=(0.0004, 0.0008, 0.0012, 0.0016, 0.002), batch_size=64, precision="bfloat16",
+        ),
         Task(
             "vit5", "ViT of 4 layers, CIFAR-10 classes 5–9", CIFAR5,
             divided(CIFAR5, "train", "test", measurement=500, test=-1), None,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pretraining
 import torch
@@ -32,7 +33,9 @@ def example(path: str) -> ModuleType:
 
 lite0, resnet = example("cifar10/efficientnet_lite0.py"), example("cifar10/resnet20.py")
 demo_model = example("demo/model.py")
-PRETRAINING = {"epochs": 12, "lr": 4e-3, "size": 64, "precision": torch.float32}  # of ResNet-20 on the classes 0-4
+# Of ResNet-20 and of ResNet-50 on the classes 0-4.
+PRETRAINING = {"epochs": 12, "lr": 4e-3, "size": 64, "precision": torch.float32}
+PRETRAINING_50 = {"epochs": 12, "lr": 1e-3, "size": 64, "precision": torch.bfloat16, "pixels": 64}
 
 
 class FrozenStatistics:
@@ -78,6 +81,13 @@ def efficientnet() -> nn.Module:
 def resnet20() -> nn.Module:
     """ResNet-20 of five classes."""
     return ResNet20(5)
+
+
+def resnet50() -> nn.Module:
+    """ResNet-50 of five classes."""
+    from resnet50 import FineTunedResNet50  # transformers, which the tasks that need no download do without
+
+    return FineTunedResNet50(5)
 
 
 def demo() -> nn.Module:
@@ -134,13 +144,26 @@ def minilm(folder: Path) -> Path:
 
 def resnet20_classes_0_4(folder: Path) -> Path:
     """ResNet-20 trained here on the 5,000 images of the classes 0-4, without its head."""
-    file = folder / "resnet20.safetensors"
-    with alone(folder):
+    return _classes_0_4(folder / "resnet20.safetensors", lambda: resnet.ResNet20(5), PRETRAINING, "head.")
+
+
+def resnet50_classes_0_4(folder: Path) -> Path:
+    """ResNet-50 trained here on the 5,000 images of the classes 0-4, without its head."""
+
+    def make() -> nn.Module:
+        from resnet50 import ResNet50
+
+        return ResNet50(5)
+
+    return _classes_0_4(folder / "resnet50.safetensors", make, PRETRAINING_50, "classifier.")
+
+
+def _classes_0_4(file: Path, make: Callable[[], nn.Module], recipe: dict[str, Any], head: str) -> Path:
+    with alone(file.parent):
         if not file.exists():
             torch.manual_seed(0)
-            model = resnet.ResNet20(5)
-            state = pretraining.classes_0_4(model, **PRETRAINING).state_dict()
-            _save({name: value for name, value in state.items() if not name.startswith("head.")}, file)
+            state = pretraining.classes_0_4(make(), **recipe).state_dict()
+            _save({name: value for name, value in state.items() if not name.startswith(head)}, file)
     return file
 
 
