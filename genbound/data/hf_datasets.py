@@ -109,7 +109,7 @@ def _stored(datasets: Any, spec: DataSpec, cache: str, streaming: bool) -> Any:
     path = spec.path
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return datasets.load_from_disk(str(path))
+            return _of_one_split(datasets.load_from_disk(str(path)), spec)
         if path.exists():
             return _from_files(datasets, path, spec.options.get("split"), cache, streaming)
         return _from_cache(datasets, spec.place, streaming)
@@ -121,6 +121,15 @@ def _stored(datasets: Any, spec: DataSpec, cache: str, streaming: bool) -> Any:
             "nothing is downloaded: save it to a directory (dataset.save_to_disk(DIR), "
             "or hf download --repo-type dataset NAME --local-dir DIR) and say hf:DIR"
         ) from error
+
+
+def _of_one_split(found: Any, spec: DataSpec) -> Any:
+    """As it is, unless it is a single part and another one is asked for."""
+    split = spec.options.get("split")
+    if isinstance(found, dict) or split is None or str(found.split) == SPLITS.get(split, split):
+        return found
+    own = "one part without a name" if found.split is None else f"the split {found.split} alone"
+    raise GenboundError(f"data hf:{spec.place} has no split {split!r}; it is {own}: leave ?split= out")
 
 
 def _split(found: Any, spec: DataSpec) -> Any:

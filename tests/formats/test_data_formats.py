@@ -115,6 +115,20 @@ def test_names_of_classes(tmp_path, tokenizer):
     assert samples.batch(range(5)).targets.tolist() == LABELS
 
 
+def test_a_saved_part_is_no_other_one(tmp_path, tokenizer):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    columns = {"text": [a for a, _ in TEXTS], "label": LABELS}
+    for name in ("validation", None):
+        split = None if name is None else datasets.NamedSplit(name)
+        datasets.Dataset.from_dict(columns, split=split).save_to_disk(tmp_path / f"of {name}")
+    for given in ("", "?split=validation", "?split=val"):
+        assert len(load_data(f"hf:{tmp_path}/of validation{given}", Reader(tokenizer[0]))) == len(TEXTS)
+    assert len(load_data(f"hf:{tmp_path}/of None", Reader(tokenizer[0]))) == len(TEXTS)
+    for name, own in (("validation", "the split validation alone"), ("None", "one part without a name")):
+        with pytest.raises(GenboundError, match=f"no split 'test'; it is {own}: leave"):
+            load_data(f"hf:{tmp_path}/of {name}?split=test", Reader(tokenizer[0]))
+
+
 def test_labels_of_words(tmp_path, tokenizer):
     case = text_case(tmp_path, tokenizer, head="TokenClassification")
     words, tags = [["a", "bc", "d"], ["e"], ["ab", "cd"]], [[0, 1, 2], [1], [2, 0]]
