@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import numpy as np
 import pilot
 from matplotlib import pyplot as plt
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from measure import SHAPES
 from noise_stability import ratio, sigmas_of, tested
 from plan import METHODS
@@ -94,7 +94,8 @@ def draw_gap(axis, cells: Sequence[Cell], task: str, _: bool) -> None:
                 label=method.replace("_", " ") if stopping == "loss" else None,
             )  # fmt: skip
     axis.set(xlabel="Hessian measure, measurement samples", ylabel="generalization gap (nats)", xscale="log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(5, steps=[1, 2, 5, 10]))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
     below(axis, 4)
