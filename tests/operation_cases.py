@@ -105,6 +105,8 @@ CASES = [
     Case("roll", lambda z: z.roll(1, 1)),
     Case("as_strided", lambda z: z.as_strided(z.shape, z.stride())),
     Case("as_strided", lambda z: z.as_strided((len(z), 3), (6, 2)), no_paths="how entries lie in memory"),
+    Case("as_strided", lambda z: z.as_strided((len(z), 2, 2), (4, 1, 2)), (4,), no_paths="how entries lie in memory"),
+    Case("as_strided", lambda z: z.as_strided((len(z), 3, 2), (4, 1, 1)), (4,), no_paths="how entries lie in memory"),
     Case("flip", lambda z: z.flip(1)),
     Case("flip", lambda z: matrices(z).rot90(1, (1, 2))),
     Case("diagonal", lambda z: matrices(z).diagonal(0, 1, 2)),

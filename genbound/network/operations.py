@@ -104,7 +104,8 @@ OPERATIONS = (
     _route("unbind", "Unbind", "unbind", "unbind"),
     _route("clone", "Clone Alias", "clone alias lift_fresh", "clone contiguous"),
     # Adaptive average pooling to one place ends in it where the channels lie last.
-    _route("as_strided", "AsStrided", "as_strided", "as_strided", lipschitz="placed", sweep="nested", paths="laid_out"),
+    _route("as_strided", "AsStrided", "as_strided", "as_strided", lipschitz="restrided", sweep="nested",
+           paths="laid_out"),
     _route("to_copy", "ToCopy", "_to_copy", "to", paths="keep"),
     _route("detach", "", "detach", "detach", lipschitz=No("what is detached is not on the graph"), sweep="constant",
            paths="keep"),

@@ -164,6 +164,13 @@ def picked(op: Executed) -> Constant:
     return Constant(math.sqrt(most), 1, f"an entry is picked {most} times")
 
 
+def restrided(op: Executed) -> Constant:
+    """The root of how often one place in memory is read; 1 in the sup norm."""
+    places = np.tensordot(op.call.args[2], np.indices(op.call.args[1]), 1)
+    most = int(np.unique(places, return_counts=True)[1].max(initial=1))
+    return Constant(math.sqrt(most), 1, f"an entry is put in {most} places")
+
+
 def _most_places(op: Executed) -> int:
     """How often the entry that is put in most places is put somewhere.
 
@@ -389,8 +396,8 @@ def vector_norm(op: Executed) -> Constant:
 FUNCTIONS: dict[str, Function] = {
     function.__name__: function
     for function in (
-        added, factor, prelu, batch_norm, padded, filled, chosen, repeated, placed, nearest, picked, total, mean,
-        cumulative_sum, interpolated, average_pool, adaptive_average_pool, max_pool, adaptive_max_pool, ordered, clamp,
-        threshold, leaky_relu, rrelu, elu, celu, softplus, gelu, silu, mish, log_softmax, vector_norm,
+        added, factor, prelu, batch_norm, padded, filled, chosen, repeated, placed, nearest, picked, restrided, total,
+        mean, cumulative_sum, interpolated, average_pool, adaptive_average_pool, max_pool, adaptive_max_pool, ordered,
+        clamp, threshold, leaky_relu, rrelu, elu, celu, softplus, gelu, silu, mish, log_softmax, vector_norm,
     )
 }  # fmt: skip

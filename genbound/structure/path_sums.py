@@ -184,8 +184,8 @@ def _apply(sums: PathSums, call: _Call) -> Any:
 def _laid_out(sums: PathSums, call: _Call) -> _Scaled:
     """Handed on where only the strides of axes of one entry are others."""
     x, (size, strides) = call.args[0], call.args[1:3]
-    same = zip(x.shape, size, x.stride(), strides, strict=False)
-    if tuple(x.shape) != tuple(size) or not all(n == 1 or old == new for n, _, old, new in same):
+    placed = tuple(x.shape) == tuple(size) and call.argument(3, "storage_offset", None) in (None, x.storage_offset())
+    if not placed or any(n > 1 and old != new for n, old, new in zip(size, x.stride(), strides, strict=True)):
         raise call.refuse("what it hands on depends on how entries lie in memory")
     found = _keep(sums, call)
     if call.func._schema.is_mutable:
