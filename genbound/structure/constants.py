@@ -141,14 +141,12 @@ def chosen(op: Executed) -> Constant:
 
 def repeated(op: Executed) -> Constant:
     """The root of the number of copies; 1 in the sup norm."""
-    copies = op.ratio
-    return Constant(math.sqrt(copies), 1, f"repeated {copies:g} times")
+    return Constant(math.sqrt(op.ratio), 1, f"repeated {op.ratio:g} times")
 
 
 def placed(op: Executed) -> Constant:
     """The root of the most places that one entry is put in; 1 in the sup norm."""
-    most = _most_places(op)
-    return Constant(math.sqrt(most), 1, f"an entry is put in {most} places")
+    return Constant(math.sqrt(most := _most_places(op)), 1, f"an entry is put in {most} places")
 
 
 def nearest(op: Executed) -> Constant:
@@ -166,9 +164,8 @@ def picked(op: Executed) -> Constant:
 
 def restrided(op: Executed) -> Constant:
     """The root of how often one place in memory is read; 1 in the sup norm."""
-    places = np.tensordot(op.call.args[2], np.indices(op.call.args[1]), 1)
-    most = int(np.unique(places, return_counts=True)[1].max(initial=1))
-    return Constant(math.sqrt(most), 1, f"an entry is put in {most} places")
+    reads = np.unique(np.tensordot(op.call.args[2], np.indices(op.call.args[1]), 1), return_counts=True)[1]
+    return Constant(math.sqrt(reads.max(initial=1)), 1, f"an entry is put in {reads.max(initial=1)} places")
 
 
 def _most_places(op: Executed) -> int:
