@@ -64,6 +64,15 @@ def test_what_the_table_says():
     assert extreme == {"sigma=0.01": False, "sigma=0.02": False, "sigma=0.03": True}
 
 
+def test_a_loss_that_falls_at_the_smallest_sigma_is_no_reason_to_look_for_a_smaller_one_alone():
+    def said(*rows):
+        return "\n".join(QUANTITY.reading.describe({"sigmas": mark_kinks(list(rows)), "relative_rss": 0.5}))
+
+    assert "It need not be if the network has kinks" in said(row(0.01, -4e-4, 1e-5), row(0.02, 5e-5, 1e-5))
+    assert "smallest sigma is outside" not in said(row(0.01, 1e-4, 1e-6), row(0.02, 9e-4, 1e-5))
+    assert "smallest sigma is outside" not in said(*[row(s, 1.31 * s**2) for s in (0.01, 0.02, 0.05)])  # known: kinks
+
+
 def test_a_summary_of_an_older_version_is_read():
     old = {k: v for k, v in row(0.01, 1.0e-4).items() if k != "reliable"}
     lines = QUANTITY.reading.describe({"sigmas": [old], "relative_rss": 0.01})

@@ -107,6 +107,11 @@ def _remarks(summary: Summary) -> list[str]:
         )
     if any(row.get("kinks") for row in summary["sigmas"]):
         remarks.append("Kinks: the rise stays proportional to sigma², but off ½ sigma² Tr H, which does not see them.")
+    elif summary["sigmas"][0]["quadratic_regime"] is False:
+        remarks.append(
+            "The smallest sigma is outside the quadratic regime already. A smaller one may be inside. It need not be "
+            "if the network has kinks (ReLU, max pooling): noise crosses them, and Tr H does not see them."
+        )
     if not all(row.get("reliable", True) for row in summary["sigmas"]):
         remarks.append("Heavy tail: rare draws rule the mean, and it is not known; more draws may tell.")
     return remarks
