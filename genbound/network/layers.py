@@ -181,8 +181,12 @@ def _row_orders(network: Network, run: list[int], tape: Tape) -> dict[str, bool 
         run: positions that share a pass.
         tape: their pass, of all weights that may be layers.
     """
-    if len(run) == 1:
-        return dict.fromkeys(tape.layers, True)
+    if len(run) == 1:  # no two can share a pass; copies of one do, each with noise of its own
+        run = run * max(2, min(3, network.batch_size))
+        try:
+            tape = Tape(network, run, dict.fromkeys(tape.layers, True))
+        except (GenboundError, RuntimeError, ValueError, IndexError):  # a network that takes one sample alone
+            return dict.fromkeys(tape.layers)
     fitting = _fitting(tape)
     if len(run) > 2:
         fewer = _fitting(Tape(network, run[:2], dict.fromkeys(tape.layers, True)))

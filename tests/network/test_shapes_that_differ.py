@@ -1,5 +1,6 @@
 """Samples of several lengths: what is found out about a network is found out on the longest, too."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -70,6 +71,53 @@ def test_padding_that_the_network_sees_is_found_where_the_shortest_need_none():
     with pytest.raises(GenboundError, match="influence each other"):
         genbound.Problem(model, init, Padded(items))
     genbound.Problem(model, init, Padded(items), batch_size=1)
+
+
+class TimeFirst(nn.Module):
+    """Swaps time and samples inside, as torch's attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x.transpose(0, 1)))
+        return self.c(h[0] * h[1] + (h[2:] ** 2).sum(0))
+
+
+class OneAtATime(TimeFirst):
+    """Takes one sample only."""
+
+    def forward(self, x):
+        return super().forward(x.squeeze(0)[None])
+
+
+@pytest.mark.parametrize(("kind", "by_batch"), [(TimeFirst, [True, True]), (OneAtATime, [False, False])])
+def test_rows_are_read_in_their_order_where_no_two_samples_can_share_a_pass(kind, by_batch):
+    """The quadratic form of noise on one weight, per copy of a sample, against the whole Hessian."""
+    torch.manual_seed(0)
+    model = kind().double()
+    init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    items = [(torch.randn(n, 3, dtype=torch.float64), torch.tensor(n % 3)) for n in (4, 5, 6)]
+    problem = genbound.Problem(model, init, ListSamples(items))
+    assert [layer.by_batch for layer in problem.layers] == by_batch
+    assert problem.samples_first["a.weight"] is (kind is OneAtATime)
+    options = {
+        "hessian_trace": {"exact_products": 0, "total_sem": 0.05, "layer_sem": 0.1, "small_probes": 256},
+        "noise_stability": {"sigmas": (0.02,), "relative_sem": 0.05},
+    }
+    found = genbound.evaluate(problem, ["hessian_trace", "noise_stability"], options=options).quantities
+
+    def loss(weight, x, y):
+        scores = torch.func.functional_call(model, {"a.weight": weight.view(4, 3)}, (x[None],))
+        return nn.functional.cross_entropy(scores, y[None])
+
+    flat = model.a.weight.detach().flatten()
+    truth = np.mean([float(torch.func.hessian(loss)(flat, x, y).trace().detach()) for x, y in items])
+    trace = found["hessian_trace"]["layers"]["a.weight"]
+    assert abs(trace["value"] - truth) < 4 * trace["sem"] < abs(truth)
+    (row,) = found["noise_stability"]["sigmas"]
+    assert abs(row["value"] - row["hessian_approximation"]) < 0.2 * row["hessian_approximation"]
 
 
 def test_bfloat16_rounds_the_displacement_and_not_the_weights_that_it_is_of():
