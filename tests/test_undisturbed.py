@@ -70,6 +70,30 @@ def test_nothing_is_disturbed_by_a_refusal():
     assert same(before, state(model))
 
 
+@pytest.mark.parametrize(
+    "around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
+)  # fmt: skip
+def test_modes_of_the_caller_move_no_number(around):
+    def numbers():
+        model, init, inputs, targets = CASES["mlp_gelu"].parts()
+        problem = Problem(model.float(), {n: t.float() for n, t in init.items()}, (inputs.float() + 0, targets))
+        operator = genbound.hessian_operator(problem)
+        measured = genbound.evaluate(problem, ["hessian_trace", "max_quadratic_form", "hessian_spectrum"])
+        return operator @ np.ones(operator.shape[0]), measured.quantities
+
+    product, quantities = numbers()
+    with around():
+        enabled = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        again, same_quantities = numbers()
+        assert enabled == (
+            torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        )  # fmt: skip
+    assert np.abs(product).max() > 0
+    np.testing.assert_array_equal(product, again)
+    assert same_quantities == quantities
+
+
 def test_a_later_change_of_the_model_does_not_move_the_problem():
     model, init, inputs, targets = CASES["mlp_gelu"].parts()
     problem = Problem(model, init, (inputs, targets))

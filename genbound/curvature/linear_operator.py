@@ -12,6 +12,7 @@ from torch import Tensor
 
 from genbound.curvature.mean_products import MeanCurvature
 from genbound.errors import GenboundError, did_you_mean
+from genbound.network.own_modes import own_modes
 
 if TYPE_CHECKING:
     from genbound.network.problem import Problem
@@ -29,6 +30,7 @@ class HessianOperator(LinearOperator):
         super().__init__(np.dtype(np.float64), (products.dimension, products.dimension))
         self._products, self.layers, self.curvature = products, dict(products.places), products.curvature
 
+    @own_modes()
     def _matmat(self, columns: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(np.ascontiguousarray(np.asarray(columns, dtype=np.float64).T))
         return self._products.products(rows).T.cpu().numpy()

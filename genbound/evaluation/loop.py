@@ -33,6 +33,7 @@ from genbound.evaluation.store import DiskStore
 from genbound.evaluation.telling import Telling, shown
 from genbound.network.memory import give_back
 from genbound.network.network import Network
+from genbound.network.own_modes import own_modes
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
 from genbound.quantities.catalogue import FORMER_NAMES
@@ -41,6 +42,7 @@ from genbound.results.progress import Plan
 from genbound.results.results import Results, samples_frame, to_plain
 
 
+@own_modes()
 def evaluate(
     problem: BaseProblem,
     measures: str | Iterable[str] | None = None,

@@ -33,6 +33,7 @@ from genbound.finetune.run_identity import FILE, continued, identity_of
 from genbound.finetune.settings import Settings
 from genbound.finetune.start import Start, build_start
 from genbound.finetune.task import RunSpec, Task, read_task
+from genbound.network.own_modes import own_modes
 from genbound.network.placement import usable
 from genbound.results.progress_bar import Bar
 from genbound.user_code import rng_untouched
@@ -40,6 +41,7 @@ from genbound.user_code import rng_untouched
 OBSERVED, MATRIX = "observed.npy", "confusion.csv"  # what runs inside this one read: the labels, and F
 
 
+@own_modes()
 def finetune(
     init: str | os.PathLike,
     data: Any,

@@ -141,7 +141,8 @@ class Network:
 
     def _cast(self, tensor: Tensor, device: torch.device, copy: bool = False) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else None
-        return tensor.to(device=device, dtype=dtype, copy=copy)
+        # A tensor that was made under torch.inference_mode cannot be in any record; a copy can.
+        return tensor.to(device=device, dtype=dtype, copy=copy or tensor.is_inference())
 
     # -- samples ----------------------------------------------------------------------------------------------
 

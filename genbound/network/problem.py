@@ -21,6 +21,7 @@ from genbound.network.layers import Layer, select_layers
 from genbound.network.loss_functions import Loss
 from genbound.network.memory import budget_of, give_back, largest_batch
 from genbound.network.network import Network
+from genbound.network.own_modes import own_modes
 from genbound.network.placement import DeviceMap
 from genbound.network.prior import Prior, adapter_remark
 from genbound.network.refusals import refusals
@@ -116,6 +117,7 @@ class Problem(Network, BaseProblem):
     choice: Choice | None = None
     _shares: np.ndarray | None = None  # of a part
 
+    @own_modes()
     @refusals()
     def __init__(
         self,
