@@ -34,7 +34,7 @@ from genbound.evaluation.telling import Telling, shown
 from genbound.network.memory import give_back
 from genbound.network.network import Network
 from genbound.network.own_modes import own_modes
-from genbound.network.weights import BaseProblem
+from genbound.network.weights import BaseProblem, as_array
 from genbound.quantities import QUANTITIES
 from genbound.quantities.catalogue import FORMER_NAMES
 from genbound.results.events import Listener
@@ -240,7 +240,7 @@ def _network_config(problem: BaseProblem) -> dict[str, Any] | None:
 def _whole(problem: Network, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The state of a network with these tensors in place of its own."""
     state = problem.state({name: torch.from_numpy(array) for name, array in weights.items()})
-    return {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
+    return {name: as_array(tensor.detach()) for name, tensor in state.items()}
 
 
 def _samples(problem: BaseProblem, found: Found) -> Any:

@@ -77,7 +77,8 @@ def network_digests(problem: Problem) -> dict[bool, str]:
     loss = {field.name: getattr(problem.loss, field.name) for field in fields(problem.loss) if field.name != "name"}
     before = weights_digest(problem), problem.data.content_digest()
     behind = (
-        list(problem.indices), problem.num_data, problem.loss_range_spec, problem.output,
+        list(problem.indices), problem.sample_seed, problem.num_data, problem.other_samples, problem.loss_range_spec,
+        problem.output,
         code_digest(problem.model, loss, counted=counted),
         None if problem.prior is None else problem.prior.digest(),
         None if problem.unlabelled is None else problem.unlabelled.content_digest(),

@@ -90,6 +90,11 @@ class BaseProblem:
         return {}
 
 
+def as_array(weight: Tensor) -> np.ndarray:
+    """A weight for numpy, which has no bfloat16: float32 holds every one of its values."""
+    return (weight.float() if weight.dtype is torch.bfloat16 else weight).cpu().numpy()
+
+
 def complex_remark(params: Mapping[str, Tensor], init: Mapping[str, Tensor]) -> str:
     """A sentence about the complex weights that moved, which no number contains; empty where there are none."""
     moved = [name for name, p in params.items() if p.is_complex() and not torch.equal(p.detach(), init[name].to(p))]

@@ -33,6 +33,7 @@ from torch import Tensor
 from genbound.data.samples import Batch
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
+from genbound.network.weights import as_array
 from genbound.posterior.coded_forms import best_choice, gridded, length
 from genbound.posterior.coded_tensor import Coded, TensorCode
 from genbound.posterior.curvature import MOST_COLUMNS, Curvature, measure_curvature
@@ -116,7 +117,7 @@ def measure(problem: Problem, context: Context) -> Measured:
                 for name, coded in choice.items()
             },
         },
-        weights={name: tensor.cpu().numpy() for name, tensor in weights.items()},
+        weights={name: as_array(tensor) for name, tensor in weights.items()},
     )
 
 

@@ -201,6 +201,17 @@ def test_changed_files_are_measured_again(folder, capsys):
     capsys.readouterr()
 
 
+def test_who_else_is_drawn_and_whose_samples_they_are_is_part_of_what_was_measured():
+    model, samples = torch.nn.Linear(4, 3), (torch.randn(12, 4), torch.arange(12) % 3)
+    init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+
+    def digest(**arguments):
+        return genbound.Problem(model, init, samples, num_data=12, **arguments).digests()[False]
+
+    assert digest() == digest(sample_seed=0, other_samples=False)
+    assert len({digest(), digest(sample_seed=1), digest(other_samples=True)}) == 3  # of the same 12 samples
+
+
 def test_a_time_budget_keeps_what_is_finished(folder, capsys):
     out = folder / "run"
     assert main([*arguments(folder, out), "--time-budget", "0"]) == 0

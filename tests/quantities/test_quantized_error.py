@@ -51,6 +51,14 @@ def test_the_error_is_that_of_the_checkpoint_beside_the_results(tmp_path):
     assert not any(torch.equal(problem.params[name], p) for name, p in problem.model.named_parameters() if p.dim() > 1)
 
 
+def test_half_types_that_numpy_has_not():
+    problem = fitted(dtype=torch.bfloat16)[0]
+    found = genbound.evaluate(problem, "quantized_error")
+    weights = found.networks["quantized_error"]
+    numbers = [torch.from_numpy(array) for array in weights.values() if array.dtype.kind == "f"]
+    assert len(numbers) == 8 and all(t.dtype is torch.float32 and torch.equal(t.bfloat16().float(), t) for t in numbers)
+
+
 def test_the_checkpoint_has_its_digest_and_goes_when_the_results_are_of_something_else(tmp_path):
     problem, _, _ = fitted()
     results = genbound.evaluate(problem, ["compression_certificate"])
