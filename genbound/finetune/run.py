@@ -227,7 +227,7 @@ def _train(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train, from the last checkpoint on if there is one; the network, and what is to be recorded of it."""
     from genbound.finetune.stop_at_loss import StopAtLoss
-    from genbound.finetune.trainer import FineTuner, Progress, last_whole_checkpoint
+    from genbound.finetune.trainer import FineTuner, Progress, diverged, last_whole_checkpoint
     from genbound.finetune.trainer_callback import DistanceCallback
 
     constraint = constraint_of(start.model, start.head, settings)
@@ -256,11 +256,15 @@ def _train(
     constraint.project(network)  # merging an adapter rounds
     keys = ("epoch", "loss", "eval_accuracy", "eval_loss", "learning_rate", "grad_norm")
     rows = [{k: row[k] for k in keys if k in row} for row in trainer.state.log_history if "train_runtime" not in row]
+    distances = constraint.distances(network)
+    numbers = [*distances.values(), *(value for row in rows for value in row.values())]
+    if not np.isfinite(numbers).all() or not all(bool(p.isfinite().all()) for p in network.parameters()):
+        raise diverged("its last weights, or what they give, are not finite")
     return network, {
         "epochs_run": trainer.state.epoch,
         "steps": trainer.state.global_step,
         "stop_loss_reached": None if stop is None else stop.reached,
         "best_accuracy": trainer.state.best_metric,
-        "distances": constraint.distances(network),
+        "distances": distances,
         "history": rows,
     }

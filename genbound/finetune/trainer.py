@@ -8,6 +8,8 @@ perturbed weights, checkpoints with every buffer and tie, and a mark that says a
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -37,7 +39,7 @@ except ImportError as error:
         f"genbound finetune needs a training loop ({error}): pip install 'genbound[finetune]'"
     ) from error
 
-WEIGHTS = "weights.pt"
+WEIGHTS, LOSSES = "weights.pt", "losses.json"
 WHOLE = "whole"  # written last: a checkpoint without it was being written when the process died
 
 
@@ -82,6 +84,7 @@ class FineTuner(Trainer):
         samples, held_out = task.part(list(range(len(task.samples)))), task.held_out
         self._sizes = [samples.size(i) for i in task.train] if settings.group_by_length else []
         self._drawn: Mix | None = None
+        self._losses, self._counted_from = 0.0, 0  # their sum, and the step that it begins behind
         self.perturbation: SharpnessAware | TwoSidedNoise | None = None
         if settings.sam:
             self.perturbation = SharpnessAware(settings.sam)
@@ -100,7 +103,7 @@ class FineTuner(Trainer):
             eval_dataset=Places(held_out) if held_out else None,
             compute_loss_func=_counting,
             compute_metrics=_accuracy if held_out else None,
-            callbacks=[*callbacks, Marks()],
+            callbacks=[*callbacks, EpochsFirst(), Marks()],
         )
         self.remove_callback(PrinterCallback)
         if settings.early_stopping:
@@ -142,7 +145,19 @@ class FineTuner(Trainer):
         def backward() -> Tensor:
             return super(FineTuner, self).training_step(model, dict(inputs), num_items_in_batch)
 
-        return backward() if self.perturbation is None else self.perturbation.step(model, backward)
+        loss = backward() if self.perturbation is None else self.perturbation.step(model, backward)
+        if not math.isfinite(value := float(loss)):
+            raise diverged(f"its loss is {value} at step {self.state.global_step + 1}")
+        self._losses += value
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any) -> None:
+        """The Trainer's, with the mean loss of all steps since the last row: it counts from where a run continues."""
+        if "loss" in logs:
+            here = self.state.global_step
+            logs["loss"] = self._losses / (here - self._counted_from)
+            self._losses, self._counted_from = 0.0, here
+        super().log(logs, *args)
 
     # Whole state dicts: an adapter's own file lacks the buffers, and safetensors refuses ties.
 
@@ -150,9 +165,14 @@ class FineTuner(Trainer):
         if self.args.should_save:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             torch.save(self.model.state_dict(), Path(output_dir, WEIGHTS))
+            Path(output_dir, LOSSES).write_text(json.dumps([self._losses, self._counted_from]), encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.model, Path(resume_from_checkpoint))
+        checkpoint = Path(resume_from_checkpoint)
+        load_weights(self.model, checkpoint)
+        self._counted_from = int(checkpoint.name.rpartition("-")[2])
+        if (checkpoint / LOSSES).is_file():  # a version before did not write it
+            self._losses, self._counted_from = json.loads((checkpoint / LOSSES).read_text(encoding="utf-8"))
 
     def _load_best_model(self) -> None:
         """Leave the last weights: the Trainer knows the best ones by a path, which OUT may have had another of."""
@@ -164,6 +184,11 @@ class FineTuner(Trainer):
 
 def _counting(*_: Any) -> None:
     """Does nothing: that it is there makes the Trainer count the samples of all parts of a batch."""
+
+
+def diverged(how: str) -> GenboundError:
+    """The error of a run that ends in no network."""
+    return GenboundError(f"the training has diverged ({how}): lower --lr, or limit the gradient by --clip")
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
@@ -199,6 +224,7 @@ def arguments(settings: Settings, folder: Path, evaluates: bool) -> TrainingArgu
         metric_for_best_model="accuracy" if settings.early_stopping else None,
         greater_is_better=True if settings.early_stopping else None,
         logging_strategy="epoch",
+        logging_nan_inf_filter=False,  # such a loss ends the run
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -215,6 +241,26 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             return found[step]
         shutil.rmtree(found[step])
     return None
+
+
+class EpochsFirst(TrainerCallback):
+    """A checkpoint at the last step of an epoch is written behind the epoch's loss and its validation.
+
+    A run that continues from there does not come back to them: its record would lack their rows, and its random states
+    what the validation draws.
+    """
+
+    def __init__(self) -> None:
+        self._due = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put off what is to be saved at the last step of an epoch."""
+        if state.epoch == int(state.epoch):
+            self._due, control.should_save = control.should_save, False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save what was put off."""
+        control.should_save, self._due = control.should_save or self._due, False
 
 
 class Marks(TrainerCallback):

@@ -140,6 +140,24 @@ def test_the_best_epoch_is_found_from_elsewhere(folder, monkeypatch):
     assert run("../out", **options)["accuracy"] == whole["accuracy"] and same("../out", "../whole")
 
 
+@pytest.mark.parametrize(("save_steps", "step"), [(3, 3), (2, 4), (2, 9)])
+def test_weights_and_history_do_not_show_that_a_run_was_continued(folder, monkeypatch, save_steps, step):
+    """From the end of an epoch, from within one, and from the last step; validation and dropout draw numbers."""
+    (folder / "nets.py").write_text(NET.replace("nn.ReLU()", "nn.Sequential(nn.ReLU(), nn.Dropout(0.3))"))
+    options = {"epochs": 3, "validation": 0.2, "save_steps": save_steps}
+    whole = run("whole", **options)
+    killed(monkeypatch, step, "out", **options)
+    again = run("out", **options)
+    assert again["history"] == whole["history"] and len(whole["history"]) == 6 and same("out", "whole")
+
+
+@pytest.mark.parametrize("batch_size", [16, 60], ids=["within", "with the last step"])
+def test_a_run_that_diverges_says_so_and_leaves_no_network(folder, batch_size):
+    with pytest.raises(GenboundError, match="the training has diverged .its .*: lower --lr"):
+        run("out", lr=1e38, clip=0, schedule="constant", epochs=1, batch_size=batch_size)
+    assert not (folder / "out" / "finetuned").exists()
+
+
 def loss_of(out):
     stored, data = np.load(os.path.join(out, "labels.npz")), np.load("train.npz")
     net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
