@@ -27,7 +27,7 @@ from genbound.finetune.label_noise.confusion import anchor_points, dual_t
 from genbound.finetune.label_noise.draw import ESTIMATED, given_matrix
 from genbound.finetune.objective import objective_of
 from genbound.finetune.output import describe_checkpoint, save_network, write_data_file
-from genbound.finetune.predictions import accuracies, check_outputs, predict
+from genbound.finetune.predictions import accuracies, check_last_batch, check_outputs, predict
 from genbound.finetune.radius_search import AUTO, choose_radius
 from genbound.finetune.run_identity import FILE, continued, identity_of
 from genbound.finetune.settings import Settings
@@ -122,7 +122,8 @@ class _Run:
         """The record of a run that is finished; else what it begins with, written, and F to correct for."""
         task, start = self._task, self._start
         if not (self.out / FILE).exists():  # a run that has begun was tried then, and is compared first
-            check_outputs(start.model, task, self.spec.settings.device)
+            check_outputs(start.model, task, self.spec.settings)
+            check_last_batch(start.model, task, self.spec.settings)
         if finished := continued(self.out, identity_of(self.spec, task, start)):
             return finished, None
         task.write(self.out / "labels.npz")
@@ -185,7 +186,7 @@ def _confusion(spec: RunSpec, task: Task, start: Start) -> np.ndarray | None:
     )
     _within(spec, "estimation", task.num_classes, recipe)
     first = build_start(
-        spec.out / "estimation" / "finetuned", start.spec, task.num_classes, None, False, settings.seed,
+        spec.out / "estimation" / "finetuned", start.spec or spec.model, task.num_classes, None, False, settings.seed,
         spec.trust_remote_code,
     )  # fmt: skip
     logits, labels = predict(first.model, task.part(task.train), settings.device)

@@ -84,3 +84,38 @@ def test_more_classes_said_than_outputs(tmp_path):
     np.savez(tmp_path / "few.npz", x=np.zeros((12, 3), dtype=np.float32), y=np.arange(12) % 3)
     with pytest.raises(GenboundError, match="gives .3,. outputs .* 5 classes"):
         finetune(tmp_path / "start.pt", f"npz:{tmp_path}/few.npz", tmp_path / "out", model=build, num_classes=5)
+
+
+def normalised():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(("batch_size", "left"), [(4, 1), (5, 3), (1, 1)])
+def test_a_last_batch_that_cannot_be_normalised(tmp_path, batch_size, left):
+    x, y = np.random.default_rng(0).normal(size=(13, 3)).astype(np.float32), np.arange(13) % 3
+    if left > 1:
+        run(tmp_path, "fits", x, y, normalised, batch_size=batch_size)
+        return
+    with pytest.raises(GenboundError, match="13 training samples .* leave a batch of one.* another --batch-size"):
+        run(tmp_path, "alone", x, y, normalised, batch_size=batch_size)
+    assert not (tmp_path / "alone").exists()
+    run(tmp_path, "body", x, y, normalised, batch_size=batch_size, trained="head")  # normalises as in evaluation
+    run(tmp_path, "layers", x, y, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("confusion", ["symmetric:0.2", "anchor", "dual-t"])
+def test_a_matrix_for_fewer_classes_than_outputs(tmp_path, confusion):
+    x, y = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32), np.arange(30) % 3
+    with pytest.raises(
+        GenboundError, match="gives 5 outputs .*, and F of --confusion .* for 3 classes: add --classes 5"
+    ):
+        run(tmp_path, "more", x, y, lambda: build(5), confusion=confusion)
+    assert not (tmp_path / "more").exists()
+    run(tmp_path, "plain", x, y, lambda: build(5))
+
+
+@pytest.mark.parametrize("confusion", ["anchor", "dual-t"])
+def test_a_matrix_is_estimated_with_a_factory_that_was_handed_over(tmp_path, confusion):
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    found = run(tmp_path, "given", x, x.argmax(1), confusion=confusion, estimation_epochs=40, lr=0.05)
+    assert np.shape(found["confusion"]) == (3, 3)
