@@ -92,6 +92,32 @@ def test_unlabelled_tokens_do_not_count(correction):
     assert (logits.grad[~counted] == 0).all() and torch.isfinite(logits.grad).all()
 
 
+@pytest.mark.parametrize("correction", ["backward", "forward", "identity"])
+def test_labels_that_are_no_class(correction):
+    loss = ConsistentLoss(torch.eye(3)) if correction == "identity" else None
+    loss = loss or ConsistentLoss(symmetric_noise(0.3, 3), correction=correction)
+    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    for wrong in (-1, -99, 3):
+        for call in (loss, loss.per_sample, loss.compute_loss_func):
+            with pytest.raises(GenboundError, match=f"label {wrong} is no class: F is for 0 … 2, and -100"):
+                call(logits, torch.tensor([0, wrong]))
+    for call in (loss, loss.per_sample, loss.compute_loss_func):
+        with pytest.raises(GenboundError, match="F is for 3 classes, the network has 2 outputs"):
+            call(logits[:, :2], torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("confusion", [torch.eye(3), symmetric_noise(0.3, 3)], ids=["identity", "noise"])
+def test_losses_of_ones_own(confusion):
+    """What has no label does not count, and a loss that is a mean already is none of each position."""
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, -100, 2])
+    loss = ConsistentLoss(confusion, loss=squared)
+    torch.testing.assert_close(loss(logits, labels), loss(logits[[0, 2]], labels[[0, 2]]))
+    assert loss.per_sample(logits, labels)[1] == 0
+    with pytest.raises(GenboundError, match=r"the loss gives shape \(\) for labels of shape \(3,\)"):
+        ConsistentLoss(confusion, loss=functional.cross_entropy)(logits, labels)
+
+
 def test_accumulated_parts_add_up_to_the_mean_over_the_batch():
     loss = ConsistentLoss(symmetric_noise(0.4, 3))
     logits, labels = torch.randn(7, 3, dtype=torch.float64), torch.arange(7) % 3

@@ -84,6 +84,8 @@ def test_which_estimate_suits_which_network():
         lambda: flip_labels([0, 3], np.eye(3)),
         lambda: flip_labels([0.5], np.eye(3)),
         lambda: labels_from_predictions([0, 1], [0]),
+        lambda: labels_from_predictions([0, 1], [0, 0], rate=float("nan")),
+        lambda: labels_from_predictions([0, 1], [0, 0], rate=float("inf")),
         lambda: anchor_points([[0.4, 0.4]]),
         lambda: anchor_points(np.eye(2), percentile=0),
         lambda: dual_t(np.eye(2), [0, 2]),

@@ -53,7 +53,8 @@ class ConsistentLoss(nn.Module):
         correction: ``backward`` or ``forward``.
 
     Raises:
-        GenboundError: F is no confusion matrix, or has no inverse.
+        GenboundError: F is no confusion matrix, or has no inverse; in a call, where labels, outputs or the loss's shape
+            do not fit it.
 
     **Cost**: K evaluations of the loss on the logits; for cross-entropy one log-softmax.
 
@@ -101,9 +102,8 @@ class ConsistentLoss(nn.Module):
             logits: ``[N, ..., K]``.
             labels: observed classes ``[N, ...]``; -100 does not count.
         """
-        if logits.shape[-1] != self.num_classes:
-            raise GenboundError(f"F is for {self.num_classes} classes, the network has {logits.shape[-1]} outputs")
         if self.is_identity and self.loss is cross_entropy:  # its mean adds up in an order of its own
+            self._check(logits, labels)
             shape = labels.shape if self.reduction == "none" else ()
             return functional.cross_entropy(
                 logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction=self.reduction
@@ -116,14 +116,16 @@ class ConsistentLoss(nn.Module):
         return values.sum() / (labels != IGNORED).sum()
 
     def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The corrected loss of each labelled position, in the shape of ``labels``."""
-        if self.is_identity:
-            return self.loss(logits, labels)
-        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        """The corrected loss of each position, in the shape of ``labels``; where there is no label it is zero."""
+        self._check(logits, labels)
+        if not self.is_identity and logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
         counted = labels != IGNORED
         observed = labels.clamp(min=0)
         weights = self.weights.to(logits.device)
-        if self.correction == "forward":
+        if self.is_identity:
+            values = self._of_class(logits, observed)
+        elif self.correction == "forward":
             columns = weights.T.log().to(logits.dtype)[observed]  # ln F[y, observed] for every true class y
             values = -(logits.log_softmax(-1) + columns).logsumexp(-1)
         else:
@@ -134,7 +136,26 @@ class ConsistentLoss(nn.Module):
         """``[N, ..., K]``: the loss that each class as the label would give."""
         if self.loss is cross_entropy:
             return -logits.log_softmax(-1)
-        return torch.stack([self.loss(logits, torch.full_like(labels, c)) for c in range(self.num_classes)], dim=-1)
+        return torch.stack([self._of_class(logits, torch.full_like(labels, c)) for c in range(self.num_classes)], -1)
+
+    def _of_class(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """``[N, ...]``: the loss that is corrected."""
+        values = self.loss(logits, labels)
+        if values.shape != labels.shape:
+            raise GenboundError(
+                f"the loss gives shape {tuple(values.shape)} for labels of shape {tuple(labels.shape)}: it must be that "
+                'of each position, such as reduction="none" gives'
+            )
+        return values
+
+    def _check(self, logits: Tensor, labels: Tensor) -> None:
+        if logits.shape[-1] != self.num_classes:
+            raise GenboundError(f"F is for {self.num_classes} classes, the network has {logits.shape[-1]} outputs")
+        stray = labels[((labels < 0) & (labels != IGNORED)) | (labels >= self.num_classes)]
+        if len(stray):
+            raise GenboundError(
+                f"label {int(stray[0])} is no class: F is for 0 … {self.num_classes - 1}, and {IGNORED} does not count"
+            )
 
     def compute_loss_func(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """For ``transformers.Trainer(compute_loss_func=loss.compute_loss_func)``.

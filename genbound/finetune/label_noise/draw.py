@@ -88,7 +88,7 @@ def labels_from_predictions(labels: Any, predictions: Any, rate: float | None = 
         seed: of that choice.
 
     Raises:
-        GenboundError: the network makes fewer mistakes than asked for.
+        GenboundError: the network makes fewer mistakes than asked for, or the rate is no share.
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.ndim != 1 or labels.shape != predictions.shape:
@@ -97,8 +97,10 @@ def labels_from_predictions(labels: Any, predictions: Any, rate: float | None = 
         )
     if rate is None:
         return predictions.astype(np.int64)
+    if not 0 <= rate <= 1:
+        raise GenboundError(f"a share of wrong labels lies in [0, 1], not {rate:g}")
     wrong, count = np.flatnonzero(labels != predictions), round(rate * len(labels))
-    if not 0 <= rate <= 1 or count > len(wrong):
+    if count > len(wrong):
         raise GenboundError(
             f"noise of {rate:.1%} needs {count} wrong predictions, the auxiliary network makes {len(wrong)}"
         )
