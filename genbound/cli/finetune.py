@@ -75,6 +75,7 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
     evaluate DIR/finetuned` measures the result; where you named code with --model,
     it wants the same --model or --trust-remote-code. With --certify, DIR/certificate has the certificate's results.
     """
+    from genbound.engines.launch import launched
     from genbound.engines.open_engine import open_engine
     from genbound.finetune.settings import Settings
 
@@ -90,6 +91,12 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
         if given["engine"] not in ("auto", "local") or given["workers"]:
             raise GenboundError(
                 f"--engine {given['engine']} shares the trainings of --radius auto and --certify, and here is only one"
+            )
+        if given["engine"] == "auto" and (launch := launched()):
+            raise GenboundError(
+                f"{launch.ranks} processes were started together, and this is one training in one process "
+                "(--radius auto and --certify have several): start it alone, or each with --engine local and an --out "
+                "of its own"
             )
         given["engine"] = "local"
     with open_engine(given["engine"], given["workers"], given["device"] or "cpu") as engine:

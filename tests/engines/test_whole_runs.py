@@ -108,6 +108,16 @@ def test_one_training_is_shared_by_nobody(folder, capsys):
     assert not (folder / "out").exists()
 
 
+def test_one_training_is_refused_in_several_processes(folder, capsys, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(arguments(folder, folder / "out")) == 2
+    error = capsys.readouterr().err
+    assert "2 processes were started together, and this is one training" in error and len(error.splitlines()) == 1
+    assert not (folder / "out").exists()
+    assert main(arguments(folder, folder / "own", "--engine", "local")) == 0
+
+
 def test_records_come_back_as_they_were():
     given = {"a": [1, 2.5e-17, None, float("inf")], "b": {"c": "ü"}}
     assert share_runs(InProcess(), "runs", [1, 2], lambda i: {**given, "i": i}) == [

@@ -143,8 +143,8 @@ class ConsistentLoss(nn.Module):
         values = self.loss(logits, labels)
         if values.shape != labels.shape:
             raise GenboundError(
-                f"the loss gives shape {tuple(values.shape)} for labels of shape {tuple(labels.shape)}: it must be that "
-                'of each position, such as reduction="none" gives'
+                f"the loss gives shape {tuple(values.shape)} for labels of shape {tuple(labels.shape)}: it must be that"
+                ' of each position, such as reduction="none" gives'
             )
         return values
 
