@@ -19,14 +19,16 @@ from genbound.finetune.start import Start
 from genbound.finetune.task import Task
 
 MOST = 512  # training samples that the loss is taken on
-CHECKS = 8  # in an epoch
+CHECKS = 8  # in an epoch, up to the rounding of the steps between them
 
 
 class StopAtLoss(TrainerCallback):
     """Stops training once the plain cross-entropy is low enough, whatever the run minimises.
 
     The loss is that of evaluation mode on a fixed choice of at most 512 training samples with the labels that are
-    trained on, eight times an epoch: so a run ends at the first of these looks at or below the value.
+    trained on. It is taken every s/8 steps, rounded to whole ones and at least every step, where an epoch has s of
+    them: about eight times an epoch (6 to 11), and s times where s is below eight. So a run ends at the first of these
+    looks at or below the value.
 
     Args:
         start: the network; its ``model`` is what is trained.
@@ -35,7 +37,7 @@ class StopAtLoss(TrainerCallback):
 
     It is computed in the precision of the training: looks in float32 would take as long as the steps in bfloat16.
 
-    Cost: at most eight forward passes over 512 samples an epoch.
+    Cost: at most eleven forward passes over 512 samples an epoch.
     """
 
     def __init__(self, start: Start, task: Task, settings: Settings):

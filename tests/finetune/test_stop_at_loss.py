@@ -76,6 +76,17 @@ def test_the_looks_are_in_the_precision_of_the_training(run, precision, monkeypa
     assert record["stop_loss_reached"] and loss <= (0.5 if precision == "float32" else 0.51)
 
 
+@pytest.mark.parametrize(("batch_size", "looks"), [(18, 5), (10, 9), (8, 6), (6, 8)])
+def test_the_looks_of_an_epoch(run, batch_size, looks, monkeypatch):
+    """Every s/8 steps of s, rounded: 5, 9, 12 and 15 steps."""
+    from genbound.finetune.stop_at_loss import StopAtLoss
+
+    seen = []
+    monkeypatch.setattr(StopAtLoss, "_look", lambda self: seen.append(self))
+    run("short", stop_loss=1e-6, epochs=1, batch_size=batch_size)
+    assert len(seen) == looks
+
+
 def test_what_is_not_reached_is_said(run):
     record, loss = run("short", stop_loss=1e-6, epochs=2)
     assert record["stop_loss_reached"] is False and loss > 1e-6 and record["steps"] == 12
