@@ -70,10 +70,30 @@ def test_two_sided_noise():
     assert torch.equal(model.weight, w)
 
 
-def test_running_statistics_move_once():
-    once, perturbed = (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).train() for _ in range(2))
+class Replacing(nn.Module):
+    """Keeps a running mean of its own, in a new tensor each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return x - self.mean
+
+
+KEEPING = {
+    "batch": lambda: nn.BatchNorm1d(3),
+    "instance": lambda: nn.InstanceNorm1d(3, track_running_stats=True),
+    "of its own": Replacing,
+}
+
+
+@pytest.mark.parametrize("keeping", KEEPING)
+def test_running_statistics_move_once(keeping):
+    once, perturbed = (nn.Sequential(nn.Conv1d(3, 3, 1), KEEPING[keeping]()).train() for _ in range(2))
     perturbed.load_state_dict(once.state_dict())
-    x = torch.randn(8, 3)
+    x = torch.randn(8, 3, 4)
     once(x)
 
     def backward():
@@ -82,8 +102,9 @@ def test_running_statistics_move_once():
         return loss.detach()
 
     SharpnessAware(0.1).step(perturbed, backward)
-    assert torch.equal(once[1].running_mean, perturbed[1].running_mean)
-    assert perturbed[1].num_batches_tracked == 1 and perturbed[1].momentum == 0.1
+    names = [name for name, _ in once.named_buffers()]
+    assert all(torch.equal(once.get_buffer(name), perturbed.get_buffer(name)) for name in names)
+    assert keeping == "of its own" or perturbed[1].momentum == 0.1
 
 
 def test_mixup():

@@ -120,16 +120,11 @@ def _shifted(weights: list[nn.Parameter], shift: list[Tensor | None]) -> Iterato
 
 @contextlib.contextmanager
 def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """One step moves the running statistics once."""
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in layers]
-    counts = [None if m.num_batches_tracked is None else m.num_batches_tracked.clone() for m in layers]
-    for m in layers:
-        m.momentum = 0.0
+    """One step moves the running statistics once, whatever kind of layer keeps them: every buffer is put back."""
+    kept = [(m._buffers, k, b, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
     try:
         yield
     finally:
-        for m, momentum, count in zip(layers, momenta, counts, strict=True):
-            m.momentum = momentum
-            if count is not None and m.num_batches_tracked is not None:
-                m.num_batches_tracked.copy_(count)
+        with torch.no_grad():
+            for buffers, name, buffer, value in kept:
+                buffers[name] = buffer.copy_(value)
