@@ -164,6 +164,14 @@ def test_radii_by_pattern_stage_and_size():
     assert relative_radii({"head": torch.zeros(2, 2)}, 0.1)["head"] == float("inf")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"), [((0.1, "forbenius"), "'forbenius' is unknown"), ((-0.1,), "-0.1 is no"), ((np.nan,), "no")]
+)
+def test_relative_radii_of_what_is_no_share_or_norm(arguments, words):
+    with pytest.raises(GenboundError, match=words):
+        relative_radii({"w": torch.ones(2, 2)}, *arguments)
+
+
 def test_relative_row_sums_are_those_of_the_outputs():
     """By hand: of a transposed convolution, [inputs, outputs per group, ...], and of GPT-2's [inputs, outputs]."""
 
@@ -222,6 +230,17 @@ def test_wrappers_and_ties_are_seen_through():
     constraint = DistanceConstraint(init, 0.5)
     assert constraint.project(wrapped) == 1
     assert (model.head.weight - init["head.weight"]).norm() <= 0.5
+
+
+@pytest.mark.parametrize("radius", [{"head.*": 0.1, "*": 9.0}, {"head.weight": 0.1}, {"embedding.weight": 0.1}])
+def test_a_tied_weight_is_within_the_least_radius_of_its_names(radius):
+    model = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "head": nn.Linear(4, 5, bias=False)})
+    model["head"].weight = model["embedding"].weight
+    init = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    perturb(model, 1.0)
+    constraint = DistanceConstraint(init, radius)
+    assert constraint.project(model) == 1
+    assert list(constraint.distances(model).values()) == [pytest.approx(0.1, rel=1e-5)]
 
 
 def test_a_layer_that_starts_elsewhere():

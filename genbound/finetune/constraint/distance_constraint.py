@@ -41,7 +41,8 @@ class DistanceConstraint:
         init: pretrained weights by name, as in ``named_parameters()``; copied. Names of wrappers (``module.``,
             ``_orig_mod.``, PEFT's) are seen through. Give zeros for a head that is to stay near zero.
         radius: :math:`\alpha` for all layers, or ``pattern -> radius``, see
-            :func:`~genbound.finetune.constraint.radii.resolve_radii`; ``inf`` leaves a layer free.
+            :func:`~genbound.finetune.constraint.radii.resolve_radii`; ``inf`` leaves a layer free. A tied weight is
+            kept within the least radius of its names.
         norm: ``frobenius`` or ``mars``.
         norm_layers: D of :math:`|\gamma/\sqrt{\mathrm{var}+10^{-6}} - \gamma_0/\sqrt{\mathrm{var}_0+10^{-6}}| \le D`,
             elementwise for every normalisation layer; needs its weight, and running variance if it keeps one, in
@@ -129,34 +130,34 @@ class DistanceConstraint:
     def _dense(self, model: nn.Module, finite_only: bool = True) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
         """The constrained weights of the model, each with the module that owns it."""
         adapted = {layer.name for layer in adapted_layers(model)}
-        seen, found = set(), set(adapted)
+        names: dict[int, list[str]] = {}  # of each tensor: a tied one has several
+        for own, parameter in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(plain_name(own))
+        seen = set()
         for prefix, module in model.named_modules():
             for own, parameter in module.named_parameters(prefix, recurse=False):
                 if parameter.dim() < 2 or not parameter.is_floating_point() or is_adapter(own):
                     continue
-                name = plain_name(own)
-                found.add(name)
-                if id(parameter) in seen or name in adapted:
+                if id(parameter) in seen or plain_name(own) in adapted:
                     continue
                 seen.add(id(parameter))
-                if name not in self.radii:
+                known = [name for name in names[id(parameter)] if name in self.radii]
+                if not known:
                     if parameter.requires_grad:
                         raise GenboundError(
-                            f"the model trains {name!r}, which init does not have: give its starting value"
+                            f"the model trains {plain_name(own)!r}, which init does not have: give its starting value"
                         )
                     continue
+                name = min(known, key=self.radii.__getitem__)
                 if not finite_only or self.radii[name] < math.inf:
                     yield name, parameter, module
+        found = adapted.union(*names.values())
         for name, radius in self.radii.items():
-            if radius < math.inf and name not in found and not self._tied(model, name):
+            if radius < math.inf and name not in found:
                 raise GenboundError(
                     f"the model has no weight {name!r}, which is to be constrained; "
                     "is init that of this model? (sharded parameters, as of FSDP, have to be gathered first)"
                 )
-
-    @staticmethod
-    def _tied(model: nn.Module, name: str) -> bool:
-        return any(plain_name(other) == name for other, _ in model.named_parameters(remove_duplicate=False))
 
     def _adapted(self, model: nn.Module, finite_only: bool = True) -> Iterator[Adapted]:
         for layer in adapted_layers(model):
