@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from genbound.errors import GenboundError
 from genbound.finetune.constraint.projections import as_rows
 
+NORMS = ("frobenius", "mars")
+
 
 def resolve_radii(names: Iterable[str], radius: float | Mapping[str, float]) -> dict[str, float]:
     """The radius of every layer.
@@ -51,7 +53,14 @@ def relative_radii(
 
     Returns:
         Radius by the layer's name, in the units of the weights.
+
+    Raises:
+        GenboundError: the norm is neither of them, or the fraction is negative or no number.
     """
+    if norm not in NORMS:
+        raise GenboundError(f"norm {norm!r} is unknown: use {' or '.join(NORMS)}")
+    if not fraction >= 0:
+        raise GenboundError(f"fraction {fraction!r} is no share >= 0 of a norm")
     found, owners = {}, {} if model is None else _owners(model)
     for name, weight in init.items():
         if weight.dim() >= 2:
