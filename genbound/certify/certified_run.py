@@ -229,7 +229,8 @@ class _Certified:
             self.out / "pretrained", self.spec.model, self.task.num_classes, self.task.samples.label2id,
             self.task.has_images, self.spec.settings.seed, self.spec.trust_remote_code,
         )  # fmt: skip
-        return constraint_of(begin.model, begin.head, replace(self.spec.settings, radius=None)).distances(end.model)
+        measuring = Settings(norm=self.spec.settings.norm, head_radius=self.spec.settings.head_radius)
+        return constraint_of(begin.model, begin.head, measuring).distances(end.model)
 
     def _certificate(self, results: Results, best: Candidate, tried: dict[str, float | None]) -> dict[str, Any]:
         rows = {name: results.bounds[name] for name in ROWS}

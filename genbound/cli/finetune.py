@@ -57,8 +57,8 @@ OPTIONS = [
     option("early-stopping", int, "Baseline: stop after so many epochs without a better validation accuracy."),
     option("stop-loss", float, "Stop once the training loss is at most this."),
     click.option("--certify", is_flag=True, help="Choose radius, trained part and noise for a small certificate."),
-    option("prior-share", float, "Share of the samples that the certificate's prior sees.", default=0.5),
-    option("delta", float, "Failure probability of the certificate.", default=0.05),
+    option("prior-share", float, "Share of the samples that the certificate's prior sees.  [default: 0.5]"),
+    option("delta", float, "Failure probability of the certificate.  [default: 0.05]"),
     option("save-steps", int, "Steps between checkpoints (default: once an epoch)."),
     *ENGINE,
     click.option("--trust-remote-code", is_flag=True, help="Run code that INIT's own files name."),
@@ -84,8 +84,10 @@ def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
         "model": given["model"], "test_data": given["test_data"], "num_classes": given["classes"],
         "settings": Settings(**chosen), "trust_remote_code": given["trust_remote_code"],
     }  # fmt: skip
-    if given["certify"]:
-        said |= {"prior_share": given["prior_share"], "delta": given["delta"]}
+    of_certificate = {name: given[name] for name in ("prior_share", "delta") if given[name] is not None}
+    if of_certificate and not given["certify"]:
+        raise GenboundError(f"--{next(iter(of_certificate)).replace('_', '-')} is of the certificate: add --certify")
+    said |= of_certificate
     run = partial(_run, given["certify"], (init, data, out), said)
     if not given["certify"] and given["radius"] != "auto":
         if given["engine"] not in ("auto", "local") or given["workers"]:

@@ -24,13 +24,13 @@ from genbound.files import write_json
 from genbound.finetune.constraint.distance_constraint import constraint_of
 from genbound.finetune.frozen_body import freeze_body
 from genbound.finetune.label_noise.confusion import anchor_points, dual_t
-from genbound.finetune.label_noise.draw import ESTIMATED, given_matrix
+from genbound.finetune.label_noise.draw import given_matrix
 from genbound.finetune.objective import objective_of
 from genbound.finetune.output import describe_checkpoint, save_network, write_data_file
 from genbound.finetune.predictions import accuracies, check_last_batch, check_outputs, predict
 from genbound.finetune.radius_search import AUTO, choose_radius
 from genbound.finetune.run_identity import FILE, continued, identity_of
-from genbound.finetune.settings import Settings
+from genbound.finetune.settings import ESTIMATED, Settings
 from genbound.finetune.start import Start, build_start
 from genbound.finetune.task import RunSpec, Task, read_task
 from genbound.network.own_modes import own_modes
@@ -123,6 +123,7 @@ class _Run:
         task, start = self._task, self._start
         if not (self.out / FILE).exists():  # a run that has begun was tried then, and is compared first
             check_outputs(start.model, task, self.spec.settings)
+            constraint_of(start.model, start.head, _without_auto(self.spec.settings))
             check_last_batch(start.model, task, self.spec.settings)
         if finished := continued(self.out, identity_of(self.spec, task, start)):
             return finished, None
@@ -177,10 +178,11 @@ def _confusion(spec: RunSpec, task: Task, start: Start) -> np.ndarray | None:
     if wanted not in ESTIMATED:
         return given_matrix(settings, task.num_classes)
     recipe = replace(
-        settings,
+        _without_auto(settings),
         confusion=None,
+        correction=Settings.correction,
         epochs=settings.estimation_epochs,
-        radius=None if settings.radius == AUTO else settings.radius,
+        estimation_epochs=Settings.estimation_epochs,
         early_stopping=0,
         noise=f"labels:{_observed_file(spec.out, task)}",
     )
@@ -196,6 +198,11 @@ def _confusion(spec: RunSpec, task: Task, start: Start) -> np.ndarray | None:
     return matrix
 
 
+def _without_auto(settings: Settings) -> Settings:
+    """The settings without radii that are still to be found."""
+    return replace(settings, radius=None, radius_scale=1.0) if settings.radius == AUTO else settings
+
+
 def _settings(spec: RunSpec, confusion: np.ndarray | None, engine: Engine) -> tuple[Settings, dict[str, float] | None]:
     """The settings to train with, and what each trial gave.
 
@@ -206,7 +213,8 @@ def _settings(spec: RunSpec, confusion: np.ndarray | None, engine: Engine) -> tu
 
     def trial(recipe: Settings, name: str) -> dict[str, Any]:
         noise, matrix = f"labels:{spec.out / OBSERVED}", None if confusion is None else str(spec.out / MATRIX)
-        return _within(spec, f"search/{name}", spec.num_classes, replace(recipe, noise=noise, confusion=matrix))
+        recipe = replace(recipe, noise=noise, confusion=matrix, estimation_epochs=Settings.estimation_epochs)
+        return _within(spec, f"search/{name}", spec.num_classes, recipe)
 
     return choose_radius(spec.settings, trial, engine)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from genbound.errors import GenboundError
 
+ESTIMATED = ("anchor", "dual-t")  # of the kinds of F: from a run of their own
 # Names of fields, what must hold of their values, and how to say it.
 LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("epochs batch_size accumulation estimation_epochs", lambda value: value >= 1, "at least 1"),
@@ -116,6 +117,12 @@ class Settings:
             raise GenboundError("--early-stopping needs held-out samples: add --validation 0.1")
         if self.confusion == "known" and (self.noise is None or self.noise.startswith("labels:")):
             raise GenboundError("--confusion known is the matrix of --noise: give that as symmetric:P or as a matrix")
+        if self.radius_scale != 1.0 and self.radius is None:
+            raise GenboundError("--radius-scale is of the radii that --radius gives: add that")
+        if self.correction != Settings.correction and self.confusion is None:
+            raise GenboundError(f"--correction {self.correction} needs a matrix F to correct for: add --confusion")
+        if self.estimation_epochs != Settings.estimation_epochs and self.confusion not in ESTIMATED:
+            raise GenboundError(f"--estimation-epochs is of --confusion {' and '.join(ESTIMATED)}: add one of them")
         parse_radius("inf" if self.radius in (None, "auto") else self.radius)
 
     def record(self) -> dict[str, Any]:

@@ -204,6 +204,17 @@ def test_the_radius_is_chosen_on_held_out_observed_labels(folder, capsys):
     capsys.readouterr()
 
 
+def test_runs_inside_a_run_leave_out_what_is_not_theirs(folder, capsys):
+    """The run that F is estimated from has no F, and the trials of the radius read theirs."""
+    more = ("--radius", "auto", "--radius-scale", "0.5", "--confusion", "dual-t", "--estimation-epochs", "1")
+    assert main(arguments(folder, folder / "auto", *more, "--correction", "forward", "--epochs", "1")) == 0
+    settings = record(folder / "auto")["settings"]
+    assert (settings["radius_scale"], settings["estimation_epochs"], settings["correction"]) == (0.5, 1, "forward")
+    trials = [json.loads(path.read_text())["settings"] for path in (folder / "auto").glob("search/*/run.json")]
+    assert [(t["radius_scale"], t["correction"]) for t in trials] == 4 * [(0.5, "forward")]
+    capsys.readouterr()
+
+
 def test_early_stopping_keeps_the_best_epoch(folder, capsys):
     out = folder / "stopped"
     assert (
@@ -289,6 +300,12 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(folder, capsys):
         (("--confusion", "known"), "--noise"),
         (("--sam", "0.1", "--noise-stability", "0.1"), "choose one"),
         (("--early-stopping", "2"), "--validation"),
+        (("--radius-scale", "0.1"), "--radius-scale is of the radii that --radius gives"),
+        (("--correction", "forward"), "add --confusion"),
+        (("--confusion", "symmetric:0.1", "--estimation-epochs", "7"), "anchor and dual-t"),
+        (("--prior-share", "0.5"), "--prior-share is of the certificate: add --certify"),
+        (("--delta", "0.05"), "--delta is of the certificate: add --certify"),
+        (("--norm-layers", "0.1", "--trained", "head"), "--trained head leaves all normalisation layers"),
         (("--epochs", "0"), "--epochs must be at least 1"),
         (("--schedule", "zigzag"), "--schedule"),
         (("--classes", "2"), "--classes 2"),
@@ -304,6 +321,15 @@ def test_mistakes_are_one_line(folder, capsys, more, words):
     assert main(arguments(folder, folder / "run", *more)) == 2
     error = capsys.readouterr().err
     assert error.startswith("genbound: error:") and words in error and len(error.splitlines()) == 1
+
+
+def test_a_radius_of_what_the_network_does_not_have_leaves_no_run_behind(folder, capsys):
+    (folder / "nets.py").write_text("from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Linear(6, 3))\n")
+    save_file(nn.Sequential(nn.Linear(6, 3)).state_dict(), folder / "init.safetensors")
+    assert main(arguments(folder, folder / "run", "--norm-layers", "0.1")) == 2
+    assert "no normalisation layer" in capsys.readouterr().err
+    assert main(arguments(folder, folder / "run")) == 0
+    capsys.readouterr()
 
 
 def test_an_init_of_another_network(folder, capsys):

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from genbound.checkpoints.names import is_adapter, plain_name
 from genbound.errors import GenboundError
 from genbound.finetune.constraint.low_rank import Adapted, adapted_layers
-from genbound.finetune.constraint.norm_layers import project_norm_layers
+from genbound.finetune.constraint.norm_layers import is_norm_layer, project_norm_layers
 from genbound.finetune.constraint.projections import as_rows, frobenius_ball, mars_ball, round_towards
 from genbound.finetune.constraint.radii import relative_radii, resolve_radii, stage_radii
 from genbound.finetune.settings import Settings, parse_radius
@@ -245,7 +245,11 @@ def constraint_of(model: nn.Module, head: tuple[str, ...], settings: Settings) -
         head: its head: constrained around zero with ``head_radius``, where that is given, and by ``radius`` otherwise.
             A head that starts at random is no pretrained weight, so a *relative* radius leaves it free.
         settings: of the run. Without any radius all balls are infinite, and the constraint only measures.
+
+    Raises:
+        GenboundError: a radius is of something that the model does not have.
     """
+    _refuse_idle(model, head, settings)
     state: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     layers = [name for name, p in model.named_parameters() if p.dim() >= 2]
     radii = _radii({name: state[name] for name in layers}, head, settings, model)
@@ -255,6 +259,17 @@ def constraint_of(model: nn.Module, head: tuple[str, ...], settings: Settings) -
                 state[name] = torch.zeros_like(state[name])
                 radii[name] = settings.head_radius
     return DistanceConstraint(state, radii, settings.norm, settings.norm_layers)
+
+
+def _refuse_idle(model: nn.Module, head: tuple[str, ...], settings: Settings) -> None:
+    """Refuse a radius that would do nothing."""
+    if settings.head_radius is not None and not head:
+        raise GenboundError("--head-radius: the model has no head that can be told from its body")
+    scales = [f"{name}.weight" for name, module in model.named_modules() if is_norm_layer(module)]
+    if settings.norm_layers is not None and not scales:
+        raise GenboundError("--norm-layers: the model has no normalisation layer that scales its features")
+    if settings.norm_layers is not None and settings.trained == "head" and not set(scales) & set(head):
+        raise GenboundError("--norm-layers: --trained head leaves all normalisation layers of the model as they are")
 
 
 def _radii(weights: dict[str, Tensor], head: tuple[str, ...], settings: Settings, model: nn.Module) -> dict[str, float]:

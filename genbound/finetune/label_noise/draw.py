@@ -8,9 +8,7 @@ import numpy as np
 
 from genbound.data.label_confusion import check_confusion, read_matrix
 from genbound.errors import GenboundError
-from genbound.finetune.settings import Settings
-
-ESTIMATED = ("anchor", "dual-t")  # of the kinds of F: from a run of their own
+from genbound.finetune.settings import ESTIMATED, Settings
 
 
 def symmetric_noise(rate: float, num_classes: int, redraw: bool = False) -> np.ndarray:
