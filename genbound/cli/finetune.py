@@ -71,7 +71,7 @@ OPTIONS = [
 def finetune(debug: bool, init: str, data: str, out: str, **given: Any) -> None:
     """Fine-tune INIT on noisy or clean labels, with consistent losses and distance constraints.
 
-    Everything goes to DIR: pretrained/ (INIT with the head that training starts from), finetuned/, run.json. `genbound
+    Everything goes to DIR: pretrained/ (INIT, with a drawn head where it has none), finetuned/, run.json. `genbound
     evaluate DIR/finetuned` measures the result; where you named code with --model,
     it wants the same --model or --trust-remote-code. With --certify, DIR/certificate has the certificate's results.
     """
