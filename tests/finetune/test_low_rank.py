@@ -6,6 +6,7 @@ from torch import nn
 
 from genbound.errors import GenboundError
 from genbound.finetune import DistanceConstraint
+from genbound.finetune.baselines.lora import add_adapters
 from genbound.finetune.objective import distance_penalty
 from genbound.finetune.start import Start
 
@@ -76,6 +77,39 @@ def test_infinite_radius_changes_nothing():
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     assert DistanceConstraint(init, float("inf")).project(model) == 0
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+class Alike(nn.Module):
+    """Layers of the body whose names end like the head's, and a head whose name ends like a layer's of the body."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Module()
+        self.fc.out = nn.Linear(6, 6)
+        self.block = nn.Sequential(nn.Conv1d(1, 1, 1), nn.Linear(6, 6), nn.Module())
+        self.block[2].out = nn.Linear(6, 6)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.block[2].out(self.block[1](self.fc.out(x).tanh()).tanh()).tanh())
+
+
+def test_the_body_has_the_rank_and_the_head_is_full_whatever_they_are_called():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = Alike()
+        init = {name: value.detach().clone() for name, value in plain.named_parameters()}
+        model = add_adapters(plain, ("out.weight", "out.bias"), 1)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    x, y = torch.randn(16, 6, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 3
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    ranks = {name: int(torch.linalg.matrix_rank(v, rtol=1e-4)) for name, v in merged_displacement(model, init).items()
+             if v.dim() == 2}  # fmt: skip
+    assert ranks == {"fc.out.weight": 1, "block.1.weight": 1, "block.2.out.weight": 1, "out.weight": 3}
+    assert not torch.equal(model.merge_and_unload().out.bias, init["out.bias"])
 
 
 def test_refusals():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
+from genbound.checkpoints.names import is_adapter, plain_name
 from genbound.errors import GenboundError
 from genbound.optional import import_optional
 
@@ -26,12 +29,17 @@ def add_adapters(model: nn.Module, head: tuple[str, ...], rank: int) -> nn.Modul
     targets = [name for name, m in modules.items() if isinstance(m, kinds) and getattr(m, "groups", 1) == 1]
     if not targets:
         raise GenboundError("--lora: the model has no linear layer or convolution outside its head")
-    owners = sorted({name.rpartition(".")[0] for name in head} - {""})
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, modules_to_save=owners or None)
+    # PEFT takes names in a list for endings, and `fc` is that of `block.fc`, too; a text it matches as a whole. The head
+    # is trained as it is: PEFT looks for the modules to train in full by the ends of their names alone.
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules="|".join(map(re.escape, targets)))
     try:
-        return peft.get_peft_model(model, config)
+        adapted = peft.get_peft_model(model, config)
     except TypeError as error:  # it builds the factors from the layer's own class
         raise GenboundError(
             f"--lora: PEFT cannot adapt a layer of a class of its own ({error}); "
             "let its constructor take the arguments of nn.Conv2d"
         ) from error
+    for name, parameter in adapted.named_parameters():
+        if plain_name(name) in head and not is_adapter(name):
+            parameter.requires_grad_(True)
+    return adapted
