@@ -29,8 +29,8 @@ def add_adapters(model: nn.Module, head: tuple[str, ...], rank: int) -> nn.Modul
     targets = [name for name, m in modules.items() if isinstance(m, kinds) and getattr(m, "groups", 1) == 1]
     if not targets:
         raise GenboundError("--lora: the model has no linear layer or convolution outside its head")
-    # PEFT takes names in a list for endings, and `fc` is that of `block.fc`, too; a text it matches as a whole. The head
-    # is trained as it is: PEFT looks for the modules to train in full by the ends of their names alone.
+    # PEFT takes the names of a list for endings, and `fc` is that of `block.fc`, too; a text it matches as a whole. It
+    # knows the modules to train in full by the ends of their names alone, so that the head is set free here.
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules="|".join(map(re.escape, targets)))
     try:
         adapted = peft.get_peft_model(model, config)
