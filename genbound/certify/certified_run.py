@@ -36,8 +36,8 @@ from genbound.finetune.predictions import accuracies
 from genbound.finetune.run import finetune, said
 from genbound.finetune.run_identity import continued, identity_of
 from genbound.finetune.settings import Settings
-from genbound.finetune.start import Start, build_start
-from genbound.finetune.task import RunSpec, Task, read_task
+from genbound.finetune.start import Start
+from genbound.finetune.task import RunSpec, Task, read_task, start_of
 from genbound.network.placement import usable
 from genbound.results.results import Results
 
@@ -146,10 +146,7 @@ class _Certified:
     def _begin(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """The record of a run that is finished, if it is; and that of the prior."""
         spec, task = self.spec, self.task
-        start = build_start(
-            spec.init, spec.model, task.num_classes, task.samples.label2id, task.has_images, spec.settings.seed,
-            spec.trust_remote_code,
-        )  # fmt: skip
+        start = start_of(spec, task)
         asked = {"prior_share": self.prior_share, "delta": self.delta}
         # A run of before has a prior and did not say what it was: its parts are asked.
         traces = () if (self.out / "prior").is_dir() else ("checkpoints", "run.json")
@@ -192,10 +189,7 @@ class _Certified:
 
     def _finish(self, best: Candidate, tried: dict[str, float | None], first: dict[str, Any]) -> dict[str, Any]:
         """Write the chosen network as that of this run, with the certificate from fresh draws."""
-        start = build_start(
-            self.out / "candidates" / best.name / "finetuned", self.spec.model, self.task.num_classes,
-            self.task.samples.label2id, self.task.has_images, self.spec.settings.seed, self.spec.trust_remote_code,
-        )  # fmt: skip
+        start = start_of(self.spec, self.task, self.out / "candidates" / best.name / "finetuned")
         self.task.write(self.out / "labels.npz")
         save_network(start.model, self.out / "finetuned", start)
         shutil.copytree(self.out / "prior" / "pretrained", self.out / "pretrained", dirs_exist_ok=True)
@@ -225,10 +219,7 @@ class _Certified:
 
     def _distances(self, end: Start) -> dict[str, float]:
         """How far each layer is from ``pretrained``, in the recipe's norm."""
-        begin = build_start(
-            self.out / "pretrained", self.spec.model, self.task.num_classes, self.task.samples.label2id,
-            self.task.has_images, self.spec.settings.seed, self.spec.trust_remote_code,
-        )  # fmt: skip
+        begin = start_of(self.spec, self.task, self.out / "pretrained")
         measuring = Settings(norm=self.spec.settings.norm, head_radius=self.spec.settings.head_radius)
         return constraint_of(begin.model, begin.head, measuring).distances(end.model)
 

@@ -41,6 +41,7 @@ OPTIONS = [
     option("head-radius", float, "Largest norm of the output head."),
     option("norm-layers", float, "Largest change of a normalisation layer's scale."),
     option("trained", str, "all or head.  [default: all]"),
+    option("head-weights", str, "Weights that form the head, e.g. 'classifier.*' (default: found).", metavar="PATTERN"),
     option("noise", str, "Add label noise: symmetric:P, symmetric-redraw:P, FILE (matrix), labels:FILE."),
     option("confusion", str, "Correct the loss for F: known, symmetric:P, FILE, anchor or dual-t."),
     option("correction", str, "backward or forward.  [default: backward]"),

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from genbound.checkpoints.architecture import load_pair
+from genbound.checkpoints.heads import by_name, head_names
 from genbound.checkpoints.huggingface import load_image_processor, load_tokenizer, predicts_next_token
 from genbound.checkpoints.padding_token import padding_token
 from genbound.checkpoints.pair import Pair
@@ -26,6 +27,7 @@ from genbound.network.device_map import check_device_map
 from genbound.network.loss_functions import Loss
 from genbound.network.problem import Problem
 from genbound.network.weights import WeightProblem
+from genbound.structure.scoring import scoring_of
 from genbound.user_code import get_user
 
 ENOUGH = 1.25  # up to so many times the samples that are asked for, all are measured: a part of them saves little
@@ -174,8 +176,35 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
         copy_weights=False,  # the pair is read from files, often mapped into memory, and is nobody else's
         **{name: value for name, value in said.items() if value is not None}, **options,
     )  # fmt: skip
+    if not spec.head_weights:
+        problem.head = _head_of_scores(pair, pair.model, problem)
     problem.remarks += (*_about_images(pair, samples), *_about_prior(spec))
     return problem
+
+
+def _head_of_scores(pair: Pair, model: nn.Module, problem: Problem) -> tuple[str, ...]:
+    """The head as a pass of a sample says; where numbers depend on another one that its name made it, that is refused.
+
+    Raises:
+        GenboundError: what counts as the head at the start is not what gives the scores.
+    """
+    if by_name(model)[0] is not None:
+        return pair.head
+    inputs = problem.batch([0]).inputs
+    try:
+        scoring = scoring_of(problem.params, inputs, lambda: problem.forward(problem.params, inputs))
+        found = head_names(model, scoring=scoring)
+    except torch.OutOfMemoryError:
+        raise
+    except (GenboundError, RuntimeError):  # nothing that a pass of this kind can tell
+        return pair.head
+    wrong = set(pair.alignment.new_head) - set(found) if pair.head_policy == "init" else {*pair.head} ^ {*found}
+    if wrong:
+        raise GenboundError(
+            f"{', '.join(pair.head) or 'nothing'} was taken for the head, and the scores come from "
+            f"{', '.join(found) or 'none that is one'}: say with --head-weights which weights are the head"
+        )
+    return found
 
 
 def _tables(model: nn.Module) -> list[str]:

@@ -59,5 +59,5 @@ def describe_checkpoint(out: Path, record: dict[str, Any]) -> None:
     """Say beside the fine-tuned checkpoint what it is measured with; the folder may be moved as a whole."""
     write_sidecar(
         out / "finetuned", model=record["model"], init="../pretrained", data="run:..",
-        test_data=record["test_data"],
+        test_data=record["test_data"], head_weights=record["settings"]["head_weights"],
     )  # fmt: skip

@@ -31,8 +31,8 @@ from genbound.finetune.predictions import accuracies, check_last_batch, check_ou
 from genbound.finetune.radius_search import AUTO, choose_radius
 from genbound.finetune.run_identity import FILE, continued, identity_of
 from genbound.finetune.settings import ESTIMATED, Settings
-from genbound.finetune.start import Start, build_start
-from genbound.finetune.task import RunSpec, Task, read_task
+from genbound.finetune.start import Start
+from genbound.finetune.task import RunSpec, Task, read_task, start_of
 from genbound.network.own_modes import own_modes
 from genbound.network.placement import usable
 from genbound.results.progress_bar import Bar
@@ -99,11 +99,7 @@ class _Run:
 
     @cached_property
     def _start(self) -> Start:
-        spec, samples = self.spec, self._task.samples
-        return build_start(
-            spec.init, spec.model, self._task.num_classes, samples.label2id, self._task.has_images, spec.settings.seed,
-            spec.trust_remote_code,
-        )  # fmt: skip
+        return start_of(self.spec, self._task)
 
     def run(self) -> dict[str, Any]:
         """All of it, or what is left of it; the record. Nobody else writes to the folder meanwhile."""
@@ -129,7 +125,7 @@ class _Run:
             return finished, None
         task.write(self.out / "labels.npz")
         save_network(start.model, self.out / "pretrained", start)
-        confusion = _confusion(self.spec, task, start)
+        confusion = _confusion(self.spec, task)
         if self.spec.settings.radius == AUTO:  # what its trials read
             _observed_file(self.out, task)
             _matrix_file(self.out, confusion)
@@ -146,7 +142,8 @@ class _Run:
         record = {
             "settings": settings.record(), "radius_search": trials, "init": str(spec.init), "data": said(spec.data),
             "test_data": said(spec.test_data), "model": start.spec, "rule": start.rule,
-            "label2id": None if samples.label2id is None else dict(samples.label2id), "num_classes": task.num_classes,
+            "head": list(start.head), "num_classes": task.num_classes,
+            "label2id": None if samples.label2id is None else dict(samples.label2id),
             "num_train": len(task.train), "num_held_out": len(task.held_out),
             "confusion": None if confusion is None else confusion.tolist(),
             "noise_rate": task.noise_rate, **trained, "seconds": round(time.perf_counter() - began, 1),
@@ -172,7 +169,7 @@ def _within(spec: RunSpec, name: str, num_classes: int | None, settings: Setting
     )  # fmt: skip
 
 
-def _confusion(spec: RunSpec, task: Task, start: Start) -> np.ndarray | None:
+def _confusion(spec: RunSpec, task: Task) -> np.ndarray | None:
     """F to correct for: known, read, or estimated from a short run of the same recipe without correction."""
     settings, wanted = spec.settings, spec.settings.confusion
     if wanted not in ESTIMATED:
@@ -187,10 +184,7 @@ def _confusion(spec: RunSpec, task: Task, start: Start) -> np.ndarray | None:
         noise=f"labels:{_observed_file(spec.out, task)}",
     )
     _within(spec, "estimation", task.num_classes, recipe)
-    first = build_start(
-        spec.out / "estimation" / "finetuned", start.spec or spec.model, task.num_classes, None, False, settings.seed,
-        spec.trust_remote_code,
-    )  # fmt: skip
+    first = start_of(spec, task, spec.out / "estimation" / "finetuned")
     logits, labels = predict(first.model, task.part(task.train), settings.device)
     probabilities = logits.double().softmax(-1)
     matrix = anchor_points(probabilities) if wanted == "anchor" else dual_t(probabilities, labels)

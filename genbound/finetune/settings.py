@@ -49,6 +49,8 @@ class Settings:
         head_radius: of the output head, around zero.
         norm_layers: D of the normalisation layers.
         trained: ``all``, or only the ``head``; running statistics stay as they are then, too.
+        head_weights: patterns of the weights that form the head, with commas; ``None``: a transformers model knows its
+            own, and of others it is the layer that gives the scores.
         noise: label noise to add: ``symmetric:P``, ``symmetric-redraw:P``, ``FILE`` of a matrix F, or ``labels:FILE``
             of observed labels.
         confusion: F to correct the loss for: ``known`` (that of ``noise``), ``symmetric:P``, ``symmetric-redraw:P``,
@@ -85,6 +87,7 @@ class Settings:
     head_radius: float | None = None
     norm_layers: float | None = None
     trained: str = "all"
+    head_weights: str | None = None
     noise: str | None = None
     confusion: str | None = None
     correction: str = "backward"

@@ -14,7 +14,7 @@ from genbound.data.run_folder import Relabelled
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
 from genbound.finetune.settings import Settings
-from genbound.finetune.start import text_reader
+from genbound.finetune.start import Start, build_start, text_reader
 from genbound.finetune.training_data import all_labels, noisy_labels
 
 
@@ -63,9 +63,14 @@ class Task:
         return float((self.observed != self.clean).float().mean())
 
     @property
+    def inputs(self) -> Any:
+        """Of the first sample."""
+        return self.samples.batch([0]).inputs
+
+    @property
     def has_images(self) -> bool:
         """The inputs are images as transformers names them."""
-        inputs = self.samples.batch([0]).inputs
+        inputs = self.inputs
         return isinstance(inputs, dict) and "pixel_values" in inputs
 
     def write(self, file: Path) -> None:
@@ -102,6 +107,14 @@ def read_task(spec: RunSpec) -> Task:
         )
     test = None if spec.test_data is None else _read(spec, spec.test_data, samples)
     return Task(samples, clean, observed, num_classes, sorted(order[count:]), sorted(order[:count]), test)
+
+
+def start_of(spec: RunSpec, task: Task, init: Any = None) -> Start:
+    """The network with the weights of INIT, or of a checkpoint that the run has written."""
+    return build_start(
+        spec.init if init is None else init, spec.model, task.num_classes, task.samples.label2id, task.has_images,
+        spec.settings.seed, spec.trust_remote_code, spec.settings.head_weights, task.inputs,
+    )  # fmt: skip
 
 
 def _read(spec: RunSpec, data: Any, training: Samples | None) -> Samples:

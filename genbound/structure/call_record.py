@@ -95,10 +95,10 @@ class CallRecord(TorchDispatchMode):
         out = func(*args, **kwargs)
         self._calls.setdefault(torch._C._autograd._get_sequence_nr() - 1, []).append(call)
         if of_aten(func).name != "like":  # these take the size only
-            written = [a for a, declared in zip(args, func._schema.arguments, strict=False) if _written(declared)]
+            changed = [a for a, said in zip(args, func._schema.arguments, strict=False) if written(said)]
             for memory, held in ((self._moving, call.moving), (self._varying, call.varying)):
                 if any(held):
-                    memory.add((out, written))
+                    memory.add((out, changed))
             self.left |= any(call.moving) and name in _LEAVING
         return out
 
@@ -113,7 +113,8 @@ class CallRecord(TorchDispatchMode):
         return next((call for call in found if of_aten(call.func) is row), None)
 
 
-def _written(argument) -> bool:
+def written(argument: Any) -> bool:
+    """An argument of an operation's schema that the operation writes into."""
     return argument.alias_info is not None and argument.alias_info.is_write
 
 

@@ -323,6 +323,46 @@ def test_mistakes_are_one_line(folder, capsys, more, words):
     assert error.startswith("genbound: error:") and words in error and len(error.splitlines()) == 1
 
 
+HIDDEN = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out, self.first, self.fc = nn.Linear(8, 3), nn.Linear(6, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.out(self.fc(self.first(x).relu()).relu())
+
+def make():
+    return Net()
+"""
+
+
+def test_the_head_is_what_gives_the_scores(folder, capsys):
+    """Neither the layer with a usual name, nor the one that was registered last; unless the option says so."""
+    (folder / "nets.py").write_text(HIDDEN)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        body = nn.ModuleDict({"first": nn.Linear(6, 8), "fc": nn.Linear(8, 8)})
+    save_file(body.state_dict(), folder / "init.safetensors")  # without the head, which is drawn
+    moved = {}
+    for name, more in {"found": (), "said": ("--head-weights", "fc.*,out.*")}.items():
+        assert main(arguments(folder, folder / name, "--trained", "head", *more)) == 0
+        start, end = load_file(folder / name / "pretrained" / "model.safetensors"), weights(folder / name)
+        moved[name] = [key for key in record(folder / name)["head"] if not torch.equal(start[key], end[key])]
+        assert all(torch.equal(start[key], end[key]) for key in start if key not in moved[name])
+    assert moved == {"found": ["out.weight", "out.bias"], "said": ["out.weight", "out.bias", "fc.weight", "fc.bias"]}
+    assert "head_weights: fc.*,out.*" in (folder / "said" / "finetuned" / "genbound.yaml").read_text()
+    assert main(arguments(folder, folder / "run", "--head-weights", "nothing.*")) == 2
+    assert "--head-weights 'nothing.*' matches no weight" in capsys.readouterr().err
+    free = ("--radius", "1%", "--head-radius", "0.4")
+    assert main(arguments(folder, folder / "near", *free)) == 0
+    distances = record(folder / "near")["distances"]
+    assert distances["fc.weight"] <= 0.01 * body["fc"].weight.norm() and 0 < distances["out.weight"] <= 0.4
+    capsys.readouterr()
+
+
 def test_a_radius_of_what_the_network_does_not_have_leaves_no_run_behind(folder, capsys):
     (folder / "nets.py").write_text("from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Linear(6, 3))\n")
     save_file(nn.Sequential(nn.Linear(6, 3)).state_dict(), folder / "init.safetensors")
