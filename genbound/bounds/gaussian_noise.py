@@ -4,14 +4,16 @@ Noise norms, for unit standard deviation and failure probability η over all d l
 
 * dense layer with a inputs and b outputs: :math:`\tau = \sqrt a + \sqrt b + \sqrt{2\ln(d/\eta)}` (Gordon's inequality
   for the mean and the concentration of a 1-Lipschitz function of Gaussians, as collected by Davidson and Szarek);
-* convolution, noise on the kernel: :math:`\tau = k(\sqrt2(\sqrt a+\sqrt b) + \sqrt{2\ln(m^2d/\eta)})` with kernel side
-  k, channels a and b, and m = n + k - 1 the side of the zero-padded map. Derivation: the zero-padded or strided
-  operator is a submatrix of the circular one on the padded map, which the Fourier transform makes block diagonal with
-  blocks :math:`F_\omega = \sum_t e^{i\omega t}K_t`. Real and imaginary part of :math:`F_\omega` are matrices of
-  independent Gaussians with variances :math:`c_\omega^2` and :math:`k^2-c_\omega^2`, so :math:`E\|F_\omega\| \le
-  (|c_\omega| + \sqrt{k^2-c_\omega^2})(\sqrt a+\sqrt b) \le \sqrt2 k(\sqrt a+\sqrt b)`; :math:`\|F_\omega\|` is
-  k-Lipschitz in the kernel (Cauchy-Schwarz over the k² taps); a union over the m² frequencies and d layers gives the
-  last term. With g groups each block has a/g and b/g channels and there are g times as many.
+* convolution, noise on the kernel: :math:`\tau = \sqrt t(\sqrt2(\sqrt a+\sqrt b) + \sqrt{2\ln(Md/\eta)})` with t taps
+  (k² of a square kernel of side k), channels a and b, and M the number of positions of the zero-padded map: along each
+  axis n + r(k - 1) of a map of side n and dilation r (of a transposed convolution the output's map counts). Derivation:
+  the zero-padded or strided operator is a submatrix of the circular one on the padded map, which the Fourier transform
+  makes block diagonal with blocks :math:`F_\omega = \sum_s e^{i\omega s}K_s`. Real and imaginary part of
+  :math:`F_\omega` are matrices of independent Gaussians with variances :math:`c_\omega^2` and :math:`t-c_\omega^2`, so
+  :math:`E\|F_\omega\| \le (|c_\omega| + \sqrt{t-c_\omega^2})(\sqrt a+\sqrt b) \le \sqrt{2t}(\sqrt a+\sqrt b)`;
+  :math:`\|F_\omega\|` is :math:`\sqrt t`-Lipschitz in the kernel (Cauchy-Schwarz over the taps); a union over the M
+  frequencies and d layers gives the last term. With g groups each block has a/g and b/g channels and there are g times
+  as many.
 
 A bias that training moved has noise as well, a Gaussian vector of norm at most :math:`\sqrt b + \sqrt{2\ln(d/\eta)}` at
 every position; d then counts layers and such biases. Batch norm is folded into weights and biases of both networks:
@@ -39,21 +41,21 @@ def dense_norm(inputs: float, outputs: float, layers: int, failure: float) -> fl
 
 
 def convolution_norm(
-    side: float, inputs: float, outputs: float, padded: float, layers: int, failure: float, groups: float = 1
+    taps: float, inputs: float, outputs: float, frequencies: float, layers: int, failure: float, groups: float = 1
 ) -> float:
     """The same for standard Gaussian noise on a convolution's kernel.
 
     Args:
-        side: kernel side k.
+        taps: of the kernel, along all axes.
         inputs: input channels.
         outputs: output channels.
-        padded: side of the padded map.
+        frequencies: of the padded map, as many as it has positions.
         layers: number of layers d.
         failure: η.
         groups: of the convolution.
     """
     mean = math.sqrt(2) * (math.sqrt(inputs / groups) + math.sqrt(outputs / groups))
-    return side * (mean + math.sqrt(2 * math.log(padded**2 * groups * layers / failure)))
+    return math.sqrt(taps) * (mean + math.sqrt(2 * math.log(frequencies * groups * layers / failure)))
 
 
 def noise_norms(evidence: Evidence, failure: float, events: int, dense: bool = True) -> dict[str, float]:
@@ -72,12 +74,12 @@ def noise_norms(evidence: Evidence, failure: float, events: int, dense: bool = T
         def size(key: str, name: str = name) -> float:
             return evidence.number("layer_norms", "layers", name, key)
 
-        side, groups = size("kernel_side"), size("groups")
-        if dense and size("kernel_taps") == 1 and size("input_resolution") == 1 and groups == 1:
-            tau = dense_norm(size("in_channels"), size("out_channels"), events, failure)
+        inputs, outputs = size("in_channels"), size("out_channels")
+        taps, frequencies, groups = size("kernel_taps"), size("frequencies"), size("groups")
+        if dense and taps == frequencies == groups == 1:
+            tau = dense_norm(inputs, outputs, events, failure)
         else:
-            padded = size("input_resolution") + side - 1
-            tau = convolution_norm(side, size("in_channels"), size("out_channels"), padded, events, failure, groups)
+            tau = convolution_norm(taps, inputs, outputs, frequencies, events, failure, groups)
         found[name] = log(tau)
     return found
 

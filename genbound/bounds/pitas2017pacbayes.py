@@ -7,7 +7,8 @@ Noise lives on the kernels, whose Frobenius norms (not those of the unrolled mat
    \Phi = \sum_i\|v_i\|_F^2\prod_{j\ne i}\|W_j\|_2^2,\qquad
    S = 42\sum_i k_i\left(\sqrt{a_i}+\sqrt{b_i}+\sqrt{2\ln(4n_i^2d)}\right),
 
-with kernel side k, a input and b output channels and map side n (a dense layer: k = n = 1). S follows from
+with kernel side k, a input and b output channels and map side n (a dense layer: k = n = 1). Off square kernels and
+maps, k² is the number of taps and n² that of positions, along one axis as along three. S follows from
 :math:`\|\mathrm{op}(U_i)\| \le \sigma\sqrt2\,k(\sqrt a+\sqrt b+\sqrt{2\ln(4n^2d)})` and Neyshabur's step
 :math:`e^2B\beta^{d-1}\sum_i\|U_i\| \le \gamma/4`: :math:`1/\sigma = 4e^2\sqrt2\ldots`, 41.8 rounded up to 42, which is
 84 √c for a = b = c.
@@ -54,7 +55,7 @@ class Terms:
 
     Attributes:
         phi: ``lower`` or ``upper`` -> log10 of Φ.
-        shapes: (k, a, b, n) of every layer.
+        shapes: (k, a, b, n) of every layer, k and n the roots of the numbers of taps and of positions.
         layers: d.
         radius: B, in the unit of the inputs.
         margin: log10 of γ.
@@ -127,14 +128,17 @@ def explicit(terms: Terms) -> float:
 def read(evidence: Evidence) -> Terms:
     """The theorem's numbers."""
     tree, moved = tree_of(evidence), norms(evidence, "frobenius", "displacement")
-    side, inputs, outputs, maps = (
-        sizes(evidence, key) for key in ("kernel_side", "in_channels", "out_channels", "input_resolution")
+    taps, inputs, outputs, positions = (
+        sizes(evidence, key) for key in ("kernel_taps", "in_channels", "out_channels", "input_positions")
     )
     return Terms(
         layers=depth(evidence),
         radius=evidence.number("input_norm", "max_l2"),
         margin=log(evidence.number("margin", "value")),
-        shapes=[(side[name], inputs[name], outputs[name], maps[name]) for name in layer_names(tree)],
+        shapes=[
+            (math.sqrt(taps[name]), inputs[name], outputs[name], math.sqrt(positions[name]))
+            for name in layer_names(tree)
+        ],
         phi={
             which: weighted_squares(moved, compose(tree, spectral(evidence, which)).gains)
             for which in ("lower", "upper")

@@ -16,7 +16,8 @@ A row of M at the border of a zero-padded map has fewer taps than one inside; al
 entries. A layer applied to T tokens has T copies of its matrix in M. Where the measured samples differ in shape
 (``alike`` is false), all of this is of the largest of them. ``bias_norm`` is the Euclidean norm of what the
 bias adds to the whole output (every position), ``bias_vector_norm`` that of the vector. ``stride``, ``kernel_side`` and
-``input_resolution`` are geometric means over the axes. A layer that is used at several sizes has the sizes of its
+``input_resolution`` are geometric means over the axes. ``input_positions`` are those of one map, and ``frequencies``
+those of the circular convolution on the padded map, of which the layer is a part. A layer that is used at several sizes has the sizes of its
 largest input and the largest of each norm. Without a network there is no operator: ``matrix_norms`` has the norms of
 the stored weights.
 

@@ -78,7 +78,7 @@ class Matrix:
         return {
             "in_channels": d_in, "out_channels": out, "kernel_side": 1, "kernel_taps": 1, "groups": 1, "stride": 1,
             "input_size": d_in * self.copies, "output_size": out * self.copies, "input_resolution": 1,
-            "output_positions": self.copies,
+            "input_positions": 1, "output_positions": self.copies, "frequencies": 1,
         }  # fmt: skip
 
 
@@ -175,8 +175,15 @@ class Convolution:
             "input_size": math.prod(self.in_shape) * self.copies,
             "output_size": math.prod(out) * self.copies,
             "input_resolution": _geometric_mean(self.in_shape[1:]),
+            "input_positions": math.prod(self.in_shape[1:]),
             "output_positions": math.prod(out[1:]) * self.copies,
+            "frequencies": self._frequencies(),
         }
+
+    def _frequencies(self) -> int:
+        """Of the smallest circular convolution that this one, or its adjoint if it is transposed, is a part of."""
+        sides = self.out_shape[1:] if self.transposed else self.in_shape[1:]
+        return math.prod(n + d * (k - 1) for n, d, k in zip(sides, self.dilation, self.kernel, strict=True))
 
 
 Operator = Matrix | Convolution

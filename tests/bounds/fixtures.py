@@ -72,7 +72,8 @@ def evidence(
         rows[name] = {
             "weight": norms(weight), "init": norms(init), "displacement": norms(weight - init), "in_channels": inputs,
             "out_channels": outputs, "kernel_side": 1.0, "kernel_taps": 1, "groups": 1, "stride": 1,
-            "input_size": inputs, "output_size": outputs, "input_resolution": 1, "output_positions": 1,
+            "input_size": inputs, "output_size": outputs, "input_resolution": 1, "input_positions": 1,
+            "output_positions": 1, "frequencies": 1,
             "num_weights": weight.size, "bias_norm": bias, "init_bias_norm": bias / 2,
             "displacement_bias_norm": bias / 2, "displacement_bias_vector_norm": bias / 2,
         }  # fmt: skip

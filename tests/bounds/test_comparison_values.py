@@ -92,6 +92,15 @@ def test_pitas_sums():
     assert pitas.literal_sum([(1, 3), (1, 2)], 1, 2) == pytest.approx(265.728234, abs=1e-6)
 
 
+@pytest.mark.parametrize(("taps", "positions"), [(27, 1000), (3, 10)])
+def test_pitas_along_one_and_three_axes(taps, positions):
+    """One layer, B = 1: sqrt(taps) stands for k, and the number of positions for n^2."""
+    given = convolution()
+    given.quantities["layer_norms"]["layers"]["c"] |= {"kernel_taps": taps, "input_positions": positions}
+    expected = 42 * math.sqrt(taps) * (2 + math.sqrt(2 * math.log(4 * positions)))
+    assert pitas.read(given).noise == pytest.approx(math.log10(expected))
+
+
 def convolution():
     """All-ones 3x3 kernel on a zero-padded 4x4 map from a zero initialisation.
 
@@ -105,7 +114,8 @@ def convolution():
     }  # fmt: skip
     given.quantities["layer_norms"]["layers"]["c"] |= {
         "weight": kernel, "init": dict.fromkeys(kernel, 0.0), "displacement": kernel, "kernel_side": 3.0,
-        "kernel_taps": 9, "input_resolution": 4, "input_size": 16, "output_size": 16, "output_positions": 16,
+        "kernel_taps": 9, "input_resolution": 4, "input_size": 16, "output_size": 16, "input_positions": 16,
+        "output_positions": 16, "frequencies": 36,
         "num_weights": 9,
     }  # fmt: skip
     given.quantities["input_norm"] |= {"dimension": 16, "resolution": 4}

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from fixtures import net
+from fixtures import evidence, net
 
 from genbound.bounds.base import NotAvailable
 from genbound.bounds.gaussian_noise import (
@@ -15,6 +15,7 @@ from genbound.bounds.gaussian_noise import (
     entropy,
     grid_term,
     margin_stable_bound,
+    noise_norms,
     prior_scales,
 )
 from genbound.bounds.li2021improved import LI2021
@@ -32,18 +33,32 @@ def test_dense(shape, failure):
     assert (found > tau).mean() <= failure and found.max() > 0.4 * tau
 
 
-@pytest.mark.parametrize(("side", "inputs", "outputs", "resolution"), [(3, 1, 1, 4), (3, 4, 8, 6), (5, 2, 2, 8)])
-def test_convolution(side, inputs, outputs, resolution):
+@pytest.mark.parametrize(
+    ("kernel", "inputs", "outputs", "sides"),
+    [
+        ((3, 3), 1, 1, (4, 4)), ((3, 3), 4, 8, (6, 6)), ((5, 5), 2, 2, (8, 8)),
+        ((5,), 16, 16, (12,)), ((2, 5), 4, 4, (3, 9)), ((5, 5, 5), 32, 32, (3, 3, 3)),
+    ],
+)  # fmt: skip
+def test_convolution(kernel, inputs, outputs, sides):
     """Largest singular value of the circular operator on the padded map: an upper bound of the zero-padded one's."""
     rng = np.random.default_rng(0)
-    padded, failure = resolution + side - 1, 0.1
-    tau = convolution_norm(side, inputs, outputs, padded, 1, failure)
+    padded, failure = [n + k - 1 for n, k in zip(sides, kernel, strict=True)], 0.1
+    tau = convolution_norm(math.prod(kernel), inputs, outputs, math.prod(padded), 1, failure)
     found = []
-    for _ in range(100):
-        kernel = rng.normal(size=(outputs, inputs, side, side))
-        blocks = np.fft.fft2(kernel, s=(padded, padded)).transpose(2, 3, 0, 1)
-        found.append(np.linalg.norm(blocks, 2, axis=(2, 3)).max())
+    for _ in range(100 if len(kernel) < 3 else 10):
+        noise = rng.normal(size=(outputs, inputs, *kernel))
+        blocks = np.fft.fftn(noise, s=padded, axes=range(2, noise.ndim)).reshape(outputs, inputs, -1)
+        found.append(np.linalg.norm(blocks.transpose(2, 0, 1), 2, axis=(1, 2)).max())
     assert (np.array(found) > tau).mean() <= failure and max(found) > 0.3 * tau
+
+
+def test_noise_of_a_kernel_along_three_axes():
+    """(sqrt 2 (8 + 8) + sqrt(2 ln(7^3 / .1))) sqrt 125: k^1.5, not k, which unit noise exceeds in every draw."""
+    given = evidence({"c": (np.ones((64, 64)), np.zeros((64, 64)))})
+    given.quantities["layer_norms"]["layers"]["c"] |= {"kernel_side": 5, "kernel_taps": 125, "frequencies": 343}
+    expected = 125**0.5 * (2**0.5 * 16 + math.sqrt(2 * math.log(3430)))
+    assert 10 ** noise_norms(given, 0.1, 1)["c"] == pytest.approx(expected)
 
 
 def test_grid_term():

@@ -167,7 +167,7 @@ def test_sizes(folded):
     row = folded[3]["layer_norms"]["layers"]["first.weight"]
     expected = {"in_channels": 2, "out_channels": 4, "kernel_side": 3, "kernel_taps": 9, "groups": 2, "stride": 2,
                 "input_size": 72, "output_size": 36, "input_resolution": 6, "output_positions": 9,
-                "num_weights": 36}  # fmt: skip
+                "input_positions": 36, "frequencies": 64, "num_weights": 36}  # fmt: skip
     assert {key: row[key] for key in expected} == expected
 
 

@@ -59,12 +59,28 @@ OTHERS = {
 }
 
 
+def circular_norm(operator) -> float:
+    """Norm of the circular convolution with as many positions as the operator's ``frequencies``, block by block."""
+    sides = operator.out_shape[1:] if operator.transposed else operator.in_shape[1:]
+    reach = [d * (k - 1) for d, k in zip(operator.dilation, operator.kernel, strict=True)]
+    padded = [n + r for n, r in zip(sides, reach, strict=True)]
+    assert operator.describe()["frequencies"] == math.prod(padded)
+    assert operator.describe()["input_positions"] == math.prod(operator.in_shape[1:])
+    kernel = operator._by_group()
+    spread = kernel.new_zeros(*kernel.shape[:3], *(r + 1 for r in reach))
+    spread[(..., *(slice(None, None, d) for d in operator.dilation))] = kernel
+    blocks = torch.fft.fftn(spread, s=padded, dim=tuple(range(3, kernel.dim())))
+    return float(torch.linalg.matrix_norm(blocks.flatten(3).permute(0, 3, 1, 2), 2).max())
+
+
 def check(operator) -> None:
     m = matrix(operator)
     truth = float(torch.linalg.matrix_norm(m, 2))
     exact = operator_norm(operator, stream())
     assert exact.lower <= truth <= exact.upper <= exact.lower * (1 + 1e-9)
     assert exact.method == "svd"
+    if operator.kind == "convolution":
+        assert truth <= circular_norm(operator) * (1 + 1e-12)
     if operator.blocks is None:
         for memory in (2**30, 0):
             found = operator_norm(operator, stream(1), dense=0, memory=memory)
