@@ -17,9 +17,9 @@ entries. A layer applied to T tokens has T copies of its matrix in M. Where the 
 (``alike`` is false), all of this is of the largest of them. ``bias_norm`` is the Euclidean norm of what the
 bias adds to the whole output (every position), ``bias_vector_norm`` that of the vector. ``stride``, ``kernel_side`` and
 ``input_resolution`` are geometric means over the axes. ``input_positions`` are those of one map, and ``frequencies``
-those of the circular convolution on the padded map, of which the layer is a part. A layer that is used at several sizes has the sizes of its
-largest input and the largest of each norm. Without a network there is no operator: ``matrix_norms`` has the norms of
-the stored weights.
+those of the circular convolution on the padded map, of which the layer is a part. A layer that is used at several sizes
+has the sizes of its largest input and the largest of each norm. Without a network there is no operator:
+``matrix_norms`` has the norms of the stored weights.
 
 Cost: six products with each layer on one input. Exact up to rounding in float64.
 
