@@ -76,6 +76,29 @@ def _certified(evidence: Evidence, found: Mapping[str, Any], kind: str, delta: f
     )
 
 
+def drawn(found: Mapping[str, Any], delta: float) -> tuple[float, float]:
+    """The certificate's standard error over the draws of its trials, and what the choice of the noise may cost it.
+
+    A pilot that errs by a standard error for the noise it takes, and by as much for the best, costs two of them.
+
+    Args:
+        found: the summary of ``gibbs_error``.
+        delta: failure probability, in all.
+    """
+    kind = "loss" if found.get("error") is None else "error"
+    mean, trials = found.get(kind), found.get("num_trials")
+    if mean is None or not trials or (kind == "error" and found["exact"]):
+        return 0.0, 0.0
+
+    def at(error: float) -> float:
+        nats = found["kl"] + found["log_union"]
+        return pac_bayes_kl(min(1.0, mean + error), trials, nats, found["num_data"], delta)
+
+    pilot = found.get("num_pilot", trials)
+    sem, of_pilot = (at(math.sqrt(mean * (1 - mean) / num)) - at(0.0) for num in (trials, pilot))
+    return sem, 2 * of_pilot
+
+
 def _said(evidence: Evidence, found: Mapping[str, Any]) -> str:
     """What the certificate is of, and under which assumptions."""
     delta = evidence.delta

@@ -167,6 +167,7 @@ class _Gibbs:
             "loss": trials["loss"] / num if ranged else None,
             "loss_range": self.problem.loss.range if ranged else None,
             "num_trials": num,
+            "num_pilot": min(AGAIN * self.context.options.num_pilot, self.num),
             "num_data": self.num,
             **self._disagreement(posterior),
             "num_prior": len(self.problem.data) - self.num,

@@ -102,7 +102,7 @@ def _incomparable(expected: Observation, obtained: Observation, terms: Terms) ->
     if not terms.same_samples and expected.data_sem is None:
         return "skipped", "other samples were measured (same --seed and --samples compare these too)"
     if not terms.same_seed and (expected.extreme or obtained.extreme):
-        return "skipped", "another seed takes the extreme over other draws (same --seed compares these too)"
+        return "skipped", "another seed chooses among other draws (same --seed compares these too)"
     return None
 
 

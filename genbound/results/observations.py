@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from genbound.bounds import BOUNDS, Bound
+from genbound.bounds.certificates import drawn
 from genbound.quantities.catalogue import reading_of
 from genbound.quantities.summary import Number
 from genbound.results.results import Results
 
 TINY = 1e-12  # of a logarithm: rounding
 EDGE = 1e-9  # in decades: what a value may lie beside its own interval
-# What another seed may do to a certificate that rests on draws: its Monte Carlo is planned to cost so much, and a pilot
-# chooses its noise.
-DRAWN = 0.01
+DRAWN = 0.01  # at the least, what another seed may do to a certificate whose noise a pilot chooses, beside its sem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,36 +102,36 @@ def _bound(
     name: str, row: Mapping[str, Any], results: Results, measured: Mapping[str, Observation]
 ) -> Iterator[Observation]:
     """The value of a bound and its other forms, as logarithms; zero has none and stays what it is."""
-    errors = _errors(name, row, results, measured)
-    drawn = row["kind"] == "certificate" and "gibbs_error" in getattr(BOUNDS.get(name), "requires", ())
-    value = row["value"]
+    errors, value, by_draws = _errors(name, row, results, measured), row["value"], None
+    if row["kind"] == "certificate" and "gibbs_error" in getattr(BOUNDS.get(name), "requires", ()):
+        by_draws = drawn(results.quantities.get("gibbs_error", {}), results.config["delta"])
     if value is not None and value <= 0:
         yield Observation(measure=name, where="", value=value, data_sem=errors.data_sem, is_bound=True)
     else:  # the value is what people edit in a baseline; what overflows has its logarithm alone
         log10 = row["log10"] if value is None else math.log10(value)
-        yield _logarithm(name, "", log10, errors, row["note"], drawn)
+        yield _logarithm(name, "", log10, errors, row["note"], by_draws)
     for form, entry in row["forms"].items():
         if form != "main_term" and entry.get("log10") is not None:
-            yield _logarithm(name, form, entry["log10"], errors, row["note"], drawn)
+            # The noise is chosen for the least value. Where that changes little with it, another form may change much.
+            chosen = errors if by_draws is None or value is None else replace(errors, extreme=True)
+            yield _logarithm(name, form, entry["log10"], chosen, row["note"], by_draws)
 
 
 def _logarithm(
-    measure: str, form: str, log10: float | None, errors: _Errors, note: str, drawn: bool = False
+    measure: str, form: str, log10: float | None, errors: _Errors, note: str, by_draws: tuple[float, float] | None
 ) -> Observation:
+    """One form's logarithm; ``by_draws`` is what draws make of a certificate that rests on them."""
     lower, upper = (math.log10(s) if s and s > 0 and not form else None for s in (errors.lower, errors.upper))
     if log10 is not None and lower is not None and upper is not None and not lower - EDGE <= log10 <= upper + EDGE:
         lower = upper = None  # of a value that was set by hand
+    # A form that has no interval of its own shares the relative width of the value's.
+    sem, slack = errors.sem, errors.width if form and log10 else 0.0
+    if by_draws is not None and log10 is not None:
+        sem, slack = by_draws[0] / 10**log10 / math.log(10), math.log10(1 + max(DRAWN, by_draws[1]) / 10**log10)
     return Observation(
-        measure=measure, where=form, value=log10, sem=errors.sem, data_sem=errors.data_sem, lower=lower, upper=upper,
-        extreme=errors.extreme, logarithm=True, is_bound=True, reason="" if log10 is not None else note,
-        # A form that has no interval of its own shares the relative width of the value's.
-        slack=_drawn(log10) if drawn else errors.width if form and log10 else 0.0,
+        measure=measure, where=form, value=log10, sem=sem, data_sem=errors.data_sem, lower=lower, upper=upper,
+        extreme=errors.extreme, logarithm=True, is_bound=True, reason="" if log10 is not None else note, slack=slack,
     )  # fmt: skip
-
-
-def _drawn(log10: float | None) -> float:
-    """By how many decades another seed may move a certificate that rests on draws."""
-    return 0.0 if log10 is None else math.log10(1 + DRAWN / 10**log10)
 
 
 def _errors(name: str, row: Mapping[str, Any], results: Results, measured: Mapping[str, Observation]) -> _Errors:
