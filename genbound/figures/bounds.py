@@ -10,7 +10,7 @@ import numpy as np
 
 from genbound.figures.broken_axis import PowersOfTen
 from genbound.figures.style import COLOURS, GREY, MARKERS, VERMILION, legend_below, new_axes, words
-from genbound.results.gap import measured_gap, vacuous_from
+from genbound.results.gap import UNITS, measured_gap, vacuous_from
 from genbound.results.results import Results
 
 LABELS = {"loss": "loss, nats", "error": "0–1 error"}
@@ -83,7 +83,7 @@ def axis_of(runs: Mapping[str, Results], unit: str) -> PowersOfTen:
 
 def yardsticks(run: Results, unit: str) -> dict[str, float]:
     """What bounds are held against, where it was measured and a log axis has a place for it."""
-    found = {GAP: measured_gap(run, unit), VACUOUS: vacuous_from(run, unit)}
+    found = {GAP: measured_gap(run, unit), VACUOUS: vacuous_from(run, UNITS[unit])}
     return {what: value for what, value in found.items() if value is not None and value > 0}
 
 

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from genbound.bounds import BOUNDS
-from genbound.bounds.base import GAPS, against_gap
+from genbound.bounds.base import against_gap
 from genbound.formatting import digits
-from genbound.results.gap import UNITS, losses, vacuous_from
+from genbound.results.gap import REWEIGHTED, UNITS, losses, vacuous_from
 from genbound.results.results import Results
 from genbound.results.rows import Row
 
 SIDES = ("value", "lower", "upper")
-NOISY = "noisy_label_distance"  # its C is that of the reweighted loss
+NOISY = "noisy_label_distance"  # its C, its gap and its constant predictor are those of the reweighted loss
 
 
 def observed_ranges(runs: Mapping[str, Results]) -> dict[str, float]:
@@ -42,7 +42,7 @@ def on_common_range(runs: Mapping[str, Results]) -> tuple[dict[str, Results], st
     for name, own in ranges.items():
         noisy = 1.0 if not reweighted[name] or largest is None else largest / reweighted[name]
         bounds = {
-            bound: _scaled(row, (noisy if bound == NOISY else most / own) ** BOUNDS[bound].range_power, runs[name])
+            bound: _scaled(bound, row, noisy if bound == NOISY else most / own, runs[name])
             if _contains_range(bound, runs[name])
             else row
             for bound, row in runs[name].bounds.items()
@@ -64,8 +64,9 @@ def _contains_range(bound: str, run: Results) -> bool:
     return BOUNDS[bound].range_power > 0
 
 
-def _scaled(row: Row, factor: float, run: Results) -> Row:
-    """A bound's row with its leading term times a factor; its other forms, which are no powers of C, are left out."""
+def _scaled(name: str, row: Row, ratio: float, run: Results) -> Row:
+    """A bound's row with C times a ratio; its other forms, which are no powers of C, are left out."""
+    factor = ratio ** BOUNDS[name].range_power
     if factor == 1 or (row["value"] is None and row["log10"] is None):
         return row
     scaled = {side: None if row[side] is None else factor * row[side] for side in SIDES}
@@ -74,11 +75,12 @@ def _scaled(row: Row, factor: float, run: Results) -> Row:
     if "over_samples" in row:
         found["over_samples"] = {side: factor * value for side, value in row["over_samples"].items()}
     # The gap and the constant predictor of the row are those that it was held against before.
-    gap = losses(run).get(GAPS.get(row["bounds"], ""))
+    unit = REWEIGHTED if name == NOISY else UNITS.get(row["bounds"])
+    gap = None if unit is None else losses(run).get(unit.gap)
     if row.get("gap_ratio") and row["value"]:
         gap = row["value"] / row["gap_ratio"]
     found |= against_gap(found["value"], gap)
-    limit = vacuous_from(run, row["bounds"]) if row["bounds"] in UNITS else None
+    limit = None if unit is None else vacuous_from(run, unit)
     if row["vacuous"] is False and limit is not None and found["value"] is not None:
         found["vacuous"] = found["value"] >= limit
     return found

@@ -29,6 +29,7 @@ UNITS = {
     "loss": Unit("train_loss", "constant_loss", "generalization_gap"),
     "error": Unit("train_error", "constant_error", "error_gap"),
 }
+REWEIGHTED = Unit("reweighted_train_loss", "reweighted_constant_loss", "reweighted_gap")  # for label noise
 
 
 def losses(results: Results) -> Mapping[str, Any]:
@@ -46,10 +47,10 @@ def measured_gap(results: Results, unit: str) -> float | None:
     return measured(results, UNITS[unit].gap)
 
 
-def vacuous_from(results: Results, unit: str) -> float | None:
+def vacuous_from(results: Results, unit: Unit) -> float | None:
     """The value from which a bound says nothing.
 
     It is the best constant prediction's loss (or error) less the training one.
     """
-    empirical, constant = measured(results, UNITS[unit].empirical), measured(results, UNITS[unit].constant)
+    empirical, constant = measured(results, unit.empirical), measured(results, unit.constant)
     return None if empirical is None or constant is None else constant - empirical

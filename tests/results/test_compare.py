@@ -138,6 +138,21 @@ def test_bounds_are_put_on_the_largest_observed_range():
     assert genbound.compare([larger, pair[1]]).runs["one.safetensors"].bounds["hessian_distance"].vacuous
 
 
+def test_a_reweighted_row_is_held_against_the_reweighted_losses():
+    """The constant predictor leaves it 4.5, and 1.5 of the plain losses: 2 sqrt(1.44) = 2.4 is below and above."""
+    own = {"reweighted_train_loss": -0.5, "reweighted_constant_loss": 4.0, "reweighted_gap": -0.1}
+    pair = [
+        run({"noisy_label_distance": bound(2.0) | {"gap_ratio": None, "below_gap": False}}, name=name,
+            loss_range={"value": 2.0 * c, "kind": "observed"})
+        for name, c in (("one", 1.0), ("two", 1.44))
+    ]  # fmt: skip
+    for results, c in zip(pair, (1.0, 1.44), strict=True):
+        results.quantities["losses"] |= own | {"reweighted_range": 3.0 * c}
+    row = genbound.compare(pair).runs["one.safetensors"].bounds["noisy_label_distance"]
+    assert row["value"] == pytest.approx(2.4) and row["vacuous"] is False
+    assert row["gap_ratio"] is None and row["below_gap"] is False
+
+
 def test_markdown_has_as_many_cells_in_every_row(pair):
     lines = [line for line in genbound.compare(pair).to_markdown().splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {6}
