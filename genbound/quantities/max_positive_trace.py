@@ -5,9 +5,10 @@ r"""The largest :math:`\mathrm{Tr}\,H_i^+[\ell(f_W(x), y)]` over the samples, pe
 * A small block, or that of few samples, is formed densely in the basis of the sample's own inputs, and decomposed:
   exact.
 * A larger one is an **estimate**, and labelled so. The *candidates* are the samples with the largest traces and the
-  largest spread of the trace's probes. Quadratures of one probe each leave the *finalists*, and fresh probes choose
-  among these. Fresh probes again measure the chosen sample: the maximum of noisy estimates would be biased upward. A
-  sample that was not a candidate may be larger, so the value is a lower estimate of the maximum.
+  largest spread of the trace's probes. Quadratures of one probe each leave the *finalists*, to which the largest trace
+  is added, and fresh probes choose among these. Fresh probes again measure the chosen sample: the maximum of noisy
+  estimates would be biased upward. A sample that was not a candidate may be larger, so the value is a lower estimate of
+  the maximum. It is no less than the largest trace that is exactly known: :math:`\mathrm{Tr}\,H^+\ge\mathrm{Tr}\,H`.
 
 The chosen sample is measured by :mod:`genbound.estimators.positive_trace`: every probe z has a certified bracket of
 :math:`z^\top H^+ z`, and the large eigenvalues are taken out of the probes. ``lower`` and ``upper`` are the means of
@@ -33,6 +34,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
@@ -171,13 +173,21 @@ def _choose(context: Context, searches: Sequence[_Search], likely: Mapping[int, 
     for (i, p), part in zip(items, parts, strict=True):
         values[i].append((p, float(part["value"])))
     finalists = {
-        i: [p for p, _ in sorted(found, key=lambda pair: -pair[1])[: context.options.finalists]]
+        i: _with([p for p, _ in sorted(found, key=lambda pair: -pair[1])[: context.options.finalists]], searches[i].top)
         for i, found in values.items()
     }
     items = [(i, p) for i, positions in finalists.items() for p in positions if len(positions) > 1]
     parts = context.map("choose", items, lambda item: {"value": searches[item[0]].mean(item[1])}) if items else []
     means = {item: float(part["value"]) for item, part in zip(items, parts, strict=True)}
-    return {i: max(positions, key=lambda p: means.get((i, p), 0.0)) for i, positions in finalists.items()}
+    return {
+        i: max(positions, key=lambda p: max(means.get((i, p), 0.0), searches[i].floor(p)))
+        for i, positions in finalists.items()
+    }
+
+
+def _with(positions: list[int], another: int) -> list[int]:
+    """The positions and another one, once."""
+    return list(dict.fromkeys([*positions, another]))
 
 
 class _Search:
@@ -205,7 +215,7 @@ class _Search:
         if self._affordable(every):
             return _largest(self._dense(every), every, "dense", True)
         # A probe's spread is about the Frobenius norm of the remainder: no bound of its trace, but it grows with it.
-        likely = sorted(self._candidates(self._known("value") + self._known("probe_std")))
+        likely = sorted(_with(self._candidates(self._known("value") + self._known("probe_std")), self.top))
         if self._affordable(likely):
             return _largest(self._dense(likely), likely, "dense for candidates", False)
         return {"likely": np.array(likely)}
@@ -232,8 +242,21 @@ class _Search:
             mean, sem = float(draws.mean()), draws.std(ddof=1) / np.sqrt(len(draws)) * student(len(draws) - 1)
             return _part(TraceBracket(mean, mean, float(sem)), position, "gauss-newton by combinations", False)
         block = _SampleBlock(self._problem, self._layer, position)
-        found = block.trace(self._options, self._stream("measure", position))
+        found, least = block.trace(self._options, self._stream("measure", position)), self.floor(self.top)
+        position = self.top if found.value < least else position
+        found = replace(found, lower=max(found.lower, least), upper=max(found.upper, least))
         return _part(found, position, "stochastic Lanczos quadrature", False)
+
+    @property
+    def top(self) -> int:
+        """The sample with the largest trace, as far as that is known."""
+        return int(self._known("value").argmax())
+
+    def floor(self, position: int) -> float:
+        """What the trace of a sample's positive part is at least: its trace, where that is no estimate."""
+        probes = self._all.get("num_probes")
+        exact = probes is not None and not probes[position] and not self._known("sem")[position]
+        return max(0.0, float(self._known("value")[position])) if exact else 0.0
 
     def _combined(self, stage: str, position: int, num: int) -> np.ndarray:
         """So many Gauss-Newton traces of a sample, each from a random combination of the outputs, ``[num]``."""
