@@ -246,7 +246,8 @@ class Grid:
             return np.full(strata, minimum)  # further samples come cheaper than further draws of these
         counts = allocate(variances, np.array([target]), minimum=minimum, budget=budget)
         piloted = list(piloted)
-        while cheap and counts.mean() < affordable:
+        finest = np.sqrt(variances.mean() / budget) / strata  # below it the budget alone decides, and no count grows
+        while cheap and target > finest and counts.mean() < affordable:
             skewness = skewness_of_mean(counts[piloted], cubes, variances[piloted])
             if abs(skewness[0]) <= SKEWNESS:
                 break

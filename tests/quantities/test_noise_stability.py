@@ -41,6 +41,21 @@ def test_noise_stability_of_a_quadratic_loss_is_its_hessian_approximation(seed):
     assert summary["relative_rss"] < 0.05
 
 
+def test_few_samples_with_few_cheap_draws():
+    """43 pairs each at the least, and 64 at the most: no power of two lies between, however small the wanted error."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double(), torch.randn(60, 4, dtype=D)
+    y, init = model(x).argmax(1), {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(100):  # noise on confident answers has a heavy tail, for which more draws are wanted
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    problem = Problem(model, init, (x, y), num_samples=3, sample_seed=0)
+    found = genbound.measure(problem, "noise_stability", small_perturbations=64)
+    assert all(one.sem > 0 for one in found.values())
+
+
 def test_noise_stability_notices_that_the_regime_is_left(problems):
     found = genbound.evaluate(
         problems("mlp_gelu"),
