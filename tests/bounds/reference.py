@@ -23,7 +23,7 @@ class Layer:
         matrix, init: unrolled operators ``[outputs, inputs]``.
         kernel, kernel_init: stored weights ``[out, in / groups, …]``.
         bias, bias_init: one number for every output coordinate.
-        inputs, side, groups: input channels, side of the input map (1: dense) and groups.
+        inputs, sides, groups: input channels, sides of the input map (none: dense) and groups.
     """
 
     matrix: np.ndarray
@@ -33,7 +33,7 @@ class Layer:
     bias: np.ndarray
     bias_init: np.ndarray
     inputs: int
-    side: float = 1.0
+    sides: tuple[int, ...] = ()
     groups: int = 1
 
     @property
@@ -42,7 +42,7 @@ class Layer:
 
     @property
     def taps(self) -> int:
-        return self.kernel.shape[-1] if self.kernel.ndim > 2 else 1
+        return math.prod(self.kernel.shape[2:])
 
     def row_sum(self, matrix, bias) -> float:
         return float((np.abs(matrix).sum(1) + np.abs(bias)).max())
@@ -50,9 +50,9 @@ class Layer:
     def noise(self, events: int, eta: float, dense: bool) -> float:
         if dense and self.kernel.ndim == 2:
             return sqrt(self.inputs) + sqrt(self.outputs) + sqrt(2 * ln(events / eta))
-        frequencies = self.groups * (self.side + self.taps - 1) ** 2
+        frequencies = self.groups * math.prod(n + k - 1 for n, k in zip(self.sides, self.kernel.shape[2:], strict=True))
         root = sqrt(self.inputs / self.groups) + sqrt(self.outputs / self.groups)
-        return self.taps * (sqrt(2) * root + sqrt(2 * ln(frequencies * events / eta)))
+        return sqrt(self.taps) * (sqrt(2) * root + sqrt(2 * ln(frequencies * events / eta)))
 
 
 @dataclass
@@ -162,7 +162,9 @@ def reference(net: Network, x: np.ndarray, margin: float, n: int, loss_range: fl
         found["neyshabur2018"] |= {"paper": four(divergence(w)), "paper_at_init": four(divergence(v))}
     elif not net.biased:
         found["neyshabur2018"] |= {"residual": four(divergence(w))}
-    spread = 42 * sum(a.taps * (sqrt(a.inputs) + sqrt(a.outputs) + sqrt(2 * ln(4 * a.side**2 * d))) for a in layers)
+    spread = 42 * sum(
+        sqrt(a.taps) * (sqrt(a.inputs) + sqrt(a.outputs) + sqrt(2 * ln(4 * math.prod(a.sides) * d))) for a in layers
+    )
     square = (radius * spread) ** 2 * ((kernels * t) ** 2).sum()
     found["pitas2017"] = {
         "main_term": sqrt(square / n) / margin, "consistent": sqrt((square + ln(n / DELTA)) / n) / margin,

@@ -59,8 +59,7 @@ def layer(module, tuned, init, name, shape, norm="", **settings):
         return F.conv2d(units, kernel, **settings).flatten(1).T
 
     (matrix, kernel, bias), (m0, k0, b0) = (effective(module, s, name, norm, run) for s in (tuned, init))
-    side = math.sqrt(math.prod(shape[1:]))
-    return Layer(matrix, m0, kernel, k0, bias, b0, shape[0], side, settings.get("groups", 1))
+    return Layer(matrix, m0, kernel, k0, bias, b0, shape[0], shape[1:], settings.get("groups", 1))
 
 
 def chain(layers, biased=False):
