@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from genbound.bounds.base import Bound, BoundValue, Evidence
-from genbound.bounds.composition import compose, downstream, layer_names, scales
+from genbound.bounds.composition import compose, downstream, scales
 from genbound.bounds.forms import Form, bound_value
 from genbound.bounds.logs import TWO, add, log
 from genbound.bounds.reading import has_biases, has_structure, norms, outside, require, sizes, tree_of, unverified
@@ -142,10 +142,7 @@ def read(evidence: Evidence) -> Terms:
     """The theorem's numbers."""
     tree = tree_of(evidence)
     moved, tuned, initial = (norms(evidence, "mars_with_bias", which) for which in ("displacement", "weight", "init"))
-    classes, coordinates = (
-        sizes(evidence, "output_size")[layer_names(tree)[-1]],
-        evidence.number("input_norm", "dimension"),
-    )
+    classes, coordinates = (evidence.number("input_norm", key) for key in ("output_dimension", "dimension"))
     peak = evidence.number("input_norm", "max_abs")
     if has_biases(evidence):
         # The appended coordinate passes through a row of norm 1 in every layer.

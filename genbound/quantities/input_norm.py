@@ -3,8 +3,9 @@ r"""How large the inputs are, over all training samples given.
 ``max_l2`` is :math:`\max\|x\|_2`, ``rms_l2`` is :math:`(\frac1n\sum\|x\|_2^2)^{1/2}` and ``max_abs`` is
 :math:`\max |x_i|`. ``max_pixel_l2`` is the largest norm over the channels (axis 1) at one position, for inputs with
 positions. ``dimension`` is the number of coordinates of a sample (the largest, if they differ), ``resolution`` the
-geometric mean of a map's sides. ``max_output_l2`` is the largest Euclidean norm of the fine-tuned network's output.
-They are maxima over a sample and understate the supremum over the distribution that theorems speak of.
+geometric mean of a map's sides. ``max_output_l2`` is the largest Euclidean norm of the fine-tuned network's output, and
+``output_dimension`` the number of its coordinates (the largest). They are maxima over a sample and understate the
+supremum over the distribution that theorems speak of.
 
 The first floating-point input counts. Unit: that of the inputs, or of the outputs. Exact. Cost: one forward pass over
 the training data.
@@ -33,7 +34,7 @@ def measure(problem: Problem, context: Context) -> Measured:
         return {"rows": np.concatenate([_sizes(problem, problem.to_device(batch)) for batch in batches])}
 
     rows = stack(context.map("train", data_shards(len(problem.data)), sizes), "rows")
-    l2, largest, pixel, output, dimension, resolution = rows.T
+    l2, largest, pixel, output, dimension, resolution, outputs = rows.T
     return Measured({
         "max_l2": float(l2.max()),
         "rms_l2": float(np.sqrt(np.mean(l2**2))),
@@ -43,14 +44,15 @@ def measure(problem: Problem, context: Context) -> Measured:
         "resolution": float(resolution.max()),
         "num_samples": len(rows),
         "max_output_l2": float(output.max()),
+        "output_dimension": int(outputs.max()),
     })  # fmt: skip
 
 
 def _sizes(problem: Problem, batch: Batch) -> np.ndarray:
-    """How large every sample of a batch is ``[n, 6]``.
+    """How large every sample of a batch is ``[n, 7]``.
 
     The columns are the input's norm, its largest entry, its largest norm at a position, the output's norm, the number
-    of coordinates, and the geometric mean of the sides.
+    of coordinates, the geometric mean of the sides, and the number of the output's coordinates.
     """
     found = first_floating(batch.inputs)
     if found is None:
@@ -61,8 +63,9 @@ def _sizes(problem: Problem, batch: Batch) -> np.ndarray:
     flat, sides = x.flatten(1), x.shape[2:]
     pixels = x.norm(dim=1).flatten(1) if x.dim() > 2 else flat.norm(dim=1, keepdim=True)
     columns = torch.stack([flat.norm(dim=1), flat.abs().amax(1), pixels.amax(1), outputs.norm(dim=1)], 1).cpu()
-    shape = torch.tensor([x[0].numel(), math.prod(sides) ** (1 / max(1, len(sides)))], dtype=torch.float64)
-    return torch.cat([columns, shape.expand(len(x), 2)], 1).numpy()
+    side = math.prod(sides) ** (1 / max(1, len(sides)))
+    shape = torch.tensor([x[0].numel(), side, outputs[0].numel()], dtype=torch.float64)
+    return torch.cat([columns, shape.expand(len(x), 3)], 1).numpy()
 
 
 def first_floating(inputs: Any) -> Tensor | None:

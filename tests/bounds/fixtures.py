@@ -98,6 +98,7 @@ def evidence(
         "input_norm": {
             "max_l2": 1.0, "rms_l2": 1.0, "max_abs": 1.0, "max_pixel_l2": 1.0, "dimension": first.shape[1],
             "resolution": 1, "num_samples": 100, "max_output_l2": math.sqrt(29),
+            "output_dimension": list(layers.values())[-1][0].shape[0],
         },
         "margin": {"percentile": 5, "value": gamma, "margin_loss": 0.0, "minimum": 2.0, "median": 2.0,
                    "num_samples": 100, "inverse_square": gamma**-2 if gamma else None},

@@ -118,7 +118,7 @@ def convolution():
         "output_positions": 16, "frequencies": 36,
         "num_weights": 9,
     }  # fmt: skip
-    given.quantities["input_norm"] |= {"dimension": 16, "resolution": 4}
+    given.quantities["input_norm"] |= {"dimension": 16, "resolution": 4, "output_dimension": 16}
     return given
 
 
@@ -223,6 +223,15 @@ def test_gouk():
         ("frobenius", 43.809330),
     ):
         assert number(gouk.GOUK2021, form) - tail == pytest.approx(expected, abs=1e-6)
+
+
+def test_gouk_counts_the_outputs_of_the_network():
+    """Before an average pooling the last layer has more."""
+    given = net()
+    given.quantities["layer_norms"]["layers"]["2"]["output_size"] = 50
+    assert number(gouk.GOUK2021, given=given) == number(gouk.GOUK2021)
+    given.quantities["input_norm"]["output_dimension"] = 3
+    assert number(gouk.GOUK2021, given=given) == pytest.approx(1.5 * number(gouk.GOUK2021))
 
 
 def test_gouk_scales_with_the_loss():

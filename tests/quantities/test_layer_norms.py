@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 import genbound
 from genbound import Problem
+from genbound.bounds import gouk2021distance
+from genbound.bounds.base import Evidence
 from genbound.evaluation.loop import evaluate
 from genbound.structure.reader import read_structure
 
@@ -77,7 +79,7 @@ def test_pencil_inputs_and_margins(pencil):
     """Logits (4, 2) and (5, -2), each for half of the samples."""
     assert pencil["input_norm"] == {
         "max_l2": 1, "rms_l2": 1, "max_abs": 1, "max_pixel_l2": 1, "dimension": 2, "resolution": 1, "num_samples": 100,
-        "max_output_l2": pytest.approx(29**0.5),
+        "max_output_l2": pytest.approx(29**0.5), "output_dimension": 2,
     }  # fmt: skip
     assert pencil["margin"] == {
         "percentile": 5, "value": 2, "margin_loss": 0.5, "minimum": 2, "median": 4.5, "num_samples": 100,
@@ -186,6 +188,32 @@ def test_a_pair_brings_its_initial_statistics(tmp_path):
     problem = genbound.load(tmp_path / "trained.pt", tmp_path / "init.pt", Net, data, dtype="float64")
     torch.testing.assert_close(problem.init_buffers["bn1.running_var"], random_net(2).bn1.running_var)
     assert not problem.borrowed_buffers
+
+
+class Heads(nn.Module):
+    """Ten outputs of two layers that stand side by side, of which the second has one."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 9, bias=False), nn.Linear(4, 1, bias=False)
+
+    def forward(self, x):
+        return torch.cat([self.one(x), self.two(x)], 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "classes"),
+    [
+        (nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (2, 5, 5), 3),
+        (Heads(), (4,), 10),
+    ],
+)
+def test_the_classes_of_a_bound_are_the_outputs(model, shape, classes):
+    """Not the outputs of the layer that is executed last: before a pooling, or beside another one."""
+    init = {name: torch.zeros_like(p, dtype=D) for name, p in model.named_parameters()}
+    problem = Problem(model.to(D), init, (torch.randn(4, *shape, dtype=D), torch.arange(4) % 2))
+    found = gouk2021distance.read(Evidence(4, 1.0, evaluate(problem, ["gouk2021"]).quantities))
+    assert found.classes == classes
 
 
 def test_linear_layers_on_tokens_have_the_norm_of_their_matrix():

@@ -101,7 +101,7 @@ def test_input_norms_by_hand():
     found = evaluate(Problem(Mean(), {"a.weight": torch.zeros(2, 2)}, (x, torch.tensor([0, 1, 0]))), ["input_norm"])
     assert found.quantities["input_norm"] == {
         "max_l2": 8, "rms_l2": pytest.approx((90 / 3) ** 0.5), "max_abs": 4, "max_pixel_l2": 5, "dimension": 8,
-        "resolution": 2, "num_samples": 3, "max_output_l2": 4,
+        "resolution": 2, "num_samples": 3, "max_output_l2": 4, "output_dimension": 2,
     }  # fmt: skip
 
 
