@@ -23,7 +23,7 @@ def _fisher_rao(evidence: Evidence) -> BoundValue:
     norm, n = log(evidence.number("fisher_rao_norm", "value")), evidence.num_data
 
     differs = evidence.quantities["fisher_rao_norm"].get("identity_holds") is False
-    note = "biases, normalisation or activations break the formula's homogeneity: see parametric" if differs else ""
+    note = "biases, normalisation, embeddings or activations break its homogeneity: see parametric" if differs else ""
     forms: dict[str, Form] = {
         "paper": absent("a norm: a bound with this norm is known for linear networks only"),
         "norm": lambda: norm,

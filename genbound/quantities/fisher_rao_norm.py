@@ -12,12 +12,13 @@ its :math:`L + 1` weight matrices. By Euler's theorem
 .. math:: \texttt{value} = (L + 1) \sqrt{\mathbb E\,\langle \partial\ell/\partial f, f\rangle^2} ,
 
 the mean over the measured samples and their labels. :math:`L + 1`, ``depth``, is the largest number of layers on a path
-from the input to the output. Three neighbours stand beside the value:
+from the input to the output, whichever of them are measured (embeddings count where they are). Three neighbours stand
+beside the value:
 
 * ``parametric`` is :math:`\sqrt{\mathbb E \langle w, \nabla_w\ell\rangle^2}` with all parameters: the definition, which
   needs no homogeneity.
-* ``identity_holds`` says whether the two agree to 0.1 %. They do not with biases, normalisation or other activations;
-  then ``value`` is the formula alone.
+* ``identity_holds`` says whether the two agree to 0.1 %. They do not with biases, normalisation, embeddings or other
+  activations; then ``value`` is the formula alone.
 * ``model_expectation`` is ``value`` with labels drawn from the model. For cross-entropy
   :math:`\mathbb E_{y \sim p} \langle\partial\ell/\partial f, f\rangle^2 = \mathrm{Var}_{c\sim p}(f_c)`.
 
@@ -41,8 +42,10 @@ from torch import Tensor
 
 from genbound.data.samples import Batch
 from genbound.estimators.estimate import data_sem
+from genbound.network.layers import candidates_for, layers_in
 from genbound.network.loss_functions import CROSS_ENTROPY
 from genbound.network.problem import Problem
+from genbound.network.tape import Tape
 from genbound.network.weight_uses import LeafUse
 from genbound.quantities.base import Context, Measured, Part, stack
 
@@ -110,10 +113,13 @@ def _radial(problem: Problem, batch: Batch, gradient: Tensor) -> Tensor:
 
 
 def depth(problem: Problem) -> int:
-    """Largest number of layers on a path from the input to the output of the executed graph."""
-    tape = problem.tape([0])
-    places = {use.place.node for uses in tape.uses.values() for use in uses if not isinstance(use, LeafUse)}
-    for leaf in (use.place.node for uses in tape.uses.values() for use in uses if isinstance(use, LeafUse)):
+    """Largest number of layers on a path from the input to the output of the executed graph, measured or not."""
+    tape, measured = Tape(problem, [0], dict.fromkeys(candidates_for(problem.params, (), ()), True)), problem.layers
+    every = layers_in(tape, ("*",), dict.fromkeys(tape.layers, True))
+    counted = {layer.name for layer in every if layer.kind != "embedding"} | {layer.name for layer in measured}
+    uses = [use for name in counted for use in tape.uses[name]]
+    places = {use.place.node for use in uses if not isinstance(use, LeafUse)}
+    for leaf in (use.place.node for use in uses if isinstance(use, LeafUse)):
         places |= {node for node, _ in tape.graph.consumers[leaf]}
     longest: dict = {}
     for node in tape.graph.order:

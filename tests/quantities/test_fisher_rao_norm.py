@@ -49,6 +49,24 @@ def test_identity_on_a_homogeneous_network():
     assert found["squared_sem"] == 0  # all samples are measured
 
 
+@pytest.mark.parametrize(
+    "chosen", [{"layers": "0.weight"}, {"layers": ["0.weight", "2.weight"]}, {"excluded": ["4.weight"]}]
+)
+def test_layers_that_are_not_measured_count(chosen):
+    net, x = homogeneous(), torch.randn(5, 4, dtype=D)
+    assert measure(problem(net, x, **chosen), "fisher_rao_norm") == measure(problem(net, x), "fisher_rao_norm")
+
+
+def test_embeddings_count_where_they_are_measured():
+    """Then the network is homogeneous of degree two, for all that is measured or not."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 3, bias=False))
+    x = torch.arange(15).view(5, 3) % 7
+    assert measure(problem(net, x), "fisher_rao_norm")["identity_holds"] is False
+    found = measure(problem(net, x, layers="0.weight"), "fisher_rao_norm")
+    assert found["depth"] == 2 and found["identity_holds"]
+
+
 def test_formula_and_definition_part_with_biases():
     torch.manual_seed(1)
     net, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(5, 4, dtype=D)
