@@ -9,6 +9,7 @@ from typing import Any
 from genbound.bounds.base import BoundValue, NotAvailable
 from genbound.bounds.logs import ZERO, power
 
+IS_ZERO = "zero"  # the last note of a form that has no logarithm since it is 0
 # How a form is made: a function that gives its log10, or with a note.
 Form = Callable[[], float] | tuple[Callable[[], float], str]
 
@@ -29,7 +30,7 @@ def form(value: float, note: str = "") -> dict[str, Any]:
     if math.isnan(value) or value == math.inf:
         return {"log10": None, "note": "; ".join([*notes, "not finite"])}
     if value == ZERO:
-        return {"log10": None, "note": "; ".join([*notes, "zero"])}
+        return {"log10": None, "note": "; ".join([*notes, IS_ZERO])}
     return {"log10": value} | ({"note": note} if note else {})
 
 

@@ -110,6 +110,8 @@ def _moved(
     expected: Observation, obtained: Observation, rule: Tolerance | None, terms: Terms
 ) -> tuple[str, str, str, float]:
     """``(difference, status, note, severity)`` of two numbers that have values."""
+    if expected.logarithm != obtained.logarithm:  # one of them is 0, which has none
+        expected, obtained = expected.as_value(), obtained.as_value()
     change = obtained.number - expected.number
     # At equal seed and weights a bound is arithmetic on numbers that are compared themselves.
     arithmetic = expected.is_bound and terms.same_draws

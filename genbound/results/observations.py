@@ -13,11 +13,13 @@ from typing import Any
 
 from genbound.bounds import BOUNDS, Bound
 from genbound.bounds.certificates import drawn
+from genbound.bounds.forms import IS_ZERO
 from genbound.quantities.catalogue import reading_of
 from genbound.quantities.summary import Number
 from genbound.results.results import Results
 
 TINY = 1e-12  # of a logarithm: rounding
+MOST = 300.0  # decades that a number has as a float, and its products with errors too
 EDGE = 1e-9  # in decades: what a value may lie beside its own interval
 DRAWN = 0.01  # at the least, what another seed may do to a certificate whose noise a pilot chooses, beside its sem
 
@@ -55,6 +57,15 @@ class Observation(Number):
     def name(self) -> str:
         """``measure:where``, or the measure alone."""
         return f"{self.measure}:{self.where}" if self.where else self.measure
+
+    def as_value(self) -> Observation:
+        """The same number, not as a logarithm; one beyond 1e300 stands as that."""
+        if not self.logarithm or self.value is None:
+            return self
+        value = 10.0 ** min(self.value, MOST)
+        lower, upper = (None if side is None else 10.0 ** min(side, MOST) for side in (self.lower, self.upper))
+        sem, slack = value * math.log(10) * self.sem, value * (10**self.slack - 1)
+        return replace(self, value=value, sem=sem, lower=lower, upper=upper, slack=slack, logarithm=False)
 
 
 def observe(results: Results) -> dict[str, Observation]:
@@ -105,8 +116,9 @@ def _bound(
     errors, value, by_draws = _errors(name, row, results, measured), row["value"], None
     if row["kind"] == "certificate" and "gibbs_error" in getattr(BOUNDS.get(name), "requires", ()):
         by_draws = drawn(results.quantities.get("gibbs_error", {}), results.config["delta"])
+    zero = Observation(measure=name, where="", value=0.0, data_sem=errors.data_sem, is_bound=True)
     if value is not None and value <= 0:
-        yield Observation(measure=name, where="", value=value, data_sem=errors.data_sem, is_bound=True)
+        yield replace(zero, value=value)
     else:  # the value is what people edit in a baseline; what overflows has its logarithm alone
         log10 = row["log10"] if value is None else math.log10(value)
         yield _logarithm(name, "", log10, errors, row["note"], by_draws)
@@ -115,6 +127,8 @@ def _bound(
             # The noise is chosen for the least value. Where that changes little with it, another form may change much.
             chosen = errors if by_draws is None or value is None else replace(errors, extreme=True)
             yield _logarithm(name, form, entry["log10"], chosen, row["note"], by_draws)
+        elif form != "main_term" and entry.get("note", "").split("; ")[-1] == IS_ZERO:
+            yield replace(zero, where=form)
 
 
 def _logarithm(

@@ -39,6 +39,38 @@ def test_a_value_that_is_edited_by_hand_is_what_counts(tmp_path, log10, other):
     assert main(["check", results, "--baseline", str(edited), "--tolerance", "hessian_distance=+25%"]) == 0
 
 
+ZERO = bound(0.0, sum_of_squares={"log10": None, "note": "zero"})
+SOME = bound(0.43, sum_of_squares={"log10": -0.73})
+
+
+@pytest.mark.parametrize("sha256", ["a" * 64, "d" * 64])
+def test_from_and_to_zero(sha256):
+    """It has no logarithm: 0.43 is more than 0, whichever of the runs has it, and a 0 of a form is a number."""
+    none, some = run({"distance_frobenius": ZERO}), run({"distance_frobenius": SOME}, name="later")
+    some.checkpoint["sha256"] = sha256
+    rows = [row for row in check(some, none).rows if row.measure == "distance_frobenius"]
+    assert [(row.status, row.difference) for row in rows] == [("regression", "0.43"), ("regression", "0.186")]
+    rows = [row for row in check(none, some).rows if row.measure == "distance_frobenius"]
+    fell = "regression" if sha256 == none.checkpoint["sha256"] else "improved"
+    assert [(row.status, row.difference) for row in rows] == [(fell, "-100 %")] * 2
+    for rule, passed in (("0.5", True), ("0.4", False), ("ignore", True)):
+        assert check(some, none, tolerances={"distance_frobenius": rule}).passed == passed
+        assert check(none, some, tolerances={"distance_frobenius": rule}).passed == passed
+
+
+def test_from_zero_to_what_overflows_and_to_what_its_error_reaches():
+    def later(**row):
+        found = run({"trace_distance": bound(**row)}, name="later")
+        found.checkpoint["sha256"] = "d" * 64
+        return found
+
+    none = run({"trace_distance": bound(0.0)})
+    assert not check(later(value=None, log10=400.0), none).passed
+    assert check(none, later(value=None, log10=400.0)).passed
+    assert check(later(value=0.2, lower=0.0, upper=0.4), none).passed  # two standard errors to either side
+    assert not check(later(value=0.2, lower=0.19, upper=0.21), none).passed
+
+
 def test_a_bound_that_neither_run_has_is_not_compared():
     lost = {"bartlett2017": bound(None, note="needs a positive margin")}
     found = check(run(lost), run(lost))
