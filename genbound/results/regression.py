@@ -29,7 +29,7 @@ from genbound.results.judgement import Row, Terms, as_text, judge
 from genbound.results.likeness import unlike
 from genbound.results.observations import Observation, observe
 from genbound.results.results import Results, load_results, to_plain
-from genbound.results.tolerance import Tolerance, tolerance_of
+from genbound.results.tolerance import Tolerance, refuse_unknown, tolerance_of
 
 # What rounding may do on another machine or with other batches, relative.
 ROUNDING = {"float64": 1e-9}
@@ -96,6 +96,8 @@ class Check:
 
     def _verdict(self) -> str:
         compared = sum(row.status in ("ok", "improved", "regression", "missing") for row in self.rows)
+        if not compared and self.passed:
+            return "No number was compared."
         failed = f"{len(self.failures)} of {compared} numbers regressed"
         random = f"{self.num_random} random ones at k = {self.k:.2f} combined standard errors"
         better = sum(row.status == "improved" for row in self.rows)
@@ -190,7 +192,9 @@ def _compare(
 ) -> Check:  # fmt: skip
     """Conditions and layers, then number by number: those of the baseline, then what is new."""
     layers = _layers(results, baseline)
-    before, now = (_of_other_layers(observe(run), [row.where for row in layers]) for run in (baseline, results))
+    every = [observe(run) for run in (baseline, results)]
+    refuse_unknown(rules, [o for found in every for o in found.values()])
+    before, now = (_of_other_layers(found, [row.where for row in layers]) for found in every)
     terms = _terms(results, baseline, rounding)
     own = {measure: _terms_of(measure, terms, results, baseline) for measure in {o.measure for o in before.values()}}
     random = [name for name, o in before.items() if name in now and own[o.measure].sem(o, now[name])]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from genbound.errors import GenboundError
+from genbound.bounds import BOUNDS
+from genbound.errors import GenboundError, did_you_mean
+from genbound.quantities.catalogue import QUANTITIES
 from genbound.results.observations import Observation
 
 RULE = re.compile(r"^(?P<sign>[+-]?)(?P<size>\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*(?P<unit>%|sem)?$")
@@ -70,5 +72,20 @@ class Tolerance:
 
 def tolerance_of(rules: Mapping[str, Tolerance], o: Observation) -> Tolerance | None:
     """The last rule whose pattern fits ``measure`` or ``measure:where``."""
-    fitting = [r for pattern, r in rules.items() if fnmatchcase(o.measure, pattern) or fnmatchcase(o.name, pattern)]
+    fitting = [rule for pattern, rule in rules.items() if _fits(pattern, o)]
     return fitting[-1] if fitting else None
+
+
+def refuse_unknown(rules: Mapping[str, Tolerance], found: Collection[Observation]) -> None:
+    """Raise where a pattern fits none of the observations, and no measure that the runs happen to lack."""
+    measures = {o.measure for o in found}
+    lacking = (BOUNDS.keys() | QUANTITIES.keys()) - measures
+    for pattern in rules:
+        if any(_fits(pattern, o) for o in found) or any(fnmatchcase(m, pattern.split(":")[0]) for m in lacking):
+            continue
+        hint = did_you_mean(pattern, sorted(measures | lacking | {o.name for o in found}))
+        raise GenboundError(f"tolerance of {pattern!r} fits no number of these runs{hint}")
+
+
+def _fits(pattern: str, o: Observation) -> bool:
+    return fnmatchcase(o.measure, pattern) or fnmatchcase(o.name, pattern)

@@ -150,6 +150,25 @@ def test_a_tolerance_that_makes_no_sense(rule):
         Tolerance.parse(rule)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("hesian_distance", " (did you mean hessian_distance?)"), ("xyz*", ""),
+        ("displacement_norm:a.wieght", " (did you mean displacement_norm:a.weight?)"),
+    ],
+)  # fmt: skip
+def test_a_tolerance_of_nothing(stored, capsys, name, hint):
+    """It would watch nothing and pass; that of a measure which these runs lack may be of other runs."""
+    command = ["check", str(stored / "moved"), "--baseline", str(stored / "base"), "--tolerance", "*=ignore"]
+    assert main([*command, "--tolerance", f"{name}=+5%"]) == 2
+    err = capsys.readouterr().err
+    assert f"tolerance of '{name}' fits no number of these runs{hint}\n" in err and err.count("\n") == 1
+    for other in ("trace_distance", "trace_distance:epsilon_1", "*"):
+        assert main([*command, "--tolerance", f"{other}=ignore"]) == 0
+        out = capsys.readouterr().out
+        assert "No number was compared." in out and "agree" not in out
+
+
 def test_a_dropped_layer_is_named():
     found = check(run(layers=("a.weight",)), run())
     assert ("layer", "b.weight") in failures(found) and "this layer is gone" in found.to_markdown()
