@@ -8,9 +8,9 @@ from __future__ import annotations
 import html
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -29,8 +29,10 @@ from genbound.results.glance import change, in_short
 from genbound.results.likeness import few
 from genbound.results.rank_statistics import STATISTICS
 from genbound.results.results import Results, read_samples
+from genbound.results.runs import as_results
 from genbound.results.verdict import DRIVER, GAP, GUARANTEE, WORSE, answers, leading, short_rows, verdict
 
+Found = TypeVar("Found")
 MANY = 24  # runs, from which on a page shows how they are spread
 FOLDED_BYTES = 2_000_000  # of what belongs to one run alone: a page of many runs stays below 5 MB
 UNFOLDED = 3  # runs that stand open
@@ -45,7 +47,7 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
 
     Args:
         runs: results, or where they are stored. Runs that were not measured alike are shown together, and the page says
-            so.
+            so; bounds of runs that were, but for their observed C, are on the largest one.
         out: the HTML file; plots, tables and scripts are all inside it (about 2 MB, most of it plotly). Of more than
             24 runs it shows how the bounds are spread, and folds up what belongs to one run.
 
@@ -53,7 +55,8 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
         GenboundError: a run cannot be read, or plotly is not installed.
     """
     figure()  # plotly is missing before anything is read
-    comparison = compare(runs, allow_mixed=True)
+    given = as_results(runs)
+    comparison = _alike_or_mixed(compare, given)
     named = comparison.runs
     many = len(named) > MANY
     sections = [
@@ -63,7 +66,7 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
         ("assumptions", "Assumptions", _assumptions(comparison)),
         ("provenance", "Configuration", (_common if many else _provenance)(named)),
     ]
-    correlations = _correlations(named)
+    correlations = _correlations(given)  # which puts each data set on an observed C of its own
     if correlations:
         sections.insert(2, ("correlations", "Correlation with the gap", correlations))
     title = f"genbound: {', '.join(list(named)[:3])}" + (f" and {len(named) - 3} more" if len(named) > 3 else "")
@@ -73,6 +76,14 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
     path = Path(out)
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
+
+
+def _alike_or_mixed(table: Callable[..., Found], named: Mapping[str, Results]) -> Found:
+    """What ``compare`` or ``points`` gives: of runs that are alike on one observed C, of others as they are."""
+    try:
+        return table(named.values())
+    except GenboundError:
+        return table(named.values(), allow_mixed=True)
 
 
 def _answer(named: Mapping[str, Results]) -> str:
@@ -168,7 +179,7 @@ def _correlations(named: Mapping[str, Results]) -> str:
     if None in gaps or not sizes or min(sizes.values()) < FEWEST:
         return ""
     try:
-        found = correlate(points(named.values(), allow_mixed=True), num_resamples=999)
+        found = correlate(_alike_or_mixed(points, named), num_resamples=999)
     except GenboundError as error:
         return f'<p class="warning">{html.escape(str(error))}</p>'
     parts = [f'<p class="warning">{html.escape(warning)}</p>' for warning in found.warnings]

@@ -25,6 +25,7 @@ from genbound.errors import GenboundError
 from genbound.files import write_json
 from genbound.results.cells import markdown_table
 from genbound.results.checksums import renew_checksum
+from genbound.results.common_range import observed_ranges
 from genbound.results.judgement import Row, Terms, as_text, judge
 from genbound.results.likeness import unlike
 from genbound.results.observations import Observation, observe
@@ -209,8 +210,18 @@ def _compare(
         for name, o in now.items()
         if name not in before and o.value is not None
     ]
-    remarks = () if terms.same_weights else ("The checkpoint's weights are not those of the baseline.",)
-    return Check((*_conditions(results, baseline), *layers, *rows), k, len(random), remarks)
+    remarks = [] if terms.same_weights else ["The checkpoint's weights are not those of the baseline."]
+    remarks += _range(results, baseline)
+    return Check((*_conditions(results, baseline), *layers, *rows), k, len(random), tuple(remarks))
+
+
+def _range(results: Results, baseline: Results) -> list[str]:
+    """That an observed C moved, and with it what contains it."""
+    ranges = observed_ranges({"before": baseline, "now": results})
+    before, now = (f"{ranges[run]:.5g}" if run in ranges else "" for run in ("before", "now"))
+    if not before or not now or before == now:
+        return []
+    return [f"C, the largest loss seen, moved from {before} to {now}; genbound compare puts both on one."]
 
 
 def _terms(results: Results, baseline: Results, rounding: float | None) -> Terms:

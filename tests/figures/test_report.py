@@ -14,6 +14,8 @@ from html_cells import cells_of_html
 
 from genbound.cli.main import main
 from genbound.errors import GenboundError
+from genbound.figures.report import report
+from genbound.results.correlation import correlate
 
 pytest.importorskip("plotly", reason="the report needs plotly")
 
@@ -145,6 +147,26 @@ def test_one_run_answers_as_cards(tmp_path):
 def test_one_run_has_no_correlations(runs, tmp_path):
     assert main(["report", runs[0], "--out", str(tmp_path / "one.html")]) == 0
     assert 'id="correlations"' not in (tmp_path / "one.html").read_text()
+
+
+def test_one_observed_range_as_in_the_commands(tmp_path):
+    """C = 8, 2 and 0.5 where the bound, in proportion to its root, is 8: on one C it is 8, 16 and 32."""
+    given = []
+    for i, name in enumerate("abc"):
+        results = run({"hessian_distance": bound(8.0)}, name=name, loss_range={"value": 8.0 / 4**i, "kind": "observed"})
+        results.quantities["losses"] = losses(test=0.3 + 0.1 * i)
+        results.checkpoint["sha256"] = name * 64
+        given.append(results)
+    rows = cells_of_html(report(given, tmp_path / "page.html").read_text())
+    assert ["hessian_distance", "loss", "8", "16", "32"] in [row[:5] for row in rows]
+    kendall = correlate(given, num_resamples=9).to_frame().set_index("measure").loc["hessian_distance", "kendall"]
+    (told,) = [row for row in rows if row[0] == "hessian_distance" and "[" in row[5]]
+    assert kendall == pytest.approx(1) and told[5].startswith("1.00 ")
+    page = " ".join((tmp_path / "page.html").read_text().split())
+    assert "C is the largest loss seen in any of the runs, 8" in page and "hessian_distance (+300 %)" in page
+    given[2].config["num_samples"] = 128
+    rows = cells_of_html(report(given, tmp_path / "mixed.html").read_text())
+    assert ["hessian_distance", "loss", "8", "8", "8"] in [row[:5] for row in rows]
 
 
 def test_without_plotly(runs, tmp_path, monkeypatch):

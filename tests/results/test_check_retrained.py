@@ -70,3 +70,13 @@ def test_which_numbers_are_better_where_they_fall(quantity, row, better):
     results = run({})
     results.quantities = {quantity: {"layers": {"init.weight": row}}}
     assert {o.falls_when_better for o in observe(results).values()} == {better}
+
+
+def test_an_observed_range_that_moved_is_said():
+    """C = 2 and 8; what the largest loss happens to be is not what a bound was asked for."""
+    baseline, retrained = run(), run(loss_range={"value": 8.0, "kind": "observed"})
+    said = "C, the largest loss seen, moved from 2 to 8; genbound compare puts both on one."
+    assert said in check(retrained, baseline).remarks and said in check(retrained, baseline).to_markdown()
+    given = run(loss_range={"value": 8.0, "kind": "clip:8"})
+    for one, other in ((baseline, baseline), (given, baseline), (given, given)):
+        assert not check(one, other).remarks
