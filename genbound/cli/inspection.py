@@ -117,6 +117,7 @@ def _of_data(problem: Problem) -> list[str]:
         f"n = {problem.num_data}",
         f"loss           {problem.loss.name}; loss range {problem.loss_range_spec}; {problem.num_outputs} outputs",
         f"numbers        {dtype} on {devices}; attention in its plain form",
+        *(f"note           {remark}" for remark in problem.remarks),
     ]
 
 

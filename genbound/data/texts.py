@@ -173,10 +173,7 @@ class TextSamples(TokenSamples):
     def _tokens(self, indices: list[int]) -> list[Tokens]:
         missing = [i for i in dict.fromkeys(indices) if i not in self._kept]
         if missing:
-            texts = [self._texts[i] for i in missing]
-            pairs = None if self._pairs is None else [self._pairs[i] for i in missing]
-            split = {"is_split_into_words": True} if self._words else {}
-            encoded = self._tokenizer(texts, pairs, truncation=True, max_length=self.max_length, padding=False, **split)
+            encoded = self._encoded(missing, truncation=True, max_length=self.max_length)
             for place, i in enumerate(missing):
                 row = {name: values[place] for name, values in encoded.items()}
                 if not row["input_ids"]:
@@ -185,6 +182,20 @@ class TextSamples(TokenSamples):
         found = [self._kept[i].tokens for i in indices]
         self._kept.let_go(least=len(indices))
         return found
+
+    def _encoded(self, indices: list[int], **how: Any) -> Any:
+        """What the tokenizer makes of these texts."""
+        texts = [self._texts[i] for i in indices]
+        pairs = None if self._pairs is None else [self._pairs[i] for i in indices]
+        split = {"is_split_into_words": True} if self._words else {}
+        return self._tokenizer(texts, pairs, padding=False, **split, **how)
+
+    def num_cut(self, indices: Iterable[int]) -> int:
+        """How many of the samples at ``indices`` lack what goes beyond ``max_length`` tokens."""
+        full = [i for i in indices if self.size(i) >= self.max_length]
+        runs = (full[start : start + AT_ONCE] for start in range(0, len(full), AT_ONCE))
+        whole = (row for run in runs for row in self._encoded(run, truncation=False, verbose=False)["input_ids"])
+        return sum(len(row) > self.max_length for row in whole)
 
     def size(self, i: int) -> int:
         """How many tokens the text has."""

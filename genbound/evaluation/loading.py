@@ -22,6 +22,7 @@ from genbound.data import Reader, load_data
 from genbound.data.images import ImageSamples
 from genbound.data.sample_numbers import read_numbers
 from genbound.data.samples import Samples
+from genbound.data.texts import TextSamples
 from genbound.errors import GenboundError
 from genbound.network.device_map import check_device_map
 from genbound.network.loss_functions import Loss
@@ -31,6 +32,7 @@ from genbound.structure.scoring import scoring_of
 from genbound.user_code import get_user
 
 ENOUGH = 1.25  # up to so many times the samples that are asked for, all are measured: a part of them saves little
+LOOKED_AT = 1024  # held-out texts that are tokenised before anything is measured, to tell how many are cut
 PRIOR_SETTINGS = {"prior", "prior_samples", "prior_choices"}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -178,7 +180,8 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
     )  # fmt: skip
     if not spec.head_weights:
         problem.head = _head_of_scores(pair, pair.model, problem)
-    problem.remarks += (*_about_images(pair, samples), *_about_prior(spec))
+    cut = (*_cut(samples, problem.indices, "{} measured"), *_cut(held_out, range(LOOKED_AT), "first {} held-out"))
+    problem.remarks += (*_about_images(pair, samples), *cut, *_about_prior(spec))
     return problem
 
 
@@ -241,6 +244,16 @@ def _about_images(pair: Pair, samples: Samples) -> tuple[str, ...]:
         f"images are prepared as the model's settings say (input_size {size}, mean {mean}, std {std}), unless size=, "
         "mean= or std= behind the data say otherwise",
     )
+
+
+def _cut(samples: Samples | None, indices: Iterable[int], which: str) -> tuple[str, ...]:
+    """What a reader must know of texts that are longer than what is read of them."""
+    if not isinstance(samples, TextSamples):
+        return ()
+    indices = [i for i in indices if i < len(samples)]
+    num = samples.num_cut(indices)
+    said = f"{num} of the {which.format(len(indices))} texts are cut to {samples.max_length} tokens"
+    return (f"{said} (max_length= behind the data says how many are read)",) if num else ()
 
 
 def _says_nothing(model: Any) -> bool:

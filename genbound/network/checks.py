@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from genbound.data.sample_parts import counted
+from genbound.data.sample_parts import Inputs, counted
 from genbound.data.samples import Batch
 from genbound.errors import GenboundError
 from genbound.network.derivative_trial import is_large
@@ -94,21 +94,25 @@ def _run(network: Network, batch: Batch) -> Tensor:
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
-        two_parts = getattr(getattr(network.model, "config", None), "is_encoder_decoder", False)
+        config = getattr(network.model, "config", None)
         raise GenboundError(
             f"the model cannot run on the data: {type(error).__name__}: {reason} (inputs {describe(batch.inputs)}); "
-            + _mend(reason, two_parts)
+            + _mend(reason, config, batch.inputs)
         ) from error
 
 
-def _mend(reason: str, two_parts: bool) -> str:
-    """What to do about a model that cannot run on its samples."""
+def _mend(reason: str, config: Any, inputs: Inputs) -> str:
+    """What to do about a model, of this config of transformers or ``None``, that cannot run on its samples."""
+    tokens = inputs.get("input_ids") if isinstance(inputs, dict) else None
+    most = getattr(config, "max_position_embeddings", None)
+    if isinstance(tokens, Tensor) and isinstance(most, int) and tokens.shape[-1] > most:
+        return f"the model has {most} positions: cut texts to them with max_length={most} behind the data, after '?'"
     if "<eos>" in reason:
         return (
             "this model answers at the end token: let every text end with it (eos_token_id of config.json), as its own "
             "tokenizer does, or append it to input_ids"
         )
-    if two_parts:
+    if getattr(config, "is_encoder_decoder", False):
         return "this model has a decoder of its own: give decoder_input_ids as well, with --data FILE.py:function"
     return "check that data and model belong together"
 

@@ -105,6 +105,27 @@ def test_texts(form, tmp_path, tokenizer):
     assert problem.data.batch([0, 1]).inputs["attention_mask"].sum(1).tolist() == [7, 8]
 
 
+def test_cut_texts_are_told(tmp_path, tokenizer):
+    case = text_case(tmp_path, tokenizer, config={"max_position_embeddings": 20})
+    for name, lengths in (("train", (14, 15, 25, 3)), ("test", (3, 25))):  # words; with [CLS] and [SEP] 16 are whole
+        rows = (f"{' '.join('a' * length)},{i % 3}" for i, length in enumerate(lengths))
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows, ""]))
+    spec, held_out = (f"csv:{tmp_path}/{name}.csv?text=text&label=label" for name in ("train", "test"))
+
+    def said(data, **options):
+        problem = genbound.load(case.ckpt, case.init, data=data, **case.options, **options)
+        return [remark.partition(" (")[0] for remark in problem.remarks if "texts" in remark]
+
+    assert said(spec, test_data=held_out) == [
+        "2 of the 4 measured texts are cut to 16 tokens",
+        "1 of the first 2 held-out texts are cut to 16 tokens",
+    ]
+    assert said(f"{spec}&max_length=17") == ["1 of the 4 measured texts are cut to 17 tokens"]
+    assert said(f"{spec}&samples=1") == []
+    with pytest.raises(GenboundError, match="20 positions: cut texts to them with max_length=20 behind the data"):
+        said(f"{spec}&max_length=32")
+
+
 def test_names_of_classes(tmp_path, tokenizer):
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     names = datasets.ClassLabel(names=["no", "yes", "perhaps"])
