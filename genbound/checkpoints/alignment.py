@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,11 @@ class Alignment:
                 shown = ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
                 lines.append(f"{title:<14} {shown}")
         return lines + [f"{'resized':<14} {line}" for line in self.resized_lines()]
+
+    def unused_lines(self) -> list[str]:
+        """One short line for each file that has tensors which the model does not use."""
+        sides = (("CKPT", self.unused_ckpt), ("INIT", self.unused_init))
+        return [f"{side} has {_some(names, 'tensor')} that the model does not use" for side, names in sides if names]
 
     def resized_lines(self) -> list[str]:
         """One line for each resized table: its rows on both sides, and what becomes of the difference."""
@@ -302,7 +307,7 @@ def _added(missing: list[str], head: list[str]) -> str:
     return f" If fine-tuning added them, say so with --head-weights '{patterns}'"
 
 
-def _some(names: list[str], what: str = "weight") -> str:
+def _some(names: Sequence[str], what: str = "weight") -> str:
     """``3 weights (a, b, c)``, the first few of them."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"{len(names)} {what}{'s' * (len(names) > 1)} ({shown})"

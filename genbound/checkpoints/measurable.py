@@ -118,7 +118,8 @@ def _widened(tensor: Tensor) -> tuple[Tensor, str]:
     if tensor.is_floating_point() and tensor.element_size() == 1:
         return tensor.float(), f"{kind}, widened to float32 (exact)"
     if tensor.dtype in HALF:
-        return tensor, f"{kind}, widened to float32 to be measured (exact; what training lost by rounding stays lost)"
+        unless = "unless --dtype is as narrow (exact; what training lost by rounding stays lost)"
+        return tensor, f"{kind}, widened to float32 or more {unless}"
     return tensor, ""
 
 

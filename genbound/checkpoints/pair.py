@@ -58,6 +58,11 @@ class Pair:
     notes: tuple[str, ...] = ()
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What results say of the files: the notes, and which tensors of theirs do not count."""
+        return (*self.notes, *self.alignment.unused_lines())
+
+    @property
     def excluded(self) -> tuple[str, ...]:
         """Parameters to leave out of the layers."""
         return self.head if self.head_policy == "exclude" else ()

@@ -50,7 +50,9 @@ def describe(
     if isinstance(problem, WeightProblem):
         weights = _table(["layer", "shape"], [[layer.name, _shape(layer)] for layer in problem.layers])
         return [*_of_pair(pair), "", f"{problem.reason}; of the weights alone:", "", weights]
-    return [*_of_pair(pair), *_of_data(problem), "", _layers(problem.layers), "", *_cost(problem, selection, effort)]
+    remarks = [f"note           {remark}" for remark in problem.remarks if remark not in pair.remarks]
+    known = [*_of_pair(pair), *_of_data(problem), *remarks]
+    return [*known, "", _layers(problem.layers), "", *_cost(problem, selection, effort)]
 
 
 def describe_shapes(
@@ -117,7 +119,6 @@ def _of_data(problem: Problem) -> list[str]:
         f"n = {problem.num_data}",
         f"loss           {problem.loss.name}; loss range {problem.loss_range_spec}; {problem.num_outputs} outputs",
         f"numbers        {dtype} on {devices}; attention in its plain form",
-        *(f"note           {remark}" for remark in problem.remarks),
     ]
 
 

@@ -167,7 +167,9 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
             check_device_map(pair.model, options.get("device_map"))
         reason = f"not measured: give {' and '.join(lacking)}"
         left_out = (*pair.excluded, *(_tables(pair.model) if pair.model is not None and not spec.layers else ()))
-        return WeightProblem(pair.params, pair.init, reason, provenance, pair.factors, spec.layers, left_out)
+        weights = WeightProblem(pair.params, pair.init, reason, provenance, pair.factors, spec.layers, left_out)
+        weights.remarks += pair.remarks
+        return weights
     loss, (samples, held_out, unlabelled) = loss_and_samples(pair, pair.model, spec)
     if (wanted := options.get("num_samples")) is not None and len(samples) <= ENOUGH * wanted:
         options["num_samples"] = None
@@ -181,7 +183,7 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
     if not spec.head_weights:
         problem.head = _head_of_scores(pair, pair.model, problem)
     cut = (*_cut(samples, problem.indices, "{} measured"), *_cut(held_out, range(LOOKED_AT), "first {} held-out"))
-    problem.remarks += (*_about_images(pair, samples), *cut, *_about_prior(spec))
+    problem.remarks += (*pair.remarks, *_about_images(pair, samples), *cut, *_about_prior(spec))
     return problem
 
 

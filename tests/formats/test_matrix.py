@@ -5,6 +5,8 @@ import warnings
 import pytest
 import torch
 from cases_of_formats import CASES
+from safetensors.torch import load_file, save_file
+from transformers_formats import bert
 
 import genbound
 
@@ -34,6 +36,19 @@ def test_format(name, tmp_path):
     told = " ".join([*map(str, found.provenance.values()), *found.provenance["notes"], *found.provenance["alignment"]])
     for word in case.says:
         assert word in told
+
+
+def test_results_say_what_was_done_about_the_files(tmp_path):
+    case = bert(tmp_path)
+    file = case.ckpt / "model.safetensors"
+    half = {name: tensor.half() for name, tensor in load_file(file).items()}
+    save_file({**half, "foo.weight": torch.zeros(2, 2)}, file, metadata={"format": "pt"})
+    for data in (case.data, None):
+        problem = genbound.load(case.ckpt, case.init, data=data, **case.options)
+        results = genbound.evaluate(problem, "displacement_norm")
+        said = " ".join(results.config["remarks"])
+        assert f"CKPT: {len(half)} of {len(half) + 1} tensors are float16, widened to float32" in said
+        assert "CKPT has 1 tensor (foo.weight) that the model does not use." in results.to_markdown()
 
 
 def test_there_are_enough():
