@@ -100,7 +100,13 @@ def _check_sizes(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> 
     entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
     total = 0
     for name in dict.fromkeys(names):
-        entry, claimed = entries[name], _claimed_bytes(archive, entries[name])
+        entry, (shape, dtype) = entries[name], _header(archive, entries[name])
+        if dtype.hasobject:
+            raise GenboundError(
+                f"array {name!r} of {str(path)!r} holds Python objects, which are never loaded; save plain arrays "
+                f"({name}.astype(int) for class numbers, .astype(str) for names)"
+            )
+        claimed = math.prod((dtype.itemsize, *map(int, shape)))
         if claimed > entry.file_size:
             raise GenboundError(f"array {name!r} of {str(path)!r} claims {claimed} bytes and has fewer; save it again")
         if entry.file_size > 1 << 28 and entry.file_size > 500 * max(entry.compress_size, 1):
@@ -116,13 +122,13 @@ def _check_sizes(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> 
         )
 
 
-def _claimed_bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
-    """The size of an array by its header."""
+def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array, as its header claims them."""
     with archive.open(entry) as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(stream)
-    return math.prod((dtype.itemsize, *map(int, shape)))
+    return shape, dtype
 
 
 def _npz_names(path: Path, present: list[str], x: str | None, y: str | None) -> tuple[list[str], str]:

@@ -13,7 +13,7 @@ from genbound.errors import GenboundError
 from genbound.network.derivative_trial import is_large
 from genbound.network.forward import describe
 from genbound.network.label_losses import fitted
-from genbound.network.loss_functions import Loss
+from genbound.network.loss_functions import MULTI_LABEL, SQUARED_ERROR, Loss
 from genbound.network.refusals import TAKE_OUT_INFERENCE, refused_by_torch
 from genbound.user_code import rng_untouched
 
@@ -55,6 +55,11 @@ def check_forward(network: Network, loss: Loss) -> tuple[Tensor, Loss]:
 
 def check_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
     """Refuse labels that do not fit the ``outputs [N, ...]``, and a loss that is not one number for each sample."""
+    if loss in (SQUARED_ERROR, MULTI_LABEL) and outputs.numel() != targets.numel():
+        raise GenboundError(
+            f"labels of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(outputs.shape)}: {loss.name} "
+            "needs a label for every output; class numbers are for --loss cross_entropy"
+        )
     loss.check_targets(outputs, targets)
     try:
         losses = loss.per_sample(outputs, targets)

@@ -25,6 +25,10 @@ def image(path, content=None):
 
 
 DATA = {
+    "npz objects": (
+        "npz:bad.npz", lambda: np.savez("bad.npz", x=np.ones((200, 4)), y=np.array([0, 1] * 100, object)),
+        ["array 'y'", "Python objects", r"y.astype\(int\)"],
+    ),
     "npz claims": ("npz:bad.npz", huge_npz, ["claims|no readable npz"]),
     "no such folder": ("imagefolder:nowhere", lambda: None, ["no directory", "DIR/CLASS"]),
     "flat folder": ("imagefolder:p", lambda: image("p/a.png", (4, 4)), ["no images in directories of classes"]),

@@ -281,6 +281,8 @@ LOSSES = {
     "nets.py:absent": ["no function 'absent'"],
     "nowhere.py:f": ["no file"],
     "nets.py:net": ["cannot be computed|takes"],
+    "squared_error": [r"\(4,\)", r"\(4, 3\)", "a label for every output", "cross_entropy"],
+    "multi_label": [r"\(4,\)", r"\(4, 3\)", "a label for every output", "cross_entropy"],
 }
 
 
