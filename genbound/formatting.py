@@ -68,8 +68,11 @@ def rounded_up(value: float, significant: int = 3) -> str:
 
 
 def gap_text(row: Mapping[str, Any]) -> str:
-    """A bound's value over the measured gap; a value below it did not bound this network."""
-    ratio = "" if row.get("gap_ratio") is None else digits(row["gap_ratio"], 2)
+    """A bound's value over the measured gap; a value below it did not bound this network, a lower limit may have."""
+    if row.get("gap_ratio") is None:
+        ratio = ""
+    else:
+        ratio = f"≥ {rounded_down(row['gap_ratio'], 2)}" if row.get("at_least") else digits(row["gap_ratio"], 2)
     return f"{ratio}, below the gap" if row.get("below_gap") else ratio
 
 

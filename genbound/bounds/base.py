@@ -167,7 +167,7 @@ class Bound:
         gap = losses.get(unit) if found.gap is None else found.gap
         if self.kind == "certificate":  # it bounds the whole error, and not what is to be added to the training error
             gap = None
-        return {
+        row = {
             "value": found.value,
             "lower": found.lower,
             "upper": found.upper,
@@ -181,6 +181,7 @@ class Bound:
             "forms": {name: dict(form) for name, form in found.forms.items()},
             **self._of_some(found, evidence),
         }
+        return row | unknown_of_all(row)
 
     def _of_some(self, found: BoundValue, evidence: Evidence) -> dict[str, Any]:
         """What holds of a value that grows with what was not looked at; its upper side is not known then."""
@@ -214,6 +215,12 @@ def against_gap(value: float | None, gap: float | None) -> dict[str, Any]:
     if value is None or gap is None:
         return {"gap_ratio": None, "below_gap": None}
     return {"gap_ratio": value / gap if gap > 0 else None, "below_gap": value < gap}
+
+
+def unknown_of_all(row: Mapping[str, Any]) -> dict[str, None]:
+    """What a row says of its value that a larger one would not: unknown where the value is only a lower limit."""
+    small = {"below_gap": True, "vacuous": False} if row.get("at_least") else {}
+    return {name: None for name, said in small.items() if row[name] is said}
 
 
 def _vacuous(bound: Bound, found: BoundValue, evidence: Evidence) -> bool | None:

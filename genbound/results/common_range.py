@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from genbound.bounds import BOUNDS
-from genbound.bounds.base import against_gap
+from genbound.bounds.base import against_gap, unknown_of_all
 from genbound.formatting import digits
 from genbound.results.gap import REWEIGHTED, UNITS, losses, vacuous_from
 from genbound.results.results import Results
@@ -81,6 +81,7 @@ def _scaled(name: str, row: Row, ratio: float, run: Results) -> Row:
         gap = row["value"] / row["gap_ratio"]
     found |= against_gap(found["value"], gap)
     limit = None if unit is None else vacuous_from(run, unit)
-    if row["vacuous"] is False and limit is not None and found["value"] is not None:
+    if not row["vacuous"] and limit is not None and found["value"] is not None:
         found["vacuous"] = found["value"] >= limit
+    found |= unknown_of_all(found)
     return found

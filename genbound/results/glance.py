@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from genbound.formatting import digits, rounded_up, value_text
+from genbound.formatting import gap_text, rounded_up, value_text
 from genbound.results.regression import Check, check
 from genbound.results.verdict import DRIVER, GAP, GUARANTEE, driving_layer, leading
 
@@ -67,10 +67,7 @@ def _moves(found: Check, results: Results, statuses: tuple[str, ...]) -> list[st
 def _against_gap(row: Mapping[str, Any]) -> str:
     if row.get("below_gap"):
         return "Below the measured gap"
-    ratio = row.get("gap_ratio")
-    if ratio is None:
-        return value_text(row)
-    return f"{'≥ ' if row.get('at_least') else ''}{digits(ratio, 2)} × the measured gap"
+    return value_text(row) if row.get("gap_ratio") is None else f"{gap_text(row)} × the measured gap"
 
 
 def _guarantee(results: Results) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genbound.bounds import BOUNDS
-from genbound.bounds.base import GAPS, against_gap
+from genbound.bounds.base import GAPS, against_gap, unknown_of_all
 
 
 class Row(dict):
@@ -33,4 +33,5 @@ def bound_row(name: str, row: Mapping[str, Any], losses: Mapping[str, Any]) -> R
         found |= {"kind": known.kind, "bounds": known.bounds, "vacuous": None}
     if "gap_ratio" not in found:
         found |= against_gap(found["value"], losses.get(GAPS.get(found["bounds"], "")))
+    found |= unknown_of_all(found)
     return found

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from genbound.bounds.reading import UNVERIFIED
-from genbound.formatting import digits, rounded_up, value_text
-from genbound.results.gap import UNITS, measured_gap
+from genbound.formatting import digits, gap_text, rounded_up, value_text
+from genbound.results.gap import UNITS, measured_gap, vacuous_from
 
 if TYPE_CHECKING:
     from genbound.results.results import Results
@@ -112,8 +112,10 @@ def _against_gap(results: Results, name: str) -> str:
     gap = measured_gap(results, row["bounds"]) if row["bounds"] in UNITS else None
     if row.get("below_gap"):
         said += f", below the measured gap{_number(gap)}: it did not bound this network"
+    elif row.get("at_least") and row.get("gap_ratio") is not None and row["gap_ratio"] < 1:
+        said += f", of {_looked_at(row)} below the measured gap{_number(gap)}: {_over_all(row)} it may be above"
     elif row.get("gap_ratio") is not None:
-        said += f", {digits(row['gap_ratio'], 2)} times the measured gap{_number(gap)}"
+        said += f", {gap_text(row)} times the measured gap{_number(gap)}"
     elif gap is not None:
         said += f"; the measured gap{_number(gap)} is not above zero"
     else:
@@ -121,7 +123,24 @@ def _against_gap(results: Results, name: str) -> str:
     if row["vacuous"] is not None and not row.get("below_gap"):
         side = "no better than (vacuous)" if row["vacuous"] else "better than (not vacuous)"
         said += f". Added to the training {row['bounds']} it is {side} the best constant prediction"
+    elif row.get("at_least") and _limit(results, row) is not None:
+        said += f". Whether it is vacuous {_over_all(row)} is not known"
     return said + "."
+
+
+def _limit(results: Results, row: Mapping[str, Any]) -> float | None:
+    """The value from which the row is vacuous; ``None`` where nothing makes it so."""
+    unit = UNITS.get(row.get("bounds", ""))
+    return None if unit is None else vacuous_from(results, unit)
+
+
+def _looked_at(row: Mapping[str, Any]) -> str:
+    return "these samples" if "num_data" in row else "what was searched"
+
+
+def _over_all(row: Mapping[str, Any]) -> str:
+    """Where a lower limit's value is not known: over all samples, or past what a search has found."""
+    return f"over all {row['num_data']}" if "num_data" in row else "past what was searched"
 
 
 def _number(gap: float | None) -> str:
@@ -193,5 +212,5 @@ def _steps(results: Results, name: str | None) -> Iterator[str]:
         yield "--test-data for the gap"
     if row.get("at_least") and "num_data" in row:
         yield f"--samples {row['num_data']} for the maximum over all samples"
-    if config["loss_range"]["kind"] == "observed" and row.get("vacuous") is not None:
+    if config["loss_range"]["kind"] == "observed" and _limit(results, row) is not None:
         yield "--loss-range bounded:PMIN or clip:C for a C that does not hang on the samples seen"

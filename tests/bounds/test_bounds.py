@@ -170,6 +170,17 @@ def test_a_maximum_over_some_samples_has_no_upper_side():
     assert "at_least" not in value("hessian_distance", evidence(num_samples=400))
 
 
+def test_a_lower_limit_is_not_below_for_sure():
+    """0.3 of 64 samples lies below a gap of 0.4 and is not vacuous; over all 400 it may be neither."""
+    for gap, constant, below, vacuous in ((0.4, 9.0, None, None), (0.1, 0.2, False, True)):
+        losses = {**LOSSES, "generalization_gap": gap, "constant_loss": constant}
+        row = value("hessian_distance", evidence(num_samples=64, quantities={"losses": losses}))
+        assert (row["below_gap"], row["vacuous"]) == (below, vacuous)
+        assert row["gap_ratio"] == pytest.approx(0.3 / gap)
+        whole = value("hessian_distance", evidence(num_samples=400, quantities={"losses": losses}))
+        assert (whole["below_gap"], whole["vacuous"]) == (below is None, vacuous is not None)
+
+
 def test_a_lower_limit_is_rounded_down():
     assert [rounded_down(x) for x in (0.41499, 0.9999, 123.9, 0.0)] == ["0.414", "0.999", "123", "0"]
 

@@ -136,6 +136,10 @@ def test_bounds_are_put_on_the_largest_observed_range():
     assert genbound.compare(pair, allow_mixed=True).to_frame().loc["hessian_distance", "one.safetensors"] == 0.622
     larger = run({"hessian_distance": bound(0.8)}, name="one")
     assert genbound.compare([larger, pair[1]]).runs["one.safetensors"].bounds["hessian_distance"].vacuous
+    for value, below, vacuous in ((0.05, None, None), (0.8, False, True)):  # of some samples: twice is 0.1 and 1.6
+        some = run({"hessian_distance": bound(value) | {"at_least": True, "upper": None}}, name="one")
+        row = genbound.compare([some, pair[1]]).runs["one.safetensors"].bounds["hessian_distance"]
+        assert row.value == pytest.approx(2 * value) and (row.below_gap, row.vacuous) == (below, vacuous)
 
 
 def test_a_reweighted_row_is_held_against_the_reweighted_losses():

@@ -11,7 +11,8 @@ from torch import nn
 
 import genbound
 from genbound.data.texts import TextSamples
-from genbound.results.verdict import short_rows, verdict
+from genbound.results.glance import in_short
+from genbound.results.verdict import GAP, short_rows, verdict
 
 
 def said(results):
@@ -29,6 +30,20 @@ def test_a_measure_is_no_guarantee_and_stands_against_the_gap():
 def test_a_value_below_the_gap_did_not_bound():
     text = said(run({"hessian_distance": bound(0.1)}))
     assert "below the measured gap of 0.2: it did not bound this network" in text and "vacuous" not in text
+
+
+def test_some_of_the_samples_do_not_show_that_it_failed():
+    """Nor that it says something: over all samples it may be above the gap, and vacuous."""
+    some = {"at_least": True, "upper": None, "num_samples": 64, "num_data": 300}
+    results = run({"hessian_distance": bound(0.1, vacuous=False) | some})
+    row, text = results.bounds["hessian_distance"], said(results)
+    assert row.below_gap is row.vacuous is None
+    assert "of these samples below the measured gap of 0.2: over all 300 it may be above" in text
+    assert "Whether it is vacuous over all 300 is not known." in text and "did not bound" not in text
+    assert "| ≥ 0.5 " in results.to_markdown() and in_short(results)[GAP] == "≥ 0.5 × the measured gap"
+    assert "gap" not in genbound.compare([results]).doubt("hessian_distance")
+    searched = run({"hessian_distance": bound(0.1, vacuous=False) | {"at_least": True, "upper": None}})
+    assert "of what was searched below the measured gap of 0.2: past what was searched it may be" in said(searched)
 
 
 def test_a_certificate_comes_first():
