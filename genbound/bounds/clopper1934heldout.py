@@ -14,7 +14,7 @@ from typing import Any
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable, log10_of
 from genbound.bounds.certificates import PAC_BAYES_CERTIFICATE
 from genbound.bounds.langford2005occam import COMPRESSION_CERTIFICATE
-from genbound.bounds.reading import unverified
+from genbound.bounds.reading import VIOLATED
 from genbound.estimators.binomial_tail import binomial_upper, trials_for
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.formatting import rounded_up
@@ -38,7 +38,7 @@ def _test_set(evidence: Evidence) -> BoundValue:
             raise NotAvailable(
                 "all test samples have the inputs of training samples: give samples that training never saw"
             )
-        note = f"{unverified(f'{seen} of them have the inputs of training samples')}; {note}"
+        note = f"{VIOLATED}{seen} of {num} test samples have the inputs of training samples; {note}"
     forms: dict[str, Mapping[str, Any]] = {"main_term": {"log10": log10_of(value)}}
     for many in (10, 1000):
         form = held_out_limit(error, wrong, num, math.log(delta / many))

@@ -7,6 +7,7 @@ from genbound.bounds.composition import Tree, layer_names, nodes, scales
 from genbound.bounds.logs import log
 
 UNVERIFIED = "assumption unverified: "  # begins a note that takes a row out of what is guaranteed
+VIOLATED = "assumption violated: "  # so does this
 LEARNED = ("learned factor", "PReLU", "unfolded batch norm")  # steps of the structure
 
 

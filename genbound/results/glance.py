@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbound.formatting import gap_text, rounded_up, value_text
 from genbound.results.regression import Check, check
-from genbound.results.verdict import DRIVER, GAP, GUARANTEE, driving_layer, leading
+from genbound.results.verdict import DRIVER, GAP, GUARANTEE, certified, driving_layer, leading
 
 if TYPE_CHECKING:
     from genbound.results.results import Results
@@ -72,8 +72,7 @@ def _against_gap(row: Mapping[str, Any]) -> str:
 
 def _guarantee(results: Results) -> str:
     rows = [row for row in results.bounds.values() if row["value"] is not None]
-    certified = [row for row in rows if row["kind"] == "certificate"]
-    if certified:
-        best = min(certified, key=lambda row: row["value"])
+    if guaranteed := certified(results).values():
+        best = min(guaranteed, key=lambda row: row["value"])
         return "None that says anything" if best["vacuous"] else f"Yes: {best['bounds']} ≤ {rounded_up(best['value'])}"
     return "Under assumptions" if any(row["kind"] == "bound" for row in rows) else "No"

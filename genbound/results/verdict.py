@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from genbound.bounds.reading import UNVERIFIED
+from genbound.bounds.reading import UNVERIFIED, VIOLATED
 from genbound.formatting import digits, gap_text, rounded_up, value_text
 from genbound.results.gap import UNITS, measured_gap, vacuous_from
 
@@ -76,24 +76,33 @@ def short_rows(results: Results) -> list[str]:
 
 
 def _guarantee(results: Results) -> str:
-    certified = _certified(results)
-    if certified:
-        best = min(certified, key=lambda name: certified[name]["value"])
-        if certified[best]["vacuous"]:
-            value = rounded_up(certified[best]["value"])
+    rows = certified(results)
+    if rows:
+        best = min(rows, key=lambda name: rows[name]["value"])
+        if rows[best]["vacuous"]:
+            value = rounded_up(rows[best]["value"])
             return f"No guarantee that says anything: {best} is {value}, no better than the best constant prediction."
-        whose = next((said for said in OTHER_NETWORKS if said in certified[best]["note"]), certified[best]["bounds"])
-        said = f"Guaranteed: {best}, at most {rounded_up(certified[best]['value'])} ({whose})"
-        return said + _how_surely(results, len(certified)) + "."
+        whose = next((said for said in OTHER_NETWORKS if said in rows[best]["note"]), rows[best]["bounds"])
+        said = f"Guaranteed: {best}, at most {rounded_up(rows[best]['value'])} ({whose})"
+        return said + _how_surely(results, len(rows)) + "."
     stated = [n for n, row in results.bounds.items() if row["kind"] == "bound" and row["value"] is not None]
     if stated:
         return f"No certificate. Under the assumptions that their notes state, these are bounds: {', '.join(stated)}."
+    certificates = {name: row for name, row in results.bounds.items() if row["kind"] == "certificate"}
+    broken = next((name for name, row in certificates.items() if row["value"] is not None), None)
+    if broken is not None:
+        return f"No guarantee: {broken}, {certificates[broken]['note'].split(';')[0]}."
+    if certificates:
+        return "No guarantee: no certificate has a value; the notes say why."
     return "No guarantee: none of the rows is a certificate, each is a measure or a norm."
 
 
-def _certified(results: Results) -> dict[str, Mapping[str, Any]]:
+def certified(results: Results) -> dict[str, Mapping[str, Any]]:
+    """The certificates that have a value, and no assumption that is broken or that nobody could verify."""
     rows = {n: row for n, row in results.bounds.items() if row["kind"] == "certificate" and row["value"] is not None}
-    return {name: row for name, row in rows.items() if UNVERIFIED not in row["note"]}
+    return {
+        name: row for name, row in rows.items() if not any(doubt in row["note"] for doubt in (UNVERIFIED, VIOLATED))
+    }
 
 
 def _how_surely(results: Results, num: int) -> str:

@@ -147,7 +147,7 @@ def test_test_samples_that_training_saw():
     found = genbound.evaluate(linear(eye, x, y, test_data=mixed), ["test_set_bound"])
     assert found.quantities["losses"]["num_test_seen"] == 2
     note = found.bounds["test_set_bound"]["note"]
-    assert note.startswith("assumption unverified: 2 of them have the inputs of training samples")
+    assert note.startswith("assumption violated: 2 of 32 test samples have the inputs of training samples")
     assert "No guarantee" in found.summary() and "Guaranteed" not in found.summary()
     clean = genbound.evaluate(linear(eye, x, y, test_data=(new, (new[:, 1] > new[:, 0]).long())), ["test_set_bound"])
     assert clean.quantities["losses"]["num_test_seen"] == 0 and "Guaranteed: test_set_bound" in clean.summary()

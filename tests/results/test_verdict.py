@@ -12,7 +12,7 @@ from torch import nn
 import genbound
 from genbound.data.texts import TextSamples
 from genbound.results.glance import in_short
-from genbound.results.verdict import GAP, short_rows, verdict
+from genbound.results.verdict import GAP, GUARANTEE, short_rows, verdict
 
 
 def said(results):
@@ -57,6 +57,15 @@ def test_a_certificate_comes_first():
     assert verdict(results)[0] == "Guaranteed: best, at most 0.31 (error)."
     results.bounds["worse"] = results.bounds["best"]
     assert short_rows(results) == ["hessian_distance", "best", "worse"]
+
+
+def test_certificates_that_guarantee_nothing_are_not_denied():
+    row = bound(None, unit="error", note="needs test data") | {"kind": "certificate"}
+    assert verdict(run({"a": row}))[0] == "No guarantee: no certificate has a value; the notes say why."
+    note = "assumption violated: 5 of 9 test samples have the inputs of training samples; delta"
+    broken = run({"a": row, "b": row | bound(0.1, unit="error", note=note) | {"kind": "certificate"}})
+    assert verdict(broken)[0] == f"No guarantee: b, {note.split(';')[0]}."
+    assert in_short(broken)[GUARANTEE] == "No"
 
 
 def test_the_layer_and_the_sample_that_carry_most():
