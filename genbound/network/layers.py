@@ -185,7 +185,10 @@ def _row_orders(network: Network, run: list[int], tape: Tape) -> dict[str, bool 
         run = run * max(2, min(3, network.batch_size))
         try:
             tape = Tape(network, run, dict.fromkeys(tape.layers, True))
-        except (GenboundError, RuntimeError, ValueError, IndexError):  # a network that takes one sample alone
+        except torch.OutOfMemoryError:
+            raise
+        except (GenboundError, RuntimeError, ValueError, IndexError, TypeError, AssertionError):
+            # A network that takes one sample alone says so in its own way.
             return dict.fromkeys(tape.layers)
     fitting = _fitting(tape)
     if len(run) > 2:
