@@ -39,6 +39,7 @@ from torch import Tensor
 from genbound.errors import GenboundError
 from genbound.network.derivative_trial import DOUBLE, SINGLE, TRIALS, Trial, is_large
 from genbound.network.graph import Graph
+from genbound.network.kept_value_checks import check_kept_values
 from genbound.network.loss_derivative_checks import check_loss_derivatives
 from genbound.network.operations import operation
 from genbound.network.refusals import is_about_types, is_unsupported
@@ -63,6 +64,7 @@ def check_derivatives(network: Network, names: Sequence[str]) -> tuple[str, ...]
         GenboundError: a derivative is cut or wrong; the message names the layer and what may hide it.
     """
     _check_unwritten(network, names)
+    check_kept_values(network)
     check_loss_derivatives(network.loss, *_sample_outputs(network))
     wrong: list[str] = []
     with torch.no_grad():

@@ -9,16 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from genbound.errors import GenboundError
+from genbound.network.kept_values import as_they_were
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode and put every module's own flag back."""
+    """Run in evaluation mode, and put back every module's own flag and whatever passes change in it."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
     try:
-        yield
+        with as_they_were(model):
+            yield
     finally:
         for module in training:
             module.training = True

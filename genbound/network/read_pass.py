@@ -28,6 +28,7 @@ class ReadPass:
         outputs, weights: as given.
         layers: their names.
         uses: layer -> how the weight acts (empty where it does not).
+        graph: the operations of the record, none where no layer acts.
         curved_by: layer -> first executed operation that makes the output curved in it; the others are not named.
         piecewise_linear: layers that the output is piecewise linear in: their block is its Gauss-Newton part.
         positive_semidefinite: the same layers if the loss is convex in the output.
@@ -37,12 +38,9 @@ class ReadPass:
         self, outputs: Tensor, weights: dict[str, Tensor], samples_first: Mapping[str, bool], num: int, convex: bool
     ):
         self.outputs, self.weights, self.layers, self._num = outputs, weights, list(samples_first), num
-        self.uses: dict[str, list[Use]] = {name: [] for name in self.layers}
-        self.curved_by: dict[str, str] = {}
-        if outputs.requires_grad:
-            self.graph = Graph(outputs, weights)
-            self.curved_by = self.graph.curved_by
-            self.uses = {name: self.uses_in_order(name, order) for name, order in samples_first.items()}
+        self.graph = Graph(outputs, weights)
+        self.curved_by = self.graph.curved_by
+        self.uses = {name: self.uses_in_order(name, order) for name, order in samples_first.items()}
         self.piecewise_linear = frozenset(self.layers) - frozenset(self.curved_by)
         self.positive_semidefinite = self.piecewise_linear if convex else frozenset()
 
@@ -56,6 +54,4 @@ class ReadPass:
             name: the layer.
             samples_first: the rows are in order sample by sample, otherwise position by position.
         """
-        if not self.outputs.requires_grad:
-            return []
         return find_uses(self.graph, name, self.weights[name], len(self), samples_first)

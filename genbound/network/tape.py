@@ -113,7 +113,10 @@ class Tape(ReadPass):
         return part in self._gradients
 
     def _differentiable(self, outputs: Tensor, cotangent: Tensor | None) -> dict[str, list[Tensor | None]]:
-        values = torch.autograd.grad(outputs, self.edges(self.layers), cotangent, create_graph=True, allow_unused=True)
+        edges = self.edges(self.layers)
+        if not edges:  # no layer acts on these samples
+            return {name: [] for name in self.layers}
+        values = torch.autograd.grad(outputs, edges, cotangent, create_graph=True, allow_unused=True)
         return self._split(self.layers, values)
 
     # -- second derivatives -----------------------------------------------------------------------------------
