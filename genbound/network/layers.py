@@ -7,13 +7,13 @@ tokens) is left out unless ``--layers`` names it; one that also acts as a linear
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from genbound.errors import GenboundError
@@ -107,11 +107,15 @@ def select_layers(
     candidates = candidates_for(network.params, wanted, excluded)
     run, last = network.spread_run(3), network.num_samples - 1
     tape, *others = (Tape(network, r, dict.fromkeys(candidates, True)) for r in (run, *([last],) * (last not in run)))
-    return layers_in(tape, wanted, _row_orders(network, run, tape), others)
+    return layers_in(tape, wanted, _row_orders(network, run, tape), others, fixed_tables(network.model))
 
 
 def layers_in(
-    tape: ReadPass, wanted: Sequence[str], orders: Mapping[str, bool | None], others: Sequence[ReadPass] = ()
+    tape: ReadPass,
+    wanted: Sequence[str],
+    orders: Mapping[str, bool | None],
+    others: Sequence[ReadPass] = (),
+    fixed: Collection[str] = (),
 ) -> tuple[Layer, ...]:
     """The layers among the weights that a pass was read with.
 
@@ -120,16 +124,24 @@ def layers_in(
         wanted: the patterns that its weights were named by, if any.
         orders: weight -> order of the rows of its operations; ``None`` where samples must be passed one at a time.
         others: of samples of other shapes, whose code may be another: a block is positive semidefinite in all or not.
+        fixed: tables that nobody trains; a network may look them up where autograd does not see it.
     """
     if not wanted and not any(tape.uses.values()):
         raise GenboundError(
             "no weight has a gradient path to the model's output: is the output detached, or computed under "
             "torch.no_grad()?"
         )
-    kept = [name for name in tape.layers if wanted or not _is_table(tape, name)]
+    unseen = {name for name in fixed if not tape.uses.get(name)}
+    kept = [name for name in tape.layers if wanted or not (name in unseen or _is_table(tape, name))]
     if not kept:
         raise GenboundError("every weight is an embedding: name the ones to measure with --layers")
     return tuple(_describe(tape, name, orders[name], others) for name in kept)
+
+
+def fixed_tables(model: nn.Module) -> list[str]:
+    """Weights of embeddings that need no gradient, such as the sines of RoFormer's positions."""
+    tables = ((path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding))
+    return [f"{path}.weight" for path, m in tables if not m.weight.requires_grad]
 
 
 def patterns(pattern: str | Iterable[str] | None) -> list[str]:

@@ -20,7 +20,7 @@ from genbound.data.sample_parts import map_tensors
 from genbound.data.samples import Batch
 from genbound.errors import GenboundError, first_line
 from genbound.network.forward import call_arguments, evaluation_mode, scores
-from genbound.network.layers import Layer, candidates_for, layers_in, patterns
+from genbound.network.layers import Layer, candidates_for, fixed_tables, layers_in, patterns
 from genbound.network.plain_functions import PlainFunctions
 from genbound.network.plain_operations import plain_operations
 from genbound.network.read_pass import ReadPass
@@ -56,7 +56,8 @@ def layers_by_shape(
         with mode, torch.enable_grad():
             outputs = scores(_run(model, mode, held, batch), output)
             reading = ReadPass(outputs, weights, dict.fromkeys(names, True), len(batch.indices), convex)
-            return layers_in(reading, wanted, dict.fromkeys(names, True)), outputs.shape
+            found = layers_in(reading, wanted, dict.fromkeys(names, True), fixed=fixed_tables(model))
+            return found, outputs.shape
     except GenboundError:
         raise
     except Exception as error:

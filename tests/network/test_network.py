@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import genbound
+from genbound.data.samples import as_samples
 from genbound.errors import GenboundError
 from genbound.network.layers import Layer, select_layers
+from genbound.network.layers_by_shape import layers_by_shape
 from genbound.network.network import Network
 from genbound.network.tape import Tape
 from genbound.network.weights import BaseProblem, WeightProblem
@@ -186,3 +188,28 @@ def test_samples_outside_the_training_set_keep_its_size():
         genbound.Problem(*given, num_data=5)
     with pytest.raises(GenboundError, match="num_data is missing"):
         genbound.Problem(*given, other_samples=True)
+
+
+class Sines(nn.Module):
+    """Positions from a table that nobody trains, looked up where autograd does not see it, as in RoFormer."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places, self.head = nn.Embedding(9, 4), nn.Embedding(5, 4), nn.Linear(4, 3)
+        self.places.weight.requires_grad_(False)
+
+    def forward(self, ids):
+        with torch.no_grad():
+            places = self.places(torch.arange(ids.shape[1]))
+        return self.head((self.words(ids) + places).tanh().mean(1))
+
+
+def test_a_fixed_table_that_autograd_does_not_see_is_no_layer():
+    model = Sines()
+    init = {name: 0.5 * p.detach() for name, p in model.named_parameters()}
+    data = (torch.arange(20).view(4, 5) % 9, torch.arange(4) % 3)
+    assert [layer.name for layer in genbound.Problem(model, init, data).layers] == ["head.weight"]
+    by_shape, _ = layers_by_shape(model, as_samples(data).batch([0]), True)
+    assert [layer.name for layer in by_shape] == ["head.weight"]
+    with pytest.raises(GenboundError, match=r"places\.weight moves the network's output, but no derivative reaches it"):
+        genbound.Problem(model, init, data, layers="*")
