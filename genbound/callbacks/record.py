@@ -68,6 +68,7 @@ class Record:
 
     def begin(self, model: nn.Module) -> None:
         """Keep a copy of the weights, head included: nothing else keeps the head's random initialisation."""
+        model = _uncompiled(model)
         if is_adapted(model):
             self.base = base_at_start(model)
             model = self.base
@@ -111,6 +112,7 @@ class Record:
     def keep_prior(self, model: nn.Module, folder: str | Path) -> None:
         """Name the weights, which lie in the folder already, as the prior of the samples that come later."""
         assert self.first_epoch is not None
+        model = _uncompiled(model)
         if self.measures is not None:
             network = merged(model)[0] if is_adapted(model) else model
             state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
@@ -138,7 +140,7 @@ class Record:
         from genbound.evaluation.loop import evaluate
         from genbound.network.problem import Problem
 
-        said = _settings(folder)
+        said, model = _settings(folder), _uncompiled(model)
         # A copy, so that devices, modes and hooks of the trained model stay as they are; and no random number that the
         # training would have drawn next is used up by reading its data.
         copied, factors = merged(model) if is_adapted(model) else (copy.deepcopy(model).cpu().eval(), None)
@@ -147,7 +149,7 @@ class Record:
         with rng_untouched():
             problem = Problem(
                 copied, self.start or {}, loss=default_loss(copied, said.get("loss")), num_samples=self.num_samples,
-                provenance={"rule": f"measured {when}"}, factors=factors,
+                provenance={"rule": f"measured {when}"}, factors=factors, init_buffers=self.start,
                 **{name: said[name] for name in OF_THE_PROBLEM if name in said}
                 | self._data(samples, test_samples, said),
             )  # fmt: skip
@@ -173,6 +175,11 @@ def numbers(results: Results) -> dict[str, float]:
         "genbound_" + name.removeprefix("bounds/").removeprefix("losses/").replace("/", "_"): value
         for name, value in metrics(results).items()
     }
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` has wrapped, whose weights have the names that a checkpoint has."""
+    return getattr(model, "_orig_mod", model)
 
 
 def _settings(folder: str | Path) -> dict[str, Any]:

@@ -41,6 +41,24 @@ def test_it_measures_with_the_settings_of_the_sidecar(tmp_path):
     assert again.config["loss"] == found.config["loss"] and again.config["loss"].startswith("halved")
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_start_has_its_running_statistics(tmp_path, compiled):
+    """As a later evaluation reads them from the file of the start; not those that the training ended with."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+    start, x = {name: value.clone() for name, value in plain.state_dict().items()}, 3 + 2 * torch.randn(9, 4)
+    model = torch.compile(plain) if compiled else plain  # nothing is compiled before the first pass
+    record = Record({}, ["init_activations"], 9)
+    record.begin(model)
+    plain.train()(x)
+    record.write(tmp_path)
+    found = record.evaluate(model, (x, torch.arange(9) % 2), None, tmp_path)
+    problem = genbound.Problem(plain, start, (x, torch.arange(9) % 2), init_buffers=start)
+    assert found.quantities["init_activations"] == genbound.evaluate(problem, ["init_activations"]).quantities[
+        "init_activations"
+    ]
+
+
 def test_a_head_measured_from_elsewhere_is_refused_before_training():
     with pytest.raises(GenboundError, match="head='zero'"):
         Record({"head": "zero"}, ["losses"], 8)
