@@ -55,7 +55,8 @@ class GenboundCallback(Callback):
 
     Raises:
         GenboundError: the data are to be measured and are of a kind that cannot be read; a prior is wanted and the
-            samples are not shuffled at random, or several processes train.
+            samples are not shuffled at random, or several processes train; training goes on from a checkpoint, and the
+            weights before it lie neither in ``folder`` nor beside it.
     """
 
     def __init__(
@@ -71,8 +72,7 @@ class GenboundCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights before training, and write the sidecar."""
-        if self.record.start is None:
-            self.record.begin(pl_module)
+        self.record.begin(pl_module, self._places(trainer))
         if trainer.is_global_zero:
             self.record.settings["model"] = self.model or _source(type(pl_module))
             self.record.write(self._folder(trainer), continued=_is_continued(trainer))
@@ -108,6 +108,12 @@ class GenboundCallback(Callback):
         held_out = held_out[0] if isinstance(held_out, list | tuple) else held_out
         data = _in_order(trainer.train_dataloader), _in_order(held_out)
         return self.record.evaluate(pl_module, *data, self._folder(trainer), epoch)
+
+    def _places(self, trainer: Trainer) -> list[Path]:
+        """Where a run that is continued has left its start: its folder, and that of the checkpoint that it loads."""
+        if not _is_continued(trainer):
+            return []
+        return [self._folder(trainer), *([Path(trainer.ckpt_path).parent] if trainer.ckpt_path else [])]
 
     def _folder(self, trainer: Trainer) -> Path:
         if self.folder is not None:

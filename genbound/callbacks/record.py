@@ -6,12 +6,14 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from torch import Tensor, nn
 
 from genbound.callbacks.adapted import base_at_start, is_adapted, merged, save_base
 from genbound.callbacks.first_epoch import SETTINGS as PRIOR_SETTINGS
 from genbound.callbacks.first_epoch import FirstEpoch, check_share, keep_prior
+from genbound.callbacks.kept_start import kept_start
 from genbound.checkpoints.sidecar import drop_settings, read_sidecar, save_spec
 from genbound.checkpoints.trust import check_code
 from genbound.data.samples import as_samples
@@ -61,25 +63,46 @@ class Record:
             )
         self.settings, self.measures, self.num_samples = settings, measure, num_samples
         self.start: dict[str, Tensor] | None = None
+        self._model: ref[nn.Module] | None = None  # whose start it is
         self.base: nn.Module | None = None
         self.share, self.every, self.on = prior, every, on
         self.first_epoch: FirstEpoch | None = None
         self._centre: dict[str, Any] = {}
 
-    def begin(self, model: nn.Module) -> None:
-        """Keep a copy of the weights, head included: nothing else keeps the head's random initialisation."""
-        model = _uncompiled(model)
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy in another process knows: no weak reference travels."""
+        return {**vars(self), "_model": None}
+
+    def begin(self, model: nn.Module, places: Sequence[str | Path] = ()) -> None:
+        """Keep a copy of the weights, head included: nothing else keeps the head's random initialisation.
+
+        Args:
+            model: before its training; one that trains again has begun then.
+            places: of a run that goes on from a checkpoint, which the model has loaded: folders where its beginning
+                may have left the weights.
+
+        Raises:
+            GenboundError: they are not there.
+        """
+        if self.start is not None and (self._model is None or self._model() is model):
+            return
+        self._model, model, self.base = ref(model), _uncompiled(model), None
         if is_adapted(model):
             self.base = base_at_start(model)
             model = self.base
-        self.start = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        if places:
+            self.start = kept_start(model, map(Path, places))
+            if self.base is not None:
+                self.base.load_state_dict(self.start)
+        else:
+            self.start = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
     def write(self, folder: str | Path, continued: bool = False) -> Path:
         """Write the sidecar and the weights before training into ``folder``.
 
         Args:
             folder: of the checkpoints.
-            continued: the run was begun before; a prior that it has left behind is its own.
+            continued: the run was begun before; a prior that it has left behind is its own, and so is its start.
 
         Raises:
             GenboundError: a sidecar that lay there before names a loss that is code, and it is to be measured with.
@@ -87,8 +110,11 @@ class Record:
         folder = Path(folder)
         if not continued:
             drop_settings(folder, PRIOR_SETTINGS)
-        init = None if self.base is None else save_base(self.base, folder)
-        file = save_spec(folder, init=init or self.start, **self.settings)
+        kept: str | None = read_sidecar(folder).get("init")
+        init: Any = None
+        if not (continued and kept and Path(kept).exists()):
+            init = (None if self.base is None else save_base(self.base, folder)) or self.start
+        file = save_spec(folder, init=init, **self.settings)
         if self.measures is not None:
             _settings(folder)  # before the training, not after it
         return file

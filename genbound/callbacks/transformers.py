@@ -55,7 +55,8 @@ class GenboundCallback(TrainerCallback):
 
     Raises:
         GenboundError: the data are to be measured and are of a kind that cannot be read; a prior is wanted and the
-            samples are not shuffled at random, or several processes train.
+            samples are not shuffled at random, or several processes train; training goes on from a checkpoint, and the
+            weights before it are not in the output directory.
     """
 
     def __init__(
@@ -74,8 +75,9 @@ class GenboundCallback(TrainerCallback):
         train_dataloader: Any = None, eval_dataloader: Any = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         """Keep the weights before training, and write the sidecar into the output directory."""
-        if self.record.start is None:
-            self.record.begin(model)
+        loaded = args.resume_from_checkpoint
+        places = [str(args.output_dir), *([loaded] if isinstance(loaded, str) else [])]
+        self.record.begin(model, places if state.global_step else ())
         if state.global_step == 0:  # what a continued run has seen is not known
             self.record.listen(train_dataloader, args.world_size, args.gradient_accumulation_steps)
         if not state.is_world_process_zero:
