@@ -10,7 +10,7 @@ from genbound.callbacks.first_epoch import FOLDER as PRIOR
 from genbound.callbacks.record import Record, numbers
 from genbound.checkpoints.huggingface import predicts_next_token
 from genbound.checkpoints.padding_token import padding_token
-from genbound.checkpoints.sidecar import copy_sidecar
+from genbound.checkpoints.sidecar import copy_sidecar, drop_settings, read_sidecar
 from genbound.data.samples import Samples, as_samples
 from genbound.data.texts import TokenSamples, shifted
 from genbound.errors import GenboundError, tell
@@ -84,7 +84,13 @@ class GenboundCallback(TrainerCallback):
             return
         folder = Path(str(args.output_dir))
         given = {"data": (self.data, train_dataloader, "train"), "test_data": (self.test_data, eval_dataloader, "test")}
+        if state.global_step == 0:  # what an earlier run has written here are not this one's samples
+            said = read_sidecar(folder)
+            drop_settings(
+                folder, [name for name, (_, _, part) in given.items() if said.get(name) == _rows(folder, part)]
+            )
         for name, (spec, loader, part) in given.items():
+            self.record.settings.pop(name, None)
             found = spec or _write_rows(getattr(loader, "dataset", None), folder, part)
             if found is not None:
                 self.record.settings[name] = found
@@ -189,7 +195,12 @@ def _write_rows(rows: Any, folder: Path, part: str) -> str | None:
     kept = [name for name in columns if name in (*TOKEN_INPUTS, "labels", "label")]
     folder.mkdir(parents=True, exist_ok=True)
     rows.with_format(None).select_columns(kept).to_parquet(str(folder / f"genbound_{part}.parquet"))
-    return f"parquet:genbound_{part}.parquet"
+    return _rows(Path(), part)
+
+
+def _rows(folder: Path, part: str) -> str:
+    """The SPEC of such a file."""
+    return f"parquet:{folder / f'genbound_{part}.parquet'}"
 
 
 def _samples(data: Any, model: Any, kwargs: dict[str, Any]) -> Samples:

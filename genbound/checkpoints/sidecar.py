@@ -78,8 +78,9 @@ def drop_settings(folder: Path, names: Iterable[str]) -> None:
 
 
 def copy_sidecar(source: Path, target: Path) -> None:
-    """The same settings beside another checkpoint, with the trust that they have and no more."""
+    """The same settings beside another checkpoint and no others, with the trust that they have and no more."""
     if said := read_sidecar(source.resolve()):
+        (target / SIDECAR).unlink(missing_ok=True)  # of an earlier run, whose checkpoint lay there
         known = {name: spec for name, spec in code_in(said).items() if is_remembered(spec, source)}
         _save(target, said)
         remember(known, target, lasting=True)

@@ -21,7 +21,7 @@ def norms(results):
     return {name: row["value"] for name, row in results.quantities["displacement_norm"]["layers"].items()}
 
 
-def bert_run(folder, steps, resume=None, peft_config=None, out=None):
+def bert_run(folder, steps, resume=None, peft_config=None, out=None, wrap=lambda rows: rows):
     """A tiny BERT that trains to this step; the callback's results and the run's folder."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
@@ -42,7 +42,7 @@ def bert_run(folder, steps, resume=None, peft_config=None, out=None):
             disable_tqdm=True, learning_rate=0.05, lr_scheduler_type="constant", resume_from_checkpoint=resume,
         )  # fmt: skip
         transformers.Trainer(
-            model, arguments, train_dataset=datasets.Dataset.from_list(rows), callbacks=[callback]
+            model, arguments, train_dataset=wrap(datasets.Dataset.from_list(rows)), callbacks=[callback]
         ).train(resume_from_checkpoint=resume)
     return norms(callback.results)
 
@@ -81,6 +81,18 @@ def test_the_trainer_goes_on_in_another_folder(tmp_path, monkeypatch):
     (checkpoint / "genbound.yaml").unlink()
     with pytest.raises(GenboundError, match=r"the weights before it are not in .*third"):
         bert_run(tmp_path, 4, str(checkpoint), out=tmp_path / "third")
+
+
+def test_a_new_run_forgets_the_samples_of_an_earlier_one(tmp_path, monkeypatch):
+    """They lie in the same folder, and its own are of a kind that only the user knows the SPEC of."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    bert_run(tmp_path, 2)
+    assert len(genbound.load(tmp_path / "checkpoint-2").data) == 16
+    bert_run(tmp_path, 2, wrap=lambda rows: torch.utils.data.Subset(rows, range(8)))
+    assert genbound.load(tmp_path / "checkpoint-2").data is None
+    genbound.save_spec(tmp_path, data="npz:own.npz")  # what the user has said stays
+    bert_run(tmp_path, 2, wrap=lambda rows: torch.utils.data.Subset(rows, range(8)))
+    assert "npz:" in (tmp_path / "checkpoint-2" / "genbound.yaml").read_text()
 
 
 def test_lightning_goes_on_from_its_own_start(tmp_path):

@@ -54,9 +54,10 @@ def test_the_start_has_its_running_statistics(tmp_path, compiled):
     record.write(tmp_path)
     found = record.evaluate(model, (x, torch.arange(9) % 2), None, tmp_path)
     problem = genbound.Problem(plain, start, (x, torch.arange(9) % 2), init_buffers=start)
-    assert found.quantities["init_activations"] == genbound.evaluate(problem, ["init_activations"]).quantities[
-        "init_activations"
-    ]
+    assert (
+        found.quantities["init_activations"]
+        == genbound.evaluate(problem, ["init_activations"]).quantities["init_activations"]
+    )
 
 
 def test_a_head_measured_from_elsewhere_is_refused_before_training():
