@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from genbound.bounds import BOUNDS, Evidence
 from genbound.estimators.measured import Measured
 from genbound.evaluation.effort import Plan
 from genbound.evaluation.provenance import config_entries, file_entry, layer_rows, loss_range, peak_memory
+from genbound.evaluation.sealed import digest_of
 from genbound.network.weights import BaseProblem
 from genbound.quantities import QUANTITIES
 from genbound.results.results import Results, to_plain
@@ -62,6 +63,16 @@ class Asked:
     delta: float
     config: Mapping[str, Any]
     started: float
+
+    def by_name(self) -> dict[str, str]:
+        """What every process of a run must have been asked for, by what users call it."""
+        confusion = None if self.confusion is None else self.confusion.tolist()
+        options = {name: asdict(given) for name, given in self.planned.selection.options.items()}
+        return {
+            "seeds": str(self.seed),
+            "measures or options": digest_of(options, self.planned.selection.bounds, self.delta),
+            "label noise (--confusion)": "none" if confusion is None else digest_of(confusion),
+        }
 
     def conclude(self, found: Found) -> Results:
         """The bounds of what is found, without the samples' own values, their digest and networks that were made."""

@@ -94,7 +94,7 @@ def evaluate(
     engine = engine or InProcess()
     asked = Asked(problem, planned, seed, confusion, delta, {**to_plain(dict(config or {})), "effort": effort}, started)
     with writing_to(out, engine):
-        agree_on(problem, engine)
+        agree_on(problem, engine, asked.by_name())
         with shown(progress if engine.leads else False, listen) as listener:
             telling = Telling(asked, listener if engine.leads else None)
             found = _measure(problem, selection, seed, out, time_budget, confusion, engine, telling)
