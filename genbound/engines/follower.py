@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from genbound.engines.base import Engine, Stage, T
-from genbound.engines.failures import packed, share, unpacked
+from genbound.engines.failures import is_shared, packed, share, unpacked
 from genbound.errors import GenboundError
 from genbound.estimators.measured import Part
 
@@ -89,18 +89,29 @@ class Follower:
         while True:
             kind, content = self._next()
             if kind == COMPUTE:
-                self._said.put(_attempt(function, items[content]))
+                self._said.put(_attempt(function, items[_of(stage, content)]))
             else:
                 # What travels cannot be written to; a driver may do so.
-                return [{key: np.array(value) for key, value in part.items()} for part in _given(kind, content)]
+                parts = _of(stage, _given(kind, content))
+                return [{key: np.array(value) for key, value in part.items()} for part in parts]
 
     def settle(self, decide: Callable[[], T]) -> T:
         """What the leader has decided."""
         return _given(*self._next())
 
     def together(self, work: Callable[[], T]) -> T:
-        """What is found here."""
-        return work()
+        """What is found here. A failure is said when the leader next asks, and then it is everybody's."""
+        try:
+            return work()
+        except Exception as error:
+            if is_shared(error):
+                raise
+            while True:
+                kind, content = self._next()
+                if kind in (COMPUTE, ASK):
+                    self._said.put((None, packed(error)))
+                elif kind == FAIL:
+                    _given(kind, content)
 
     def once(self, recall: Callable[[], T | None], work: Callable[[], T]) -> T:
         """What is known, or what all of them find together."""
@@ -122,6 +133,16 @@ def _given(kind: str, content: Any) -> Any:
     if kind != GIVE:
         raise GenboundError(f"a worker is out of step with its leader: it was told to {kind} in another place")
     return content
+
+
+def _of(stage: Stage, content: Any) -> Any:
+    """What the leader says of a stage; it must be the one that is measured here."""
+    key, said = content if isinstance(content, tuple) and len(content) == 2 else ("another place", None)
+    if key != stage.key:
+        raise GenboundError(
+            f"a worker is out of step with its leader: it is at the {stage.key}, its leader at the {key}"
+        )
+    return said
 
 
 def _attempt(function: Callable[[Any], Part], item: Any) -> tuple[Part | None, list[BaseException] | None]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from genbound.engines.base import Engine, Stage, T, TimeBudgetSpent
-from genbound.engines.failures import packed, share, unpacked
+from genbound.engines.failures import is_shared, packed, share, unpacked
 from genbound.engines.follower import ASK, COMPUTE, FAIL, GIVE, Follower
 from genbound.errors import GenboundError, first_line, let_another_tell, tell
 from genbound.estimators.measured import Part
@@ -150,7 +150,7 @@ class Leader:
             count.update()
         if len(found) < len(items):
             raise self._fail(TimeBudgetSpent())
-        self._tell(GIVE, [found[index] for index in range(len(items))])
+        self._tell(GIVE, (stage.key, [found[index] for index in range(len(items))]))
         return [found[index] for index in range(len(items))]
 
     def _computed(self, stage: Stage, left: deque[int]) -> Any:
@@ -160,7 +160,7 @@ class Leader:
         while left or any(index is not None for _, index in running.values()):
             while left and idle and stage.seconds_left() >= 0:
                 actor, index = idle.popleft(), left.popleft()
-                running[actor.ask.remote(COMPUTE, index)] = actor, index
+                running[actor.ask.remote(COMPUTE, (stage.key, index))] = actor, index
             if not running:
                 return
             ready, _ = self._ray.wait(list(running), num_returns=1, timeout=LOOK)
@@ -207,8 +207,11 @@ class Leader:
         return found
 
     def together(self, work: Callable[[], T]) -> T:
-        """What is found here; the actors find their own."""
-        return work()
+        """What is found here; the actors find their own. A failure is theirs too."""
+        try:
+            return work()
+        except Exception as error:
+            raise error if is_shared(error) else self._fail(error) from error.__cause__
 
     def once(self, recall: Callable[[], T | None], work: Callable[[], T]) -> T:
         """What is known, or what all of them find together; who comes later need not find it again."""
@@ -230,7 +233,7 @@ class Leader:
                     actor = self._replace(actor)
             self._losses = 0
             if failure is not None:
-                raise unpacked(failure, f"a worker on {host}: ")
+                raise self._fail(unpacked(failure, f"a worker on {host}: "))
             facts.append(said)
         self._tell(GIVE, facts)
         return facts
