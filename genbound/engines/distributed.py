@@ -60,7 +60,7 @@ class Distributed:
                 f"rank {launch.rank} of {launch.ranks} found no companions ({first_line(error)}): see that all were "
                 "started, and that MASTER_ADDR and MASTER_PORT can be reached"
             ) from error
-        self._store, self._meetings, self._stages = dist.PrefixStore("genbound", store), 0, 0
+        self._store, self._meetings = dist.PrefixStore("genbound", store), 0
         self._stuck = False
         self._heartbeat = Heartbeat(self._store, self.rank, self.ranks)
         self._names = self.gather(f"rank {self.rank} on {socket.gethostname()}")
@@ -76,7 +76,6 @@ class Distributed:
 
     def map(self, stage: Stage, items: Sequence[Any], function: Callable[[Any], Part]) -> list[Part]:
         """The parts of all items, in their order; each process reads or computes a share."""
-        self._stages += 1
         found = stage.read(range(self.rank, len(items), self.ranks))
         known = self._exchange((sorted(found), stage.seconds_left()), f"beginning of {stage.key}")
         stored = {index for indices, _ in known for index in indices}
@@ -95,7 +94,7 @@ class Distributed:
         found: dict[int, Part], ends: float, count: Any,
     ) -> Exception | None:  # fmt: skip
         """Compute and store parts as long as there are some, and give what went wrong."""
-        counter = f"next/{self._stages}"
+        counter = f"next/{self._meetings}"  # which all have come to, also where one has failed before a stage
         while missing and (place := self._add(counter, 1) - 1) < len(missing):
             count.update(len(items) - len(missing) + min(place, len(missing)) - count.n)
             if time.monotonic() > ends:
