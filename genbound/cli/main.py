@@ -296,7 +296,7 @@ def _one_line(error: Exception) -> str:
     from genbound.evaluation.out_of_memory import is_out_of_memory, wanted
 
     if is_out_of_memory(error):
-        mend = "give a smaller --batch-size or --memory; what was finished is kept, the same command continues"
+        mend = f"give a smaller --batch-size or --memory; {CONTINUES}"
         return f"out of memory{wanted(error)}: {mend}"
     # A user meets one line here too; --debug shows where it came from.
     text = " ".join(str(error).split())[:300]

@@ -33,7 +33,7 @@ ALL = 10**12  # more parts than there are: who takes them leaves none for the ot
 SHORTEST, LONGEST = 5e-4, 0.05  # seconds between two looks at whether the others have come
 STARTING = 10  # times the patience with a silent rank, for all to have started: machines may come one by one
 EXCHANGE = timedelta(minutes=10)  # all have come when an exchange begins, so it takes no longer than its bytes
-CONTINUES = "what was finished is kept, the same command continues"
+CONTINUES = "with --out, what was finished is kept and the same command continues"
 
 
 class Distributed:

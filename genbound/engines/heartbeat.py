@@ -59,7 +59,7 @@ class Heartbeat:
             if time.monotonic() - self._arrived > 1.5 * self.patience:
                 print(
                     f"genbound: error: rank {self._rank} has not reached the others for {1.5 * self.patience:.0f} s, "
-                    "it may be cut off: what was finished is kept, the same command continues",
+                    "it may be cut off: with --out, what was finished is kept and the same command continues",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
                 os._exit(CUT_OFF)

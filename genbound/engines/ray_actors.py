@@ -251,12 +251,13 @@ class Leader:
 def _nothing_done(number: int) -> GenboundError:
     return GenboundError(
         f"{number} workers one after the other were lost before they got anything done, for want of memory perhaps: "
-        "give fewer --workers; what was finished is kept, the same command continues"
+        "give fewer --workers; with --out, what was finished is kept and the same command continues"
     )
 
 
 def _ends_workers(stage: Stage, index: int) -> GenboundError:
     return GenboundError(
         f"part {stage.first + index} of {stage.title} was lost with its worker {ATTEMPTS} times, for want of memory "
-        "perhaps: give a smaller --batch-size or fewer --workers; what was finished is kept, the same command continues"
+        "perhaps: give a smaller --batch-size or fewer --workers; with --out, what was finished is kept and the same "
+        "command continues"
     )

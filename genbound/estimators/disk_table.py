@@ -135,7 +135,7 @@ def _reported(work: Any) -> Any:
     except OSError as error:
         raise GenboundError(
             f"a table of all samples does not fit into {_folder()} ({error.strerror}): make room, or let TMPDIR name a "
-            "folder that has it; what was finished before is kept, the same command continues"
+            "folder that has it; with --out, what was finished before is kept and the same command continues"
         ) from error
 
 

@@ -204,7 +204,9 @@ def _measure(
             found.earlier += max(0.0, found.seconds[name] - (time.monotonic() - begin))
         except TimeBudgetSpent:
             found.notes[name] = (
-                f"the time budget of {time_budget:g} s was spent; run again to continue from its finished parts"
+                f"the time budget of {time_budget:g} s was spent; "
+                + ("with --out, its" if out is None else "its")
+                + " finished parts are kept and the same command continues from them"
             )
         except Exception as error:
             noted.fail(f"{name}: {first_line(error)}")

@@ -69,8 +69,8 @@ def _halve(problem: BaseProblem, name: str, error: BaseException) -> None:
     if size == 1:
         raise GenboundError(
             f"{name}: the memory is not enough for one sample{wanted(error)}; give the process more (--memory and "
-            "--batch-size cannot go below one sample), or shorter samples. What was finished is kept, the same command "
-            "continues"
+            "--batch-size cannot go below one sample), or shorter samples. With --out, what was finished is kept and "
+            "the same command continues"
         ) from error
     problem.batch_size = size // 2
     tell(

@@ -155,3 +155,21 @@ def test_under_a_limit_of_the_system():
     (size, loss), (smaller, same) = (json.loads(done.stdout) for done in (free, limited))
     assert size == 64 and smaller < 64 and "out of memory" in limited.stderr
     assert np.isclose(loss, same, rtol=1e-6)
+
+
+def test_nothing_is_said_to_be_kept_where_nothing_is(tmp_path):
+    """Without a directory of the results no part outlives the process."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    init = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    problem = genbound.Problem(model, init, (torch.randn(4, 3), torch.arange(4) % 2))
+    for out, said in ((None, "was spent; with --out, its finished parts"), (tmp_path, "was spent; its finished parts")):
+        found = genbound.evaluate(problem, ["losses"], out=out, time_budget=0)
+        assert said in found.notes["losses"]
+
+    def fails():
+        raise torch.OutOfMemoryError("out of memory")
+
+    problem.batch_size = 1
+    with pytest.raises(genbound.GenboundError, match="With --out, what was finished is kept"):
+        with_less_memory(problem, "losses", fails)
