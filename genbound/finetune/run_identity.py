@@ -21,7 +21,7 @@ from genbound.finetune.task import RunSpec, Task
 from genbound.version import __version__
 
 FILE = "settings.json"
-ADDED = ("num_classes", "matrix", "code")  # a run of before did not say these, and is taken at its word
+ADDED = ("num_classes", "matrix", "code", "tokens")  # a run of before did not say these, and is taken at its word
 NAMING_FILES = ("rule", "noise", "confusion")
 
 
@@ -32,8 +32,14 @@ def identity_of(spec: RunSpec, task: Task, start: Start) -> dict[str, Any]:
         **spec.settings.record(), "init": start.sha256, "data": Relabelled(task.samples, task.observed).digest(),
         "rule": start.rule, "test_data": None if task.test is None else task.test.digest(),
         "num_classes": task.num_classes, "matrix": None if matrix is None else _digest(matrix.tobytes()),
-        "code": _code(start.spec), "genbound": __version__,
+        "tokens": _tokens(task), "code": _code(start.spec), "genbound": __version__,
     }  # fmt: skip
+
+
+def _tokens(task: Task) -> str:
+    """SHA-256 of what the network is given: of texts the tokens, which INIT's tokenizer makes of them."""
+    given = [task.samples.content_digest(), None if task.test is None else task.test.content_digest()]
+    return _digest(repr(given).encode())
 
 
 def continued(
