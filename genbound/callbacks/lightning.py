@@ -92,7 +92,7 @@ class GenboundCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log, where it is time for that."""
         epoch = trainer.current_epoch + 1
-        if self.record.is_due(epoch):
+        if trainer.is_last_batch and self.record.is_due(epoch):  # else max_steps has broken it off
             if trainer.is_global_zero:
                 self.results = self._evaluate(trainer, pl_module, epoch)
             found = numbers(self.results) if self.results is not None else {}

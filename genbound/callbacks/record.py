@@ -146,9 +146,10 @@ class Record:
         keep_prior(Path(folder), self.first_epoch)
         self.first_epoch = None
 
-    def is_due(self, epoch: int) -> bool:
-        """Whether to measure after so many epochs."""
-        return self.every is not None and epoch % self.every == 0
+    def is_due(self, epoch: float) -> bool:
+        """Whether to measure after so many epochs; one that was broken off is none."""
+        whole = round(epoch)
+        return self.every is not None and whole > 0 and abs(epoch - whole) < 1e-6 and whole % self.every == 0
 
     def evaluate(
         self, model: nn.Module, samples: Any, test_samples: Any, folder: str | Path, epoch: int | None = None

@@ -109,7 +109,7 @@ class GenboundCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure and log, where it is time for that."""
-        self._due = self.record.is_due(round(state.epoch or 0))
+        self._due = self.record.is_due(state.epoch or 0)
         if self._due and not control.should_evaluate:  # an evaluation brings the held-out samples with it
             self._measure(args, state, kwargs)
 

@@ -138,6 +138,47 @@ def test_lightning_stops_by_a_measure(tmp_path):
     assert stopped.current_epoch == 2  # it grows
 
 
+@pytest.mark.parametrize("steps", [2, 6])
+def test_an_epoch_that_is_broken_off_is_none(tmp_path, steps):
+    """Three steps of the Trainer make an epoch, and four batches of Lightning, or what it is limited to."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    pl = pytest.importorskip("pytorch_lightning", reason="pytorch_lightning is not installed")
+    from genbound.callbacks.lightning import GenboundCallback as OfLightning
+    from genbound.callbacks.transformers import GenboundCallback
+
+    def measured(folder):
+        return sorted(path.name for path in (tmp_path / folder / "genbound").glob("epoch-*"))
+
+    train_bert(tmp_path / "bert", GenboundCallback(measure=["displacement_norm"], every=1), max_steps=steps - 1)
+    assert measured("bert") == ["epoch-1"][: steps // 3]
+
+    class Net(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, _):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.5)
+
+    data = TensorDataset(torch.randn(24, 4), torch.arange(24) % 3)
+    for limit, name in ((1.0, "whole"), (2, "limited")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pl.Trainer(
+                max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
+                enable_model_summary=False, default_root_dir=tmp_path, limit_train_batches=limit,
+                callbacks=[OfLightning(tmp_path / name, measure=["displacement_norm"], num_samples=8, every=1)],
+            ).fit(Net(), DataLoader(data, batch_size=6))  # fmt: skip
+    assert measured("whole") == ["epoch-1"][: steps // 4]
+    assert measured("limited") == [f"epoch-{i}" for i in range(1, steps // 2 + 1)]
+
+
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(GenboundError, match="every=0"):
         Record({}, MEASURES, 8, every=0)
