@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from genbound.callbacks.first_epoch import FOLDER as PRIOR
+from genbound.callbacks.first_process import of_first
 from genbound.callbacks.record import Record, numbers
 from genbound.errors import GenboundError
 
@@ -93,10 +94,12 @@ class GenboundCallback(Callback):
         """Measure and log, where it is time for that."""
         epoch = trainer.current_epoch + 1
         if trainer.is_last_batch and self.record.is_due(epoch):  # else max_steps has broken it off
-            if trainer.is_global_zero:
+
+            def measure() -> dict[str, float]:
                 self.results = self._evaluate(trainer, pl_module, epoch)
-            found = numbers(self.results) if self.results is not None else {}
-            pl_module.log_dict(found, rank_zero_only=trainer.world_size > 1)
+                return numbers(self.results)
+
+            pl_module.log_dict(of_first(trainer.is_global_zero, measure, trainer.strategy.broadcast))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure what was asked for, on the batches of the training loader."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genbound.callbacks.first_epoch import FOLDER as PRIOR
+from genbound.callbacks.first_process import by_torch, of_first
 from genbound.callbacks.record import Record, numbers
 from genbound.checkpoints.huggingface import predicts_next_token
 from genbound.checkpoints.padding_token import padding_token
@@ -132,12 +133,14 @@ class GenboundCallback(TrainerCallback):
 
     def _measure(self, args: TrainingArguments, state: TrainerState, kwargs: dict[str, Any]) -> dict[str, float]:
         self._due = False
-        if not state.is_world_process_zero:
-            return {}
-        model = kwargs["model"]
-        data = _of_loaders(kwargs["train_dataloader"], kwargs["eval_dataloader"], model, kwargs)
-        self.results = self.record.evaluate(model, *data, str(args.output_dir), round(state.epoch or 0))
-        found = numbers(self.results)
+
+        def measure() -> dict[str, float]:
+            model = kwargs["model"]
+            data = _of_loaders(kwargs["train_dataloader"], kwargs["eval_dataloader"], model, kwargs)
+            self.results = self.record.evaluate(model, *data, str(args.output_dir), round(state.epoch or 0))
+            return numbers(self.results)
+
+        found = of_first(state.is_world_process_zero, measure, by_torch)
         if self.log is not None:
             self.log(dict(found))
         else:
