@@ -156,6 +156,9 @@ def _holder(out: Path, held: str | None) -> str:
                 return f"A run is loading: {held}. The table is of the run before it."
         return f"A run is measuring: {held}."
     if (out / "results.json").exists():
+        with suppress(OSError):
+            if (out / "parts" / PLAN).stat().st_mtime_ns > (out / "results.json").stat().st_mtime_ns:
+                return "No run is measuring; results.json is of a run before this one: the same command continues."
         return "No run is measuring; results.json is there."
     return "No run is measuring: the same command continues."
 

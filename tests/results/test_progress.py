@@ -65,6 +65,18 @@ def test_a_run_that_loads_is_no_run_that_was_never_begun(tmp_path):
     assert "No run is measuring" in status(tmp_path)
 
 
+def test_results_of_an_earlier_run_are_not_those_of_a_later_one(tmp_path):
+    """The later one, with other options perhaps, was stopped before it wrote its own."""
+    (tmp_path / "parts").mkdir()
+    Plan(tmp_path, {"one": 1.0})
+    time.sleep(0.02)  # file times are that coarse
+    (tmp_path / "results.json").write_text("{}")
+    assert "results.json is there" in status(tmp_path)
+    time.sleep(0.02)
+    Plan(tmp_path, {"two": 1.0})
+    assert "results.json is of a run before this one: the same command continues" in status(tmp_path)
+
+
 def test_failures_reasons_and_forecasts(tmp_path):
     (tmp_path / "parts" / "one-0").mkdir(parents=True)
     plan = Plan(tmp_path, {"one": 10.0, "two": 20.0, "three": 0.0})
