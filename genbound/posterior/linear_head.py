@@ -2,7 +2,8 @@ r"""A linear head whose weight and bias alone moved: noise on them moves the sco
 
 With features :math:`\tilde x`, the scores of noisy weights are :math:`N(z, A \Sigma A^\top)`, where A stacks what each
 score takes from the head's tensors. For two classes the probability of a wrong answer is
-:math:`\Phi(-(z_y - z_o)/s)` with :math:`s^2` the variance of :math:`z_y - z_o`: no draw is needed.
+:math:`\Phi(-(z_y - z_o)/s)` with :math:`s^2` the variance of :math:`z_y - z_o`: no draw is needed. Where s is 0 (a
+sample without features, and a bias that stayed) the answer is always that of the scores as they are.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class LinearHead:
         if self.bias:
             direction = features.new_tensor([1.0, -1.0]).expand(len(features), 2)
             variance += (direction * posterior.covariance_action(self.bias, direction)).sum(1)
-        return torch.special.ndtr(-margin / variance.clamp(min=1e-300).sqrt())
+        found = torch.special.ndtr(-margin / variance.clamp(min=1e-300).sqrt())
+        # Of equal scores that nothing moves the first is taken, every time: no half.
+        return torch.where(variance > 0, found, (scores.argmax(1) != label).double())
 
 
 def find_linear_head(problem: Problem, groups: Sequence[Group]) -> LinearHead | None:

@@ -89,3 +89,17 @@ def test_a_head_whose_weight_alone_moved():
     _, posterior = posterior_of(problem, True)
     batch = problem.to_device(problem.data.batch(range(20)))
     assert ((0 < found.error_probability(batch, posterior)) & (found.error_probability(batch, posterior) < 1)).all()
+
+
+def test_a_tie_that_no_noise_breaks_is_no_half():
+    """Samples without features have equal scores, whatever the weight: the first class is the answer, every time."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2, bias=False))
+    with torch.no_grad():
+        net[0].bias.fill_(-100.0)
+    init = {name: p.clone() for name, p in net.state_dict().items()}
+    with torch.no_grad():
+        net[2].weight += 0.3
+    problem = genbound.Problem(net, init, (torch.randn(40, 4), (torch.arange(40) < 30).long()))
+    found = genbound.evaluate(problem, ["gibbs_error", "losses"]).quantities
+    assert found["gibbs_error"]["exact"] and found["losses"]["train_error"] == found["gibbs_error"]["error"] == 0.75
