@@ -83,7 +83,9 @@ class WeightCalls(TorchFunctionMode):
         names = self._given((*args, *kwargs.values()))
         if not names or function in HARMLESS:
             return out
-        rows = _rows(function, args, kwargs) if len(names) == 1 else None
+        # Given as the input, it meets another weight: what noise on it does goes by that one.
+        applied = len(names) == 1 and len(args) > 1 and id(args[1]) in self._names
+        rows = _rows(function, args, kwargs) if applied else None
         if rows is None:
             self.unread.update(names)
             return out

@@ -176,6 +176,17 @@ def test_what_is_used_otherwise_is_drawn_itself():
     assert network.acting["seen.weight"] == Action(2, 8, False)
 
 
+def test_a_weight_that_another_one_is_applied_to_is_drawn_itself():
+    """Learned queries go through a linear layer as its input: noise on them is multiplied by its weight."""
+    queries, layer = torch.randn(40, 64), nn.Linear(64, 8)
+    image, kernel = torch.randn(1, 3, 9, 9), torch.randn(2, 3, 3, 3)
+    calls = WeightCalls({"queries": queries, "image": image})
+    with calls, torch.no_grad():
+        layer(queries)
+        F.conv2d(image, kernel, None, 1, 0, 1, 1)
+    assert calls.unread == {"queries", "image"} and not calls.actions
+
+
 def test_a_bias_does_not_keep_its_weight_from_acting():
     """Both are in one call: the bias, which cannot act, is drawn itself."""
     torch.manual_seed(0)
