@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable, log10_of
+from genbound.bounds.reading import VIOLATED
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.formatting import rounded_up
 
@@ -121,19 +122,23 @@ def of_the_network(
     It errs where the certified network errs, or where the two disagree; both parts hold with 1 - delta together.
 
     Args:
-        found: the summary, with ``disagreement`` and ``num_unlabelled``.
+        found: the summary, with ``disagreement``, ``num_unlabelled`` and ``num_unlabelled_seen``.
         delta: in all.
         certified: the certificate at a failure probability.
     """
     if "disagreement" not in found or (value := certified((1 - DISAGREEMENT) * delta)) is None:
         return {}
-    num = found["num_unlabelled"]
+    num, seen = found["num_unlabelled"], found.get("num_unlabelled_seen", 0)
+    if seen == num:
+        return {"network": {"log10": None, "note": "all unlabelled inputs are those of training samples"}}
     apart = kl_inverse(found["disagreement"], -math.log(DISAGREEMENT * delta) / num)
     parts = f"{(1 - DISAGREEMENT) * delta:.3g} + {DISAGREEMENT * delta:.3g}"
     note = (
         f"bounds the error of the fine-tuned network: {rounded_up(value)} and {rounded_up(apart)}, at most, of "
         f"disagreement with the certified one on {num} unlabelled inputs; delta = {parts}"
     )
+    if seen:
+        note = f"{VIOLATED}{seen} of {num} unlabelled inputs are those of training samples; {note}"
     return {"network": {"log10": log10_of(min(1.0, value + apart)), "note": note}}
 
 

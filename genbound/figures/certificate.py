@@ -41,7 +41,7 @@ def parts_of(results: Results) -> dict[str, Parts]:
     found = {NAMES[row]: parts(results) for row, parts in PARTS.items() if _value(results, row) is not None}
     for row, name in ITSELF.items():
         form = results.bounds[row]["forms"].get("network") if _value(results, row) is not None else None
-        if form is not None:
+        if form is not None and form["log10"] is not None:
             found[name] = _of_the_network(results, row, results.config["delta"], 10 ** form["log10"])
     return found
 

@@ -40,7 +40,6 @@ from genbound.data.samples import Batch
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
 from genbound.posterior.curvature import MOST_COLUMNS, SIGNS, Curvature, measure_curvature
-from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.gaussian import LAMBDAS
 from genbound.posterior.groups import Group, changed_groups, choice_nats, factor_groups, unseen, why_no_posterior
 from genbound.posterior.linear_head import LinearHead, find_linear_head
@@ -49,6 +48,7 @@ from genbound.posterior.noise import Posterior
 from genbound.posterior.prior_widths import best_widths
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
 from genbound.quantities.decompositions import in_gradients
+from genbound.quantities.unlabelled import on_unlabelled
 
 # The failure probability that the number of passes is planned with; the bound is told its own.
 PLANNED_BOUND, PLANNED_MONTE_CARLO = 0.045, 0.005
@@ -297,11 +297,8 @@ class _Gibbs:
             return 1
         return max(1, min(self.problem.batch_size, MOST_BYTES // (8 * self.network.numbers)))
 
-    def _disagreement(self, posterior: Posterior) -> dict[str, float]:
+    def _disagreement(self, posterior: Posterior) -> dict[str, Any]:
         """How often the noisy network disagrees with the fine-tuned one, a draw for each unlabelled input."""
-        if why_no_disagreement(self.problem) is not None:
-            return {}
-        assert self.problem.unlabelled is not None
         width = self.problem.batch_size if self.head is not None else self._width()
 
         def probability(batch: Batch) -> Tensor:
@@ -311,12 +308,7 @@ class _Gibbs:
             outputs = self._noisy(posterior, batch, keys)
             return torch.as_tensor(worst_if_not_finite((outputs.argmax(-1) != batch.targets).double(), outputs, 1.0))
 
-        shards = data_shards(len(self.problem.unlabelled))
-        parts = self.context.map(
-            "unlabelled", shards, lambda s: {"value": disagreement(self.problem, s, width, probability)}
-        )
-        found = stack(parts, "value")
-        return {"disagreement": float(found.mean()), "num_unlabelled": len(found)}
+        return on_unlabelled(self.problem, self.context, width, probability)
 
     # -- the closed form ----------------------------------------------------------------------------------------------
 

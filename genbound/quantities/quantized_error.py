@@ -37,7 +37,6 @@ from genbound.network.weights import as_array
 from genbound.posterior.coded_forms import best_choice, gridded, length
 from genbound.posterior.coded_tensor import Coded, TensorCode
 from genbound.posterior.curvature import MOST_COLUMNS, Curvature, measure_curvature
-from genbound.posterior.disagreement import disagreement, why_no_disagreement
 from genbound.posterior.groups import (
     SIDES,
     Group,
@@ -50,6 +49,7 @@ from genbound.posterior.groups import (
 )
 from genbound.posterior.moved_network import MovedNetwork, worst_if_not_finite
 from genbound.quantities.base import Context, Measured, Part, data_shards, stack, stream
+from genbound.quantities.unlabelled import on_unlabelled
 
 FEWEST, GROWTH = 64, 4  # samples of the pilot's first round, and how many times as many the next one has in all
 CLOSE, SURE = 0.01, 2.0  # what a network that goes on may be better by, and at how many standard errors
@@ -318,11 +318,8 @@ def _errors(problem: Problem, weights: Mapping[str, Tensor], indices: Sequence[i
     return {key: stack(parts, key) for key in parts[0]}
 
 
-def _disagreement(problem: Problem, context: Context, weights: Mapping[str, Tensor]) -> dict[str, float]:
+def _disagreement(problem: Problem, context: Context, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """How often the quantised network disagrees with the fine-tuned one on unlabelled inputs."""
-    if why_no_disagreement(problem) is not None:
-        return {}
-    assert problem.unlabelled is not None
     params, buffers = _all(problem, weights)
 
     def differs(batch: Batch) -> Tensor:
@@ -331,12 +328,7 @@ def _disagreement(problem: Problem, context: Context, weights: Mapping[str, Tens
         wrong = (outputs.argmax(-1) != batch.targets).double()
         return torch.as_tensor(worst_if_not_finite(wrong, outputs, 1.0))
 
-    shards = data_shards(len(problem.unlabelled))
-    parts = context.map(
-        "unlabelled", shards, lambda s: {"value": disagreement(problem, s, problem.batch_size, differs)}
-    )
-    found = stack(parts, "value")
-    return {"disagreement": float(found.mean()), "num_unlabelled": len(found)}
+    return on_unlabelled(problem, context, problem.batch_size, differs)
 
 
 def _all(problem: Problem, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

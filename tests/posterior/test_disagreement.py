@@ -14,6 +14,7 @@ from genbound.bounds.certificates import of_the_network
 from genbound.data.samples import TensorSamples, same_inputs
 from genbound.errors import GenboundError
 from genbound.estimators.kl_inverse import kl_inverse
+from genbound.figures.certificate import parts_of
 
 NAMES = ["pac_bayes_certificate", "compression_certificate"]
 
@@ -97,6 +98,22 @@ def test_training_samples_are_no_unlabelled_ones():
         problem(net, init, unlabelled=(x, y))
     with pytest.raises(GenboundError, match="are the training samples"):  # under other labels, too
         problem(net, init, unlabelled=(x, 1 - y))
+
+
+def test_training_samples_among_the_unlabelled_are_counted():
+    net, init = networks(2)
+    given = problem(net, init)
+    more = torch.randn(100, 4)
+    for seen in (0, 60, 300):
+        x = torch.cat([more, given.data.inputs[:seen]]) if seen < 300 else given.data.inputs.flip(0)
+        labels = torch.zeros(len(x), dtype=torch.long)
+        results = genbound.evaluate(problem(net, init, unlabelled=(x, labels)), NAMES)
+        for name in NAMES:
+            form = results.bounds[name]["forms"]["network"]
+            violated = f"assumption violated: {seen} of {100 + seen} unlabelled inputs are those of training samples"
+            assert form["note"].startswith(violated if seen else "bounds") or seen == 300
+            assert (form["log10"] is None) == (seen == 300)
+        assert len(parts_of(results)) == (2 if seen == 300 else 4)
 
 
 def test_unlabelled_samples_are_read_up_to_the_first_that_is_another():
