@@ -264,6 +264,6 @@ def _stacked(found: Sequence[Any]) -> Any:
 
 
 def worst_if_not_finite(values: Tensor, outputs: Tensor, worst: float) -> np.ndarray:
-    """The values of every sample ``[N]``; the worst there can be where the network gave no finite number."""
-    finite = outputs.isfinite().flatten(1).all(1)
+    """The values of every sample ``[N]``; the worst there can be where the network or the loss gave no number."""
+    finite = outputs.isfinite().flatten(1).all(1) & ~values.isnan()
     return torch.where(finite, values.double(), worst).clamp(0.0, worst).cpu().numpy()

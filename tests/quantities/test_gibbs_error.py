@@ -102,6 +102,23 @@ def test_a_noisy_network_without_a_number_counts_as_wrong():
     assert worst_if_not_finite(torch.zeros(3), outputs, 1.0).tolist() == [0, 1, 1]
 
 
+def test_a_loss_that_is_no_number_under_noise_counts_as_the_worst():
+    """The logarithm of a rate, which is positive at the fine-tuned weights and not at all of those with noise."""
+
+    def of_logarithms(outputs, targets):
+        return (outputs.squeeze(-1).log() - targets.log()).square()
+
+    torch.manual_seed(0)
+    net = nn.Linear(4, 1)
+    init = {name: p.clone() for name, p in net.state_dict().items()}
+    with torch.no_grad():
+        net.weight.mul_(0.1)
+        net.bias.fill_(2.0)
+    data = (torch.randn(60, 4), torch.rand(60) + 1.5)
+    result = found(genbound.Problem(net, init, data, loss=of_logarithms, loss_range="clip:2"), taus=(100.0,))
+    assert result["error"] is None and 0.05 < result["loss"] <= 1
+
+
 def test_regression_without_a_range_has_none():
     torch.manual_seed(0)
     net = nn.Linear(3, 1)
