@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 
@@ -65,6 +66,18 @@ def rounded_up(value: float, significant: int = 3) -> str:
     unit = 10.0 ** (math.floor(math.log10(value)) - significant + 1)
     text = digits(value, significant)
     return text if float(text) >= value else digits(float(text) + unit, significant)
+
+
+def surely(failure: float) -> str:
+    """The probability that is left beside one of failure, with all its digits: never more than it is.
+
+    Example:
+        >>> surely(0.05), surely(2 * 0.0001), surely(1e-9)
+        ('0.95', '0.9998', '0.999999999')
+    """
+    failure = float(f"{failure:.12g}")  # 3 times 0.05 is a little more than 0.15
+    left = max(Decimal(0), 1 - Decimal(rounded_up(failure)))
+    return f"{left:f}".rstrip("0").rstrip(".") if left else "0"
 
 
 def gap_text(row: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from genbound.cli.click_options import DEBUG, option, with_options
 from genbound.cli.options import ENGINE
 from genbound.cli.terminal import show
 from genbound.errors import GenboundError
-from genbound.formatting import rounded_up
+from genbound.formatting import rounded_up, surely
 
 if TYPE_CHECKING:
     from genbound.engines.base import Engine
@@ -150,5 +150,5 @@ def _certified(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     for name in ("pac_bayes_certificate", "compression_certificate"):
         value = found[name]["value"]
         rows.append((name, "/" if value is None else f"≤ {rounded_up(value)}"))
-    told = f"{1 - found['delta']:g}, both rows at once (delta / {found['shares_of_delta']} each)"
+    told = f"{surely(found['delta'])}, both rows at once (delta / {found['shares_of_delta']} each)"
     return [*rows, ("with probability", told), ("from samples that the prior did not see", str(found["num_data"]))]

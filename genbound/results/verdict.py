@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from genbound.bounds.reading import UNVERIFIED, VIOLATED
-from genbound.formatting import digits, gap_text, rounded_up, value_text
+from genbound.formatting import digits, gap_text, rounded_up, surely, value_text
 from genbound.results.gap import UNITS, measured_gap, vacuous_from
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def _guarantee(results: Results) -> str:
         if rows[best]["vacuous"]:
             value = rounded_up(rows[best]["value"])
             return f"No guarantee that says anything: {best} is {value}, no better than the best constant prediction."
-        whose = next((said for said in OTHER_NETWORKS if said in rows[best]["note"]), rows[best]["bounds"])
-        said = f"Guaranteed: {best}, at most {rounded_up(rows[best]['value'])} ({whose})"
+        said = f"Guaranteed: {best}, at most {rounded_up(rows[best]['value'])} ({whose(rows[best])})"
         return said + _how_surely(results, len(rows)) + "."
     stated = [n for n, row in results.bounds.items() if row["kind"] == "bound" and row["value"] is not None]
     if stated:
@@ -95,6 +94,11 @@ def _guarantee(results: Results) -> str:
     if certificates:
         return "No guarantee: no certificate has a value; the notes say why."
     return "No guarantee: none of the rows is a certificate, each is a measure or a norm."
+
+
+def whose(row: Mapping[str, Any]) -> str:
+    """What a certificate bounds, with the network where that is not the checkpoint."""
+    return next((said for said in OTHER_NETWORKS if said in row["note"]), row["bounds"])
 
 
 def certified(results: Results) -> dict[str, Mapping[str, Any]]:
@@ -110,9 +114,7 @@ def _how_surely(results: Results, num: int) -> str:
     delta = results.config.get("delta")
     if num < 2 or delta is None:
         return ""
-    return (
-        f", the least of {num} and so with probability {digits(max(0.0, 1 - num * delta))} (each alone: {1 - delta:g})"
-    )
+    return f", the least of {num} and so with probability {surely(num * delta)} (each alone: {surely(delta)})"
 
 
 def _against_gap(results: Results, name: str) -> str:

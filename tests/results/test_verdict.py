@@ -53,6 +53,8 @@ def test_a_certificate_comes_first():
     assert verdict(results)[0] == (
         "Guaranteed: best, at most 0.31 (error), the least of 2 and so with probability 0.9 (each alone: 0.95)."
     )
+    results.config["delta"] = 0.0001  # to three digits, 0.9998 would be certain
+    assert verdict(results)[0].endswith("the least of 2 and so with probability 0.9998 (each alone: 0.9999).")
     results.bounds.pop("worse")
     assert verdict(results)[0] == "Guaranteed: best, at most 0.31 (error)."
     results.bounds["worse"] = results.bounds["best"]
