@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbound.formatting import gap_text, rounded_up, value_text
 from genbound.results.regression import Check, check
-from genbound.results.verdict import DRIVER, GAP, GUARANTEE, certified, driving_layer, leading
+from genbound.results.verdict import DRIVER, GAP, GUARANTEE, certified, driving_layer, leading, whose
 
 if TYPE_CHECKING:
     from genbound.results.results import Results
@@ -74,5 +74,5 @@ def _guarantee(results: Results) -> str:
     rows = [row for row in results.bounds.values() if row["value"] is not None]
     if guaranteed := certified(results).values():
         best = min(guaranteed, key=lambda row: row["value"])
-        return "None that says anything" if best["vacuous"] else f"Yes: {best['bounds']} ≤ {rounded_up(best['value'])}"
+        return "None that says anything" if best["vacuous"] else f"Yes: {whose(best)} ≤ {rounded_up(best['value'])}"
     return "Under assumptions" if any(row["kind"] == "bound" for row in rows) else "No"

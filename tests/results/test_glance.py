@@ -26,6 +26,12 @@ def test_a_certificate_is_rounded_up():
     assert in_short(run({"c": row | {"vacuous": True}}))[GUARANTEE] == "None that says anything"
 
 
+def test_a_certificate_of_another_network_says_so():
+    row = bound(0.12341, unit="error", note="bounds the error of the quantised network, the checkpoint …")
+    said = in_short(run({"c": row | {"kind": "certificate"}}))[GUARANTEE]
+    assert said == "Yes: error of the quantised network ≤ 0.124"
+
+
 def test_did_it_get_worse():
     assert change(other(), BEFORE) == ("No", "The same within the errors: 2 bounds.")
     short, said = change(other(hessian_distance=bound(0.6)), BEFORE)
