@@ -43,6 +43,8 @@ from genbound.results.results import Results
 
 ROWS = ("pac_bayes_certificate", "compression_certificate")
 FINAL_SEED = 10**6  # far from those of the trials: the certificate's draws are fresh
+# Far from those that later evaluations have: draws that the network was chosen by are no fresh ones for it.
+TRIAL_SEED = 2 * 10**6
 # What decides the samples or looks at them otherwise; each has its own certificate, and none here.
 REFUSED = ("noise", "confusion", "validation", "early_stopping")
 
@@ -176,7 +178,8 @@ class _Certified:
         """Train a candidate, and certify it with draws that nobody uses again."""
         settings, folder = candidate.settings(self.spec.settings, moved), f"candidates/{candidate.name}"
         self._within(folder, self.out / "prior" / "finetuned", self.all, settings, self.spec.model)
-        results = self._certify(self.out / folder / "finetuned", ROWS, seed=self.spec.settings.seed + number)
+        seed = TRIAL_SEED + self.spec.settings.seed + number
+        results = self._certify(self.out / folder / "finetuned", ROWS, seed=seed)
         return Tried.of(candidate, [results.bounds[name] for name in ROWS], results.quantities)
 
     def _certify(self, checkpoint: Path, rows: Any, seed: int, out: Path | None = None, **more: Any) -> Results:
