@@ -111,6 +111,11 @@ class _Certified:
 
     def __post_init__(self) -> None:
         count = round(self.prior_share * len(self.task.samples))
+        if count < 1:
+            raise GenboundError(
+                f"--prior-share {self.prior_share:g} of {len(self.task.samples)} samples leaves none that the prior "
+                "could see: give a larger share"
+            )
         if len(self.task.samples) - count < 8:
             raise GenboundError(
                 f"--prior-share {self.prior_share:g} leaves {len(self.task.samples) - count} samples that the prior "

@@ -171,6 +171,7 @@ def test_the_ball_of_the_algorithm_is_that_of_the_certificate(folder):
         ({"settings": Settings(radius="auto")}, "--radius auto"),
         ({"prior_share": 1.0}, "between 0 and 1"),
         ({"prior_share": 0.99}, "4 samples"),
+        ({"prior_share": 0.001}, "none that the prior could see"),
         ({"delta": 0.0}, "between 0 and 1"),
     ],
 )
