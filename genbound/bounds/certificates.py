@@ -110,7 +110,7 @@ def _said(evidence: Evidence, found: Mapping[str, Any]) -> str:
         spent = f"delta = {parts} (Monte Carlo); Gibbs error {found['error']:.3g} of {found['num_trials']} trials"
     return (
         f"bounds the error of the noisy network; {spent}; KL {found['kl']:.3g} + {found['log_union']:.3g} nats for the "
-        f"choice of {found['num_groups']} priors, {centred(found)}"
+        f"choice of {found['num_groups']} priors, {centred(found)}{flipped(evidence)}"
     )
 
 
@@ -147,6 +147,11 @@ def check_whole(found: Mapping[str, Any], num_data: int, what: str) -> None:
     seen = found.get("num_prior", 0)
     if found["num_data"] + seen != num_data:
         raise NotAvailable(f"{what} is of {found['num_data'] + seen} samples and n is {num_data}")
+
+
+def flipped(evidence: Evidence) -> str:
+    """Which labels a certificate from the training set is about, where some of them are known to be flipped."""
+    return "" if evidence.confusion is None else "; of labels that are flipped as those of the training samples are"
 
 
 def centred(found: Mapping[str, Any]) -> str:

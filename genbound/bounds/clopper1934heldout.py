@@ -63,7 +63,9 @@ def held_out_limit(mean: float, wrong: int | None, num: int, log_level: float) -
 
 
 def _equivalent(evidence: Evidence, error: float) -> str:
-    """How many test samples would give what the best certificate from the training set does."""
+    """How many test samples would give what the best certificate from the training set does; of flipped labels none."""
+    if evidence.confusion is not None:
+        return ""
     rows = [bound for bound in (PAC_BAYES_CERTIFICATE, COMPRESSION_CERTIFICATE) if _is_measured(bound, evidence)]
     values = [row["value"] for row in (bound.evaluate(evidence) for bound in rows) if row["value"] is not None]
     if not values:

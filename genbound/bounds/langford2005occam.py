@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable, log10_of
-from genbound.bounds.certificates import centred, check_whole, of_the_network
+from genbound.bounds.certificates import centred, check_whole, flipped, of_the_network
 from genbound.estimators.binomial_tail import binomial_upper
 from genbound.estimators.kl_inverse import kl_inverse
 
@@ -60,15 +60,15 @@ def _compression(evidence: Evidence) -> BoundValue:
         found, delta, lambda part: occam(found["error"], n, found["nats"], part, found["right_or_wrong"])
     )
     constant = evidence.quantities["losses"].get("constant_error")
-    return BoundValue(value, value, value, log10_of(value), _said(found, delta), forms, 0.0, constant)
+    return BoundValue(value, value, value, log10_of(value), _said(evidence, found), forms, 0.0, constant)
 
 
-def _said(found: Mapping[str, Any], delta: float) -> str:
+def _said(evidence: Evidence, found: Mapping[str, Any]) -> str:
     """What the certificate is of, and under which assumptions."""
     return (
         f"bounds the error of the quantised network, the checkpoint quantized_error beside the results; delta = "
-        f"{delta:g}; training error {found['error']:.3g}; {found['nats']:.3g} nats describe {found['num_groups']} "
-        f"tensors, {centred(found)}"
+        f"{evidence.delta:g}; training error {found['error']:.3g}; {found['nats']:.3g} nats describe "
+        f"{found['num_groups']} tensors, {centred(found)}{flipped(evidence)}"
     )
 
 

@@ -17,7 +17,13 @@ from genbound.errors import GenboundError
 
 
 class Relabelled(Samples):
-    """The samples at some places of others, with other labels."""
+    """The samples at some places of others, with other labels.
+
+    Attributes:
+        noise_rate: share of the labels that a run flipped, where they are those that it trained on.
+    """
+
+    noise_rate = 0.0
 
     def __init__(self, samples: Samples, labels: Any, places: list[int] | None = None):
         self._samples, self._places = samples, list(range(len(samples))) if places is None else places
@@ -105,7 +111,10 @@ def relabelled(spec: DataSpec, samples: Samples) -> Samples:
     if places.ndim != 1 or places.is_floating_point() or not bool(((places >= 0) & (places < len(samples))).all()):
         raise GenboundError(f"{str(file)!r} names places that the {len(samples)} samples do not have; restore it")
     _check_same(spec, Relabelled(samples, labels))
-    return Relabelled(samples, labels, places.tolist())
+    found = Relabelled(samples, labels, places.tolist())
+    rate = json.loads((spec.path / "run.json").read_text(encoding="utf-8")).get("noise_rate")
+    found.noise_rate = float(rate) if isinstance(rate, int | float) else 0.0
+    return found
 
 
 def _check_same(spec: DataSpec, samples: Samples) -> None:

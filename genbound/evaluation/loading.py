@@ -20,6 +20,7 @@ from genbound.checkpoints.pair import Pair
 from genbound.checkpoints.pair_spec import PairSpec
 from genbound.data import Reader, load_data
 from genbound.data.images import ImageSamples
+from genbound.data.run_folder import Relabelled
 from genbound.data.sample_numbers import read_numbers
 from genbound.data.samples import Samples
 from genbound.data.texts import TextSamples
@@ -183,7 +184,8 @@ def problem_of(pair: Pair, spec: EvaluationSpec, *, dtype: Any = None, **options
     if not spec.head_weights:
         problem.head = _head_of_scores(pair, pair.model, problem)
     cut = (*_cut(samples, problem.indices, "{} measured"), *_cut(held_out, range(LOOKED_AT), "first {} held-out"))
-    problem.remarks += (*pair.remarks, *_about_images(pair, samples), *cut, *_about_prior(spec))
+    about = (*_about_labels(samples), *_about_images(pair, samples))
+    problem.remarks += (*pair.remarks, *about, *cut, *_about_prior(spec))
     return problem
 
 
@@ -234,6 +236,17 @@ def loss_and_samples(
     if loss == "squared_error" and spec.loss is None and _says_nothing(model) and _are_binary(read[0]):
         loss = "cross_entropy"
     return loss, read
+
+
+def _about_labels(samples: Samples) -> tuple[str, ...]:
+    """What a reader must know of labels that the run itself has flipped."""
+    rate = samples.noise_rate if isinstance(samples, Relabelled) else 0.0
+    if not rate:
+        return ()
+    return (
+        f"{rate:.1%} of the labels were flipped for the training: the training error is that of the labels as they are "
+        "now, and so is what the training set certifies",
+    )
 
 
 def _about_images(pair: Pair, samples: Samples) -> tuple[str, ...]:

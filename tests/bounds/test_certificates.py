@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 
 from genbound.bounds import BOUNDS, Evidence
@@ -101,6 +102,14 @@ def test_how_many_test_samples_the_certificate_is_worth():
     assert f"; {number} test samples with this error would give" in row("test_set_bound")["note"]
     without = Evidence(num_data=1000, loss_range=2.0, quantities={"losses": LOSSES})
     assert "would give" not in BOUNDS["test_set_bound"].evaluate(without)["note"]
+
+
+def test_of_flipped_labels_the_training_set_says_which_it_is_about():
+    flipped = np.array([[0.8, 0.2], [0.2, 0.8]])
+    about = "of labels that are flipped as those of the training samples are"
+    assert row(confusion=flipped)["note"].endswith(about) and about not in row()["note"]
+    assert "would give the training set's" in row("test_set_bound")["note"]
+    assert "training set's" not in row("test_set_bound", confusion=flipped)["note"]  # another error
 
 
 def test_errors_that_are_fractions_have_chernoff():

@@ -69,6 +69,7 @@ def test_what_it_says():
     )  # fmt: skip
     for word in ("quantised network", "delta = 0.05", "30 nats", "2 tensors", "independent", "did not see"):
         assert word in found["note"]
+    assert "flipped" not in found["note"] and "labels that are flipped" in row(confusion=np.eye(2))["note"]
     assert "100 samples and n is 400" in row(num_data=400)["note"]
     assert "no 0-1 error" in row({"error": None})["note"]
 

@@ -107,7 +107,10 @@ def test_a_run_and_its_evaluation(folder, capsys):
         )
         == 0
     )
-    measured = json.loads((folder / "measured" / "results.json").read_text())["quantities"]
+    measured = json.loads((folder / "measured" / "results.json").read_text())
+    said = f"{run['noise_rate']:.1%} of the labels were flipped for the training: "
+    assert any(remark.startswith(said) for remark in measured["config"]["remarks"])
+    measured = measured["quantities"]
     assert measured["losses"]["train_error"] == pytest.approx(1 - run["accuracy"]["train_observed"])
     assert measured["losses"]["test_error"] == pytest.approx(1 - run["accuracy"]["test"])
     for name, value in run["distances"].items():
