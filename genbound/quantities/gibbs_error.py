@@ -26,7 +26,7 @@ curvature: as many backward passes to the moved tensors as there are outputs. A 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -40,7 +40,7 @@ from genbound.data.samples import Batch
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
 from genbound.posterior.curvature import MOST_COLUMNS, SIGNS, Curvature, measure_curvature
-from genbound.posterior.gaussian import LAMBDAS
+from genbound.posterior.gaussian import LAMBDAS, Width, width_of
 from genbound.posterior.groups import Group, changed_groups, choice_nats, factor_groups, unseen, why_no_posterior
 from genbound.posterior.linear_head import LinearHead, find_linear_head
 from genbound.posterior.moved_network import MovedNetwork, batches_of_one_size, worst_if_not_finite
@@ -153,7 +153,7 @@ class _Gibbs:
 
     def summary(self) -> dict:
         """What is stored: the trials, the divergence, and what they belong to."""
-        tau, posterior, pilot = self._best()
+        tau, posterior, pilot = self._chosen()
         exact = self.head is not None
         ranged = math.isfinite(self.problem.loss.range)
         passes = 0 if exact and not ranged else self._passes(posterior, pilot)
@@ -192,17 +192,32 @@ class _Gibbs:
 
     # -- the posterior, which may look at everything ------------------------------------------------------------------
 
+    def _chosen(self) -> tuple[float, Posterior, float]:
+        """:meth:`_best`, found once: trials of two posteriors, on other machines or before a break, are none of one."""
+
+        def part(_: int) -> Part:
+            tau, best, pilot = self._best()
+            priors = [best.widths[group.name].prior for group in self.groups]
+            return {"found": np.array([tau, best.log_union, pilot]), "priors": np.array(priors)}
+
+        kept = self.context.map("posterior", [0], part)[0]
+        tau, nats, pilot = kept["found"].tolist()
+        widths = [
+            width_of(prior, group.square, self._curvatures[group.name].spectrum, self.num / tau)
+            for prior, group in zip(kept["priors"].tolist(), self.groups, strict=True)
+        ]
+        return tau, self._posterior(widths, nats), pilot
+
     def _best(self) -> tuple[float, Posterior, float]:
         """``(tau, posterior, its error in the pilot)`` of the least certificate that the pilot promises."""
-        curvatures = self._curvature()
         found: list[Tried] = []
         taus = sorted(self.context.options.taus, reverse=True)
         # The shortest divergence first: a longer one that promises nothing even without errors need not be tried.
         for tau in taus:
-            self._try(tau, curvatures, found)
+            self._try(tau, found)
         around = taus.index(min(found, key=lambda entry: entry[:2])[1])
         for one, other in pairwise(taus[max(0, around - 1) : around + 2]):
-            self._try(math.sqrt(one * other), curvatures, found)
+            self._try(math.sqrt(one * other), found)
         least = min(found, key=lambda entry: entry[:2])
         close = [entry for entry in found if entry[0] <= least[0] + CLOSE]
         if self.head is None and len(close) > 1:
@@ -210,17 +225,21 @@ class _Gibbs:
             least = min(((self._promised(q, pilot), tau, q, pilot) for tau, q, pilot in again), key=lambda e: e[:2])
         return least[1:]
 
-    def _try(self, tau: float, curvatures: Mapping[str, Curvature], found: list[Tried]) -> None:
+    def _try(self, tau: float, found: list[Tried]) -> None:
         """Add what the posterior of τ promises, if it can be the least."""
-        spectra = [curvatures[group.name].spectrum for group in self.groups]
-        best, nats = best_widths([group.square for group in self.groups], spectra, self.num / tau)
-        widths = {group.name: width for group, width in zip(self.groups, best, strict=True)}
-        posterior = Posterior.of(self.groups, curvatures, widths, self.network.acting, nats)
+        spectra = [self._curvatures[group.name].spectrum for group in self.groups]
+        posterior = self._posterior(*best_widths([group.square for group in self.groups], spectra, self.num / tau))
         if not found or self._promised(posterior, 0.0) < min(entry[0] for entry in found):
             pilot = self._pilot(posterior, self.context.options.num_pilot)
             found.append((self._promised(posterior, pilot), tau, posterior, pilot))
 
-    def _curvature(self) -> dict[str, Curvature]:
+    def _posterior(self, widths: Sequence[Width], nats: float) -> Posterior:
+        """With these widths of each group, whose choice costs so much."""
+        named = {group.name: width for group, width in zip(self.groups, widths, strict=True)}
+        return Posterior.of(self.groups, self._curvatures, named, self.network.acting, nats)
+
+    @cached_property
+    def _curvatures(self) -> dict[str, Curvature]:
         most = self.context.options.num_curvature
         if sum(group.size for group in self.groups) > MANY:
             most = min(most, FEW_SAMPLES)

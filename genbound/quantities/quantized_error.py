@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from genbound.estimators.kl_inverse import kl_inverse
 from genbound.network.problem import Problem
 from genbound.network.weights import as_array
 from genbound.posterior.coded_forms import best_choice, gridded, length
-from genbound.posterior.coded_tensor import Coded, TensorCode
+from genbound.posterior.coded_tensor import FORMS, Coded, TensorCode
 from genbound.posterior.curvature import MOST_COLUMNS, Curvature, measure_curvature
 from genbound.posterior.groups import (
     SIDES,
@@ -93,8 +94,7 @@ def measure(problem: Problem, context: Context) -> Measured:
     if problem.loss.error is None and not math.isfinite(problem.loss.range):
         return Measured({"error": None, "loss": None, "reason": "the loss has neither a 0-1 error nor a range"})
     search = _Search(problem, context)
-    tau, choice = search.best()
-    weights = search.weights(choice)
+    tau, choice, weights = search.chosen()
     shards = [[search.indices[i] for i in shard] for shard in data_shards(search.num)]
     parts = context.map("final", shards, lambda shard: _errors(problem, weights, shard))
     found = {key: stack(parts, key) for key in parts[0]}
@@ -135,8 +135,31 @@ class _Search:
             self.groups = factor_groups(self.problem, self.groups)
         self.indices = unseen(self.problem)
         self.num = len(self.indices)
-        self._curvatures = self._curvature()
-        self._codes = {group.name: self._code(group) for group in self.groups}
+
+    @cached_property
+    def _codes(self) -> dict[str, TensorCode]:
+        return {group.name: self._code(group) for group in self.groups}
+
+    def chosen(self) -> tuple[float | None, dict[str, Coded], dict[str, Tensor]]:
+        """:meth:`best` and its tensors, found once: errors of two networks, elsewhere or before a break, are of none.
+
+        The descriptions are without their integers, which the tensors hold.
+        """
+
+        def part(_: int) -> Part:
+            tau, choice = self.best()
+            rows = [(FORMS.index(c.form), c.nats, c.error, c.step, c.rank) for c in choice.values()]
+            made = {f"weight {i}": as_array(tensor) for i, tensor in enumerate(self.weights(choice).values())}
+            return {"tau": np.array([math.nan if tau is None else tau]), "choice": np.array(rows), **made}
+
+        kept = self.context.map("network", [0], part)[0]
+        choice = {
+            group.name: Coded(FORMS[int(form)], float(nats), float(error), float(step), int(rank))
+            for group, (form, nats, error, step, rank) in zip(self.groups, kept["choice"], strict=True)
+        }
+        likes = {group.weight or group.name: group.tuned for group in self.groups}  # in the order of the weights
+        weights = {name: torch.as_tensor(kept[f"weight {i}"]).to(like) for i, (name, like) in enumerate(likes.items())}
+        return None if math.isnan(kept["tau"][0]) else float(kept["tau"][0]), choice, weights
 
     def best(self) -> tuple[float | None, dict[str, Coded]]:
         """``(tau, descriptions)`` of the least certificate that the pilot promises; no tau of those on one grid."""
@@ -203,7 +226,8 @@ class _Search:
         spectrum = self._curvatures[name].spectrum
         return float(spectrum.values @ spectrum.counts / spectrum.counts.sum())
 
-    def _curvature(self) -> dict[str, Curvature]:
+    @cached_property
+    def _curvatures(self) -> dict[str, Curvature]:
         """Of every group: the whole block where few coordinates moved."""
         options = self.context.options
         small = sum(group.size for group in self.groups) <= options.most_full
