@@ -43,7 +43,7 @@ def test_the_error_is_that_of_the_checkpoint_beside_the_results(tmp_path):
     summary = results.quantities[NAME]
     problem.model.load_state_dict(load_file(tmp_path / NAME / "model.safetensors"))
     with torch.no_grad():
-        wrong = (problem.model.eval()(x).argmax(1) != y).float().mean()
+        wrong = (problem.model.eval()(x).argmax(1) != y).double().mean()
     assert summary["error"] == pytest.approx(float(wrong), abs=1e-9)
     assert summary["nats"] == pytest.approx(sum(row["nats"] for row in summary["groups"].values()))
     assert {"1.running_mean", "1.running_var"} < set(summary["groups"])
