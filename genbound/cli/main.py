@@ -189,6 +189,8 @@ def _evaluate(
             results.save(given["out"])
             save_plots(results, given["out"])
             _remark(f"results in {given['out']}", given)
+        elif results.networks:
+            _remark(f"the checkpoint {', '.join(results.networks)} was not written: --out DIR keeps it", given)
     finally:  # what was measured is shown even where it cannot be written
         _show(results, given)
     return results
