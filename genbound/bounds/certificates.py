@@ -64,7 +64,8 @@ def _pac_bayes(evidence: Evidence) -> BoundValue:
     forms |= of_the_network(found, evidence.delta, lambda delta: _certified(evidence, found, "error", delta))
     losses = evidence.quantities["losses"]
     constant = losses.get("constant_error")
-    return BoundValue(value, value, value, log10_of(value), _said(evidence, found), forms, 0.0, constant)
+    note = _said(evidence, found) + of_itself(forms)
+    return BoundValue(value, value, value, log10_of(value), note, forms, 0.0, constant)
 
 
 def _certified(evidence: Evidence, found: Mapping[str, Any], kind: str, delta: float | None = None) -> float | None:
@@ -140,6 +141,16 @@ def of_the_network(
     if seen:
         note = f"{VIOLATED}{seen} of {num} unlabelled inputs are those of training samples; {note}"
     return {"network": {"log10": log10_of(min(1.0, value + apart)), "note": note}}
+
+
+def of_itself(forms: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a row's note says of the fine-tuned network; nothing where no unlabelled inputs are there."""
+    if "network" not in forms:
+        return ""
+    log10, note = forms["network"]["log10"], forms["network"]["note"]
+    if log10 is None or note.startswith(VIOLATED):  # of the form alone: the row's own assumptions are not broken
+        return f"; form network: {note.removeprefix(VIOLATED).split(';')[0]}"
+    return f"; the fine-tuned network itself: at most {rounded_up(10**log10)} (form network)"
 
 
 def check_whole(found: Mapping[str, Any], num_data: int, what: str) -> None:

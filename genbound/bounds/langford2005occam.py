@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genbound.bounds.base import Bound, BoundValue, Evidence, NotAvailable, log10_of
-from genbound.bounds.certificates import centred, check_whole, flipped, of_the_network
+from genbound.bounds.certificates import centred, check_whole, flipped, of_itself, of_the_network
 from genbound.estimators.binomial_tail import binomial_upper
 from genbound.estimators.kl_inverse import kl_inverse
 
@@ -60,7 +60,8 @@ def _compression(evidence: Evidence) -> BoundValue:
         found, delta, lambda part: occam(found["error"], n, found["nats"], part, found["right_or_wrong"])
     )
     constant = evidence.quantities["losses"].get("constant_error")
-    return BoundValue(value, value, value, log10_of(value), _said(evidence, found), forms, 0.0, constant)
+    note = _said(evidence, found) + of_itself(forms)
+    return BoundValue(value, value, value, log10_of(value), note, forms, 0.0, constant)
 
 
 def _said(evidence: Evidence, found: Mapping[str, Any]) -> str:

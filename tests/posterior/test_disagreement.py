@@ -15,6 +15,7 @@ from genbound.data.samples import TensorSamples, same_inputs
 from genbound.errors import GenboundError
 from genbound.estimators.kl_inverse import kl_inverse
 from genbound.figures.certificate import parts_of
+from genbound.formatting import rounded_up
 
 NAMES = ["pac_bayes_certificate", "compression_certificate"]
 
@@ -60,7 +61,9 @@ def test_the_quantised_networks_disagreement_is_counted(tmp_path):
     assert summary["disagreement"] == pytest.approx(float(differs)) and summary["num_unlabelled"] == 200
     for name in NAMES:
         row = results.bounds[name]
-        assert 10 ** row["forms"]["network"]["log10"] > row["value"]
+        limit = 10 ** row["forms"]["network"]["log10"]
+        assert limit > row["value"]
+        assert row["note"].endswith(f"the fine-tuned network itself: at most {rounded_up(limit)} (form network)")
 
 
 def test_the_closed_form_of_a_head_agrees_with_draws(monkeypatch):
@@ -113,6 +116,8 @@ def test_training_samples_among_the_unlabelled_are_counted():
             violated = f"assumption violated: {seen} of {100 + seen} unlabelled inputs are those of training samples"
             assert form["note"].startswith(violated if seen else "bounds") or seen == 300
             assert (form["log10"] is None) == (seen == 300)
+            note = results.bounds[name]["note"]  # the row itself does not rest on them
+            assert ("form network: " in note) == bool(seen) and "violated" not in note
         assert len(parts_of(results)) == (2 if seen == 300 else 4)
 
 
