@@ -82,18 +82,20 @@ def trials_for(limit: float, rate: float, log_level: float, most: int = 10**6) -
     """
 
     def reached(n: int) -> bool:
-        return binomial_upper(min(n, math.ceil(rate * n - 1e-12)), n, log_level) <= limit
+        k = min(n, math.ceil(rate * n - 1e-12))
+        # One look at the tail says of most numbers that they are too small.
+        likely = limit >= 1 or log_binomial_cdf(k, n, limit) < log_level
+        return likely and binomial_upper(k, n, log_level) <= limit
 
     if rate >= limit or not reached(most):
         return None
     high = 1
     while not reached(high):
         high = min(most, 2 * high)
-    # Whole counts make it a saw: every number from half of that on is looked at, up to where it is one for good.
-    start = high // 2
+    # Whole counts make it a saw, which a power of two may miss: every number is looked at, as long as they are few.
     if high <= 4096:
-        return next(n for n in range(max(1, start), high + 1) if reached(n))
-    low = start
+        return next(n for n in range(1, high + 1) if reached(n))
+    low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) else (middle, high)

@@ -71,10 +71,14 @@ def test_as_few_trials_as_it_takes(limit, rate):
     found = trials_for(limit, rate, level)
     assert binomial_upper(math.ceil(rate * found - 1e-12), found, level) <= limit
     if found < 4096:  # none before it does
-        assert all(
-            binomial_upper(min(n, math.ceil(rate * n - 1e-12)), n, level) > limit
-            for n in range(max(1, found // 2), found)
-        )
+        assert all(binomial_upper(min(n, math.ceil(rate * n - 1e-12)), n, level) > limit for n in range(1, found))
+
+
+def test_the_least_number_of_trials_lies_before_a_power_of_two_that_is_none():
+    """3 of 15 successes have a limit below 0.44, 4 of 16 and 17 have not."""
+    level = math.log(0.05)
+    assert binomial_upper(3, 15, level) <= 0.4428 < binomial_upper(4, 17, level) < binomial_upper(4, 16, level)
+    assert trials_for(0.4428, 0.19, level) == 15 and trials_for(1.0, 0.19, level) == 1
 
 
 def test_no_number_of_trials_is_enough():
