@@ -101,9 +101,15 @@ def _entries(content: Any, path: str = "", depth: int = 0) -> dict[str, dict[str
             continue
         found |= _entries(value, f"{path}.{name}".lstrip("."), depth + 1)
     # A single number beside real entries is a score, and a mapping without a dot or a weight is no state dict.
-    if own and (not found or any("." in name for name in own) or max(t.ndim for t in own.values()) >= 2):
+    dotted, weighs = (any("." in name for name in own), any(t.ndim >= 2 for t in own.values()))
+    if own and (not found or dotted or (weighs and not any(_usual(name) for name in found))):
         found = {path: own, **found}
     return found
+
+
+def _usual(name: str) -> bool:
+    """The entry is one that scripts put the network's weights in: a matrix beside it is something else."""
+    return name.rpartition(".")[2] in USUAL and not _averaged(name)
 
 
 def _choose(entries: Mapping[str, Any], file: Path) -> str:

@@ -1,0 +1,44 @@
+"""Files of weights with something beside the network, or with names that fit in two ways: what is measured is true."""
+
+import pytest
+import torch
+
+from genbound.checkpoints.architecture import build_pair
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(content, name):
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def weights(*names, seed=0, rows=4):
+    stream = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(rows, 4, generator=stream) for name in names}
+
+
+def moved(state, by=0.1):
+    return {name: value + by for name, value in state.items()}
+
+
+def distances(pair):
+    return {name: round(float((value - pair.init[name]).norm()), 4) for name, value in pair.params.items()}
+
+
+def test_a_matrix_beside_the_entry_of_the_network_is_not_the_network(save):
+    start = weights("a.weight", "b.weight")
+    files = [
+        save({"model": state, "prototypes": torch.full((2, 3), float(i))}, f"{i}.pt")
+        for i, state in enumerate([start, moved(start)])
+    ]
+    assert distances(build_pair(files[1], files[0])) == {"a.weight": 0.4, "b.weight": 0.4}
+    assert distances(build_pair(files[1], save(start, "plain.pt"))) == {"a.weight": 0.4, "b.weight": 0.4}
+
+
+def test_weights_without_dots_are_the_network_beside_its_average(save):
+    start = {"weight": torch.ones(3, 2)}
+    ckpt = save({**moved(start), "ema": moved(start, 0.5)}, "a.pt")
+    assert distances(build_pair(ckpt, save(start, "b.pt"))) == {"weight": round(0.1 * 6**0.5, 4)}
