@@ -64,8 +64,9 @@ def strip_prefixes(keys: Iterable[str], expected: Iterable[str], prefix: str = "
     """Match names that differ by the prefixes which wrappers add.
 
     Wrappers come nested in any order, anywhere in a name and on either side; ``model.`` and ``prefix`` only in front. A
-    name that fits as it is stays as it is. Where that matches fewer than half of the names, the one prefix that most
-    names have on either side is looked for (``student.``, ``backbone.``).
+    name that fits as it is stays as it is, unless all that do fit with one prefix, too, and more. Where that matches
+    fewer than half of the names, the one prefix that most names have on either side is looked for (``student.``,
+    ``backbone.``).
 
     Args:
         keys: names in a file.
@@ -83,7 +84,7 @@ def strip_prefixes(keys: Iterable[str], expected: Iterable[str], prefix: str = "
     """
     keys, expected = list(keys), list(expected)
     wanted = set(expected)
-    mapping = {key: key for key in keys if key in wanted}
+    mapping = _shifted(keys, expected, prefix) or {key: key for key in keys if key in wanted}
     clear = _match(keys, expected, mapping, lambda key: core(key, prefix), lambda name: core(name, prefix))
     if clear and 2 * len(mapping) < min(len(expected), len(keys)):
         rest = [key for key in keys if key not in mapping]
@@ -97,6 +98,27 @@ def strip_prefixes(keys: Iterable[str], expected: Iterable[str], prefix: str = "
             inside = [name for name in expected if unwrapped(name).startswith(shorter)]
             _match(keys, inside, mapping, unwrapped, lambda name: unwrapped(name).removeprefix(shorter))
     return mapping
+
+
+def _shifted(keys: Iterable[str], expected: Iterable[str], prefix: str) -> dict[str, str]:
+    """The names with one prefix put in front or taken off, where some would fit another layer as they are.
+
+    A network inside a class that has an ``fc`` of its own behind the network's: ``fc`` is the one without the class,
+    and ``model.fc`` with it. The prefix is believed where whatever fits as it is fits with it, too, and more does.
+    """
+    mine, theirs = ({unwrapped(name): name for name in names} for names in (keys, expected))
+    same = mine.keys() & theirs.keys()
+    if not same or len(same) == len(mine):
+        return {}
+    for lead in (LEADING, prefix, common_prefix(theirs, mine)):
+        inside = {name for name in mine if lead and lead + name in theirs}
+        if same < inside:
+            return {mine[name]: theirs[lead + name] for name in inside}
+    for lead in (LEADING, prefix, common_prefix(mine, theirs)):
+        inside = {name for name in theirs if lead and lead + name in mine}
+        if same < inside:
+            return {mine[lead + name]: theirs[name] for name in inside}
+    return {}
 
 
 def _match(

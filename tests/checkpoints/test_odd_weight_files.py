@@ -42,3 +42,30 @@ def test_weights_without_dots_are_the_network_beside_its_average(save):
     start = {"weight": torch.ones(3, 2)}
     ckpt = save({**moved(start), "ema": moved(start, 0.5)}, "a.pt")
     assert distances(build_pair(ckpt, save(start, "b.pt"))) == {"weight": round(0.1 * 6**0.5, 4)}
+
+
+@pytest.mark.parametrize("lead", ["model.", "module.model.", "backbone."])
+@pytest.mark.parametrize("rows", [4, 3])
+def test_a_layer_inside_and_one_behind_of_the_same_name(save, lead, rows):
+    """The outer ``fc`` is new; INIT's is that of the network inside."""
+    start = weights("a.weight", "b.weight", "fc.weight")
+    outer = weights("fc.weight", seed=1, rows=rows)
+    around = lead.replace("model.", "").replace("backbone.", "")
+    ckpt = {lead + name: value for name, value in moved(start).items()} | {around + "fc.weight": outer["fc.weight"]}
+    pair = build_pair(save(ckpt, "a.pt"), save(start, "b.pt"))
+    inner = {lead + name: 0.4 for name in start}
+    assert distances(pair) == inner | {around + "fc.weight": round(float(outer["fc.weight"].norm()), 4)}
+    assert pair.head_note.endswith(f": {around}fc.weight")
+
+
+def test_the_network_inside_is_measured_as_it_is_alone(save):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc = (torch.nn.Linear(4, 4, bias=False) for _ in range(2))
+
+    start = weights("a.weight", "fc.weight")
+    ckpt = {f"model.{name}": value for name, value in moved(start).items()} | weights("fc.weight", seed=1)
+    pair = build_pair(save(ckpt, "a.pt"), save(start, "b.pt"), model=Net)
+    assert distances(pair) == {"a.weight": 0.4, "fc.weight": 0.4}
+    assert pair.alignment.unused_lines() == ["CKPT has 1 tensor (fc.weight) that the model does not use"]
