@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from genbound.checkpoints.alignment import OPTIONAL, STATISTICS, Alignment, Signature, align
 from genbound.checkpoints.heads import matching, named_head, only_new_module
-from genbound.checkpoints.names import last
+from genbound.checkpoints.names import last, strip_prefixes
 from genbound.checkpoints.pair import Pair, Sources, pair_of
 from genbound.checkpoints.pair_files import PairFiles
 from genbound.errors import GenboundError
@@ -27,7 +29,7 @@ def weights_only(files: PairFiles) -> Pair:
     spec, tensors, start = files.spec, files.ckpt.tensors, files.init.tensors
     if spec.head_policy.startswith("seed:"):
         raise GenboundError(f"--head {spec.head_policy} has to construct the model: add --model FILE.py:factory")
-    signature = signature_of(tensors)
+    signature = _tied_again(signature_of(tensors), tensors, start)
     shapes = signature.params
     if spec.head_weights:
         head = matching(shapes, spec.head_weights)
@@ -55,6 +57,50 @@ def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
         else:
             shapes[name] = tuple(tensor.shape)
     return Signature(shapes, buffers, aliases, vocabulary=tuple(name for name in shapes if TABLES.search(name)))
+
+
+def _tied_again(signature: Signature, tensors: Mapping[str, Tensor], init: Mapping[str, Tensor]) -> Signature:
+    """The signature with weights tied that moved as one: copying them, or writing them as safetensors, unties them.
+
+    Frozen copies of one layer stay layers: nothing says that they are one, and their distance is zero.
+    """
+    names = strip_prefixes(init, [*signature.params, *signature.aliases])
+    start = {name: init[key] for key, name in names.items()}
+    first: dict[tuple, list[str]] = {}
+    aliases = dict(signature.aliases)
+    for name in (name for name, shape in signature.params.items() if len(shape) >= 2):
+        found = first.setdefault(_fingerprint(tensors[name]), [])
+        twin = next((other for other in found if _moved_as_one(name, other, tensors, start)), None)
+        if twin is None:
+            found.append(name)
+        else:
+            aliases |= {name: twin} | {alias: twin for alias, other in aliases.items() if other == name}
+    params = {name: shape for name, shape in signature.params.items() if name not in aliases}
+    return replace(
+        signature,
+        params=params,
+        aliases=aliases,
+        vocabulary=tuple(name for name in signature.vocabulary if name in params),
+    )
+
+
+def _fingerprint(tensor: Tensor) -> tuple:
+    """The same for equal tensors, and rarely for others: a look at a few of its numbers."""
+    flat = tensor.reshape(-1)
+    return tensor.shape, tensor.dtype, tuple(flat[:: max(1, len(flat) // 16)].tolist())
+
+
+def _moved_as_one(name: str, other: str, tensors: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> bool:
+    """Equal at the end, and at the start, which may have one of them alone; and not equal to what they were."""
+    begun = [start[known] for known in (name, other) if known in start]
+    end = tensors[name]
+    return (
+        bool(begun)
+        and torch.equal(end, tensors[other])
+        and bool((end != end.flatten()[0]).any())  # of zeros or ones nobody can tell
+        and all(torch.equal(begun[0], one) for one in begun)
+        and not (begun[0].shape == end.shape and torch.equal(begun[0].to(end), end))
+    )
 
 
 def _refuse_another_architecture(alignment: Alignment, init: Mapping[str, Tensor]) -> None:

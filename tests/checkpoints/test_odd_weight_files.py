@@ -69,3 +69,33 @@ def test_the_network_inside_is_measured_as_it_is_alone(save):
     pair = build_pair(save(ckpt, "a.pt"), save(start, "b.pt"), model=Net)
     assert distances(pair) == {"a.weight": 0.4, "fc.weight": 0.4}
     assert pair.alignment.unused_lines() == ["CKPT has 1 tensor (fc.weight) that the model does not use"]
+
+
+TIED = "embed.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize("init", ["tied", "copied", "once"])
+@pytest.mark.parametrize("ckpt", ["tied", "copied"])
+def test_a_tied_weight_that_was_copied_is_one_layer(save, ckpt, init):
+    start = weights("embed.weight", "mix.weight")
+    start["lm_head.weight"] = start["embed.weight"]
+    end = moved(start)
+    end["lm_head.weight"] = end["embed.weight"]
+    kinds = {
+        "tied": lambda state: state,
+        "copied": lambda state: {name: value.clone() for name, value in state.items()},
+        "once": lambda state: {name: value for name, value in state.items() if name != "lm_head.weight"},
+    }
+    pair = build_pair(save(kinds[ckpt](end), "a.pt"), save(kinds[init](start), "b.pt"))
+    assert distances(pair) == {"embed.weight": 0.4, "mix.weight": 0.4}
+    assert not pair.head_note
+
+
+@pytest.mark.parametrize("which", ["untied at the start", "frozen", "zeros"])
+def test_equal_weights_that_are_not_tied_stay_layers(save, which):
+    start = weights(*TIED)
+    if which != "untied at the start":
+        start["lm_head.weight"] = start["embed.weight"].clone()
+    end = {name: torch.zeros(4, 4) if which == "zeros" else start["embed.weight"].clone() for name in TIED}
+    pair = build_pair(save(end, "a.pt"), save(start, "b.pt"))
+    assert list(pair.params) == list(TIED)
