@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -231,9 +233,10 @@ def _refuse_left_over(tuned: _Side) -> None:
     left = [name for name in tuned.unused if tuned.tensors[name].is_floating_point() and last(name) not in OPTIONAL]
     left = [name for name in left if unwrapped(name).startswith(inside)]
     if left:
+        used = [name for name in tuned.tensors if name not in left]
         raise GenboundError(
             f"CKPT has {_some(left)} that the model does not have; choose the architecture that CKPT "
-            f"was saved from with --model, or leave them out with --ignore '{_pattern(left)}'"
+            f"was saved from with --model, or leave them out with --ignore '{pattern_of(left, used)}'"
         )
 
 
@@ -266,13 +269,20 @@ def _relative_move(start: Tensor, end: Tensor) -> float:
     return float(((b - a).norm(dim=1) / a.norm(dim=1).clamp(min=1e-12)).median())
 
 
-def _pattern(names: list[str]) -> str:
-    """A pattern for the names: the innermost module that holds them all, or else the names themselves."""
+def pattern_of(names: Sequence[str], others: Iterable[str] = ()) -> str:
+    """A pattern that fits the names and none of the others: of their module or of their ends, else the names themselves."""
+    others = list(others)
     paths = [name.split(".")[:-1] for name in names]
-    shared = paths[0]
-    for path in paths[1:]:
-        shared = [part for part, other in zip(shared, path, strict=False) if part == other]
-    return ".".join([*shared, "*"]) if shared else ",".join(names[:5])
+    ends = [name.split(".")[::-1] for name in names]
+    for pattern in (".".join([*_shared(paths), "*"]), ".".join([*_shared(ends), "*"][::-1])):
+        if pattern != "*" and not any(fnmatchcase(other, pattern) for other in others):
+            return pattern
+    return ",".join(names[:5])
+
+
+def _shared(paths: Sequence[Sequence[str]]) -> list[str]:
+    """What all paths begin with."""
+    return [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
 
 
 def _require(signature: Signature, side: _Side, optional: Iterable[str] = (), head: Iterable[str] = ()) -> None:
@@ -296,14 +306,15 @@ def _require(signature: Signature, side: _Side, optional: Iterable[str] = (), he
         mend = "choose the architecture that CKPT was saved from with --model"
     else:
         new_head = [name for name in signature.params if name in set(head)]
-        mend = MEND + (_added(missing, new_head) if missing and 4 * len(missing) < len(wanted) else "")
+        mend = MEND + (_added(missing, new_head, wanted) if missing and 4 * len(missing) < len(wanted) else "")
     what = f"it lacks {_some(missing)}" if len(missing) >= len(other) else f"{_some(other, 'shape')} differ"
     raise GenboundError(f"{side.label} is of another architecture: {what}; {mend}")
 
 
-def _added(missing: list[str], head: list[str]) -> str:
+def _added(missing: list[str], head: list[str], wanted: Iterable[str]) -> str:
     """The advice for few missing weights: fine-tuning may have added them."""
-    patterns = ",".join(_pattern(names) for names in (missing, head) if names)
+    others = [name for name in wanted if name not in {*missing, *head}]
+    patterns = ",".join(pattern_of(names, others) for names in (missing, head) if names)
     return f" If fine-tuning added them, say so with --head-weights '{patterns}'"
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from genbound.checkpoints.alignment import OPTIONAL, STATISTICS, Alignment, Signature, align
+from genbound.checkpoints.alignment import OPTIONAL, STATISTICS, Alignment, Signature, align, pattern_of
 from genbound.checkpoints.heads import matching, named_head, only_new_module
 from genbound.checkpoints.names import last, strip_prefixes
 from genbound.checkpoints.pair import Pair, Sources, pair_of
@@ -108,8 +108,9 @@ def _refuse_another_architecture(alignment: Alignment, init: Mapping[str, Tensor
     extra = [name for name in alignment.unused_init if init[name].is_floating_point()]
     extra = [name for name in extra if not named_head([name]) and last(name) not in OPTIONAL]
     if len({name.rpartition(".")[0] for name in extra}) > 1:
+        kept = {*alignment.ckpt.values(), *alignment.init.values()}
         raise GenboundError(
             f"INIT is of another architecture: CKPT lacks {len(extra)} of its weights ({', '.join(extra[:3])}, …); "
             "is INIT the checkpoint that CKPT was fine-tuned from? If CKPT leaves them out on purpose, "
-            f"add --model FILE.py:factory, or --ignore '{extra[0].split('.')[0]}.*'"
+            f"add --model FILE.py:factory, or --ignore '{pattern_of(extra, kept)}'"
         )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from genbound.checkpoints.architecture import build_pair
+from genbound.errors import GenboundError
 
 
 @pytest.fixture
@@ -99,3 +100,26 @@ def test_equal_weights_that_are_not_tied_stay_layers(save, which):
     end = {name: torch.zeros(4, 4) if which == "zeros" else start["embed.weight"].clone() for name in TIED}
     pair = build_pair(save(end, "a.pt"), save(start, "b.pt"))
     assert list(pair.params) == list(TIED)
+
+
+@pytest.mark.parametrize("side", ["ckpt", "init"])
+def test_what_is_told_to_be_ignored_leaves_no_layer_out(save, side):
+    """A mask in every block, as old files of GPT-2 have it: the blocks' own weights stay."""
+    start = weights(*(f"h.{i}.attn.c.weight" for i in range(3)), "wte.weight")
+    masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 5, 5) for i in range(3)}
+    ckpt, init = moved(start), start
+    files = {"ckpt": ckpt | masks if side == "ckpt" else ckpt, "init": init | masks if side == "init" else init}
+    a, b = save(files["ckpt"], "a.pt"), save(files["init"], "b.pt")
+    with pytest.raises(GenboundError) as error:
+        build_pair(a, b, model=blocks if side == "ckpt" else None)
+    pattern = str(error.value).split("--ignore '")[1].split("'")[0]
+    assert distances(build_pair(a, b, ignore=pattern)) == dict.fromkeys(start, 0.4)
+
+
+def blocks():
+    net = torch.nn.Module()
+    net.wte = torch.nn.Embedding(4, 4)
+    net.h = torch.nn.ModuleList(
+        torch.nn.ModuleDict({"attn": torch.nn.ModuleDict({"c": torch.nn.Linear(4, 4, bias=False)})}) for _ in range(3)
+    )
+    return net
