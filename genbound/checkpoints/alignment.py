@@ -270,7 +270,7 @@ def _relative_move(start: Tensor, end: Tensor) -> float:
 
 
 def pattern_of(names: Sequence[str], others: Iterable[str] = ()) -> str:
-    """A pattern that fits the names and none of the others: of their module or of their ends, else the names themselves."""
+    """A pattern that fits the names and none of the others: of their module, of their ends, or the names themselves."""
     others = list(others)
     paths = [name.split(".")[:-1] for name in names]
     ends = [name.split(".")[::-1] for name in names]
@@ -289,6 +289,9 @@ def _require(signature: Signature, side: _Side, optional: Iterable[str] = (), he
     """Refuse a file that lacks weights or running statistics of the model, or has them in another shape."""
     wanted = {name: shape for name, shape in signature.params.items() if name not in optional}
     wanted |= {name: shape for name, shape in signature.buffers.items() if last(name) in STATISTICS}
+    if side.label == "CKPT":  # what it has goes into the network
+        kept = {name: shape for name, shape in signature.buffers.items() if last(name) not in OPTIONAL}
+        wanted |= {name: shape for name, shape in kept.items() if name in side}
     missing = [name for name in wanted if name not in side]
     other = [
         f"{name} {side.shape(name)} instead of {shape}"

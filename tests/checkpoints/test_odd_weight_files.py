@@ -123,3 +123,20 @@ def blocks():
         torch.nn.ModuleDict({"attn": torch.nn.ModuleDict({"c": torch.nn.Linear(4, 4, bias=False)})}) for _ in range(3)
     )
     return net
+
+
+def test_a_buffer_of_another_size_is_refused(save):
+    """The network of the file projects to other features; it was run with the buffer of the factory."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(4, 3)
+            self.register_buffer("projection", torch.eye(4))
+
+    start = Net().state_dict()
+    ckpt = {**start, "projection": torch.ones(5, 4)}
+    with pytest.raises(GenboundError, match=r"CKPT is of another architecture: 1 shape \(projection \(5, 4\) instead"):
+        build_pair(save(ckpt, "a.pt"), save(start, "b.pt"), model=Net)
+    pair = build_pair(save(start, "a.pt"), save(ckpt, "b.pt"), model=Net)
+    assert torch.equal(pair.model.projection, torch.eye(4))
