@@ -135,7 +135,7 @@ def _attached(base: nn.Module, adapter: StateFile) -> tuple[Any, str]:
                     "weight where it was, so there is no distance to measure"
                 )
             model: Any = peft.get_peft_model(_in_full_precision(base, kind), config)
-            report = peft.set_peft_model_state_dict(model, dict(adapter.tensors))
+            report = peft.set_peft_model_state_dict(model, _once(adapter.tensors))
     except GenboundError:
         raise
     except Exception as error:
@@ -147,6 +147,16 @@ def _attached(base: nn.Module, adapter: StateFile) -> tuple[Any, str]:
     if arguments.get("bias") not in (None, "none"):
         _refuse_lost_biases(model, adapter, arguments["bias"])
     return model, kind
+
+
+def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without copies: with ``bias="all"`` PEFT writes a module's bias under two names, and reads one."""
+    plain = {name: name.replace(".modules_to_save.", ".") for name in tensors}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if plain[name] == name or plain[name] not in tensors or not torch.equal(tensors[plain[name]], tensor)
+    }
 
 
 def _in_full_precision(base: nn.Module, kind: str) -> nn.Module:

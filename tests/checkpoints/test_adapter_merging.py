@@ -133,3 +133,21 @@ def test_an_adapter_that_its_file_does_not_describe_is_refused(tmp_path):
         pytest.skip("this version of peft has no such adapter")
     with pytest.raises(GenboundError, match="does not say which rows"):
         build_pair(tmp_path / "adapter", tmp_path / "base")
+
+
+def test_biases_of_a_head_that_is_trained_in_full(tmp_path):
+    """PEFT writes them twice where all biases are trained, and has a place for one of the two."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                                     intermediate_size=8, num_labels=3)  # fmt: skip
+    base = transformers.BertForSequenceClassification(config)
+    base.save_pretrained(tmp_path / "base")
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], bias="all"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(tmp_path / "adapter")
+    merged = dict(model.eval().merge_and_unload().named_parameters())
+    pair = build_pair(tmp_path / "adapter", tmp_path / "base")
+    assert all(torch.allclose(value, merged[name], atol=1e-6) for name, value in pair.params.items())
