@@ -26,7 +26,7 @@ from genbound.network.placement import DeviceMap
 from genbound.network.prior import Prior, adapter_remark
 from genbound.network.refusals import refusals
 from genbound.network.tape import Tape
-from genbound.network.weights import BaseProblem, complex_remark
+from genbound.network.weights import BaseProblem, complex_remark, parts_remark
 
 SHARD = 64  # samples whose statistics are stored together
 
@@ -181,7 +181,7 @@ class Problem(Network, BaseProblem):
         whose = OTHER_SAMPLES if other_samples else ""
         said = (
             self.placement.remark, *check_derivatives(self, names), self.arrangement_remark,
-            complex_remark(self.params, self.init), whose, self._of_few(),
+            complex_remark(self.params, self.init), parts_remark(self.layers, self.params), whose, self._of_few(),
             HALF.format(self.dtype) if self.dtype.itemsize < 4 else "",
         )  # fmt: skip
         self.remarks = tuple(remark for remark in said if remark)

@@ -104,6 +104,27 @@ def complex_remark(params: Mapping[str, Tensor], init: Mapping[str, Tensor]) -> 
     return f"complex weights are no layers, and these moved: {', '.join(moved[:3])}{more}; no number contains that"
 
 
+def parts_remark(layers: Iterable[Layer], params: Mapping[str, Tensor]) -> str:
+    """A sentence about layers that are no weights of the network, which computes those from them; empty without any.
+
+    Weight and spectral normalisation, pruning and whatever else is registered as a parametrization, old or new.
+    """
+    parts = [layer.name for layer in layers if _is_part(layer.name, params)]
+    if not parts:
+        return ""
+    more = ", …" if len(parts) > 3 else ""
+    return (
+        f"{len(parts)} of the layers ({', '.join(parts[:3])}{more}) are what the network computes its weights from: "
+        "distances and norms are theirs, not those of the weights"
+    )
+
+
+def _is_part(name: str, params: Mapping[str, Tensor]) -> bool:
+    stem, _, ending = name.rpartition("_")
+    others = {"g": f"{stem}_v", "v": f"{stem}_g", "mask": f"{stem}_orig"}
+    return ".parametrizations." in f".{name}" or ending == "orig" or others.get(ending) in params
+
+
 class WeightProblem(BaseProblem):
     """Two sets of weights without a network: what can be said of weights alone can be measured.
 
@@ -130,12 +151,13 @@ class WeightProblem(BaseProblem):
         excluded: Sequence[str] = (),
     ):
         self.reason, self.provenance = reason, dict(provenance or {})
-        self.remarks = tuple(filter(None, [complex_remark(params, init)]))
         self.params = {name: p.detach() for name, p in params.items() if p.is_floating_point()}
         self.init = {name: init[name].detach() for name in self.params}
         self.layers = tuple(
             Layer(name, "weight", tuple(self.params[name].shape), 0, False, "unknown", False, True)
             for name in candidates_for(self.params, patterns(layers), excluded)
         )
+        said = complex_remark(params, init), parts_remark(self.layers, params)
+        self.remarks = tuple(remark for remark in said if remark)
         names = [layer.name for layer in self.layers]
         self.displacement = Displacement.between(self.params, self.init, names, factors, torch.float64)
