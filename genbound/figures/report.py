@@ -196,8 +196,9 @@ def _coefficients(group: pd.DataFrame, controlled: Sequence[str]) -> str:
     for row in group.to_dict("records"):
         cells = [row["measure"]]
         for title in STATISTICS:
-            interval = f"[{row[f'{title}_lower']:.2f}, {row[f'{title}_upper']:.2f}]"
-            cells += [f"{row[title]:.2f} {interval}", digits(row[f"{title}_p"], 2)]
+            low, high = (row[f"{title}_{side}"] for side in ("lower", "upper"))
+            interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+            cells += [f"{row[title]:.2f}{interval}", digits(row[f"{title}_p"], 2)]
         rows.append(cells + ["/" if math.isnan(row[c]) else f"{row[c]:.2f}" for c in controlled])
     return table([*head, *(column.replace("_", " ") for column in controlled)], rows, "Rank correlations with the gap")
 

@@ -208,14 +208,14 @@ class _Shared:
 
 
 def _row(data: str, name: str, shared: _Shared, rivals: Sequence[str]) -> dict[str, Any] | None:
-    present = np.isfinite(shared.group[name].to_numpy(float))
+    present = np.isfinite(shared.group[[name, "gap"]].to_numpy(float)).all(axis=1)
     group = shared.group[present]
     if len(group) < FEWEST or group[name].nunique() < 2 or group["gap"].nunique() < 2:
         return None
     x, y = group[name].to_numpy(float), group["gap"].to_numpy(float)
     row: dict[str, Any] = {"data": data, "measure": name, "num_runs": len(group)}
     draws = shared.draws(present)
-    row["num_clusters"] = len(group) if draws.clusters is None else max(draws.clusters) + 1
+    row["num_clusters"] = draws.num_drawn
     row["detectable_kendall"] = detectable_kendall(len(group))
     intervals, p_values = bootstrap_intervals(x, y, draws), permutation_p_values(x, y, draws)
     for title, statistic in STATISTICS.items():
@@ -263,7 +263,10 @@ def read_hyperparameters(path: str | Path) -> dict[str, dict[str, Any]]:
         raise GenboundError(
             f"{path} must have the column run and one for each hyper-parameter; it has {', '.join(table.columns)}"
         )
-    return {row.pop("run"): row for row in table.to_dict("records")}
+    if table["run"].duplicated().any():
+        raise GenboundError(f"{path} has two rows of run {table['run'][table['run'].duplicated()].iloc[0]}: give one")
+    rows = table.to_dict("records")
+    return {row.pop("run"): {name: value for name, value in row.items() if not pd.isna(value)} for row in rows}
 
 
 def _power(group: pd.DataFrame) -> str:
@@ -271,6 +274,8 @@ def _power(group: pd.DataFrame) -> str:
     runs, least = int(group["num_runs"].max()), float(group["detectable_kendall"].min())
     clusters = int(group["num_clusters"].max())
     drawn = "" if clusters == runs else f" Intervals: {clusters} clusters are drawn, with all of their runs."
+    if clusters == 1:
+        drawn = " All runs are one cluster: it says nothing of how sure the coefficients are, and there are no intervals."
     if math.isnan(least):
         return f"{runs} runs show no Kendall coefficient at 5 % with a chance of {POWER:.0%}.{drawn}"
     return (
@@ -345,7 +350,8 @@ def _cells(row: Mapping[str, Any], controlled: Sequence[str]) -> list[str]:
     cells = [row["measure"], str(row["num_runs"])]
     for title in STATISTICS:
         low, high, p = (row[f"{title}_{part}"] for part in ("lower", "upper", "p"))
-        how_sure = f" [{low:.2f}, {high:.2f}], p = {p:.2g}" if title == "kendall" else ""
+        interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+        how_sure = f"{interval}, p = {p:.2g}" if title == "kendall" else ""
         cells.append(f"{row[title]:.2f}{how_sure}")
     for column in controlled:
         low, high = (row.get(f"{column}_{side}", math.nan) for side in ("lower", "upper"))

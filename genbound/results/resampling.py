@@ -50,11 +50,16 @@ class Draws:
     seed: int
     clusters: tuple[int, ...] | None = None
 
+    @property
+    def num_drawn(self) -> int:
+        """How many runs, or clusters of them, each resample draws."""
+        return self.num_runs if self.clusters is None else max(self.clusters) + 1
+
     @cached_property
     def counts(self) -> np.ndarray:
         """How often each resample has each run, ``[num_resamples, n]``."""
         generator, n = np.random.default_rng([self.seed, 0]), self.num_runs
-        drawn = n if self.clusters is None else max(self.clusters) + 1
+        drawn = self.num_drawn
         found = np.empty((self.num_resamples, drawn), np.uint16 if n < 2**16 else np.uint32)
         for rows in _blocks(self.num_resamples):
             index = generator.integers(0, drawn, (rows.stop - rows.start, drawn))
@@ -86,7 +91,8 @@ def _blocks(total: int) -> Iterator[slice]:
 def bootstrap_intervals(x: np.ndarray, y: np.ndarray, draws: Draws) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals over resampled runs.
 
-    Resamples in which one side is constant have no coefficient and are left out.
+    Resamples in which one side is constant have no coefficient and are left out. Of a single cluster all resamples are
+    the same, which says nothing.
 
     Args:
         x, y: both sides ``[n]``.
@@ -95,6 +101,8 @@ def bootstrap_intervals(x: np.ndarray, y: np.ndarray, draws: Draws) -> dict[str,
     Returns:
         ``pearson``, ``spearman`` and ``kendall`` -> both ends; NaN where no resample has a coefficient.
     """
+    if draws.num_drawn < 2:
+        return dict.fromkeys(("pearson", "spearman", "kendall"), (math.nan, math.nan))
     blocks = [_resampled(x, y, signs, draws.counts[rows]) for signs in [signs_of_pairs(x, y)] for rows in
               _blocks(draws.num_resamples)]  # fmt: skip
     return {title: _ends(np.concatenate([block[title] for block in blocks])) for title in blocks[0]}
@@ -112,6 +120,8 @@ def partial_interval(x: np.ndarray, y: np.ndarray, given: np.ndarray, draws: Dra
     Returns:
         Both ends; NaN where no resample has a coefficient.
     """
+    if draws.num_drawn < 2:
+        return math.nan, math.nan
     pairs = ((x, y), (x, given), (y, given))
     signs = [signs_of_pairs(*pair) for pair in pairs]
     found = []

@@ -36,9 +36,11 @@ def stated_of(runs: Mapping[str, Results], table: Mapping[str, Mapping[str, Any]
     placed = {folder(key): row for key, row in table.items()}
     every, found = dict.fromkeys(key for row in table.values() for key in row), {}
     for name, results in runs.items():
-        row = table.get(name) or placed.get(folder(results.path or name))
+        row = table.get(name, placed.get(folder(results.path or name)))
         found[name] = {**results.config.get("hyperparameters", {}), **(row or {})}
-        unknown = [] if row else [key for key in every if key not in found[name]]
+        unknown = [key for key in every if key not in found[name]]
+        if unknown and row is not None:
+            raise GenboundError(f"the row of run {name} says nothing of {unknown[0]}, which others state: fill it in")
         if unknown:
             raise GenboundError(
                 f"no row says what {unknown[0]} is in run {name}: the column run has its directory or this name, "
