@@ -46,8 +46,10 @@ def value_text(row: Mapping[str, Any]) -> str:
     lower, upper = row["lower"], row["upper"]
     if lower is None or upper is None or upper - lower <= 5e-4 * abs(row["value"]):
         return digits(row["value"])
-    value, lower, upper = (at_place(x, upper - lower) for x in (row["value"], lower, upper))
-    return f"{value} [{lower}, {upper}]"
+    width = upper - lower
+    ends = at_place(lower, width, -1), at_place(upper, width, 1)
+    value = ends[1] if row["value"] == upper else at_place(row["value"], width)
+    return f"{value} [{ends[0]}, {ends[1]}]"
 
 
 def rounded_down(value: float, significant: int = 3) -> str:
@@ -89,13 +91,24 @@ def gap_text(row: Mapping[str, Any]) -> str:
     return f"{ratio}, below the gap" if row.get("below_gap") else ratio
 
 
-def at_place(value: float, width: float) -> str:
-    """A number up to the first digit of the width of its interval."""
+def at_place(value: float, width: float, side: int = 0) -> str:
+    """A number up to the first digit of the width of its interval.
+
+    Args:
+        value: the number.
+        width: of its interval.
+        side: -1 for a lower end, which is never shown above itself, 1 for an upper one, never below; else the nearest.
+    """
     place = math.floor(math.log10(width))
     if -6 <= place < 3 and abs(value) < 1e5:
-        return f"{value:.{max(0, -place)}f}"
-    lead = max(0, math.floor(math.log10(abs(value))) - place) if value else 0
-    return f"{value:.{lead}e}"
+        kept = max(0, -place)
+        unit, form = 10.0**-kept, f".{kept}f"
+    else:
+        size = math.floor(math.log10(abs(value))) if value else place
+        lead = max(0, size - place)
+        unit, form = 10.0 ** (size - lead), f".{lead}e"
+    text = f"{value:{form}}"
+    return text if side * (float(text) - value) >= 0 else f"{float(text) + side * unit:{form}}"
 
 
 def yes_no(value: bool | None) -> str:
