@@ -275,7 +275,7 @@ def _power(group: pd.DataFrame) -> str:
     clusters = int(group["num_clusters"].max())
     drawn = "" if clusters == runs else f" Intervals: {clusters} clusters are drawn, with all of their runs."
     if clusters == 1:
-        drawn = " All runs are one cluster, which says nothing of how sure the coefficients are: there are no intervals."
+        drawn = " All runs are one cluster, which says nothing of how sure a coefficient is: there are no intervals."
     if math.isnan(least):
         return f"{runs} runs show no Kendall coefficient at 5 % with a chance of {POWER:.0%}.{drawn}"
     return (

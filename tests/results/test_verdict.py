@@ -61,6 +61,16 @@ def test_a_certificate_comes_first():
     assert short_rows(results) == ["hessian_distance", "best", "worse"]
 
 
+@pytest.mark.parametrize(
+    ("delta", "said"), [(0.0001, "0.9998 (each alone: 0.9999)"), (1e-8, "0.99999998 (each alone: 0.99999999)"),
+                        (0.6, "0 (each alone: 0.4)")]
+)  # fmt: skip
+def test_no_probability_is_rounded_up(delta, said):
+    results = run({name: bound(0.3, unit="error") | {"kind": "certificate"} for name in ("a", "b")})
+    results.config["delta"] = delta
+    assert verdict(results)[0].endswith(f"and so with probability {said}.")
+
+
 def test_certificates_that_guarantee_nothing_are_not_denied():
     row = bound(None, unit="error", note="needs test data") | {"kind": "certificate"}
     assert verdict(run({"a": row}))[0] == "No guarantee: no certificate has a value; the notes say why."
