@@ -161,6 +161,7 @@ def check(
         raise GenboundError("k must be positive and rounding not negative")
     file, before = _baseline(baseline, update)
     if before is None:
+        refuse_unknown(rules, list(observe(results).values()))
         found = Check((), 0.0, 0, (f"Wrote the baseline {file}.",))
     else:
         found = _compare(results, before, rules, false_alarm, k, rounding)
