@@ -89,10 +89,10 @@ class _Planning:
             if QUANTITIES[name].applies_to(self._problem) is None
         }
         if self._effort == "thorough":
-            return Plan(self._selection, gradients=gradients)
+            return Plan(self._selection, remarks=self._selection.remarks, gradients=gradients)
         if self._effort == "quick":
             self._most = self._left = EPOCH * self._problem.num_data
-        options, left_out, remarks = dict(self._selection.options), {}, []
+        options, left_out, remarks = dict(self._selection.options), {}, [*self._selection.remarks]
         for name in self._order(gradients):
             fitting = self._fitting(name)
             if fitting is None:

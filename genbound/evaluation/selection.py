@@ -31,6 +31,12 @@ class Selection:
     asked: frozenset[str] = frozenset()
     given: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """That options were given which change nothing."""
+        idle = _idle(list(self.options), self.given)
+        return (f"an option of what is not measured has no effect: {_places(idle)}",) if idle else ()
+
     def behind(self, name: str) -> dict[str, dict[str, Any]]:
         """The options of a quantity and of all it builds on, by name: what its value depends on."""
         found = {name: asdict(self.options[name])}
@@ -82,21 +88,29 @@ def _with_required(names: Iterable[str]) -> set[str]:
     return needed
 
 
+def _idle(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The options of quantities that are not measured, unless a short form is heard by another that is."""
+    heard = [item for name in names for item in options.get(name, {}).items()]
+    return {
+        name: given
+        for name, given in options.items()
+        if given and name not in names and not all(item in heard for item in given.items())
+    }
+
+
+def _places(options: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(f"{name}.{option}" for name, given in options.items() for option in given)
+
+
 def _check_requested(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse options of quantities on request that nobody asked for: they would be without effect.
 
     A short form that several quantities share is fine if one of them is measured.
     """
-    heard = [item for name in names for item in options.get(name, {}).items()]
-    idle = {
-        name: given
-        for name, given in options.items()
-        if QUANTITIES[name].on_request and name not in names and not all(item in heard for item in given.items())
-    }
+    idle = {name: given for name, given in _idle(names, options).items() if QUANTITIES[name].on_request}
     if idle:
-        said = ", ".join(f"{name}.{option}" for name, given in idle.items() for option in given)
         raise GenboundError(
-            f"{said} is given for what is measured on request, and nobody asks for it: "
+            f"{_places(idle)} is given for what is measured on request, and nobody asks for it: "
             f"add --measures default,{next(iter(idle))}"
         )
 

@@ -138,3 +138,11 @@ def test_help_shows_the_short_forms_with_their_defaults(capsys):
     out = " ".join(capsys.readouterr().out.split())
     for words in ("--sigmas", "[default: 0.001,0.002,0.005,0.01,0.02]", "(margin.percentile)", "genbound list options"):
         assert words in out
+
+
+def test_an_option_without_effect_is_said_to_be(call):
+    status, _, out, _ = call("margin", "--set", "hessian_trace.layer_sem=0.5")
+    assert status == 0 and "An option of what is not measured has no effect: hessian_trace.layer_sem" in out
+    _, _, out, _ = call("margin", "--set", "hessian_trace.layer_sem=0.5", command="inspect")
+    assert "An option of what is not measured has no effect: hessian_trace.layer_sem" in out.replace("\n", " ")
+    assert "no effect" not in call("margin", "--margin-percentile", "10")[2]
