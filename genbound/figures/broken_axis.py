@@ -109,4 +109,4 @@ def _ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
 
 
 def _label(log10: float) -> str:
-    return f"{10**log10:.3g}" if abs(log10) < 3.5 else f"$10^{{{log10:g}}}$"
+    return f"{float(f'{10**log10:.3g}'):g}" if abs(log10) < 3.5 else f"$10^{{{log10:g}}}$"

@@ -43,6 +43,7 @@ def test_ticks_are_numbers_that_people_read():
     assert [label for _, label in PowersOfTen(-1.1, 40.0, cut=3.2).ticks()][:3] == ["0.1", "1", "10"]
     assert WIDE.ticks()[-1][1].startswith("$10^{")
     assert [label for _, label in PowersOfTen(-0.75, 0.31).ticks()] == ["0.2", "0.5", "1", "2"]
+    assert [label for _, label in PowersOfTen(-0.5, 6.2).ticks()][2:5] == ["100", "1000", "$10^{4}$"]
     for place, label in PowersOfTen(-2.5, 2.5).ticks():
         assert float(label) == pytest.approx(10**place)
 
