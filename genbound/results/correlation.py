@@ -21,7 +21,7 @@ from genbound.results.cells import markdown_table, write_csv
 from genbound.results.common_range import on_common_range
 from genbound.results.gap import UNITS, measured_gap
 from genbound.results.hyperparameters import Pairs
-from genbound.results.likeness import refuse_unlike, unlike
+from genbound.results.likeness import few, refuse_unlike, unlike
 from genbound.results.power import POWER, detectable_kendall
 from genbound.results.rank_statistics import STATISTICS, partial_kendall
 from genbound.results.resampling import Draws, bootstrap_intervals, partial_interval, permutation_p_values
@@ -170,7 +170,7 @@ def correlate(
         found = [row for name in names if (row := _row(data, name, shared, given)) is not None]
         rows += found
         rows += [row for name in rivals if (row := _row(data, name, shared, given)) is not None]
-        warnings += _warnings(data, found, len(group))
+        warnings += [*_without(data, group, names, found), *_warnings(data, found, len(group))]
     return Correlations(pd.DataFrame(rows), table, gap, tuple(warnings))
 
 
@@ -238,10 +238,19 @@ def _row(data: str, name: str, shared: _Shared, rivals: Sequence[str]) -> dict[s
     return row
 
 
+def _without(data: str, group: pd.DataFrame, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which measures have no coefficient, and why."""
+    if group["gap"].nunique() < 2:
+        return [f"{data}: the gap is the same in all runs, so that nothing goes along with it."]
+    lost = [name for name in names if name not in {row["measure"] for row in rows}]
+    why = f"a coefficient needs {FEWEST} runs, values that differ, and gaps that do"
+    return [f"{data}: no line for {few(lost)}: {why}."] if lost else []
+
+
 def _warnings(data: str, rows: Sequence[Mapping[str, Any]], num_runs: int) -> list[str]:
     """What the best of many measures is worth: with m of them, the smallest p-value p is reached with 1 - (1 - p)^m."""
     if not rows:
-        return [f"{data}: no measure has a value in {FEWEST} runs or more."]
+        return []
     best = min(rows, key=lambda row: (row["kendall_p"], -abs(row["kendall"])))
     chance = 1 - (1 - min(1.0, best["kendall_p"])) ** len(rows)
     if chance <= CHANCE:

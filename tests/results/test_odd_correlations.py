@@ -59,3 +59,11 @@ def test_a_run_has_one_row_of_hyper_parameters(tmp_path):
     file.write_text("run,lr\na,0.1\na,0.2\n")
     with pytest.raises(GenboundError, match="two rows of run a"):
         read_hyperparameters(file)
+
+
+def test_what_has_no_coefficient_is_said_and_why():
+    found = correlate(table(constant=1.0, rare=[1.0, 2, math.nan, math.nan, math.nan, math.nan]), num_resamples=99)
+    assert found.measures == ["measure"]
+    assert "d: no line for constant, rare: a coefficient needs 3 runs, values that differ" in " ".join(found.warnings)
+    same = correlate(table(gap=0.2), num_resamples=99)
+    assert same.warnings == ("d: the gap is the same in all runs, so that nothing goes along with it.",)
