@@ -35,8 +35,15 @@ def weights_only(files: PairFiles) -> Pair:
         head = matching(shapes, spec.head_weights)
     else:
         head = named_head(shapes) or only_new_module(shapes, start)
+    if not head and spec.head_policy != "init":
+        raise GenboundError(
+            f"--head {spec.head_policy}: without a model nothing says which weights are the head; name them with "
+            "--head-weights"
+        )
     alignment = align(signature, tensors, start, head, spec.head_policy)
     _refuse_another_architecture(alignment, start)
+    if not spec.head_weights and not named_head(head):
+        _refuse_renamed(alignment, shapes, start)
     return pair_of(Sources(tensors, start, RULE), files, {name: tensors[name] for name in shapes}, head, alignment)
 
 
@@ -114,3 +121,14 @@ def _refuse_another_architecture(alignment: Alignment, init: Mapping[str, Tensor
             "is INIT the checkpoint that CKPT was fine-tuned from? If CKPT leaves them out on purpose, "
             f"add --model FILE.py:factory, or --ignore '{pattern_of(extra, kept)}'"
         )
+
+
+def _refuse_renamed(alignment: Alignment, shapes: Mapping[str, tuple[int, ...]], init: Mapping[str, Tensor]) -> None:
+    """One module that INIT lacks is a new head, unless INIT has one of its shape that CKPT lacks."""
+    for name in alignment.new_head:
+        other = next((key for key in alignment.unused_init if tuple(init[key].shape) == shapes[name]), None)
+        if other is not None and last(other) == last(name):
+            raise GenboundError(
+                f"CKPT has {name} and INIT {other}, of one shape and each unknown to the other: if it is one layer, name "
+                f"it alike; if it is a new head, say --head-weights '{pattern_of([name])}'"
+            )

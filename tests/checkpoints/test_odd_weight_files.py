@@ -140,3 +140,23 @@ def test_a_buffer_of_another_size_is_refused(save):
         build_pair(save(ckpt, "a.pt"), save(start, "b.pt"), model=Net)
     pair = build_pair(save(start, "a.pt"), save(ckpt, "b.pt"), model=Net)
     assert torch.equal(pair.model.projection, torch.eye(4))
+
+
+def test_a_layer_of_another_name_is_no_new_head(save):
+    start = weights("b.weight", "c.weight", "out.weight")
+    ckpt = moved({"a.weight": start["b.weight"], "b.weight": start["c.weight"], "out.weight": start["out.weight"]})
+    files = save(ckpt, "a.pt"), save(start, "b.pt")
+    with pytest.raises(GenboundError, match=r"CKPT has a.weight and INIT c.weight, of one shape.*--head-weights 'a\.\*'"):
+        build_pair(*files)
+    assert build_pair(*files, head_weights="a.*").head == ("a.weight",)
+    start["c.weight"] = torch.ones(3, 4)  # a head that was replaced by another
+    assert build_pair(files[0], save(start, "b.pt")).head == ("a.weight",)
+
+
+@pytest.mark.parametrize("policy", ["exclude", "zero"])
+def test_a_head_that_nothing_names_is_not_said_to_be_left_out(save, policy):
+    start = weights("net.a.weight", "net.fc.weight")
+    files = save(moved(start), "a.pt"), save(start, "b.pt")
+    with pytest.raises(GenboundError, match="nothing says which weights are the head"):
+        build_pair(*files, head=policy)
+    assert build_pair(*files, head=policy, head_weights="net.fc.*").head == ("net.fc.weight",)
