@@ -129,6 +129,6 @@ def _refuse_renamed(alignment: Alignment, shapes: Mapping[str, tuple[int, ...]],
         other = next((key for key in alignment.unused_init if tuple(init[key].shape) == shapes[name]), None)
         if other is not None and last(other) == last(name):
             raise GenboundError(
-                f"CKPT has {name} and INIT {other}, of one shape and each unknown to the other: if it is one layer, name "
-                f"it alike; if it is a new head, say --head-weights '{pattern_of([name])}'"
+                f"CKPT has {name} and INIT {other}, of one shape and each unknown to the other: if it is one layer, "
+                f"name it alike; if it is a new head, say --head-weights '{pattern_of([name])}'"
             )
