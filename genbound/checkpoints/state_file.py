@@ -14,7 +14,14 @@ from genbound.checkpoints.config_limits import read_json
 from genbound.checkpoints.containers import Found, find_state
 from genbound.checkpoints.measurable import measurable
 from genbound.checkpoints.torch_files import read_torch
-from genbound.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HF_WEIGHTS, SUFFIXES, weight_files
+from genbound.checkpoints.weight_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    HF_WEIGHTS,
+    SUFFIXES,
+    of_index,
+    weight_files,
+)
 from genbound.errors import GenboundError, printable
 
 OTHER_KINDS = {
@@ -110,10 +117,10 @@ def _read_files(files: Iterable[Path], entry: str | None) -> Found:
     notes: list[str] = []
     for file in files:
         if file.suffix == ".safetensors":
-            tensors.update(_read_safetensors(file))
+            tensors.update(of_index(file, _read_safetensors(file)))
         else:
             found = find_state(_read_other(file), file, entry)
-            tensors.update(found.tensors)
+            tensors.update(of_index(file, found.tensors))
             hyper_parameters |= found.hyper_parameters
             notes += found.notes
     return Found(tensors, hyper_parameters, tuple(notes))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from torch import Tensor
+
 from genbound.errors import GenboundError
 
 HF_WEIGHTS = (
@@ -67,11 +69,8 @@ def _mend(folder: Path, names: list[str], loose: list[str]) -> str:
 
 
 def _shards(folder: Path, index: Path) -> list[Path]:
-    try:
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        shards = sorted({str(shard) for shard in named})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise GenboundError(f"{str(index)!r} is no readable index of shards; download it again") from error
+    named = weight_map(index).values()
+    shards = sorted(set(named))
     # A name with a path in it could read files from anywhere.
     outside = [shard for shard in shards if Path(shard).name != shard or "\\" in shard]
     if outside:
@@ -80,3 +79,36 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     if absent or not shards:
         raise GenboundError(f"{str(folder)!r} lacks shard {(absent or ['(none named)'])[0]!r}; download it again")
     return [folder / shard for shard in shards]
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Name of each weight -> the shard that has it, of an index.
+
+    Raises:
+        GenboundError: it is none.
+    """
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(shard) for name, shard in named.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise GenboundError(f"{str(index)!r} is no readable index of shards; download it again") from error
+
+
+def of_index(shard: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a shard without those that the index beside it has in another one.
+
+    Raises:
+        GenboundError: the shard lacks one that the index has in it, as where another checkpoint was saved over it.
+    """
+    for index in (shard.parent / name for name in HF_WEIGHTS if name.endswith(".index.json")):
+        named = weight_map(index) if index.is_file() else {}
+        if shard.name not in named.values():
+            continue
+        lost = next((name for name, file in named.items() if file == shard.name and name not in tensors), None)
+        if lost is not None:
+            raise GenboundError(
+                f"{str(shard)!r} lacks {lost}, which {index.name} has in it: they are of two checkpoints; download it "
+                "again, into an empty directory"
+            )
+        return {name: tensor for name, tensor in tensors.items() if named.get(name, shard.name) == shard.name}
+    return tensors

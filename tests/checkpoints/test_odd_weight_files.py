@@ -1,7 +1,10 @@
 """Files of weights with something beside the network, or with names that fit in two ways: what is measured is true."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from genbound.checkpoints.architecture import build_pair
 from genbound.errors import GenboundError
@@ -160,3 +163,18 @@ def test_a_head_that_nothing_names_is_not_said_to_be_left_out(save, policy):
     with pytest.raises(GenboundError, match="nothing says which weights are the head"):
         build_pair(*files, head=policy)
     assert build_pair(*files, head=policy, head_weights="net.fc.*").head == ("net.fc.weight",)
+
+
+def test_shards_and_index_of_two_checkpoints(tmp_path, save):
+    start = weights("a.weight", "b.weight", "c.weight")
+    folder, init = tmp_path / "shards", save(start, "b.pt")
+    folder.mkdir()
+    end = moved(start)
+    index = {"a.weight": "1.safetensors", "b.weight": "1.safetensors", "c.weight": "2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    save_file({name: end[name] for name in ("a.weight", "b.weight")}, folder / "1.safetensors")
+    save_file({"c.weight": end["c.weight"], "b.weight": torch.zeros(4, 4)}, folder / "2.safetensors")
+    assert distances(build_pair(folder, init)) == dict.fromkeys(start, 0.4)
+    save_file({"b.weight": end["b.weight"]}, folder / "2.safetensors")
+    with pytest.raises(GenboundError, match=r"2.safetensors' lacks c.weight, which model.safetensors.index.json"):
+        build_pair(folder, init)
