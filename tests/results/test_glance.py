@@ -53,3 +53,16 @@ def test_what_cannot_be_told():
 def test_a_bound_that_is_gone_is_worse():
     short, said = change(other(li2021=bound(None, note="no structure")), BEFORE)
     assert short == "Yes" and said.startswith("Worse: li2021 (has no value any more: no structure)")
+
+
+def test_what_fell_is_not_worse():
+    """Of networks in memory, which have no digest, and of one checkpoint that was measured twice."""
+    before, after = (run({"hessian_distance": bound(value)}) for value in (0.5, 0.4))
+    assert change(after, before) == (
+        "Not to be told", "Lower, of one checkpoint as far as is known: hessian_distance (-20 %)."
+    )  # fmt: skip
+    before.checkpoint, after.checkpoint = ({"path": None, "sha256": None} for _ in range(2))
+    assert change(after, before)[0] == "Not to be told"
+    after.quantities["displacement_norm"]["layers"]["a.weight"]["value"] = 0.7
+    assert change(after, before) == ("No, better", "Better: hessian_distance (-20 %).")
+    assert change(before, after)[0] == "Yes"
