@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MOST = 3  # bounds that are named
 FAILED = ("regression", "missing")
+LOWER = "Lower, of one checkpoint as far as is known"
 
 
 def in_short(results: Results) -> dict[str, str]:
@@ -50,7 +51,7 @@ def change(results: Results, baseline: Results) -> tuple[str, str]:
     worse, lower = (_moves(found, results, FAILED, fell) for fell in (False, True))
     said = [
         f"{word}: {', '.join(moves[:MOST])}{f' and {len(moves) - MOST} more' if len(moves) > MOST else ''}."
-        for word, moves in (("Worse", worse), ("Better", better), ("Lower, of one checkpoint as far as is known", lower))
+        for word, moves in (("Worse", worse), ("Better", better), (LOWER, lower))
         if moves
     ]
     said += [f"The same within the errors: {len(same)} bound{'s' * (len(same) > 1)}."] if same else []
