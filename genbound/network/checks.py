@@ -12,6 +12,7 @@ from genbound.data.samples import Batch
 from genbound.errors import GenboundError
 from genbound.network.derivative_trial import is_large
 from genbound.network.forward import describe
+from genbound.network.kept_values import as_they_were
 from genbound.network.label_losses import fitted
 from genbound.network.loss_functions import MULTI_LABEL, SQUARED_ERROR, Loss
 from genbound.network.refusals import TAKE_OUT_INFERENCE, refused_by_torch
@@ -40,7 +41,8 @@ def check_forward(network: Network, loss: Loss) -> tuple[Tensor, Loss]:
     with torch.no_grad(), rng_untouched():
         state = torch.get_rng_state()
         network.arrange(_run(network, batch), batch.targets, loss)
-        outputs, again = _run(network, batch), _run(network, batch)
+        with as_they_were(network.model):  # the second meets what the first has kept
+            outputs, again = _run(network, batch), _run(network, batch)
         if outputs.is_inference():
             raise GenboundError(TAKE_OUT_INFERENCE)
         drew = not torch.equal(state, torch.get_rng_state())

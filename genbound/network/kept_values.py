@@ -17,18 +17,26 @@ from torch import Tensor, nn
 # What torch keeps in a module for itself; weights are put in and taken out by torch.func.functional_call.
 OWN = frozenset(vars(nn.Module())) - {"_modules"}
 CONTAINERS = (dict, list, set)
+_HELD: set[int] = set()  # the models that a block around this one puts back
 
 
 @contextlib.contextmanager
 def as_they_were(model: nn.Module) -> Iterator[None]:
     """Put back what passes change in the modules: attributes, what plain containers in them hold, and children.
 
+    Several passes inside one such block meet what those before them have kept: the outermost puts it back.
+
     Cost: a look at each attribute of each module, before and after.
     """
+    if id(model) in _HELD:
+        yield
+        return
+    _HELD.add(id(model))
     before = [(module, *_contents(module)) for module in model.modules()]
     try:
         yield
     finally:
+        _HELD.discard(id(model))
         for module, attributes, containers in before:
             now = vars(module)
             if not _same(now, attributes):
