@@ -32,9 +32,9 @@ def predict(model: nn.Module, samples: Samples, device: str = "cpu", size: int =
     found = []
     model.to(device)
     order = sorted(range(len(samples)), key=samples.size)
-    with evaluation_mode(model):
-        for batch in samples.batches(order, size):
-            inputs = map_tensors(batch.inputs, lambda t: t.to(device))
+    for batch in samples.batches(order, size):
+        inputs = map_tensors(batch.inputs, lambda t: t.to(device))
+        with evaluation_mode(model):  # of each pass: what one keeps is not for the next
             found.append((answer(model, inputs).float().cpu(), batch.targets))
     logits, labels = zip(*found, strict=True)
     back = torch.tensor(order).argsort()

@@ -129,11 +129,14 @@ def test_a_sample_that_changes_the_network_does_so_for_its_own_pass():
     init = {name: 0.5 * p.detach() for name, p in model.named_parameters()}
     whole = genbound.evaluate(genbound.Problem(model, init, (far, DATA[1]), batch_size=1), ["losses"])
     assert model.way == "tanh" and isinstance(model.between, nn.Tanh)
-    each = []
+    each, scores = [], []
     for x, y in zip(far, DATA[1], strict=True):
         alone = network(Switched)
         with torch.no_grad():
             each.append(float(F.cross_entropy(alone(x[None]), y[None])))
+            scores.append(alone.float()(x[None].float()))
+    predicted = predict(network(Switched).float(), as_samples((far, DATA[1])), size=1)[0]
+    torch.testing.assert_close(predicted, torch.cat(scores))
     assert whole.quantities["losses"]["train_loss"] == pytest.approx(sum(each) / 6, rel=1e-12)
 
 
