@@ -152,11 +152,12 @@ def bounds(rows: list[Cell]) -> str | None:
     cells = {row["task"]: row for row in rows if row["group"] == "bounds"}
     names = list(dict.fromkeys(name for row in cells.values() for name in row["results"]["bounds"]))
     lines = [
-        [f"`{name}`", *(_size(row["results"]["bounds"].get(name) or {}) for row in cells.values())] for name in names
+        [f"`{name}`", *(size(row["results"]["bounds"].get(name) or {}) for row in cells.values())] for name in names
     ]
     return markdown(lines, ["bound", *(TASKS[task] for task in cells)]) if lines else None
 
 
-def _size(bound: dict[str, Any]) -> str:
-    size, value = bound.get("log10"), bound.get("value")
-    return "/" if size is None else f"{value:.3g}" if value is not None and abs(size) < 6 else f"1e{size:.1f}"
+def size(bound: dict[str, Any]) -> str:
+    """A bound's value, by its exponent where that is large."""
+    log10, value = bound.get("log10"), bound.get("value")
+    return "/" if log10 is None else f"{value:.3g}" if value is not None and abs(log10) < 6 else f"1e{log10:.1f}"

@@ -33,6 +33,7 @@ def blocks(cells: list[Cell], rows: list[Cell]) -> dict[str, str]:
     found: dict[str, str | None] = {
         "cells": tables.progress(cells),
         "measuring": tables.measuring(cells),
+        "bounds": tables.talks(cells),
         "claims": claims.as_table(claims.all_claims(cells, rows)),
         "tasks": sections(cells),
     }

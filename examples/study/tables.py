@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-from measure import LEVEL, RANGE, tolerance
-from pilot import markdown, mean_and_sem
+from measure import BY_MARGIN, LEVEL, RANGE, SIX, tolerance
+from pilot import markdown, mean_and_sem, size
 from plan import SWEEPS, chosen
 from scipy.stats import kendalltau
 from stored import Cell
@@ -105,13 +105,36 @@ def grown(cells: Sequence[Cell], task: str) -> str | None:
     curves = [cell["measures"]["measurement"]["growth"] for cell in own]
     last = np.array([curve[-1][2] for curve in curves])
     lines = []
-    for k, (size, _, _) in enumerate(curves[0]):
+    for k, (num, _, _) in enumerate(curves[0]):
         upper = np.array([curve[k][2] for curve in curves])
         shares = np.array([curve[k][1] for curve in curves]) / last, upper / last
         order = kendalltau(upper, last).statistic if len(own) > 2 else math.nan
         said = "/" if math.isnan(order) else f"{order:.2f}"
-        lines.append([str(size), f"{np.median(shares[0]):.2f} … {np.median(shares[1]):.2f}", said])
+        lines.append([str(num), f"{np.median(shares[0]):.2f} … {np.median(shares[1]):.2f}", said])
     return markdown(lines, ["samples", "share of the measure over all of them (median)", "τ with it"])
+
+
+def talks(cells: Sequence[Cell]) -> str | None:
+    """The talk's table of sizes, the six others and our measure, with a column for every network and data set.
+
+    A place has the median over the networks in which the bound has a value, and how many they are where not all;
+    ``/`` where it does not exist for such networks.
+    """
+    columns = [task for task in TASKS if clean(cells, task)]
+    lines = [[f"`{name}`", *(_median_size(clean(cells, task), name) for task in columns)] for name in (*SIX, OURS)]
+    return markdown(lines, ["bound", *(TASKS[task].title for task in columns)]) if columns else None
+
+
+def _median_size(own: Sequence[Cell], name: str) -> str:
+    """From measurement samples; from training samples what divides by their margin."""
+    found = [cell["measures"]["training" if name in BY_MARGIN else "measurement"]["bounds"] for cell in own]
+    rows = [bounds[name] for bounds in found if name in bounds]
+    there = [row["log10"] for row in rows if row["log10"] is not None]
+    if not there:
+        return f"none of {len(rows)}" if rows else "/"
+    middle = float(np.median(there))
+    said = size({"log10": middle, "value": 10**middle if abs(middle) < 300 else None})
+    return said if len(there) == len(own) else f"{said} ({len(there)} of {len(own)})"
 
 
 def sizes(cells: Sequence[Cell], task: str) -> str | None:

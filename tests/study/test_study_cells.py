@@ -157,6 +157,26 @@ def column(text, title, row):
     return found[lines[0].index(title)]
 
 
+def test_the_talks_table_of_sizes_from_the_files_alone(study, cells):
+    """A column for every data set that has networks; medians, and how many have a value; none for attention."""
+    table = study.tables.talks(cells)
+    for task in {cell["task"] for cell in cells}:
+        own = [json.loads(file.read_text()) for file in sorted((STUDY / "results" / task).glob("clean-*.json"))]
+        title = study.tasks.TASKS[task].title
+        values = [cell["measures"]["measurement"]["bounds"]["hessian_distance"]["value"] for cell in own]
+        assert column(table, title, "`hessian_distance`") == f"{math.exp(np.median(np.log(values))):.3g}"
+        for name in ("`pitas2017`", "`gouk2021`"):
+            said = column(table, title, name)
+            if any(word in title for word in ("MiniLM", "ViT", "RoBERTa", "GPT-2")):
+                assert said == "/"
+            elif name == "`gouk2021`":
+                logs = [cell["measures"]["measurement"]["bounds"]["gouk2021"]["log10"] for cell in own]
+                assert float(said.removeprefix("1e")) == pytest.approx(np.median(logs), abs=0.051)
+            else:
+                count = sum(cell["measures"]["training"]["bounds"]["pitas2017"]["value"] is not None for cell in own)
+                assert f"({count} of {len(own)})" in said or said == f"none of {len(own)}" and count == 0
+
+
 def partial(x, y, z):
     xy, xz, yz = (stats.kendalltau(*pair).statistic for pair in ((x, y), (x, z), (y, z)))
     return (xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2))
