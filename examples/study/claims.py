@@ -175,16 +175,17 @@ def distances(cells: Sequence[Cell]) -> list[Found]:
             "measure": [cell["measures"]["measurement"]["bounds"][OURS]["value"] for cell in own],
             "radius": [float(cell["strength"].rstrip("%")) for cell in own],
             "distance": [cell["trivial"]["distance"] for cell in own],
+            "training loss": [cell["training"]["loss"] for cell in own],
         }
         gap, clusters = [cell["gap"]["loss"] for cell in own], [cell["strength"] for cell in own]
-        columns = np.array([sides["measure"], gap, [cell["training"]["loss"] for cell in own]])
+        columns = np.array([sides["measure"], gap, sides["training loss"]])
         (low, high), (least, most) = kendall_interval(columns, clusters)
         value, given = kendalls(columns)
         by_gap = {name: float(stats.kendalltau(side, gap).statistic) for name, side in sides.items()}
         number = (
             f"τ of the two {value:.2f} [{low:.2f}, {high:.2f}], given the training loss {given:.2f} [{least:.2f}, "
             f"{most:.2f}]; of the gap with the radius {by_gap['radius']:.2f}, with the distance "
-            f"{by_gap['distance']:.2f}; {len(own)} networks"
+            f"{by_gap['distance']:.2f}, with the training loss {by_gap['training loss']:.2f}; {len(own)} networks"
         )
         said = {"radius": "a share of each layer, head free", "distance": "one radius for layers and head"}[group]
         found.append(Found(claim, f"{TASKS[task].title}, {said}", number, follows((low, high), (least, most))))

@@ -98,7 +98,8 @@ def test_the_sweeps_from_the_files_alone(study, cells):
         assert f"τ of the two {stats.kendalltau(x, gap).statistic:.2f} [" in one.number
         loss = [cell["training"]["loss"] for cell in own]
         assert f"given the training loss {partial(x, gap, loss):.2f} [" in one.number
-        assert f"with the distance {stats.kendalltau(distance, gap).statistic:.2f};" in one.number
+        assert f"with the distance {stats.kendalltau(distance, gap).statistic:.2f}, " in one.number
+        assert f"with the training loss {stats.kendalltau(loss, gap).statistic:.2f};" in one.number
 
 
 def test_label_noise_from_the_files_alone(study, cells):
