@@ -21,6 +21,7 @@ from genbound.results.resampling import Draws
 HOLDS, PART, NOT, UNTESTED = "holds", "holds in part", "does not hold", "cannot be tested here"
 NEAR = 0.17  # of the rise over its approximation from 1: the root of the talk's larger relative RSS, 2.98 %
 WEAK = 0.2  # a τ that is of no use
+LISTED = 4  # networks whose intervals a line holds
 SIXFOLD, SYMMETRIC, CORRELATED = 6.0, 6.43, 3.26
 
 
@@ -116,10 +117,21 @@ def stability(cells: Sequence[Cell], rows: list[Cell]) -> list[Found]:
             verdicts = [
                 UNTESTED if reason else near_one(low, high) for reason, (_, low, high) in zip(why, ratios, strict=True)
             ]
-            said = [interval(one) + (f" ({reason})" if reason else "") for reason, one in zip(why, ratios, strict=True)]
-            number = f"rise over approximation {'; '.join(said)} at the largest σ"
+            number = f"rise over approximation {each(ratios, why, verdicts)} at the largest σ"
             found.append(Found(claim, f"{TASKS[task].title}, σ_i: {shape}", number, of_each(verdicts)))
     return found
+
+
+def each(ratios: Sequence[tuple[float, float, float]], why: Sequence[str], verdicts: Sequence[str]) -> str:
+    """The interval of every network; of more than a line holds their range, and how many hold and do not."""
+    if len(ratios) > LISTED and not any(why) and all(math.isfinite(low) for _, low, _ in ratios):
+        values = [value for value, *_ in ratios]
+        within, outside = verdicts.count(HOLDS), verdicts.count(NOT)
+        counted = f"{within} within, {outside} outside, {len(values) - within - outside} open"
+        return f"{min(values):.2f} … {max(values):.2f} in {len(values)} networks ({counted})"
+    return "; ".join(
+        interval(one) + (f" ({reason})" if reason else "") for reason, one in zip(why, ratios, strict=True)
+    )
 
 
 def of_each(verdicts: Sequence[str]) -> str:

@@ -69,12 +69,13 @@ def layered(cells: Sequence[Cell], task: str) -> str | None:
             if rows[-1].get("approximation_sem", 0.0) > 0:
                 approximation += f" ± {rows[-1]['approximation_sem']:.1g}"
             lines.append([
-                shape, f"{cell['lr']:g}, {'one loss' if cell['stopping'] == 'loss' else 'fixed epochs'}",
+                shape,
+                f"{cell['lr']:g}, {'one loss' if cell['stopping'] == 'loss' else 'fixed epochs'}, {cell['seed']}",
                 f"{number - left_out(cell, shape)} of {number}", approximation,
                 *(interval(ratio(row, cell["stability"]["pairs"])) for row in (rows[0], rows[-1])),
                 f"{100 * relative_rss(rows):.1f}",
             ])  # fmt: skip
-    head = ["σ_i", "network: rate, end", "layers with noise", "½Σ⟨Σ_i, H_i⟩ at the largest σ",
+    head = ["σ_i", "network: rate, end, seed", "layers with noise", "½Σ⟨Σ_i, H_i⟩ at the largest σ",
             "rise over it, smallest σ", "largest σ", "relative RSS %"]  # fmt: skip
     return markdown(lines, head) if lines else None
 
