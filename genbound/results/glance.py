@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from genbound.formatting import gap_text, rounded_up, value_text
+from genbound.results.likeness import of_one_network
 from genbound.results.regression import Check, check
 from genbound.results.verdict import DRIVER, GAP, GUARANTEE, certified, driving_layer, leading, whose
 
@@ -41,9 +40,7 @@ def change(results: Results, baseline: Results) -> tuple[str, str]:
     Returns:
         The answer in a few words, and what it rests on.
     """
-    if _moved_otherwise(results, baseline):  # another network, though no digest says so: a bound that fell is better
-        results = replace(results, checkpoint={**results.checkpoint, "sha256": "another"})
-    found = check(results, baseline)
+    found = check(results, baseline, same_network=of_one_network(results, baseline))
     apart = [row.where for row in found.rows if row.measure == "configuration"]
     if apart:
         return "Not to be told", f"They were measured differently: {', '.join(apart)}."
@@ -63,22 +60,13 @@ def change(results: Results, baseline: Results) -> tuple[str, str]:
     return "Yes" if worse else "No, better" if better else "Not to be told" if lower else "No", " ".join(said)
 
 
-def _moved_otherwise(results: Results, baseline: Results) -> bool:
-    """Whether two networks in memory, which have no digest, lie at different distances from their start."""
-    if any(run.checkpoint.get("sha256") for run in (results, baseline)):
-        return False
-    now, before = (run.quantities.get("displacement_norm", {}).get("layers", {}) for run in (results, baseline))
-    shared = now.keys() & before.keys()
-    return not all(math.isclose(now[name]["value"], before[name]["value"], rel_tol=1e-5) for name in shared)
-
-
 def _moves(found: Check, results: Results, statuses: tuple[str, ...], fell: bool | None = None) -> list[str]:
     """The bounds whose value moved like this, the leading one first, each with its change.
 
     ``fell`` takes those alone that fell, or that did not.
     """
     rows = [row for row in found.rows if row.measure in results.bounds and not row.where and row.status in statuses]
-    rows = [row for row in rows if fell is None or row.difference.startswith(("-", "factor 1e-")) is fell]
+    rows = [row for row in rows if fell is None or row.fell is fell]
     rows.sort(key=lambda row: row.measure != leading(results))
     return [f"{row.measure} ({row.difference or row.note})" for row in rows]
 

@@ -21,6 +21,7 @@ class Row:
         note: why.
         severity: how far it went beyond what was allowed, in standard errors or in what rounding may do; infinite where
             a number is gone. It ranks the rows of one measure.
+        fell: whether it is less than was expected.
     """
 
     measure: str
@@ -31,6 +32,7 @@ class Row:
     status: str
     note: str = ""
     severity: float = 0.0
+    fell: bool = False
 
     @property
     def failed(self) -> bool:
@@ -85,12 +87,8 @@ def judge(expected: Observation, obtained: Observation, rule: Tolerance | None, 
     if rule is not None and rule.ignore:
         return Row(expected.measure, expected.where, "", "", "", "skipped", "a tolerance says to ignore them")
     said = _incomparable(expected, obtained, terms)
-    if said is None:
-        difference, status, note, severity = _moved(expected, obtained, rule, terms)
-    else:
-        difference, (status, note), severity = "", said, math.inf
-    texts = as_text(expected), as_text(obtained)
-    return Row(expected.measure, expected.where, *texts, difference, status, note, severity)
+    found = _moved(expected, obtained, rule, terms) if said is None else ("", *said, math.inf, False)
+    return Row(expected.measure, expected.where, as_text(expected), as_text(obtained), *found)
 
 
 def _incomparable(expected: Observation, obtained: Observation, terms: Terms) -> tuple[str, str] | None:
@@ -108,8 +106,8 @@ def _incomparable(expected: Observation, obtained: Observation, terms: Terms) ->
 
 def _moved(
     expected: Observation, obtained: Observation, rule: Tolerance | None, terms: Terms
-) -> tuple[str, str, str, float]:
-    """``(difference, status, note, severity)`` of two numbers that have values."""
+) -> tuple[str, str, str, float, bool]:
+    """``(difference, status, note, severity, fell)`` of two numbers that have values."""
     if expected.logarithm != obtained.logarithm:  # one of them is 0, which has none
         expected, obtained = expected.as_value(), obtained.as_value()
     change = obtained.number - expected.number
@@ -124,11 +122,11 @@ def _moved(
         beyond = rule.counted(beyond)
     difference = _difference(expected, change, sem)
     if abs(beyond) - allowed <= k * sem:  # never of what is not a number
-        return difference, "ok", "", 0.0
+        return difference, "ok", "", 0.0, change < 0
     severity = abs(beyond) / (sem or terms.allowed(expected, obtained) or 1e-300)
     if beyond < 0 and _is_better(expected, rule, terms):
-        return difference, "improved", "", severity
-    return difference, "regression", _limit(rule, sem, k), severity
+        return difference, "improved", "", severity, True
+    return difference, "regression", _limit(rule, sem, k), severity, change < 0
 
 
 def _is_better(expected: Observation, rule: Tolerance | None, terms: Terms) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,19 @@ def unlike(runs: Mapping[str, Results]) -> dict[str, dict[str, Any]]:
         if any(value != next(iter(known.values())) for value in known.values()):
             differing[key] = known
     return differing
+
+
+def of_one_network(one: Results, other: Results) -> bool:
+    """Whether two runs measured the same weights, as far as is known.
+
+    By their digests; of networks in memory, which have none, by how far their layers lie from where they started.
+    """
+    digests = [run.checkpoint.get("sha256") for run in (one, other)]
+    if any(digests):
+        return digests[0] == digests[1]
+    moved, moved_other = (run.quantities.get("displacement_norm", {}).get("layers", {}) for run in (one, other))
+    shared = moved.keys() & moved_other.keys()
+    return all(math.isclose(moved[name]["value"], moved_other[name]["value"], rel_tol=1e-5) for name in shared)
 
 
 def refuse_unlike(runs: Mapping[str, Results], differing: Mapping[str, Mapping[str, Any]]) -> None:

@@ -134,6 +134,7 @@ def check(
     false_alarm: float = FALSE_ALARM,
     k: float | None = None,
     rounding: float | None = None,
+    same_network: bool | None = None,
 ) -> Check:
     """Compare a run with a baseline.
 
@@ -146,6 +147,8 @@ def check(
         false_alarm: largest probability that a run which differs in its seed alone is flagged.
         k: combined standard errors that a random number may move, in place of those that ``false_alarm`` gives.
         rounding: relative difference that rounding may make; by default 1e-9 in float64, else 1e-5.
+        same_network: whether both measured the same weights, so that no number may be better; by default if their
+            digests are equal, and of networks in memory, which have none.
 
     Returns:
         A :class:`Check`, true if nothing regressed.
@@ -164,7 +167,7 @@ def check(
         refuse_unknown(rules, list(observe(results).values()))
         found = Check((), 0.0, 0, (f"Wrote the baseline {file}.",))
     else:
-        found = _compare(results, before, rules, false_alarm, k, rounding)
+        found = _compare(results, before, rules, false_alarm, k, _terms(results, before, rounding, same_network))
         if update:
             found = replace(found, remarks=(*found.remarks, f"Updated the baseline {file}."))
     if update and file is not None:
@@ -190,14 +193,13 @@ def _baseline(given: Results | str | Path, update: bool) -> tuple[Path | None, R
 
 def _compare(
     results: Results, baseline: Results, rules: Mapping[str, Tolerance], false_alarm: float, k: float | None,
-    rounding: float | None,
+    terms: Terms,
 ) -> Check:  # fmt: skip
     """Conditions and layers, then number by number: those of the baseline, then what is new."""
     layers = _layers(results, baseline)
     every = [observe(run) for run in (baseline, results)]
     refuse_unknown(rules, [o for found in every for o in found.values()])
     before, now = (_of_other_layers(found, [row.where for row in layers]) for found in every)
-    terms = _terms(results, baseline, rounding)
     own = {measure: _terms_of(measure, terms, results, baseline) for measure in {o.measure for o in before.values()}}
     random = [name for name, o in before.items() if name in now and own[o.measure].sem(o, now[name])]
     k = k if k is not None else float(norm.isf(false_alarm / 2 / max(1, len(random))))
@@ -225,12 +227,13 @@ def _range(results: Results, baseline: Results) -> list[str]:
     return [f"C, the largest loss seen, moved from {before} to {now}; genbound compare puts both on one."]
 
 
-def _terms(results: Results, baseline: Results, rounding: float | None) -> Terms:
+def _terms(results: Results, baseline: Results, rounding: float | None, same_weights: bool | None) -> Terms:
     """On which terms two runs are compared, before it is known how many random numbers they have."""
     if rounding is None:
         rounding = max(ROUNDING.get(str(r.config.get("dtype")), DEFAULT_ROUNDING) for r in (results, baseline))
     same_seed = results.config.get("seed") == baseline.config.get("seed")
-    same_weights = results.checkpoint.get("sha256") == baseline.checkpoint.get("sha256")
+    if same_weights is None:
+        same_weights = results.checkpoint.get("sha256") == baseline.checkpoint.get("sha256")
     return Terms(same_seed, _same_samples(results, baseline), rounding, same_weights=same_weights)
 
 
