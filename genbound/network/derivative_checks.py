@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from genbound.errors import GenboundError
-from genbound.network.derivative_trial import DOUBLE, SINGLE, TRIALS, Trial, is_large
+from genbound.network.derivative_trial import DOUBLE, SINGLE, Trial, is_large
 from genbound.network.graph import Graph
 from genbound.network.kept_value_checks import check_kept_values
 from genbound.network.loss_derivative_checks import check_loss_derivatives
@@ -196,7 +196,7 @@ def _check_unknown(trial: Trial, names: Sequence[str]) -> None:
 def _first_agrees(trial: Trial, names: Sequence[str], gradients: Mapping[str, Tensor]) -> bool:
     """Whether differences along a random direction of these layers are those that the gradients foretell."""
     agreed = 0
-    for number in range(TRIALS):
+    for number in range(trial.trials):
         step = trial.precision.first * 10.0**-number
         us = {name: trial.direction(name, number) for name in names}
         ends = [trial.value(trial.moved(us, sign * step)).double() for sign in (1, -1)]
@@ -214,7 +214,7 @@ def _first_agrees(trial: Trial, names: Sequence[str], gradients: Mapping[str, Te
 def _second_differs(trial: Trial, known: Mapping[str, Tensor]) -> list[str]:
     """Layers whose second derivative disagrees with differences of first ones in every trial."""
     wrong: set[str] = set(known)
-    for number in range(TRIALS):
+    for number in range(trial.trials):
         step = trial.precision.second * 10.0 ** (-number / 2)
         directions = {name: trial.direction(name, number) for name in known}
         try:

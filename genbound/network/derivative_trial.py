@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from genbound.network.network import Network
     from genbound.network.weights import BaseProblem
 
-TRIALS = 3  # directions, with smaller and smaller steps: a kink is met by one of them at most, so most must agree
+TRIALS = 3  # directions, with smaller and smaller steps: a kink is met by one of them at most, so two must agree
+# More of them, of networks in which many units stand close to their kinks at once: a channel whose weights are all
+# next to nothing moves as one, and steps of 1e-8 may be the first that leave it on one side.
+MORE_TRIALS = 2
 LARGE = 2**25  # weights above which a network is a large one
 PART = 2**18  # weights of a layer of a large network that are moved, about
 ROOM = 2**31  # bytes of weights of a large network that are copied at a time
@@ -103,6 +106,12 @@ class Trial:
         self.cotangent = normal(tuple(outputs.shape), generator(0, "derivative_checks"), outputs)
         self.own = outputs
 
+    @property
+    def trials(self) -> int:
+        """How many directions are tried; steps of single precision cannot become smaller."""
+        more = MORE_TRIALS if self.executed.kinks and self.precision is DOUBLE else 0
+        return TRIALS + more
+
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.precision.dtype) if tensor.is_floating_point() else tensor
 
@@ -138,7 +147,7 @@ class Trial:
 
     def leave_kinks(self, names: Iterable[str]) -> None:
         """Go a little aside, for a network that stands on a kink exactly."""
-        self.weights = self.moved({name: self.direction(name, TRIALS) for name in names}, 1e-3)
+        self.weights = self.moved({name: self.direction(name, TRIALS + MORE_TRIALS) for name in names}, 1e-3)
 
     def runs(self, names: Sequence[str]) -> list[list[str]]:
         """The layers in runs whose weights are copied at a time."""

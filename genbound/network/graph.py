@@ -25,6 +25,7 @@ from genbound.network.operation import Operation
 from genbound.network.operations import of_node, operation
 
 LEAF = "AccumulateGrad"
+BY_INDEX = ("embedding", "index", "index_select", "gather")  # what they take may be up to the samples
 
 
 class Graph:
@@ -39,6 +40,7 @@ class Graph:
         consumers: operation -> list of (operation that uses it, operand position).
         leaves: weight name -> its leaf node (absent where the weight was not used).
         curved_by: weight name -> name of the first operation that is curved in it.
+        made_of_weights: operations on weights alone: no sample, index or constant enters them.
     """
 
     def __init__(self, output: Tensor, weights: dict[str, Tensor]):
@@ -55,6 +57,12 @@ class Graph:
             if operation(node) == LEAF and id(_weight(node)) in names
         }
         self.curved_by = self._find_curved()
+        self.made_of_weights: set[Node] = set()
+        for node in self.order:
+            operands = [operand for operand, _ in node.next_functions]
+            chosen = of_node(node).name in BY_INDEX
+            if operation(node) == LEAF or operands and not chosen and self.made_of_weights.issuperset(operands):
+                self.made_of_weights.add(node)
 
     def _find_curved(self) -> dict[str, str]:
         bit = {node: 1 << i for i, node in enumerate(self.leaves.values())}

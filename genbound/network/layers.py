@@ -18,15 +18,18 @@ from torch.autograd.graph import Node
 
 from genbound.errors import GenboundError
 from genbound.estimators.random import generator, normal
-from genbound.network.graph import LEAF, result_shape
+from genbound.network.graph import Graph, result_shape
 from genbound.network.operation import Kind
-from genbound.network.operations import of_node, operation
+from genbound.network.operations import of_node
 from genbound.network.read_pass import ReadPass
 from genbound.network.tape import Tape
 from genbound.network.weight_uses import Use
 
 if TYPE_CHECKING:
     from genbound.network.network import Network
+
+
+WEIGHT_AT = {"addmm": 2, "mm": 1, "convolution": 1}  # operand in which a map has its weight
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,22 @@ class Layer:
 def _is_table(tape: ReadPass, name: str) -> bool:
     """The weight is only looked up, added or joined to others: it is a table of vectors, not a linear map.
 
-    A sum of the weight's own shape is still a weight (``W + dW``), and so are weights that are put beside each other
-    (``cat([Wq, Wk])``): what is done with them decides.
+    What is made of weights alone is still a weight (``cat([Wq, Wk])``, ``W.T + dW.T``), and so is a sum of the weight's
+    own shape (``W + dW``): what is done with them decides. So it does where something is joined to a weight of which
+    the record does not say whether it is a constant (frozen rows of a head) or of the samples.
     """
     if not tape.uses[name]:
         return False
-    consumers, found = tape.graph.consumers, False
+    consumers, made_of_weights, found = tape.graph.consumers, tape.graph.made_of_weights, False
     pending = list(consumers[tape.graph.leaves[name]])
     while pending:
         node, _ = pending.pop()
         row = of_node(node)
-        if row.joins and _is_weight(node, tape.weights[name].shape):
+        if row.joins and (node in made_of_weights or _is_sum(node, tape.weights[name].shape)):
             pending += consumers[node]
         elif row.name == "embedding" or row.joins:
+            if row.joins and _is_applied(tape.graph, node):
+                return False
             found = True
         elif row.kind is Kind.ROUTE:
             pending += consumers[node]
@@ -84,11 +90,22 @@ def _is_table(tape: ReadPass, name: str) -> bool:
     return found
 
 
-def _is_weight(node: Node, shape: torch.Size) -> bool:
-    """Whether what a weight of this shape is added to or put beside are weights."""
-    operands = [operand for operand, _ in node.next_functions]
-    joined = all(operand is not None and operation(operand) == LEAF for operand in operands)
-    return joined or of_node(node).kind is Kind.LINEAR and result_shape(node) == shape
+def _is_sum(node: Node, shape: torch.Size) -> bool:
+    """Whether an operation adds to a weight of this shape, and not that to every sample."""
+    return of_node(node).kind is Kind.LINEAR and result_shape(node) == shape
+
+
+def _is_applied(graph: Graph, node: Node) -> bool:
+    """Whether a result comes to stand, as it is or joined to more, where linear maps and convolutions have a weight."""
+    pending = list(graph.consumers[node])
+    while pending:
+        consumer, position = pending.pop()
+        row = of_node(consumer)
+        if WEIGHT_AT.get(row.name) == position:
+            return True
+        if row.joins or row.kind is Kind.ROUTE:
+            pending += graph.consumers[consumer]
+    return False
 
 
 def select_layers(

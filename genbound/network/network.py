@@ -94,6 +94,8 @@ class Network:
     ):
         if batch_size < 1:
             raise GenboundError(f"batch size {batch_size} is not positive")
+        if isinstance(init, nn.Module):
+            raise GenboundError("init is a module: give the pretrained weights by name, as its state_dict() has them")
         model, init = _uncompiled(model, init)
         _refuse_wrapped(model)
         self.model, self.batch_size, self.output = model, int(batch_size), output

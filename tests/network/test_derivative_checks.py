@@ -141,6 +141,37 @@ def test_kinks_are_no_cuts(width):
     assert genbound.Problem(model, init, data).remarks == ()
 
 
+class Dead(nn.Module):
+    """Channels whose weights are next to nothing: at every pixel they stand at their kinks, and leave them together."""
+
+    def __init__(self, hidden: bool):
+        super().__init__()
+        self.hidden = hidden
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Linear(8 * 62**2, 5)
+        with torch.no_grad():
+            self.first.weight[:7] *= 1e-7
+            self.first.bias[:7] *= 1e-7
+
+    def forward(self, x):
+        weight = self.first.weight
+        if self.hidden:
+            weight = torch.cat([weight[:7], weight[7:].detach()])
+        return self.second(F.conv2d(x, weight, self.first.bias).relu().flatten(1))
+
+
+def test_dead_channels_are_no_cuts():
+    for seed in range(3):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            data = (torch.randn(4, 1, 64, 64), torch.arange(4))
+            whole = Dead(hidden=False)
+            cut = Dead(hidden=True)
+        init = {n: torch.zeros_like(p) for n, p in whole.named_parameters()}
+        assert genbound.Problem(whole, init, data).remarks == ()
+        with pytest.raises(GenboundError, match="derivative in layer first.weight"):
+            genbound.Problem(cut, init, data)
+
+
 def test_the_derivative_of_a_straight_through_estimator_is_noted():
     def rounded(net, x):
         w = net.first.weight

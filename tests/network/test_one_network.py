@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, hessian
 from torch.nn import functional as F
 
 import genbound
@@ -155,6 +156,12 @@ def test_the_only_output_cannot_be_chosen_by_another_name():
         problem(nn.Linear(3, 2), torch.randn(4, 3), torch.arange(4) % 2, output="logits")
 
 
+def test_a_module_for_the_pretrained_weights_is_refused():
+    model = nn.Linear(3, 2)
+    with pytest.raises(GenboundError, match="init is a module.*state_dict"):
+        genbound.Problem(model, nn.Linear(3, 2), (torch.randn(4, 3), torch.arange(4) % 2))
+
+
 # -- weights that meet weights -----------------------------------------------------------------------------------------
 
 
@@ -178,6 +185,14 @@ COMPOSED = {
     "difference": lambda a, b: a - 2 * b,
     "beside": lambda a, b: torch.cat([a, b]),
     "stacked": lambda a, b: torch.stack([a, b]).mean(0),
+    "turned": lambda a, b: torch.cat([a.t(), b.t()], 1).t(),
+    "stacked as turned": lambda a, b: torch.stack([a.t(), b.t()]).mean(0).t(),
+    "sum of turned": lambda a, b: (a.t() + b.t()).t(),
+    "sum of flat": lambda a, b: (a.flatten() + b.flatten()).view(4, 3),
+    "rows apart": lambda a, b: torch.cat([a[:2], a[2:]]) + b,
+    "every other column": lambda a, b: torch.cat([a[:, ::2], b[:, 1::2]], 1),
+    "frozen rows": lambda a, b: torch.cat([a, torch.ones(4, 3).to(a)]) + torch.cat([b, torch.ones(4, 3).to(a)]),
+    "frozen, turned": lambda a, b: (a.t() + torch.ones(3, 4).to(a) + b.t()).t(),
 }
 
 
@@ -187,3 +202,55 @@ def test_weights_that_are_joined_to_weights_are_layers_and_tables_are_not(name):
     model(torch.randn(2, 4, 3))
     found = problem(model, torch.randn(6, 4, 3), torch.arange(6) % 2)
     assert [layer.name for layer in found.layers] == ["a", "b", "head.weight"]
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_curvature_of_weights_that_are_joined_is_that_of_the_dense_hessian(name):
+    model = Composed(COMPOSED[name])
+    model(torch.randn(2, 4, 3))
+    model, x, y = model.double(), torch.randn(6, 4, 3, dtype=torch.float64), torch.arange(6) % 2
+    layers = genbound.evaluate(problem(model, x, y), ["hessian_trace"]).quantities["hessian_trace"]["layers"]
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+    for layer in ("a", "b"):
+
+        def loss(weight, layer=layer):
+            return F.cross_entropy(functional_call(model, weights | {layer: weight}, (x,)), y)
+
+        dense = hessian(loss)(weights[layer]).reshape(12, 12)
+        assert layers[layer]["value"] == pytest.approx(float(dense.trace()), rel=1e-9) and layers[layer]["sem"] == 0
+
+
+TABLES = {
+    "looked up": lambda net, ids: F.embedding(ids, net.words) + net.places[:, : ids.shape[1]],
+    "indexed": lambda net, ids: net.words[ids] + net.places[0, : ids.shape[1]],
+    "selected": lambda net, ids: (
+        net.words.index_select(0, ids.flatten()).view(*ids.shape, 4) + net.places[:, : ids.shape[1]]
+    ),
+    "a token with a place": lambda net, ids: torch.cat(
+        [(net.start + net.places[:, :1]).expand(len(ids), 1, 4), net.words[ids] + net.places[:, 1 : 1 + ids.shape[1]]],
+        1,
+    ),
+    "beside what is given": lambda net, ids: (
+        torch.cat([net.start.expand(len(ids), 1, 4), F.one_hot(ids % 4, 4).to(net.start)], 1)
+        + net.places[:, : 1 + ids.shape[1]]
+    ),
+}
+
+
+class Tables(nn.Module):
+    """Vectors of words and places, joined to each other and to what the samples are, before the first map."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.words, self.places = nn.Parameter(torch.randn(20, 4)), nn.Parameter(torch.randn(1, 9, 4))
+        self.start, self.tokens = nn.Parameter(torch.randn(1, 1, 4)), tokens
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, ids):
+        return self.head(self.inner(self.tokens(self, ids)).tanh().mean(1))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_vectors_of_words_and_places_are_tables(name):
+    found = problem(Tables(TABLES[name]), torch.randint(0, 20, (6, 5)), torch.arange(6) % 2)
+    assert [layer.name for layer in found.layers if layer.kind != "unused"] == ["inner.weight", "head.weight"]
