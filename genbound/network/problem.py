@@ -17,7 +17,7 @@ from genbound.estimators.random import BLOCK
 from genbound.network.derivative_checks import check_derivatives
 from genbound.network.displacement import Displacement
 from genbound.network.identity import answers, network_digests
-from genbound.network.layers import Layer, select_layers
+from genbound.network.layers import Layer, candidates_for, select_layers
 from genbound.network.loss_functions import Loss
 from genbound.network.memory import budget_of, give_back, largest_batch
 from genbound.network.network import Network
@@ -26,7 +26,7 @@ from genbound.network.placement import DeviceMap
 from genbound.network.prior import Prior, adapter_remark
 from genbound.network.refusals import refusals
 from genbound.network.tape import Tape
-from genbound.network.weights import BaseProblem, complex_remark, parts_remark
+from genbound.network.weights import BaseProblem, complex_remark, parts_remark, tables_remark
 
 SHARD = 64  # samples whose statistics are stored together
 
@@ -179,9 +179,12 @@ class Problem(Network, BaseProblem):
         self.samples_first = {layer.name: layer.samples_first for layer in self.layers}
         names = [layer.name for layer in self.layers]
         whose = OTHER_SAMPLES if other_samples else ""
+        # Of weights that a pattern names, the others are left out by choice.
+        tables = () if layers else set(candidates_for(self.params, (), excluded)) - set(names)
         said = (
             self.placement.remark, *check_derivatives(self, names), self.arrangement_remark,
-            complex_remark(self.params, self.init), parts_remark(self.layers, self.params), whose, self._of_few(),
+            complex_remark(self.params, self.init), tables_remark(sorted(tables), self.params, self.init),
+            parts_remark(self.layers, self.params), whose, self._of_few(),
             HALF.format(self.dtype) if self.dtype.itemsize < 4 else "",
         )  # fmt: skip
         self.remarks = tuple(remark for remark in said if remark)

@@ -253,4 +253,13 @@ class Tables(nn.Module):
 @pytest.mark.parametrize("name", TABLES)
 def test_vectors_of_words_and_places_are_tables(name):
     found = problem(Tables(TABLES[name]), torch.randint(0, 20, (6, 5)), torch.arange(6) % 2)
-    assert [layer.name for layer in found.layers if layer.kind != "unused"] == ["inner.weight", "head.weight"]
+    used = [layer.name for layer in found.layers if layer.kind != "unused"]
+    assert used == ["inner.weight", "head.weight"]
+    (said,) = (remark for remark in found.remarks if "looked up" in remark)
+    tables = [name for name in ("places", "start", "words") if name not in {layer.name for layer in found.layers}]
+    assert f"these moved: {', '.join(tables)};" in said
+    still = genbound.Problem(found.model, found.params, found.data)
+    assert not any("looked up" in remark for remark in still.remarks)
+    named = problem(found.model, found.data.inputs, found.data.targets, layers="*")
+    assert {layer.name for layer in named.layers} == {"places", "start", "words", "inner.weight", "head.weight"}
+    assert not any("looked up" in remark for remark in named.remarks)
