@@ -26,6 +26,10 @@ TAKE_OUT_INFERENCE = (
     "the model has torch.inference_mode in its forward, and what is computed there has no derivative: take it out; who "
     "calls the model decides whether gradients are recorded"
 )
+TAKE_OUT_IN_PLACE = (
+    "the model writes over numbers that its own derivative needs (an operation whose name ends in _, out= or an "
+    "assignment to a slice of them), so that it has no gradient: let it write into a copy"
+)
 
 
 @contextlib.contextmanager
@@ -52,6 +56,8 @@ def refused_by_torch(error: Exception) -> str | None:
         return USE_PLAIN_ATTENTION
     if "Inference tensors cannot be" in said:
         return TAKE_OUT_INFERENCE
+    if "modified by an inplace operation" in said:
+        return TAKE_OUT_IN_PLACE
     if (found := NO_DERIVATIVE.search(said)) is not None:
         operation = found.group(1) or found.group(2)
         return (

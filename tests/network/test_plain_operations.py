@@ -190,6 +190,20 @@ def test_inference_mode_is_refused_with_the_mend(whole):
         problem(Inferring(whole))
 
 
+def test_a_model_that_writes_over_what_its_derivative_needs_is_refused():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.inner(x).relu().add_(1))
+
+    model = InPlace()
+    with pytest.raises(GenboundError, match="writes over numbers that its own derivative needs"):
+        genbound.Problem(model, dict(model.named_parameters()), (torch.randn(4, 3), torch.arange(4) % 2))
+
+
 class Flexible(nn.Module):
     def __init__(self):
         super().__init__()
