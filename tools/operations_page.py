@@ -32,8 +32,8 @@ row through every reader on a tiny network and compares with brute force.
 - **sweep**: how tangents are carried through it, for second derivatives without a backward pass.
 - **contraction**: an activation entry by entry, whose ‖x‖/‖φ(x)‖ `compression` measures on the data.
 - **path norm**: what becomes of the sums over paths of squared weights.
-- **table**: a weight that is only looked up, moved about, and added or joined in the end is a table of vectors (a
-  position embedding), no layer.
+- **table**: a weight that is only looked up, moved about, and added or joined to activations in the end is a table of
+  vectors (a position embedding), no layer. What is made of weights alone is a weight.
 
 An operation that is not here is unknown to all: it counts as curved, it has no constant and no path norm, and sweeps
 take nested derivatives of it.
