@@ -1,9 +1,9 @@
-"""Numbers as text: as many digits as their error allows, in tables, reports and notebooks alike."""
+"""Numbers as text: as many digits as their error allows, in tables, reports and notebooks alike; and lists of names."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -125,3 +125,9 @@ def duration(seconds: float) -> str:
     if seconds <= 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names of many, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

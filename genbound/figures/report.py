@@ -20,13 +20,12 @@ from genbound.figures.interactive_style import figure
 from genbound.figures.one_run import plots_of
 from genbound.figures.report_page import cards, figures, folded, on_demand, page, table
 from genbound.files import write_atomically
-from genbound.formatting import digits, with_error
+from genbound.formatting import digits, few, with_error
 from genbound.quantities.catalogue import reading_of
 from genbound.results.comparison import Comparison, compare
 from genbound.results.correlation import FEWEST, correlate, points
 from genbound.results.gap import UNITS, measured_gap
 from genbound.results.glance import change, in_short
-from genbound.results.likeness import few
 from genbound.results.rank_statistics import STATISTICS
 from genbound.results.results import Results, read_samples
 from genbound.results.runs import as_results
@@ -69,7 +68,7 @@ def report(runs: Iterable[Results | str | Path], out: str | Path) -> Path:
     correlations = _correlations(given)  # which puts each data set on an observed C of its own
     if correlations:
         sections.insert(2, ("correlations", "Correlation with the gap", correlations))
-    title = f"genbound: {', '.join(list(named)[:3])}" + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+    title = f"genbound: {few(list(named))}"
     versions = ", ".join(sorted({results.genbound for results in named.values()}))
     lede = next(iter(named.values())).headline()[:2] if len(named) == 1 else [f"{len(named)} runs, each measured once."]
     text = page(title, lede, sections, f"Measured with genbound {versions}.")

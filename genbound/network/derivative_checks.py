@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from genbound.errors import GenboundError
+from genbound.formatting import few
 from genbound.network.derivative_trial import DOUBLE, SINGLE, Trial, is_large
 from genbound.network.graph import Graph
 from genbound.network.kept_value_checks import check_kept_values
@@ -71,7 +72,7 @@ def check_derivatives(network: Network, names: Sequence[str]) -> tuple[str, ...]
         trial, alike = _trial(network, names), _alike(network, names)
         if wrong := _first_wrong(trial, names, [[name] for name in names] if alike is None else alike):
             return (
-                f"the network rounds and hands gradients past it (in {_listed(wrong)}): curvature is that of the "
+                f"the network rounds and hands gradients past it (in {few(wrong)}): curvature is that of the "
                 "surrogate that it is differentiated by, not of what it computes",
             )
         # Steps of single precision do not pass kinks by.
@@ -254,8 +255,4 @@ def _culprits(value: Tensor, trial: Trial) -> str:
         return "torch.no_grad, .detach() or .data"
     names = dict.fromkeys(operation(node) for node in Graph(value, trial.leaves).order)
     own = [name.removesuffix("Backward") for name in names if name.endswith("Backward")]
-    return f"the Function {_listed(own)}" if own else "torch.no_grad, .detach() or .data"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"the Function {few(own)}" if own else "torch.no_grad, .detach() or .data"

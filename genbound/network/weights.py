@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genbound.formatting import few
 from genbound.network.displacement import Displacement
 from genbound.network.identity import weights_digest
 from genbound.network.layers import Layer, candidates_for, patterns
@@ -98,7 +99,7 @@ def as_array(weight: Tensor) -> np.ndarray:
 def complex_remark(params: Mapping[str, Tensor], init: Mapping[str, Tensor]) -> str:
     """A sentence about the complex weights that moved, which no number contains; empty where there are none."""
     moved = _moved((name for name, p in params.items() if p.is_complex()), params, init)
-    return f"complex weights are no layers, and these moved: {_few(moved)}; no number contains that" if moved else ""
+    return f"complex weights are no layers, and these moved: {few(moved)}; no number contains that" if moved else ""
 
 
 def tables_remark(tables: Iterable[str], params: Mapping[str, Tensor], init: Mapping[str, Tensor]) -> str:
@@ -108,16 +109,12 @@ def tables_remark(tables: Iterable[str], params: Mapping[str, Tensor], init: Map
         return ""
     return (
         f"weights that are only looked up, or added or joined to what the network computes (as embeddings are), are no "
-        f"layers, and these moved: {_few(moved)}; no layer's number contains that, and --layers takes them in"
+        f"layers, and these moved: {few(moved)}; no layer's number contains that, and --layers takes them in"
     )
 
 
 def _moved(names: Iterable[str], params: Mapping[str, Tensor], init: Mapping[str, Tensor]) -> list[str]:
     return [name for name in names if not torch.equal(params[name].detach(), init[name].to(params[name]))]
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def parts_remark(layers: Iterable[Layer], params: Mapping[str, Tensor]) -> str:

@@ -13,13 +13,13 @@ from typing import Any
 import pandas as pd
 
 from genbound.errors import GenboundError
-from genbound.formatting import digits, percent, value_text
+from genbound.formatting import digits, few, percent, value_text
 from genbound.results.cells import markdown, markdown_table, write_csv
 from genbound.results.common_range import observed_ranges, on_common_range
 from genbound.results.gap import measured
 from genbound.results.glance import change
 from genbound.results.latex import latex_number, latex_text
-from genbound.results.likeness import culprits, few, refuse_unlike, unlike
+from genbound.results.likeness import culprits, refuse_unlike, unlike
 from genbound.results.results import Results
 from genbound.results.runs import as_results
 from genbound.results.shared_test_set import best_of_each_test_set

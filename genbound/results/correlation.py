@@ -17,11 +17,12 @@ import pandas as pd
 
 from genbound.errors import GenboundError
 from genbound.files import write_atomically
+from genbound.formatting import few
 from genbound.results.cells import markdown_table, write_csv
 from genbound.results.common_range import on_common_range
 from genbound.results.gap import UNITS, measured_gap
 from genbound.results.hyperparameters import Pairs
-from genbound.results.likeness import few, refuse_unlike, unlike
+from genbound.results.likeness import refuse_unlike, unlike
 from genbound.results.power import POWER, detectable_kendall
 from genbound.results.rank_statistics import STATISTICS, partial_kendall
 from genbound.results.resampling import Draws, bootstrap_intervals, partial_interval, permutation_p_values

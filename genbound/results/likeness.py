@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from genbound.errors import GenboundError
-from genbound.formatting import digits
+from genbound.formatting import digits, few
 from genbound.results.results import Results
 
 
@@ -83,9 +83,3 @@ def _first_difference(partitions: Mapping[str, tuple[tuple[str, tuple[int, ...]]
     more = [n for n, _ in other if n not in dict(layers)]
     what = [f"{name} lacks {n}" for n in lost[:1]] + [f"{reference} lacks {n}" for n in more[:1]]
     return f"{', '.join(what) or 'their shapes or order differ'}; {len(layers)} and {len(other)} layers"
-
-
-def few(names: Sequence[str], most: int = 3) -> str:
-    """The first names of many, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
