@@ -27,6 +27,18 @@ def test_the_error_of_a_bound_counts_at_equal_seed_too():
     assert not check(retrained, baseline).passed
 
 
+def test_who_knows_that_two_networks_in_memory_differ_says_so():
+    """Neither has a digest, so that they count as one network, whose bound cannot become better."""
+    baseline, retrained = (run({"hessian_distance": bound(value)}) for value in (0.5, 0.4))
+    for results in (baseline, retrained):
+        results.checkpoint = {"path": None, "sha256": None}
+    assert not check(retrained, baseline).passed
+    found = check(retrained, baseline, same_network=False)
+    assert found.passed and [row.measure for row in found.rows if row.status == "improved"] == ["hessian_distance"]
+    assert all(row.fell for row in found.rows if row.status == "improved")
+    assert not check(baseline, retrained, same_network=False).passed
+
+
 def test_a_certain_interval_of_other_weights_has_to_lie_beside():
     measured = {"hessian_distance": bound(1.0, 0.9, 1.0)}
     for value, lower, passed in ((1.05, 0.95, True), (1.2, 1.1, False)):
