@@ -109,8 +109,7 @@ class Trial:
     @property
     def trials(self) -> int:
         """How many directions are tried; steps of single precision cannot become smaller."""
-        more = MORE_TRIALS if self.executed.kinks and self.precision is DOUBLE else 0
-        return TRIALS + more
+        return TRIALS + MORE_TRIALS * (self.executed.kinks and self.precision is DOUBLE)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.precision.dtype) if tensor.is_floating_point() else tensor
